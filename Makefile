@@ -1,0 +1,40 @@
+# `make quickstart` and `make test` do all the set-up that they need; everything lands in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help quickstart test test-slow lint bench notebooks figures clean
+
+help:  ## Show what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $(READY)
+
+quickstart: $(READY)  ## Fine-tune the embedded demo by MAP and by SVI, and compare them (no network)
+	$(BIN)/bayeslora compare --config examples/quickstart.yaml --output runs/quickstart
+
+test: $(READY)  ## Run the tests (slow ones left out)
+	$(BIN)/python -m pytest
+
+test-slow: $(READY)  ## Run the slow tests too
+	$(BIN)/python -m pytest -m ''
+
+lint: $(READY)  ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)  ## Measure speed and memory against PEFT LoRA and PEFT MonteCLoRA
+	$(BIN)/python benchmarks/speed.py
+
+notebooks: $(READY)  ## Execute the notebooks
+	$(BIN)/python scripts/run_notebooks.py
+
+clean:  ## Remove the environment and build products
+	rm -rf $(VENV) build dist *.egg-info

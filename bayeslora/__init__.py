@@ -1,0 +1,55 @@
+"""Bayesian low-rank adaptation of Hugging Face transformers as a probabilistic program."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bayeslora import inference, models
+    from bayeslora.compare import compare
+    from bayeslora.inference import fit, load
+    from bayeslora.posterior import Posterior
+    from bayeslora.predictive import Predictive
+    from bayeslora.program import Program
+    from bayeslora.tasks import Task, load_task
+
+__version__ = "0.1.0"
+
+#: Public names and where they are; each is imported when it is first used, so that importing the package is quick.
+_HOMES = {
+    "Posterior": "bayeslora.posterior",
+    "Predictive": "bayeslora.predictive",
+    "Program": "bayeslora.program",
+    "Task": "bayeslora.tasks",
+    "compare": "bayeslora.compare",
+    "fit": "bayeslora.inference",
+    "inference": "",
+    "load": "bayeslora.inference",
+    "load_task": "bayeslora.tasks",
+    "models": "",
+}
+
+__all__ = [
+    "Posterior",
+    "Predictive",
+    "Program",
+    "Task",
+    "compare",
+    "fit",
+    "inference",
+    "load",
+    "load_task",
+    "models",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'bayeslora' has no attribute '{name}'")
+    home = _HOMES[name]
+    return getattr(import_module(home), name) if home else import_module(f"bayeslora.{name}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,234 @@
+"""LoRA matrices of a PEFT model as a handful of stacked tensors that can be swapped for sampled values.
+
+Injection, target selection, merging and the file format are PEFT's. This room finds the LoRA matrices of the active
+adapter, stacks those of equal shape into one `Site` each, and puts values in place of PEFT's parameters. A value stays
+in place until the next one is set, so that a forward pass that gradient checkpointing repeats sees the same weights.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from bayeslora.errors import AdapterError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+__all__ = ["Adapters", "Site", "Slot"]
+
+#: PEFT's LoRA layers whose two matrices act as ``scaling * B A x``, whatever the base weight is stored as.
+SUPPORTED_LAYERS = ("Linear", "Embedding", "Linear8bitLt", "Linear4bit")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The place of one parameter in the network: ``module.name``, transposed if its rank dimension comes first."""
+
+    module: nn.Module
+    name: str
+    parameter: nn.Parameter
+    transposed: bool = False
+
+    def stored(self) -> Tensor:
+        """PEFT's own parameter in the layout of the site: the rank last."""
+        value = self.parameter.detach()
+        return value.mT if self.transposed else value
+
+    def install(self, value: Tensor) -> None:
+        """Let the network read ``value`` (in the layout of the site) in place of the parameter."""
+        self.module._parameters.pop(self.name, None)
+        self.module.__dict__[self.name] = value.mT if self.transposed else value
+
+    def restore(self) -> None:
+        """Let the network read PEFT's parameter again."""
+        self.module.__dict__.pop(self.name, None)
+        self.module._parameters[self.name] = self.parameter
+
+
+@dataclass(frozen=True)
+class Site:
+    """One Pyro site: the LoRA matrices of equal shape and role, stacked; or one tensor of the head.
+
+    Attributes:
+        name: name of the Pyro site, for example ``linear_384x1536.A`` or ``head.classifier.weight``.
+        role: ``"A"``, ``"B"`` or ``"head"``.
+        group: what the name begins with: the layers' kind and shape, or ``head``.
+        initial: float32 value when the program was made; A: (layers, columns, rank), B: (layers, outputs, rank),
+            head: the tensor's own shape.
+        layers: names of the layers, in stacking order.
+    """
+
+    name: str
+    role: str
+    group: str
+    initial: Tensor
+    layers: tuple[str, ...]
+
+
+class Adapters:
+    """The stochastic weights of a PEFT model: its LoRA matrices and the modules that PEFT trains in full (the head).
+
+    Args:
+        network: a `peft.PeftModel` with one active LoRA adapter. Its parameters are frozen: values are learned by
+            whoever installs them here, and reach PEFT's parameters by `write`.
+
+    Raises:
+        AdapterError: there is no LoRA layer, more than one active adapter, or a trainable weight that cannot be
+            made stochastic (the message names it).
+    """
+
+    def __init__(self, network: PeftModel) -> None:
+        adapter = _active_adapter(network)
+        self._slots: dict[str, tuple[Slot, ...]] = {}
+        self.sites: tuple[Site, ...] = ()
+        for group, members in _grouped(network, adapter).items():
+            for role in ("A", "B"):
+                slots = tuple(_lora_slot(layer, adapter, role) for _, layer in members)
+                self._add(f"{group}.{role}", role, group, slots, tuple(path for path, _ in members))
+        for name, slot in _head_slots(network, adapter):
+            self._add(f"head.{name}", "head", "head", (slot,), (name,))
+        self._refuse_leftovers(network)
+        network.requires_grad_(False)
+
+    def _add(self, name: str, role: str, group: str, slots: tuple[Slot, ...], layers: tuple[str, ...]) -> None:
+        self._slots[name] = slots
+        initial = slots[0].stored() if role == "head" else torch.stack([slot.stored() for slot in slots])
+        # A copy in any case: the prior's centre must not follow the parameters when `write` changes them.
+        site = Site(name, role, group, initial.to(torch.float32, copy=True).contiguous(), layers)
+        self.sites += (site,)
+
+    def _refuse_leftovers(self, network: nn.Module) -> None:
+        known = {id(slot.parameter) for slots in self._slots.values() for slot in slots}
+        left = [name for name, value in network.named_parameters() if value.requires_grad and id(value) not in known]
+        if left:
+            raise AdapterError(
+                f"'{left[0]}' is trainable but is neither a LoRA matrix nor part of modules_to_save, so it would be "
+                f"left out of the posterior ({len(left)} such parameters). Freeze it, or name its module in "
+                "LoraConfig(modules_to_save=...)."
+            )
+
+    def to(self, device: torch.device) -> None:
+        """Move the initial values (the prior's centre) to ``device``; the network moves by itself."""
+        self.sites = tuple(replace(site, initial=site.initial.to(device)) for site in self.sites)
+
+    def centre(self, values: Mapping[str, Tensor]) -> None:
+        """Replace the initial values, for a posterior that is loaded: names and shapes are those of `sites`."""
+        self.sites = tuple(
+            replace(site, initial=values[site.name].to(site.initial)) if site.name in values else site
+            for site in self.sites
+        )
+
+    def install(self, values: Mapping[str, Tensor]) -> None:
+        """Put ``values`` (by site, in the shape of its `Site.initial`) in place until the next call."""
+        for name, slots in self._slots.items():
+            # Setting attributes is all that happens layer by layer: no tensor is touched.
+            rows = (values[name],) if name.startswith("head.") else values[name].unbind(0)
+            for slot, row in zip(slots, rows, strict=True):
+                slot.install(row)
+
+    def restore(self) -> None:
+        """Give the network its own parameters back: it is plain PEFT again."""
+        for slots in self._slots.values():
+            for slot in slots:
+                slot.restore()
+
+    def stored(self) -> dict[str, Tensor]:
+        """What PEFT's parameters hold now, by site, in float32."""
+        return {
+            name: (slots[0].stored() if name.startswith("head.") else torch.stack([slot.stored() for slot in slots]))
+            .float()
+            .clone()
+            for name, slots in self._slots.items()
+        }
+
+    @torch.no_grad()
+    def write(self, values: Mapping[str, Tensor]) -> None:
+        """Copy ``values`` into PEFT's parameters and restore them: the network is a plain LoRA model with these."""
+        self.restore()
+        for name, slots in self._slots.items():
+            rows = (values[name],) if name.startswith("head.") else values[name].unbind(0)
+            for slot, row in zip(slots, rows, strict=True):
+                slot.parameter.copy_(row.mT if slot.transposed else row)
+
+
+def _active_adapter(network: nn.Module) -> str:
+    if not hasattr(network, "peft_config"):
+        raise AdapterError(
+            f"Expected a peft.PeftModel with LoRA layers, found {type(network).__name__}. "
+            "Wrap the network by peft.get_peft_model(network, LoraConfig(...))."
+        )
+    active = list(getattr(network, "active_adapters", ()))
+    if len(active) != 1:
+        raise AdapterError(f"Expected one active adapter, found {active}. Choose one by network.set_adapter(name).")
+    return active[0]
+
+
+def _lora_layers(network: nn.Module, adapter: str) -> Iterator[tuple[str, nn.Module]]:
+    from peft.tuners.lora import LoraLayer
+
+    for path, module in network.named_modules():
+        if isinstance(module, LoraLayer) and adapter in module.r:
+            yield path, module
+
+
+def _grouped(network: nn.Module, adapter: str) -> dict[str, list[tuple[str, nn.Module]]]:
+    """Layers by kind, shape and rank, under the names of the sites; the rank is named only where it distinguishes."""
+    members: dict[tuple[str, int, int, int], list[tuple[str, nn.Module]]] = defaultdict(list)
+    for path, layer in _lora_layers(network, adapter):
+        _refuse_unsupported(path, layer, adapter)
+        kind = "embedding" if type(layer).__name__ == "Embedding" else "linear"
+        a, b = (_lora_slot(layer, adapter, role).stored() for role in ("A", "B"))
+        members[kind, a.shape[0], b.shape[0], a.shape[1]].append((path, layer))
+    if not members:
+        raise AdapterError(
+            f"The adapter '{adapter}' has no LoRA layers. Check target_modules of its LoraConfig against "
+            "the names in network.named_modules()."
+        )
+    shapes = [key[:3] for key in members]
+    return {
+        f"{kind}_{n}x{d}" + (f"_r{rank}" if shapes.count((kind, n, d)) > 1 else ""): layers
+        for (kind, n, d, rank), layers in members.items()
+    }
+
+
+def _refuse_unsupported(path: str, layer: nn.Module, adapter: str) -> None:
+    found = None
+    if type(layer).__name__ not in SUPPORTED_LAYERS:
+        found = f"a {type(layer).__module__}.{type(layer).__name__} layer"
+    elif adapter in getattr(layer, "lora_variant", {}):
+        found = f"the LoRA variant {type(layer.lora_variant[adapter]).__name__}"
+    elif layer.lora_bias.get(adapter):
+        found = "a LoRA layer with lora_bias=True"
+    elif layer.merged:
+        found = "a LoRA layer that is merged into its base weight"
+    if found:
+        raise AdapterError(
+            f"'{path}' cannot be made stochastic: it is {found}. Supported are plain LoRA on Linear, Conv1D and "
+            "Embedding layers (quantised by bitsandbytes or not), unmerged. Leave it out of target_modules."
+        )
+
+
+def _lora_slot(layer: nn.Module, adapter: str, role: str) -> Slot:
+    if type(layer).__name__ == "Embedding":
+        holder = getattr(layer, f"lora_embedding_{role}")
+        return Slot(holder, adapter, holder[adapter], transposed=role == "A")
+    module = getattr(layer, f"lora_{role}")[adapter]
+    return Slot(module, "weight", module.weight, transposed=role == "A")
+
+
+def _head_slots(network: nn.Module, adapter: str) -> Iterator[tuple[str, Slot]]:
+    from peft.utils import ModulesToSaveWrapper
+
+    for path, wrapper in network.named_modules():
+        if isinstance(wrapper, ModulesToSaveWrapper) and adapter in wrapper.modules_to_save:
+            trained = wrapper.modules_to_save[adapter]
+            short = path.removeprefix("base_model.model.")
+            for name, parameter in trained.named_parameters():
+                owner, _, leaf = name.rpartition(".")
+                yield f"{short}.{name}", Slot(trained.get_submodule(owner), leaf, parameter)

@@ -1,0 +1,251 @@
+"""The contract of every posterior: draws, predictions, densities, a mean, and a place on disk.
+
+A saved posterior is a folder: a PEFT adapter that holds the mean (``PeftModel.from_pretrained`` loads it as plain
+LoRA), ``posterior.safetensors`` with what is needed beyond it, and ``posterior.json``, which says what it all is.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from bayeslora import files
+from bayeslora.errors import PosteriorError
+from bayeslora.likelihoods import to_dict
+from bayeslora.program import Program
+from bayeslora.progress import track
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from bayeslora.data import Collator
+    from bayeslora.predictive import Predictive
+    from bayeslora.tasks import Split
+
+__all__ = ["Posterior", "Record", "collator", "encoded", "isolated"]
+
+FORMAT = 1
+RECORD, TENSORS = "posterior.json", "posterior.safetensors"
+
+
+@dataclass(frozen=True)
+class Record:
+    """How a posterior came about, as plain data.
+
+    Attributes:
+        backend: name of the inference backend.
+        settings: the backend's settings, by name.
+        n_data: number of training examples N.
+        seed: seed of the fit.
+        temperature: the posterior is p(labels | weights)^(1 / temperature) p(weights), normalised; 1 is Bayes' rule.
+        cost: ``seconds``, ``peak_memory_bytes``, ``parameters`` (learned) and ``extra_parameters`` (over LoRA).
+        history: what training logged, step by step.
+        finished: false for a fit that was stopped on its way.
+        task: arguments of `bayeslora.load_task` that give the task again, where they are known.
+    """
+
+    backend: str
+    settings: dict[str, Any]
+    n_data: int
+    seed: int = 0
+    temperature: float = 1.0
+    cost: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+    finished: bool = True
+    task: dict[str, Any] | None = None
+
+
+class Posterior(ABC):
+    """A distribution over the weights of a program, given data.
+
+    One draw is one set of weights for a whole pass over the data: all examples and all tokens of that pass see the same
+    weights, and a seed reproduces it.
+    """
+
+    #: What `inference.load` looks up to rebuild the posterior.
+    kind: ClassVar[str]
+
+    def __init__(self, program: Program, record: Record) -> None:
+        self.program = program
+        self.record = record
+
+    @abstractmethod
+    def draw(self) -> dict[str, Tensor]:
+        """One draw of every latent site, by the global generators of torch; hyper-sites come with the weights."""
+
+    @abstractmethod
+    def mean(self) -> dict[str, Tensor]:
+        """Posterior mean of the weights, by site."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """Everything that `from_state` needs beyond the program."""
+
+    @classmethod
+    @abstractmethod
+    def from_state(cls, program: Program, record: Record, state: Mapping[str, Tensor]) -> Posterior:
+        """Rebuild a posterior from its saved state."""
+
+    def log_prob(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Log density of one draw.
+
+        Raises:
+            PosteriorError: the posterior has no density (a point estimate, for example).
+        """
+        raise PosteriorError(f"A {self.record.backend} posterior has no density.")
+
+    @property
+    def cost(self) -> dict[str, float]:
+        """What the fit cost: seconds, bytes of peak memory, parameters."""
+        return self.record.cost
+
+    def sample(self, n: int, seed: int = 0) -> dict[str, Tensor]:
+        """Draw ``n`` values of every latent site, each stacked as (n, ...); the first ones do not depend on n."""
+        draws = [self.draw() for _ in _seeded(n, seed, self.program.device)]
+        return {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
+
+    def predict(
+        self,
+        data: Split | Dataset,
+        samples: int = 10,
+        method: str = "sample",
+        seed: int = 0,
+        batch_size: int = 64,
+        progress: bool = True,
+    ) -> Predictive:
+        """Predict every row of ``data`` under draws of the weights, in the memory of one.
+
+        Args:
+            data: rows of a task, or a tokenised data set.
+            samples: number of weight draws.
+            method: ``"sample"`` averages probabilities over draws; ``"mean"`` is the one pass at the posterior mean,
+                the plain-LoRA prediction.
+            seed: of the draws; the global generators are left as they were.
+            batch_size: rows a pass; it does not change the result.
+            progress: show a bar.
+
+        Raises:
+            PosteriorError: unknown method, or fewer than one sample.
+        """
+        from bayeslora.predictive import Predictive
+
+        if method not in ("sample", "mean"):
+            raise PosteriorError(f"Unknown method '{method}' of prediction. Known: sample, mean.")
+        if samples < 1:
+            raise PosteriorError(f"At least one sample is needed to predict, found samples={samples}.")
+        rows = encoded(self.program, data)
+        draws = range(1) if method == "mean" else _seeded(samples, seed, self.program.device)
+        network = self.program.network
+        was_training = network.training
+        network.eval()  # dropout would add noise that is not the posterior's
+        try:
+            with torch.no_grad():
+                logits = torch.stack(
+                    [
+                        self._logits(self.mean() if method == "mean" else self.draw(), rows, batch_size, progress)
+                        for _ in draws
+                    ]
+                )
+        finally:
+            network.train(was_training)
+        labels = torch.as_tensor(rows["labels"]) if "labels" in rows.column_names else None
+        names = () if self.program.encoder is None else self.program.encoder.spec.labels
+        return Predictive(logits, labels, self.program.likelihood, method, tuple(names))
+
+    def _logits(self, weights: Mapping[str, Tensor], rows: Dataset, batch_size: int, progress: bool) -> Tensor:
+        """Logits (examples, classes) at one set of weights, in the order of ``rows``."""
+        from bayeslora.data import batches
+
+        device = self.program.device
+        found: Tensor | None = None
+        steps = -(-len(rows) // batch_size)
+        for batch in track(batches(rows, collator(self.program), batch_size), "predict", total=steps, show=progress):
+            inputs = {key: value.to(device) for key, value in batch.items() if key not in ("labels", "index")}
+            logits = self.program.logits(weights, inputs).cpu()
+            if found is None:
+                found = logits.new_empty(len(rows), logits.shape[1])
+            found[batch["index"]] = logits
+        assert found is not None  # `encoded` refuses empty data
+        return found
+
+    def save(self, path: str | Path) -> None:
+        """Write the posterior into the folder ``path``, file by file and each at once: the old one or the new one."""
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {f"state/{name}": value for name, value in self.state().items()}
+        tensors |= {f"centre/{site.name}": site.initial for site in self.program.sites}
+        with files.staged(folder) as stage:
+            self._save_adapter(stage)
+            files.write_tensors(stage / TENSORS, tensors)
+            described = self._describe() | {"files": files.digests(stage)}
+            (stage / RECORD).write_text(json.dumps(described, indent=2), encoding="utf-8")
+
+    def _save_adapter(self, folder: Path) -> None:
+        self.program.adapters.write(self.mean())
+        # "auto" would ask the hub whether the vocabulary has grown.
+        self.program.network.save_pretrained(folder, save_embedding_layers=False)
+
+    def _describe(self) -> dict[str, Any]:
+        program = self.program
+        config = getattr(program.network.get_base_model(), "config", None)
+        model_settings = asdict(program.model)  # type: ignore[call-overload]  # every model is a dataclass of settings
+        encoder = program.encoder
+        return {
+            "format": FORMAT,
+            "kind": self.kind,
+            "record": asdict(self.record),
+            "program": {
+                "base": "" if config is None else str(config.name_or_path),
+                "base_config": "" if config is None else files.fingerprint(config.to_dict()),
+                "dtype": str(next(program.network.parameters()).dtype).removeprefix("torch."),
+                "model": {"name": program.model.name, "settings": model_settings},
+                "likelihood": to_dict(program.likelihood),
+                "spec": None if encoder is None else encoder.spec.to_dict(),
+                "max_length": None if encoder is None else encoder.max_length,
+            },
+            "versions": {name: version(name) for name in ("torch", "pyro-ppl", "transformers", "peft")},
+        }
+
+
+def encoded(program: Program, data: Split | Dataset) -> Dataset:
+    """Token ids, labels and row numbers of ``data``.
+
+    Raises:
+        DataError: there are no rows, or raw text and no encoder to turn it into tokens.
+    """
+    from bayeslora.data import encode
+
+    return encode(data, program.encoder)
+
+
+def collator(program: Program) -> Collator:
+    """What pads the rows of the program's data."""
+    from bayeslora.data import Collator
+
+    return Collator() if program.encoder is None else program.encoder.collator()
+
+
+def _seeded(n: int, seed: int, device: torch.device) -> Iterator[int]:
+    """Yield 0 ... n - 1, each with torch's generators seeded anew for the caller; restore them between and after."""
+    seeds = torch.randint(2**62, (n,), generator=torch.Generator().manual_seed(seed)).tolist()
+    for number, each in enumerate(seeds):
+        with isolated(each, device):
+            yield number
+
+
+@contextmanager
+def isolated(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's generators inside, and put them back after."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield

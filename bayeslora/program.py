@@ -1,0 +1,239 @@
+"""The probabilistic program: a prior over LoRA weights, a network, a likelihood and the data's plate.
+
+Every inference algorithm works on this one declaration: `Program.forward` is the whole Pyro model, `Program.prior` the
+part of it that samples weights, `Program.logits` the network at given weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from bayeslora.adapters import Adapters, Site
+from bayeslora.errors import AdapterError
+from bayeslora.likelihoods import Categorical, Likelihood, Normal
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from bayeslora.data import Encoder
+    from bayeslora.tasks import Task, TaskSpec
+
+__all__ = ["LoraModel", "Program", "adapt", "load_base"]
+
+#: Keys of a batch that are not arguments of the network.
+NOT_INPUTS = frozenset({"labels", "index", "choice_mask"})
+
+
+class LoraModel(Protocol):
+    """A Pyro model of LoRA weights, as `bayeslora.models` has them."""
+
+    name: str
+
+    def prior(self, sites: Sequence[Site]) -> dict[str, Tensor]:
+        """Sample every latent site; return the weight of each of ``sites`` by name."""
+
+    def stochastic(self, sites: Sequence[Site]) -> set[str]:
+        """Names of the latent sites that are random; the other weights are point estimates."""
+
+    def initial(self, sites: Sequence[Site]) -> dict[str, Tensor]:
+        """Value of every latent site before anything is learned."""
+
+    def guide(self, sites: Sequence[Site]) -> nn.Module:
+        """The structured guide of this model."""
+
+
+class Program(nn.Module):
+    """LoRA fine-tuning as a Pyro model: weights ~ prior, labels ~ likelihood(network(weights)).
+
+    The joint density is p(weights) prod_i p(y_i | x_i, weights) over all N examples of the data set: the plate scales a
+    batch up to N, so that a Kullback-Leibler weight of 1 is Bayes' rule whatever the batch size.
+
+    Args:
+        network: a PEFT LoRA model, trained or not. The program freezes its parameters and puts sampled values in their
+            place; a posterior's ``save`` writes its mean back.
+        likelihood: map from logits to the distribution of a label.
+        model: Pyro model of the LoRA weights; `bayeslora.models.MonteCLoRA` by default.
+        encoder: turns the rows of a task into token ids; not needed for data that are tokenised already.
+
+    Raises:
+        AdapterError: the network has no LoRA layers, or one that cannot be made stochastic.
+    """
+
+    def __init__(
+        self,
+        network: PeftModel,
+        likelihood: Likelihood,
+        model: LoraModel | None = None,
+        *,
+        encoder: Encoder | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.likelihood = likelihood
+        self.model: LoraModel = model if model is not None else _default_model()
+        self.encoder = encoder
+        self.adapters = Adapters(network)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        task: Task,
+        *,
+        lora: LoraConfig | None = None,
+        model: LoraModel | None = None,
+        dtype: torch.dtype = torch.float32,
+        seed: int = 0,
+        max_length: int = 256,
+    ) -> Program:
+        """Load a base network, add LoRA layers and a head for ``task``, and declare the program.
+
+        Args:
+            name_or_path: folder or hub name of the base network; ``"demo"`` is the encoder that the package ships.
+            task: says the kind of network, the number of logits and how rows become text.
+            lora: PEFT's configuration; rank 8, alpha 16 on all linear layers by default.
+            model: Pyro model of the LoRA weights.
+            dtype: type of the frozen base weights; LoRA weights are float32 in any case.
+            seed: of the initial LoRA matrices and head; the global generators are left as they were.
+            max_length: longest sequence in tokens; longer texts are cut.
+
+        Raises:
+            AdapterError: a target of ``lora`` does not exist or cannot be made stochastic.
+        """
+        from bayeslora.data import Encoder
+
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            base, tokenizer = load_base(name_or_path, task.spec, dtype)
+            network = adapt(base, task.spec, lora)
+        encoder = Encoder(tokenizer, task.spec, max_length=max_length)
+        return cls(network, likelihood_of(task.spec), model, encoder=encoder)
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The weights: LoRA matrices by group and role, and the head's tensors."""
+        return self.adapters.sites
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Program:
+        super()._apply(*args, **kwargs)
+        self.adapters.to(self.device)
+        return self
+
+    def prior(self) -> dict[str, Tensor]:
+        """Pyro model of the weights alone: sample every latent site, return the weights by site."""
+        # Covariance factors lose definiteness in the 8 bits of a bfloat16 mantissa.
+        with torch.autocast(self.device.type, enabled=False):
+            return self.model.prior(self.sites)
+
+    def logits(self, weights: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
+        """Logits (batch, classes) in float32 at ``weights``, which stay in place until the next call.
+
+        Choices of a multiple-choice row that do not exist (``batch["choice_mask"]`` is false) get minus infinity.
+        """
+        self.adapters.install(weights)
+        inputs = {key: value for key, value in batch.items() if key not in NOT_INPUTS}
+        logits: Tensor = self.network(**inputs).logits.float()
+        if "choice_mask" in batch:
+            logits = logits.masked_fill(~batch["choice_mask"], -torch.inf)
+        return logits
+
+    def forward(self, batch: Mapping[str, Tensor], size: int) -> Tensor:
+        """The whole Pyro model of a batch out of ``size`` examples; returns the logits (batch, classes)."""
+        logits = self.logits(self.prior(), batch)
+        labels = batch["labels"]
+        # The plate asks which rows it holds only to know how many; a user's own batch may not number them.
+        rows = batch["index"] if "index" in batch else torch.arange(len(labels), device=labels.device)
+        with pyro.plate("data", size, subsample=rows):
+            pyro.sample("y", self.likelihood.distribution(logits), obs=labels)
+        return logits
+
+    def summary(self) -> str:
+        """Table of the latent sites: shape, entries, stochastic or point estimate; then the parameter counts."""
+        trace = poutine.trace(self.prior).get_trace()
+        random = self.model.stochastic(self.sites)
+        rows = [("site", "shape", "entries", "posterior")]
+        for name, node in trace.nodes.items():
+            # A deterministic site is the weighted sum of draws that have their own row.
+            if node["type"] == "sample" and not node["is_observed"]:
+                value = node["value"]
+                kind = "distribution" if name in random else "point"
+                rows.append((name, "x".join(map(str, value.shape)) or "scalar", f"{value.numel():,}", kind))
+        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        plain = sum(site.initial.numel() for site in self.sites)
+        learned = sum(value.numel() for value in self.model.guide(self.sites).parameters() if value.requires_grad)
+        table.append(f"LoRA and head: {plain:,} parameters; structured guide: {learned - plain:,} more.")
+        return "\n".join(table)
+
+
+def _default_model() -> LoraModel:
+    # Imported late: the room of models is built on this one.
+    from bayeslora.models import MonteCLoRA
+
+    return MonteCLoRA()
+
+
+def likelihood_of(spec: TaskSpec) -> Likelihood:
+    """The likelihood that a task's labels call for."""
+    if spec.kind == "regression":
+        return Normal()
+    return Categorical(spec.max_choices if spec.kind == "multiple-choice" else len(spec.labels))
+
+
+def load_base(
+    name_or_path: str | Path, spec: TaskSpec, dtype: torch.dtype = torch.float32
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The base network with the head that the task needs, and its tokenizer; the head is drawn afresh if it has none."""
+    from transformers import AutoModelForMultipleChoice, AutoModelForSequenceClassification, AutoTokenizer
+
+    from bayeslora.demo import MODEL_PATH
+
+    path = str(MODEL_PATH) if str(name_or_path) == "demo" else str(name_or_path)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if spec.kind == "multiple-choice":
+        base = AutoModelForMultipleChoice.from_pretrained(path, dtype=dtype)
+    elif spec.kind == "regression":
+        base = AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype, num_labels=1)
+    else:
+        names = dict(enumerate(spec.labels))
+        base = AutoModelForSequenceClassification.from_pretrained(
+            path, dtype=dtype, id2label=names, label2id={name: number for number, name in names.items()}
+        )
+    base.config.pad_token_id = tokenizer.pad_token_id
+    return base, tokenizer
+
+
+def adapt(base: PreTrainedModel, spec: TaskSpec, lora: LoraConfig | None = None) -> PeftModel:
+    """Add LoRA layers to ``base`` and let PEFT train its head in full.
+
+    Raises:
+        AdapterError: a target module of ``lora`` does not exist in the network.
+    """
+    from copy import deepcopy
+
+    from peft import LoraConfig, get_peft_model
+
+    config = deepcopy(lora) if lora else LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
+    config.task_type = None if spec.kind == "multiple-choice" else "SEQ_CLS"
+    if config.modules_to_save is None:
+        config.modules_to_save = [name for name, _ in base.named_children() if name != base.base_model_prefix]
+    try:
+        network: PeftModel = get_peft_model(base, config)
+    except ValueError as error:
+        raise AdapterError(f"PEFT cannot add LoRA layers to {type(base).__name__}: {error}") from error
+    return network

@@ -1,0 +1,211 @@
+"""Statistics of rows that may count several times, and bootstrap intervals made of them.
+
+A `Statistic` is a function of how often each row counts, so that the value on the rows (each counts once) and on every
+resample come from the same formula, and no statistic is ever a mean of means of batches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Floats", "Interval", "Statistic", "bootstrap"]
+
+Floats: TypeAlias = NDArray[np.float64]
+#: Multiplicity of every row in every resample (resamples, rows) -> value of every resample (resamples,).
+Statistic: TypeAlias = Callable[[Floats], Floats]
+
+LEVEL = 0.95
+CHUNK = 2**22  # multiplicities held at once
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A metric and its bootstrap interval; the ends are NaN where none was asked for.
+
+    Attributes:
+        value: the metric on all rows.
+        low: lower end.
+        high: upper end.
+    """
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+
+    def __str__(self) -> str:
+        return f"{self.value:.4f}" + ("" if math.isnan(self.low) else f" [{self.low:.4f}, {self.high:.4f}]")
+
+
+def bootstrap(
+    table: Mapping[str, tuple[Statistic, float, float]], n: int, seed: int, resamples: int
+) -> dict[str, Interval]:
+    """Values with 95 % intervals over resamples of the ``n`` rows, the same resamples for every statistic.
+
+    The interval is the percentile interval, shifted by the bootstrap's estimate of bias and cut at the bounds of
+    the statistic. For means there is nothing to shift. A calibration error is larger on resamples than on the
+    rows themselves, and its plain percentile interval may lie above the value. An interval tells what other rows
+    would change, not what another seed of training would.
+
+    Args:
+        table: name to statistic, least and greatest possible value.
+        n: number of rows.
+        seed: of the resamples.
+        resamples: their number; none makes no intervals.
+    """
+    values = {name: once(statistic, n) for name, (statistic, _, _) in table.items()}
+    if not resamples:
+        return {name: Interval(value) for name, value in values.items()}
+    found: dict[str, list[Floats]] = {name: [] for name in table}
+    generator = np.random.default_rng(seed)
+    step = max(1, CHUNK // n)
+    for start in range(0, resamples, step):
+        counts = _resample(generator, min(step, resamples - start), n)
+        for name, (statistic, _, _) in table.items():
+            found[name].append(statistic(counts))
+    return {
+        name: _interval(values[name], np.concatenate(found[name]), least, greatest)
+        for name, (_, least, greatest) in table.items()
+    }
+
+
+def once(statistic: Statistic, n: int) -> float:
+    """A statistic with every row counted once."""
+    return float(statistic(np.ones((1, n)))[0]) + 0.0  # no negative zero
+
+
+def mean(scores: Floats) -> Statistic:
+    """Mean of one score a row; infinite as soon as a row with an infinite score counts."""
+    infinite = np.isinf(scores)
+    finite = np.where(infinite, 0.0, scores)
+
+    def statistic(counts: Floats) -> Floats:
+        return np.where((counts[:, infinite] > 0).any(1), np.inf, counts @ finite / counts.sum(1))
+
+    return statistic
+
+
+def root_mean(scores: Floats) -> Statistic:
+    """Square root of the mean of one score a row."""
+    mean_score = mean(scores)
+    return lambda counts: np.sqrt(mean_score(counts))
+
+
+def calibration(confidence: Floats, correctness: Floats, bins: int) -> Statistic:
+    """Sum over bins of |sum of (correctness - confidence)| / rows, in bins of equal width.
+
+    Args:
+        confidence: probability of the predicted class (rows,).
+        correctness: 1 where it was the label, else 0, or its true probability (rows,).
+        bins: their number; a bin includes its upper edge.
+    """
+    gaps = indicator(bin_of(confidence, bins), bins) * (correctness - confidence)[:, None]
+    return lambda counts: np.abs(counts @ gaps).sum(1) / counts.sum(1)
+
+
+def calibration_adaptive(confidence: Floats, correctness: Floats, bins: int) -> Statistic:
+    """The same in bins of equally many rows: a row's bin follows from its rank, a tie's from its middle rank."""
+    ties = Ties(confidence)
+
+    def statistic(counts: Floats) -> Floats:
+        resamples, rows = len(counts), counts.sum(1, keepdims=True)
+        sizes = ties.sums(counts)
+        doubled_middles = 2 * np.cumsum(sizes, axis=1) - sizes  # whole numbers: no rounding decides a bin
+        binned = (bins * doubled_middles // (2 * rows)).astype(np.int64)
+        cells = binned + bins * np.arange(resamples)[:, None]
+        gaps = ties.sums(counts * (correctness - confidence))
+        totals = np.bincount(cells.ravel(), gaps.ravel(), minlength=bins * resamples)
+        return np.asarray(np.abs(totals.reshape(resamples, bins)).sum(1) / rows[:, 0])
+
+    return statistic
+
+
+def matthews(predicted: NDArray[np.int64], labels: NDArray[np.int64], classes: int) -> Statistic:
+    """Correlation of two class numbers a row; zero where one of them is constant."""
+    correct = (predicted == labels).astype(np.float64)
+    is_label, is_predicted = indicator(labels, classes), indicator(predicted, classes)
+
+    def statistic(counts: Floats) -> Floats:
+        rows, true, guessed = counts.sum(1), counts @ is_label, counts @ is_predicted
+        covariance = (counts @ correct) * rows - (true * guessed).sum(1)
+        variances = (rows**2 - (true**2).sum(1)) * (rows**2 - (guessed**2).sum(1))
+        return np.divide(covariance, np.sqrt(variances), out=np.zeros(len(counts)), where=variances > 0)
+
+    return statistic
+
+
+def correlation(first: Floats, second: Floats) -> Statistic:
+    """Pearson correlation of two values a row; NaN where one of them is constant."""
+    return lambda counts: _correlation(counts, first, second)
+
+
+def rank_correlation(first: Floats, second: Floats) -> Statistic:
+    """Pearson correlation of the ranks of two values a row, ties at their mean rank."""
+    ties = Ties(first), Ties(second)
+    return lambda counts: _correlation(counts, ties[0].ranks(counts), ties[1].ranks(counts))
+
+
+class Ties:
+    """Rows in ascending order of a value, rows of equal value as one tie."""
+
+    def __init__(self, values: Floats) -> None:
+        self.order = np.argsort(values, kind="stable")
+        ordered = values[self.order]
+        _, self.starts, self.tie_of = np.unique(ordered, return_index=True, return_inverse=True)
+
+    def sums(self, weights: Floats) -> Floats:
+        """Weights (resamples, rows) summed over each tie: (resamples, ties)."""
+        return np.asarray(np.add.reduceat(weights[:, self.order], self.starts, axis=1))
+
+    def ranks(self, counts: Floats) -> Floats:
+        """Mean rank of each row's tie in each resample (resamples, rows), up to a constant."""
+        sizes = self.sums(counts)
+        middles = np.cumsum(sizes, axis=1) - sizes / 2
+        ranks = np.empty_like(counts)
+        ranks[:, self.order] = middles[:, self.tie_of]
+        return ranks
+
+
+def bin_of(confidence: Floats, bins: int) -> NDArray[np.int64]:
+    """Number of each row's bin of equal width; bins include their upper edge, the first one zero as well."""
+    return np.asarray(np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], confidence, side="left"))
+
+
+def indicator(classes: NDArray[np.int64], width: int) -> Floats:
+    """One-hot rows (rows, width)."""
+    return np.eye(width)[classes]
+
+
+def _correlation(counts: Floats, first: Floats, second: Floats) -> Floats:
+    """Pearson correlation in each resample of values (rows,) or (resamples, rows)."""
+    rows = counts.sum(1, keepdims=True)
+    x, y = (values - (counts * values).sum(1, keepdims=True) / rows for values in (first, second))
+    x_norm, y_norm = (np.sqrt((counts * centred**2).sum(1)) for centred in (x, y))
+    # What rounding leaves of a constant is no variance.
+    x_least, y_least = (1e-13 * np.abs(values).max() * np.sqrt(rows[:, 0]) for values in (first, second))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = (counts * x * y).sum(1) / (x_norm * y_norm)
+    return np.where((x_norm <= x_least) | (y_norm <= y_least), np.nan, found)
+
+
+def _resample(generator: np.random.Generator, resamples: int, n: int) -> Floats:
+    """Multiplicities (resamples, n) of rows drawn with replacement."""
+    drawn = generator.integers(n, size=(resamples, n)) + n * np.arange(resamples)[:, None]
+    return np.bincount(drawn.ravel(), minlength=resamples * n).reshape(resamples, n).astype(np.float64)
+
+
+def _interval(value: float, resampled: Floats, least: float, greatest: float) -> Interval:
+    defined = resampled[~np.isnan(resampled)]  # a correlation is undefined if all the rows drawn are one row
+    if math.isnan(value) or not len(defined):
+        return Interval(value)
+    tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+    if np.isfinite(defined).all():
+        low, high = np.quantile(defined, tails) - (defined.mean() - value)
+    else:  # there is no bias to speak of, and nothing to interpolate
+        low, high = np.quantile(defined, tails, method="nearest")
+    return Interval(value, max(least, min(float(low), value)), min(greatest, max(float(high), value)))

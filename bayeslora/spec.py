@@ -1,0 +1,176 @@
+"""What the columns of a data set mean, and the tasks that are known by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from bayeslora.errors import TaskError, unknown
+from bayeslora.labels import pick
+
+__all__ = ["Kind", "TaskSpec", "aliases", "find_task", "plain", "task_names"]
+
+Kind = Literal["classification", "regression", "multiple-choice"]
+FIELD = re.compile(r"\{([^{}]+)\}")
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What the columns of a data set mean: plain data, kept with every posterior.
+
+    A field is a column or, as in "choices.text", a part of one.
+
+    Attributes:
+        name: of the task.
+        kind: "classification", "regression" or "multiple-choice".
+        text: one or two texts of a row, each a field or a template such as "{context} {question}".
+        label: field of the class (its number or name), the value, or the answer.
+        labels: class names in the order of their numbers; for multiple choice, names of the choices; else empty.
+        choices: field with the list of choices, or one field for each choice.
+        choice_keys: field with the names of a row's choices, or the names themselves; an answer is looked up among
+            them. Empty where the answer is the number of a choice, from 0.
+        blank: mark in the text that a choice fills.
+        path: of the data: a data set on the hub, a file or a folder; None for rows given in memory.
+        config: configuration of the data set on the hub.
+        revision: of the data set on the hub.
+        train: name of the training split.
+        validation: name of the validation split.
+        test: name of the test split.
+    """
+
+    name: str
+    kind: Kind = "classification"
+    text: tuple[str, ...] = ("text",)
+    label: str = "label"
+    labels: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    choice_keys: tuple[str, ...] = ()
+    blank: str | None = None
+    path: str | None = None
+    config: str | None = None
+    revision: str | None = None
+    train: str = "train"
+    validation: str | None = "validation"
+    test: str | None = "test"
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise TaskError(unknown("kind of task", str(self.kind), get_args(Kind)))
+        if self.kind == "multiple-choice" and (len(self.text) != 1 or not self.choices):
+            raise TaskError(f"Task '{self.name}': multiple choice needs one text, the question, and choices=.")
+        if not 1 <= len(self.text) <= 2:
+            raise TaskError(
+                f"Task '{self.name}' has {len(self.text)} texts, expected 1 or 2. Join columns by a template, such as "
+                "text='{title}: {body}'."
+            )
+        if len(set(self.labels)) < len(self.labels):
+            raise TaskError(f"Task '{self.name}' names a class twice: {', '.join(self.labels)}.")
+
+    @property
+    def max_choices(self) -> int:
+        """Most choices that a row of a multiple-choice task may have; 0 for other tasks."""
+        return len(self.labels) if self.kind == "multiple-choice" else 0
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Fields that the texts of a row are made of."""
+        parts = (FIELD.findall(text) or [text] for text in self.text)
+        return tuple(dict.fromkeys([name for part in parts for name in part] + list(self.choices)))
+
+    def texts(self, row: Mapping[str, Any]) -> list[tuple[str, str | None]]:
+        """What a network reads of a row: one text or pair of texts; for multiple choice, one pair for each choice."""
+        parts = [_render(text, row) for text in self.text]
+        if self.kind != "multiple-choice":
+            return [(parts[0], parts[1] if len(parts) == 2 else None)]
+        question = parts[0]
+        choices = [pick(row, name) for name in self.choices]
+        if len(self.choices) == 1:
+            choices = choices[0]
+        if self.blank is None or self.blank not in question:
+            return [(question, str(choice)) for choice in choices]
+        before, _, after = question.partition(self.blank)
+        return [(before.rstrip(), f"{choice}{after}") for choice in choices]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return plain(asdict(self))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TaskSpec:
+        """The task that `to_dict` or an entry of the registry describes.
+
+        Raises:
+            TaskError: a name is unknown.
+        """
+        known = [item.name for item in fields(cls)]
+        for key in values:
+            if key not in known:
+                raise TaskError(unknown("property of a task", key, known))
+        found: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        return cls(**found)
+
+
+def task_names() -> tuple[str, ...]:
+    """Names of the known tasks; "*" stands for any configuration."""
+    return ("demo", *_registry())
+
+
+def find_task(name: str) -> TaskSpec | None:
+    """The known task of a name, written "glue/mrpc", "glue_mrpc" or "mrpc"."""
+    spelling, names = _spelling(name), _names()
+    word = None
+    if spelling not in names:
+        starts = [start for start in names if start.endswith("_") and f"{spelling}_".startswith(start)]
+        if not starts:
+            return None
+        start = starts[0]
+        word = spelling.removeprefix(start) if spelling.startswith(start) else _registry()[names[start]].get("default")
+        if not word:
+            return None
+        spelling = start
+    task = names[spelling]
+    entry = {key: value for key, value in _registry()[task].items() if key not in ("aliases", "default")}
+    if word is not None:
+        entry["config"] = entry["config"].replace("*", word)
+        task = task.replace("*", word)
+    return TaskSpec.from_dict({"name": task, **entry})
+
+
+def aliases(task: str) -> list[str]:
+    """Other names of a known task, with underscores for all that is no letter or digit."""
+    return [alias for alias, name in _names().items() if name == task]
+
+
+def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values for JSON: tuples become lists."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+
+@cache
+def _registry() -> dict[str, dict[str, Any]]:
+    import yaml
+
+    entries: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("tasks.yaml").read_text("utf-8"))
+    return entries
+
+
+@cache
+def _names() -> dict[str, str]:
+    """Every name that a task goes by, in one spelling, and its name in the registry."""
+    return {_spelling(name): task for task, entry in _registry().items() for name in (task, *entry.get("aliases", []))}
+
+
+def _spelling(name: str) -> str:
+    return re.sub(r"[\W_]+", "_", name.lower().replace("*", ""))
+
+
+def _render(text: str, row: Mapping[str, Any]) -> str:
+    if FIELD.search(text):
+        return FIELD.sub(lambda match: str(pick(row, match[1])), text)
+    return str(pick(row, text))

@@ -1,0 +1,366 @@
+"""Tasks: what the columns of a data set mean, and its rows split for training and evaluation."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache, cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+
+import torch
+from torch import Tensor
+
+from bayeslora import sources
+from bayeslora.errors import DataError, TaskError, unknown
+from bayeslora.labels import column, infer_labels, read_labels
+from bayeslora.spec import Kind, TaskSpec, aliases, find_task, plain, task_names
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["Split", "Task", "TaskSpec", "build_task", "load_task", "task_names"]
+
+#: Names that a validation split goes by in data of a user's own.
+VALIDATION = ("validation", "valid", "val", "dev")
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Rows of a task that serve one purpose.
+
+    Attributes:
+        dataset: the rows, with the columns of their source.
+        spec: what the columns mean.
+        name: of the split, for messages.
+    """
+
+    dataset: Dataset
+    spec: TaskSpec
+    name: str = "data"
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @cached_property
+    def _labels(self) -> list[int] | list[float] | None:
+        return read_labels(self.dataset, self.spec, self.name)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the rows have labels."""
+        return self._labels is not None
+
+    def labels(self) -> Tensor:
+        """Labels (rows,): class numbers or numbers of choices as int64, values as float32.
+
+        Raises:
+            DataError: the rows have no labels.
+        """
+        if self._labels is None:
+            raise DataError(f"Split '{self.name}' of task '{self.spec.name}' has no labels in column '{self.spec.label}'.")
+        return torch.tensor(self._labels, dtype=torch.float32 if self.spec.kind == "regression" else torch.int64)
+
+    def select(self, rows: Sequence[int]) -> Split:
+        """The split of these rows, by number, in this order."""
+        return replace(self, dataset=self.dataset.select(rows))
+
+    def render(self, row: int) -> str:
+        """A row as the network reads it, a line for each text, and its label by name."""
+        texts = self.spec.texts(self.dataset[row])
+        label = None if self._labels is None else self._labels[row]
+        if self.spec.kind == "multiple-choice":
+            marks = ("*" if number == label else " " for number in range(len(texts)))
+            return "\n".join(f"{mark} {first} | {second}" for mark, (first, second) in zip(marks, texts, strict=True))
+        name = self.spec.labels[cast(int, label)] if self.spec.labels and label is not None else label
+        return "\n".join([*(text for text in texts[0] if text is not None), f"-> {name}"])
+
+    def check(self) -> Split:
+        """This split, if it has rows whose texts are there and whose labels are in range.
+
+        Raises:
+            DataError: otherwise.
+        """
+        if not len(self):
+            raise DataError(f"Split '{self.name}' of task '{self.spec.name}' has no rows.")
+        for name in self.spec.columns:
+            values = column(self.dataset, name, self.name)
+            if None in values:
+                raise DataError(
+                    f"Row {values.index(None)} of split '{self.name}' has no value in column '{name}'. Remove such rows."
+                )
+        _ = self._labels
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """Rows to train on and to evaluate on, and what they mean.
+
+    Attributes:
+        spec: what the columns mean.
+        train: rows to train on.
+        heldout: rows cut off the training split to choose settings on, if asked for.
+        validation: rows to report on.
+        test: rows of the test split, if their labels are public.
+        data: all splits of the source by name, as they are there.
+        arguments: of `load_task`, from which the task can be loaded again.
+    """
+
+    spec: TaskSpec
+    train: Split
+    heldout: Split | None = None
+    validation: Split | None = None
+    test: Split | None = None
+    data: Mapping[str, Dataset] = field(default_factory=dict, repr=False)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def split(self, name: str) -> Split:
+        """Rows by name: train, heldout, validation, test, or a split of the source such as "validation_ood".
+
+        Raises:
+            TaskError: there is no such split.
+        """
+        role = {"train": self.train, "heldout": self.heldout, "validation": self.validation, "test": self.test}.get(name)
+        if role is not None:
+            return role
+        if name in self.data:
+            return Split(self.data[name], self.spec, name).check()
+        hint = " Cut rows off the training split with heldout_size=." if name == "heldout" else ""
+        raise TaskError(unknown(f"split of task '{self.spec.name}'", name, {"train", *self.data}) + hint)
+
+    def summary(self) -> str:
+        """Kind, classes and numbers of rows, on one line."""
+        kind = self.spec.kind
+        if kind == "classification":
+            shown = ", ".join(self.spec.labels[:6]) + (", ..." if len(self.spec.labels) > 6 else "")
+            kind = f"{kind} into {len(self.spec.labels)} classes ({shown})"
+        roles = {"train": self.train, "heldout": self.heldout, "validation": self.validation, "test": self.test}
+        sizes = ", ".join(f"{role} {len(split):,}" for role, split in roles.items() if split is not None)
+        return f"{self.spec.name}: {kind}; {sizes} rows"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON: what the columns mean and how the rows were loaded."""
+        return {"spec": self.spec.to_dict(), "arguments": dict(self.arguments)}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any], data_dir: str | Path | None = None) -> Task:
+        """Load the rows again that `to_dict` describes, with the classes in their recorded order.
+
+        Args:
+            record: what `to_dict` gave.
+            data_dir: where the data are now, if they have moved.
+
+        Raises:
+            TaskError, DataError: as in `load_task`.
+        """
+        spec = TaskSpec.from_dict(record["spec"])
+        arguments = dict(record["arguments"])
+        if data_dir is not None:
+            arguments["data_dir"] = str(Path(data_dir).expanduser().resolve())
+        if spec.name == "demo":
+            return load_task(**arguments)
+        if spec.path is None and arguments.get("data_dir") is None:
+            raise TaskError(f"The rows of task '{spec.name}' were given in memory: give data_dir=, where to find them.")
+        sizes = {key: arguments[key] for key in ("train_size", "heldout_size", "seed") if key in arguments}
+        data = _read(spec, arguments.get("name", spec.name), arguments.get("data_dir"))
+        return build_task(spec, data, **sizes, arguments=arguments)
+
+
+def load_task(
+    name: str | Path,
+    data_dir: str | Path | None = None,
+    *,
+    train_size: int | None = None,
+    heldout_size: int = 0,
+    seed: int = 0,
+    text: str | Sequence[str] | None = None,
+    label: str | None = None,
+    labels: Sequence[str] | None = None,
+    kind: Kind | None = None,
+    choices: str | Sequence[str] | None = None,
+    choice_keys: str | Sequence[str] | None = None,
+    train: str | None = None,
+    validation: str | None = None,
+    test: str | None = None,
+    config: str | None = None,
+    revision: str | None = None,
+) -> Task:
+    """Load a task: one that is known by name, or data of your own with named columns.
+
+    Rows come from the hub, or from files if ``data_dir`` is given or ``name`` is a path. The order in which training
+    rows are chosen depends on the seed alone, so subsets of growing size are nested.
+
+    Args:
+        name: a known task (`task_names`), a .jsonl, .json, .csv, .tsv or .parquet file, a folder of such files named by
+            split, or a data set on the hub; the last three with ``text`` and ``label``.
+        data_dir: folder with the task's files, or one that has a folder of the task's name in it.
+        train_size: number of training rows; all that are not held out by default.
+        heldout_size: number of rows to cut off the training split, to choose settings on.
+        seed: of the choice of rows.
+        text: one or two columns, or templates of columns such as "{title}: {body}".
+        label: column of the class, the value or the answer.
+        labels: class names in the order of their numbers; by default those found in the training split, strings in the
+            order of their first appearance.
+        kind: "classification" (default), "regression" or "multiple-choice" (implied by ``choices``).
+        choices: column with the list of choices, or one column for each choice.
+        choice_keys: column with the names of a row's choices, or the names themselves, if the answer is such a name.
+        train: name of the training split.
+        validation: name of the validation split.
+        test: name of the test split.
+        config: configuration of a data set on the hub.
+        revision: of a data set on the hub.
+
+    Raises:
+        TaskError: the task or a split is unknown, or it is not said what the columns mean.
+        DataError: the data cannot be found or read, lack a column, have labels out of range or too few rows.
+    """
+    given: dict[str, Any] = {
+        "text": _words(text),
+        "label": label,
+        "labels": _words(labels),
+        "kind": kind or ("multiple-choice" if choices else None),
+        "choices": _words(choices),
+        "choice_keys": _words(choice_keys),
+        "train": train,
+        "validation": validation,
+        "test": test,
+        "config": config,
+        "revision": revision,
+    }
+    given = {key: value for key, value in given.items() if value is not None}
+    sizes: dict[str, Any] = {"train_size": train_size, "heldout_size": heldout_size, "seed": seed}
+    if str(name) == "demo" and data_dir is None:
+        from bayeslora.demo import load_demo_task
+
+        task: Task = load_demo_task()
+        spec = replace(task.spec, **given)
+        return build_task(spec, task.data, **sizes, arguments={"name": "demo", **sizes, **plain(given)})
+    spec = _resolve(str(name), data_dir, given)
+    folder = None if data_dir is None else str(Path(data_dir).expanduser().resolve())
+    data = _read(spec, str(name), folder)
+    spec = _complete(spec, data, given)
+    name = spec.path if spec.path and Path(spec.path).exists() else str(name)
+    arguments = {"name": name, "data_dir": folder, **sizes, **plain(given)}
+    return build_task(spec, data, **sizes, arguments=arguments)
+
+
+def build_task(
+    spec: TaskSpec,
+    data: Mapping[str, Dataset | Sequence[Mapping[str, Any]]],
+    *,
+    train_size: int | None = None,
+    heldout_size: int = 0,
+    seed: int = 0,
+    arguments: Mapping[str, Any] | None = None,
+) -> Task:
+    """A task of rows in memory.
+
+    Args:
+        spec: what the columns mean.
+        data: split name to data set or list of rows.
+        train_size: number of training rows; all that are not held out by default.
+        heldout_size: number of rows to cut off the training split.
+        seed: of the choice of rows.
+        arguments: kept with the task.
+
+    Raises:
+        TaskError: there is no training or named validation split.
+        DataError: rows, columns or labels are missing or out of range.
+    """
+    tables = {name: sources.from_rows(rows) if isinstance(rows, Sequence) else rows for name, rows in data.items()}
+    if spec.train not in tables:
+        raise TaskError(unknown(f"split of task '{spec.name}'", spec.train, tables) + " Name the one to train on: train=.")
+    source = Split(tables[spec.train], spec, spec.train)
+    column(source.dataset, spec.label, spec.train)
+    if not source.check().labelled:
+        raise DataError(f"No row of the training split '{spec.train}' has a label in column '{spec.label}'.")
+    train, heldout = _divide(source, train_size, heldout_size, seed)
+    roles: dict[str, Split | None] = {}
+    for role, name in (("validation", spec.validation), ("test", spec.test)):
+        split = Split(tables[name], spec, name).check() if name in tables else None
+        # The test labels of a benchmark are hidden: there is nothing to measure on.
+        roles[role] = split if split is not None and split.labelled else None
+    return Task(spec, train, heldout, roles["validation"], roles["test"], tables, arguments or {})
+
+
+def _resolve(name: str, data_dir: str | Path | None, given: Mapping[str, Any]) -> TaskSpec:
+    """The task of a name, as far as it is known before the data are read."""
+    path = Path(name).expanduser()
+    is_file = path.suffix.lower() in sources.READERS
+    known = None if is_file else find_task(name)
+    if known is not None:
+        return replace(known, **given)
+    if "text" not in given or "label" not in given:
+        if is_file and not path.is_file():
+            raise DataError(f"There is no file {path}.")
+        if path.exists() or data_dir is not None:
+            raise TaskError(f"Say what the columns of '{name}' mean: text= and label=.")
+        raise TaskError(unknown("task", name, task_names()) + " For data of your own, give text= and label=.")
+    here = is_file or path.exists()
+    source = str(path.resolve()) if here else None if data_dir is not None else name
+    return TaskSpec.from_dict({"name": path.stem if here else name, "path": source, **given})
+
+
+def _read(spec: TaskSpec, name: str, data_dir: str | None) -> dict[str, Dataset]:
+    """All splits of a task: from ``data_dir``, the path of the data or the hub."""
+    if data_dir is None and spec.path is not None:
+        path = Path(spec.path)
+        if path.is_file() or path.suffix.lower() in sources.READERS:
+            return {spec.train: sources.read_file(path)}
+        return sources.read_folder(path) if path.is_dir() else sources.read_hub(spec.path, spec.config, spec.revision)
+    root = Path(data_dir or ".")
+    if root.is_file():
+        return {spec.train: sources.read_file(root)}
+    aliases = [alias for alias, task in _names().items() if task == spec.name]
+    tries = [root / part for part in dict.fromkeys([name, spec.name, spec.name.replace("/", "_"), *aliases])]
+    for folder in (*tries, root):
+        if folder.is_dir() and (data := sources.read_folder(folder)):
+            return data
+    raise DataError(
+        f"No data of task '{spec.name}' in {root}: expected files such as {spec.train}.jsonl there or in the folder "
+        f"'{tries[0].name}', ending in {', '.join(sources.READERS)}."
+    )
+
+
+def _complete(spec: TaskSpec, data: Mapping[str, Dataset], given: Mapping[str, Any]) -> TaskSpec:
+    """Fill in what only the data say: classes and the name of the validation split."""
+    for role in ("validation", "test"):
+        if role in given and given[role] not in data:
+            raise TaskError(unknown(f"split of task '{spec.name}'", given[role], data))
+    if spec.validation not in data:
+        spec = replace(spec, validation=next((name for name in VALIDATION if name in data and name != spec.train), None))
+    if spec.labels or spec.kind == "regression" or spec.train not in data or not len(data[spec.train]):
+        return spec
+    rows = data[spec.train]
+    if spec.kind == "classification":
+        return replace(spec, labels=infer_labels(rows, spec.label, spec.train))
+    wide = len(spec.choices)
+    if wide == 1:
+        wide = max(len(choices) for table in data.values() for choices in column(table, spec.choices[0], spec.train))
+    return replace(spec, labels=tuple(chr(ord("A") + number) for number in range(wide)))
+
+
+def _divide(source: Split, train_size: int | None, heldout_size: int, seed: int) -> tuple[Split, Split | None]:
+    """The first rows of a permutation to train on and the next ones held out; all in file order if none are cut."""
+    total = len(source)
+    if heldout_size < 0 or (train_size is not None and train_size < 1):
+        raise DataError(f"train_size is {train_size} and heldout_size {heldout_size}: expected at least 1 and 0.")
+    if train_size is not None and train_size > total:
+        raise DataError(f"train_size is {train_size}, but split '{source.name}' has {total} rows.")
+    if heldout_size + (train_size or 1) > total:
+        rest = total - (train_size or 1)
+        raise DataError(f"heldout_size is {heldout_size}, but split '{source.name}' can spare {rest} of {total} rows.")
+    if train_size is None and not heldout_size:
+        return source, None
+    size = total - heldout_size if train_size is None else train_size
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed)).tolist()
+    heldout = replace(source.select(order[size : size + heldout_size]), name="heldout") if heldout_size else None
+    return source.select(order[:size]), heldout
+
+
+def _words(value: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    return (value,) if isinstance(value, str) else tuple(str(part) for part in value)

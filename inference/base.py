@@ -1,0 +1,71 @@
+"""What every backend shares: the protocol, and the circumstances of one run."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from bayeslora.errors import DataError
+from bayeslora.likelihoods import Categorical
+from bayeslora.posterior import Posterior, encoded
+from bayeslora.program import Program
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from bayeslora.tasks import Split
+
+__all__ = ["Backend", "Run", "is_main_process", "labelled"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """The circumstances of one fit, as against the settings of its algorithm.
+
+    Attributes:
+        seed: of everything random.
+        output_dir: where checkpoints and the posterior go; None writes nothing.
+        resume: go on from the last checkpoint in ``output_dir``.
+        progress: show a bar.
+        task: arguments that load the task again, kept with the posterior.
+    """
+
+    seed: int = 0
+    output_dir: Path | None = None
+    resume: bool = False
+    progress: bool = True
+    task: dict[str, Any] | None = None
+
+
+class Backend(Protocol):
+    """An inference algorithm: a frozen dataclass whose fields are its settings."""
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+
+    def fit(self, program: Program, data: Dataset, run: Run) -> Posterior:
+        """Infer the posterior of the program's weights given tokenised rows."""
+
+
+def labelled(program: Program, data: Split | Dataset) -> Dataset:
+    """Tokenised training rows, each with a label that the likelihood can have.
+
+    Raises:
+        DataError: no rows, no labels, or a label out of range (the message names the row).
+    """
+    rows = encoded(program, data)
+    if "labels" not in rows.column_names:
+        raise DataError("The training data have no column 'labels'.")
+    if isinstance(program.likelihood, Categorical):
+        classes = program.likelihood.classes
+        for row, label in enumerate(rows["labels"]):
+            if not 0 <= label < classes:
+                raise DataError(f"Row {row} has label {label}; the likelihood has classes 0 to {classes - 1}.")
+    return rows
+
+
+def is_main_process() -> bool:
+    """Whether this process, of those that a launcher started, is the one that writes."""
+    return int(os.environ.get("RANK", "0")) == 0

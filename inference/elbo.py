@@ -1,0 +1,149 @@
+"""Monte Carlo bounds on the evidence, and the loss that an optimiser sees."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from pyro.poutine import Trace
+from torch import Tensor, nn
+from torch.distributions import kl_divergence
+
+from bayeslora.errors import SettingError, unknown
+from bayeslora.program import Program
+
+__all__ = ["ELBOS", "NegativeELBO", "bound"]
+
+
+class _Remembered:
+    """Keep the last pair of traces, from which the parts of the bound are logged."""
+
+    last: tuple[Trace, Trace] | None = None
+
+    def _get_trace(self, *args: Any) -> tuple[Trace, Trace]:
+        traces: tuple[Trace, Trace] = super()._get_trace(*args)  # type: ignore[misc]  # the mixin's other base has it
+        self.last = traces
+        return traces
+
+
+class TraceBound(_Remembered, Trace_ELBO):
+    """E_q[log p(y, w) - log q(w)], every term by Monte Carlo."""
+
+
+class MeanFieldBound(_Remembered, TraceMeanField_ELBO):
+    """The same with each site's divergence in closed form where one is registered: less variance."""
+
+
+class RenyiBound(_Remembered, Trace_ELBO):
+    r"""The bound of the Rényi divergence, L_a = log E_q[(p(y, w) / q(w))^(1 - a)] / (1 - a).
+
+    a = 0 is the importance-weighted bound; a -> 1 is the ELBO. With one particle all are the ELBO.
+
+    References:
+        Li and Turner, *Rényi divergence variational inference*, NeurIPS 2016, equation 9.
+    """
+
+    def __init__(self, order: float = 0.5, num_particles: int = 2) -> None:
+        super().__init__(num_particles=num_particles)
+        self.order = order
+
+    def differentiable_loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any) -> Tensor:
+        """Negative bound; gradients are by reparameterisation."""
+        ratios = [p.log_prob_sum() - q.log_prob_sum() for p, q in self._get_traces(model, guide, args, {})]
+        power = 1 - self.order
+        particles = torch.stack(ratios)
+        return -(torch.logsumexp(power * particles, 0) - math.log(len(ratios))) / power
+
+
+ELBOS: dict[str, type[Trace_ELBO]] = {"mean-field": MeanFieldBound, "trace": TraceBound, "renyi": RenyiBound}
+
+
+def bound(name: str, particles: int) -> Trace_ELBO:
+    """A bound by name, averaged over ``particles`` draws of the weights.
+
+    Raises:
+        SettingError: the name is unknown, or there is no particle.
+    """
+    if name not in ELBOS:
+        raise SettingError(unknown("elbo", name, ELBOS))
+    if particles < 1:
+        raise SettingError(f"An ELBO needs at least one particle, found particles={particles}.")
+    return ELBOS[name](num_particles=particles)
+
+
+class NegativeELBO(nn.Module):
+    """Loss of stochastic variational inference: the negative bound of a batch, scaled to N examples, divided by N.
+
+    The parameters that learn are the guide's alone, and so is the state that is saved: the network is frozen.
+
+    Args:
+        program: the Pyro model.
+        guide: the variational distribution.
+        elbo: a bound of `ELBOS`.
+        size: number of training examples N.
+    """
+
+    def __init__(self, program: Program, guide: nn.Module, elbo: Trace_ELBO, size: int) -> None:
+        super().__init__()
+        self.program = program
+        self.guide = guide
+        self.elbo = elbo
+        self.size = size
+        self.kl_weight = 1.0
+
+    def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Loss per example, a scalar."""
+        loss: Tensor = self.elbo.differentiable_loss(self._model, self._guide, batch)
+        return loss / self.size
+
+    def _model(self, batch: Mapping[str, Tensor]) -> None:
+        with _weighted_latents(self.kl_weight):
+            self.program(batch, self.size)
+
+    def _guide(self, batch: Mapping[str, Tensor]) -> None:
+        with _weighted_latents(self.kl_weight), torch.autocast(self.program.device.type, enabled=False):
+            self.guide()
+
+    def parts(self) -> dict[str, float]:
+        """The parts of the last bound in nats an example: expected log-likelihood, and the divergence of each site."""
+        if self.elbo.last is None:
+            return {}
+        p, q = self.elbo.last
+        found = {"log_likelihood": float(p.nodes["y"]["log_prob_sum"].detach()) / self.size}
+        with torch.no_grad():
+            for name in q.stochastic_nodes:
+                if name in p.nodes:
+                    found[f"kl/{name}"] = float(_divergence(p.nodes[name], q.nodes[name])) / self.size
+        return found
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The guide's state: the frozen network is not part of a checkpoint."""
+        state: dict[str, Any] = self.guide.state_dict(*args, **kwargs)
+        return state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load what `state_dict` gave."""
+        return self.guide.load_state_dict(state_dict, strict=strict, assign=assign)
+
+
+class _weighted_latents(poutine.messenger.Messenger):
+    """Scale the log density of every latent site, as a Kullback-Leibler weight does; observations keep theirs."""
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if not msg["is_observed"] and self.weight != 1.0:
+            msg["scale"] = msg["scale"] * self.weight
+
+
+def _divergence(p: dict[str, Any], q: dict[str, Any]) -> Tensor:
+    try:
+        return kl_divergence(q["fn"], p["fn"]).sum()
+    except NotImplementedError:
+        return q["fn"].log_prob(q["value"]).sum() - p["fn"].log_prob(q["value"]).sum()

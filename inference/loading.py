@@ -1,0 +1,95 @@
+"""Bring a saved posterior back: base network, adapter, program, then what the backend saved."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bayeslora import files
+from bayeslora.errors import PosteriorError, unknown
+from bayeslora.likelihoods import build_likelihood
+from bayeslora.posterior import FORMAT, RECORD, TENSORS, Posterior, Record
+from bayeslora.program import Program, load_base
+
+__all__ = ["load"]
+
+#: Where the class of each kind of posterior is.
+POSTERIORS: dict[str, str] = {"guide": "bayeslora.inference.svi:GuidePosterior"}
+
+
+def load(path: str | Path, base: str | Path | None = None) -> Posterior:
+    """Load what `Posterior.save` wrote.
+
+    Args:
+        path: the posterior's folder.
+        base: where the base network is now, if not where it was.
+
+    Raises:
+        PosteriorError: there is no posterior, it is damaged, or the base network is another one.
+    """
+    folder = Path(path)
+    described = _read(folder)
+    program = _program(folder, described["program"], base)
+    tensors = files.read_tensors(folder / TENSORS)
+    parts: dict[str, dict[str, torch.Tensor]] = {"state": {}, "centre": {}}
+    for name, value in tensors.items():
+        part, _, rest = name.partition("/")
+        parts[part][rest] = value
+    program.adapters.centre(parts["centre"])
+    kind = described["kind"]
+    if kind not in POSTERIORS:
+        raise PosteriorError(unknown("kind of posterior", kind, POSTERIORS))
+    module, _, attribute = POSTERIORS[kind].partition(":")
+    found: type[Posterior] = getattr(import_module(module), attribute)
+    return found.from_state(program, Record(**described["record"]), parts["state"])
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """The description of a saved posterior, once it is known to be whole."""
+    if not (folder / RECORD).is_file():
+        raise PosteriorError(f"There is no posterior in '{folder}': expected a file {RECORD}.")
+    try:
+        described: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise PosteriorError(f"'{folder / RECORD}' is damaged: {error}.") from error
+    if described.get("format") != FORMAT:
+        raise PosteriorError(
+            f"'{folder}' has format {described.get('format')}; this version of bayeslora reads format {FORMAT}."
+        )
+    found = files.digests(folder)
+    damaged = [name for name, digest in described["files"].items() if found.get(name) != digest]
+    if damaged:
+        raise PosteriorError(f"'{folder}' is damaged or was saved half: {', '.join(damaged)} is not what was written.")
+    return described
+
+
+def _program(folder: Path, described: dict[str, Any], base: str | Path | None) -> Program:
+    from peft import PeftModel
+
+    from bayeslora.data import Encoder
+    from bayeslora.models import build as build_model
+    from bayeslora.tasks import TaskSpec
+
+    name = str(base or described["base"])
+    if described["spec"] is None:
+        raise PosteriorError(
+            f"'{folder}' was fitted without an encoder, so its network cannot be rebuilt by name. Rebuild the program "
+            "and use its class's from_state."
+        )
+    spec = TaskSpec.from_dict(described["spec"])
+    with torch.random.fork_rng():
+        network, tokenizer = load_base(name, spec, getattr(torch, described["dtype"]))
+        found = files.fingerprint(network.config.to_dict())
+        if found != described["base_config"]:
+            raise PosteriorError(
+                f"'{folder}' was fitted on '{described['base']}' (configuration {described['base_config']}), and does "
+                f"not fit '{name}' (configuration {found}). Give the folder of the right network as base."
+            )
+        adapted = PeftModel.from_pretrained(network, folder)
+    model = build_model(described["model"]["name"], **described["model"]["settings"])
+    encoder = Encoder(tokenizer, spec, max_length=described["max_length"])
+    return Program(adapted, build_likelihood(described["likelihood"]), model, encoder=encoder)

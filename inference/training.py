@@ -1,0 +1,290 @@
+"""Minimise a loss over batches with `transformers.Trainer`.
+
+Accumulation, mixed precision, gradient checkpointing, schedules, trackers, resuming and several processes are the
+Trainer's; what stands here is what it lacks: learning rates by group, parts of the bound in the log, a clean stop on
+Ctrl-C, and an end as soon as the loss is not finite.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from bayeslora.errors import PosteriorError, SettingError, TrainingError
+from bayeslora.inference.base import Run
+from bayeslora.inference.elbo import NegativeELBO
+from bayeslora.posterior import collator, isolated
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["Outcome", "TrainingSettings", "train"]
+
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a loss is minimised.
+
+    Attributes:
+        epochs: passes over the training data.
+        batch_size: rows a step and process; the last batch of an epoch may be smaller and is not dropped.
+        learning_rate: of the weights, for AdamW.
+        max_grad_norm: longest gradient of a step; longer ones are shortened.
+        warmup: part of all steps in which the learning rate rises from zero.
+        schedule: ``"linear"``, ``"cosine"``, ``"constant_with_warmup"`` or another name of transformers.
+        gradient_accumulation_steps: batches a step.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
+        bf16: run the network under bfloat16 autocast; priors and guides stay in float32.
+        group_by_length: put rows of like length into the same batch, which saves padding.
+        log_every: steps between two entries of the log.
+        report_to: trackers of transformers, such as ``"tensorboard"`` or ``"wandb"``.
+        cpu: stay on the CPU even if there is a GPU.
+    """
+
+    epochs: float = 10.0
+    batch_size: int = 32
+    learning_rate: float = 2e-3
+    max_grad_norm: float = 1.0
+    warmup: float = 0.06
+    schedule: str = "linear"
+    gradient_accumulation_steps: int = 1
+    gradient_checkpointing: bool = False
+    bf16: bool = False
+    group_by_length: bool = True
+    log_every: int = 10
+    report_to: str = "none"
+    cpu: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "learning_rate", "gradient_accumulation_steps", "log_every"):
+            if getattr(self, name) <= 0:
+                raise SettingError(f"{name} must be positive, found {getattr(self, name)}.")
+        if not 0 <= self.warmup < 1:
+            raise SettingError(f"warmup is a part of all steps, from 0 to below 1; found {self.warmup}.")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What training took and logged."""
+
+    seconds: float
+    peak_memory_bytes: int
+    history: list[dict[str, float]]
+
+
+def train(
+    loss: NegativeELBO,
+    groups: list[dict[str, Any]],
+    data: Dataset,
+    settings: TrainingSettings,
+    run: Run,
+    *,
+    kl_weight: Callable[[float], float],
+    save: Callable[[list[dict[str, float]]], None],
+) -> Outcome:
+    """Minimise ``loss`` over ``data``.
+
+    Args:
+        loss: maps a batch to a scalar loss per example.
+        groups: AdamW's parameter groups.
+        data: tokenised rows.
+        settings: of the optimisation.
+        run: seed, output folder, resume.
+        kl_weight: Kullback-Leibler weight as a function of the part of training done, from 0 to 1.
+        save: called with the log so far at each checkpoint and at a stop, if there is an output folder.
+
+    Raises:
+        TrainingError: the loss became infinite or not a number; the last checkpoint stays.
+        KeyboardInterrupt: after Ctrl-C, once the step is done and its checkpoint written.
+    """
+    program = loss.program
+    if settings.gradient_checkpointing:
+        program.network.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+    with _scratch(run.output_dir) as folder, _restored_generators(program.device), _interrupts() as interrupted:
+        arguments = _arguments(settings, run, folder)
+        loss.to(arguments.device)
+        steps = _Steps(loss, kl_weight, interrupted, save if run.output_dir else None)
+        trainer = _Trainer(
+            model=loss,
+            args=arguments,
+            train_dataset=data,
+            data_collator=collator(program),
+            optimizers=(torch.optim.AdamW(groups, lr=settings.learning_rate), None),
+            callbacks=[steps],
+        )
+        trainer.remove_callback(PrinterCallback)
+        if not run.progress:
+            trainer.remove_callback(ProgressCallback)
+        _reset_peak(arguments.device)
+        start = time.perf_counter()
+        trainer.train(resume_from_checkpoint=_last_checkpoint(folder) if run.resume else None)
+        seconds = time.perf_counter() - start
+    program.adapters.to(program.device)
+    if settings.gradient_checkpointing:
+        program.network.get_base_model().gradient_checkpointing_disable()
+    if steps.stopped:
+        raise KeyboardInterrupt
+    return Outcome(seconds, _peak(arguments.device), trainer.state.log_history)
+
+
+class _Trainer(Trainer):
+    """The Trainer for a module that returns its loss."""
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **kwargs: Any
+    ) -> Tensor:
+        loss: Tensor = model(inputs)
+        return loss
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss: Tensor = super().training_step(*args, **kwargs)
+        # Before the optimiser's step, so that the weights of the last good step are kept.
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"The loss is {float(loss)} at step {self.state.global_step + 1}. Try a lower learning rate, a KL "
+                "warm-up, or float32 in place of bfloat16; the last checkpoint is kept."
+            )
+        return loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs:
+            objective: NegativeELBO = self.accelerator.unwrap_model(self.model)
+            logs = {**logs, **objective.parts(), "kl_weight": objective.kl_weight}
+        super().log(logs, *args, **kwargs)
+
+
+class _Steps(TrainerCallback):
+    """What happens between steps: the KL weight moves on, Ctrl-C is heeded, checkpoints get a posterior beside them."""
+
+    def __init__(
+        self,
+        loss: NegativeELBO,
+        kl_weight: Callable[[float], float],
+        interrupted: Callable[[], bool],
+        save: Callable[[list[dict[str, float]]], None] | None,
+    ) -> None:
+        self.loss = loss
+        self.kl_weight = kl_weight
+        self.interrupted = interrupted
+        self.save = save
+        self.stopped = False
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.loss.kl_weight = self.kl_weight((state.global_step + 1) / state.max_steps)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.interrupted() and state.global_step < state.max_steps:
+            self.stopped = True
+            control.should_training_stop = True
+            control.should_save = self.save is not None
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.save is not None and state.is_world_process_zero:
+            self.save(state.log_history)
+
+
+def _arguments(settings: TrainingSettings, run: Run, folder: Path) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        max_grad_norm=settings.max_grad_norm,
+        warmup_steps=settings.warmup,
+        lr_scheduler_type=settings.schedule,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        bf16=settings.bf16,
+        use_cpu=settings.cpu or not torch.cuda.is_available(),
+        train_sampling_strategy="group_by_length" if settings.group_by_length else "random",
+        logging_steps=settings.log_every,
+        report_to=settings.report_to,
+        save_strategy="epoch" if run.output_dir else "no",
+        save_total_limit=1,
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available() and not settings.cpu,
+        disable_tqdm=not run.progress,
+        seed=run.seed,
+    )
+
+
+def _last_checkpoint(folder: Path) -> str:
+    last: str | None = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    if last is None:
+        raise PosteriorError(f"There is no checkpoint to resume from in '{folder}'. Fit without resume first.")
+    return last
+
+
+@contextmanager
+def _scratch(output_dir: Path | None) -> Iterator[Path]:
+    """The folder of the checkpoints; one that vanishes if nothing is to be written."""
+    if output_dir is not None:
+        yield output_dir / CHECKPOINTS
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+@contextmanager
+def _restored_generators(device: torch.device) -> Iterator[None]:
+    """The Trainer seeds Python, numpy and torch for all: put their states back at the end."""
+    python, legacy = random.getstate(), np.random.get_state()
+    with isolated(0, device):
+        yield
+    random.setstate(python)
+    np.random.set_state(legacy)
+
+
+@contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C into a request to stop after the step; the second one acts at once."""
+    asked = False
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    try:
+        before = signal.signal(signal.SIGINT, ask)
+    except ValueError:  # only the main thread may set handlers
+        yield lambda: False
+        return
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _peak(device: torch.device) -> int:
+    """Peak memory in bytes: of the GPU's allocator, or of this process so far."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)

@@ -1,0 +1,133 @@
+"""What all models of LoRA weights share: which sites are random, their prior scale, and the point estimates."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from bayeslora.adapters import Site
+from bayeslora.errors import SettingError
+from bayeslora.models.guides import Guide, GuideList, PointGuide
+
+__all__ = ["WeightModel", "full_precision"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightModel(ABC):
+    """A Pyro model of LoRA weights: the LoRA matrices of ``sites`` are random, all other weights point estimates.
+
+    The random sites are sampled first and the others after them, in the model as in every guide.
+
+    Attributes:
+        sites: which LoRA matrices are random: "A", "B" or "both".
+        centre: prior mean of a random matrix: "init", its initial value, or "zero". LoRA starts A at random, and a
+            prior around zero charges A for its random start.
+        scale: prior standard deviation of an entry, as a multiple of the root mean square of the layer's initial matrix.
+        zero_scale: prior standard deviation of an entry, in the weight's own unit, where the initial matrix is zero (B
+            of a fresh adapter).
+        eps: standard deviation of the structured guide's noise at the start, as a multiple of the prior's.
+        weight_scale: standard deviation of the zero-mean normal prior of LoRA matrices that are point estimates.
+        head_scale: the same for the head.
+    """
+
+    name: ClassVar[str]
+
+    sites: Literal["A", "B", "both"] = "A"
+    centre: Literal["init", "zero"] = "init"
+    scale: float = 1.0
+    zero_scale: float = 0.02
+    eps: float = 1.0
+    weight_scale: float = 1.0
+    head_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        self._require_one_of("sites", ("A", "B", "both"))
+        self._require_one_of("centre", ("init", "zero"))
+        for name in ("scale", "zero_scale", "eps", "weight_scale", "head_scale"):
+            self._require_positive(name)
+
+    def prior(self, sites: Sequence[Site]) -> dict[str, Tensor]:
+        """Sample every latent site in Pyro.
+
+        Returns:
+            The weight of each site by its name, in the shape of ``Site.initial``.
+        """
+        chosen, others = self.split(sites)
+        with full_precision(sites):
+            weights = {site.name: self.sample_weight(site) for site in chosen}
+            weights.update((site.name, pyro.sample(site.name, self._point_prior(site))) for site in others)
+        return weights
+
+    def stochastic(self, sites: Sequence[Site]) -> set[str]:
+        """Names of the latent sites, hyper-sites included, that are random; all others are point estimates."""
+        return {name for site in self.split(sites)[0] for name in self.latents(site)}
+
+    def initial(self, sites: Sequence[Site]) -> dict[str, Tensor]:
+        """Starting value of every latent site, in the order in which the prior samples them."""
+        chosen, others = self.split(sites)
+        values = {name: value for site in chosen for name, value in self.latents(site).items()}
+        return values | {site.name: site.initial for site in others}
+
+    def weights(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights, by site, that values of the latent sites determine; hyper-sites are left out."""
+        return dict(values)
+
+    def guide(self, sites: Sequence[Site]) -> Guide:
+        """The structured guide: this model's own posterior family for random sites, points for the others."""
+        chosen, others = self.split(sites)
+        points = PointGuide({site.name: site.initial for site in others})
+        return GuideList([*(self.site_guide(site) for site in chosen), points])
+
+    def split(self, sites: Sequence[Site]) -> tuple[list[Site], list[Site]]:
+        """The sites that are random, and the others."""
+        roles = ("A", "B") if self.sites == "both" else (self.sites,)
+        return [site for site in sites if site.role in roles], [site for site in sites if site.role not in roles]
+
+    def sigma0(self, site: Site) -> Tensor:
+        """Prior standard deviation of an entry, (layers, 1, 1): each layer's own, so that grouping has no effect."""
+        size = site.initial.square().mean((-2, -1), keepdim=True).sqrt()
+        return torch.where(size > 0, self.scale * size, self.zero_scale)
+
+    def prior_mean(self, site: Site) -> Tensor:
+        """Prior mean of a random matrix, (layers, columns, rank) or broadcastable to it."""
+        return site.initial if self.centre == "init" else torch.zeros_like(site.initial)
+
+    @abstractmethod
+    def sample_weight(self, site: Site) -> Tensor:
+        """Sample a random matrix and its hyper-sites in Pyro; (layers, columns, rank)."""
+
+    @abstractmethod
+    def latents(self, site: Site) -> dict[str, Tensor]:
+        """Starting value of each latent site of a random matrix, in sampling order."""
+
+    @abstractmethod
+    def site_guide(self, site: Site) -> Guide:
+        """The structured guide of a random matrix and its hyper-sites."""
+
+    def _point_prior(self, site: Site) -> dist.TorchDistribution:
+        scale = self.head_scale if site.role == "head" else self.weight_scale
+        zero = site.initial.new_zeros(())
+        law = dist.Normal(zero, zero + scale, validate_args=False)
+        return law.expand(site.initial.shape).to_event(site.initial.dim())
+
+    def _require_one_of(self, name: str, choices: tuple[str, ...]) -> None:
+        if getattr(self, name) not in choices:
+            raise SettingError(f"{name}={getattr(self, name)!r} is not one of {', '.join(map(repr, choices))}.")
+
+    def _require_positive(self, name: str) -> None:
+        value = getattr(self, name)
+        if not 0 < value < float("inf"):
+            raise SettingError(f"{name}={value} must be a positive number.")
+
+
+def full_precision(sites: Sequence[Site]) -> torch.autocast:
+    """Context without automatic mixed precision: factors of covariances do not survive 8 bits of mantissa."""
+    device = sites[0].initial.device.type if sites else "cpu"
+    return torch.autocast(device, enabled=False)

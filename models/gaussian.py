@@ -1,0 +1,80 @@
+"""Isotropic Gaussian prior over LoRA matrices: the prior of Laplace-LoRA and of mean-field variational inference."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from bayeslora.adapters import Site
+from bayeslora.models.base import WeightModel
+from bayeslora.models.guides import Guide
+
+__all__ = ["Gaussian", "GaussianGuide"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gaussian(WeightModel):
+    """Independent normal entries: a ~ N(centre, sigma0^2).
+
+    Latent site of a random site ``g.A``: itself, (layers, columns, rank).
+
+    Attributes:
+        noise: what the structured guide learns a standard deviation for: "rank", each layer and direction of the rank,
+            shared by the columns; "layer"; or "entry", every entry (mean-field).
+    """
+
+    name: ClassVar[str] = "gaussian"
+
+    noise: Literal["rank", "layer", "entry"] = "rank"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require_one_of("noise", ("rank", "layer", "entry"))
+
+    def sample_weight(self, site: Site) -> Tensor:
+        """Sample one site; (layers, columns, rank)."""
+        law = dist.Normal(self.prior_mean(site), self.sigma0(site), validate_args=False)
+        return pyro.sample(site.name, law.to_event(3))
+
+    def latents(self, site: Site) -> dict[str, Tensor]:
+        """The initial matrix."""
+        return {site.name: site.initial}
+
+    def site_guide(self, site: Site) -> GaussianGuide:
+        """Normal with learned means and scales: see `GaussianGuide`."""
+        return GaussianGuide(self, site)
+
+
+class GaussianGuide(Guide):
+    """Posterior family of one site: N(mu, (eps sigma0)^2), eps learned for each rank direction, layer or entry."""
+
+    sigma0: Tensor
+
+    def __init__(self, model: Gaussian, site: Site) -> None:
+        super().__init__([site.name])
+        layers, columns, rank = site.initial.shape
+        shape = {"rank": (layers, 1, rank), "layer": (layers, 1, 1), "entry": (layers, columns, rank)}[model.noise]
+        self.name = site.name
+        self.mu = nn.Parameter(site.initial.clone())
+        self.log_eps = nn.Parameter(site.initial.new_full(shape, math.log(model.eps)))
+        self.register_buffer("sigma0", model.sigma0(site))
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Sample the matrix."""
+        with torch.autocast(self.mu.device.type, enabled=False):
+            law = dist.Normal(self.mu, self.sigma0 * self.log_eps.exp(), validate_args=False)
+            return {self.name: pyro.sample(self.name, law.to_event(3))}
+
+    def mean(self) -> dict[str, Tensor]:
+        """mu, (layers, columns, rank)."""
+        return {self.name: self.mu.detach().clone()}
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """mu under "location", eps under "scale"."""
+        return {"location": [self.mu], "scale": [self.log_eps]}

@@ -1,0 +1,346 @@
+"""Guides: families of posteriors over the weights, with all parameters in ordinary `torch.nn.Parameter`s.
+
+A guide of the whole model is a list of smaller guides, one after another in the order of the model's sites: what the
+model itself proposes (structured), one of Pyro's autoguides, and point estimates. Pyro's global parameter store is
+never written, so two posteriors can live side by side.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.infer import autoguide
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+from torch.distributions import biject_to, constraints, register_kl
+
+from bayeslora.errors import PosteriorError, SettingError, unknown
+
+if TYPE_CHECKING:
+    from bayeslora.adapters import Site
+    from bayeslora.models.base import WeightModel
+
+Combine = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+
+__all__ = ["KINDS", "AutoGuide", "Guide", "GuideList", "PointGuide", "make_guide"]
+
+#: Short names of guides, beside "structured" and "delta" and the names of Pyro's classes.
+KINDS = {"mean-field": "AutoNormal", "low-rank": "AutoLowRankMultivariateNormal", "full": "AutoMultivariateNormal"}
+
+
+class Guide(nn.Module):
+    """A distribution over some of the latent sites of a model.
+
+    Attributes:
+        latents: names of the latent sites, in the order in which they are sampled.
+        random: whether any of them is more than a point.
+    """
+
+    random: bool = True
+
+    def __init__(self, latents: Iterable[str]) -> None:
+        super().__init__()
+        self.latents = tuple(latents)
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Sample every latent site in Pyro; the arguments (those of the model) are not used."""
+        raise NotImplementedError
+
+    def mean(self) -> dict[str, Tensor]:
+        """The weights at the posterior mean, by site, detached from the graph."""
+        raise NotImplementedError
+
+    def log_prob(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Log-density, a scalar, at one value of each latent site; a point estimate adds zero.
+
+        Raises:
+            PosteriorError: the guide has no density, or the value of a site is missing.
+        """
+        self._require(values)
+        trace = poutine.trace(poutine.condition(self.forward, data=values)).get_trace()
+        return torch.as_tensor(trace.log_prob_sum())
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """The learned parameters under "location" (the weights' means) and "scale" (what shapes the noise)."""
+        raise NotImplementedError
+
+    def _require(self, values: Mapping[str, Tensor]) -> None:
+        missing = [name for name in self.latents if name not in values]
+        if missing:
+            raise PosteriorError(
+                f"The density needs a value of '{missing[0]}' ({len(missing)} sites missing); "
+                f"found {', '.join(sorted(values)) or 'none'}."
+            )
+
+
+class GuideList(Guide):
+    """Independent guides over different sites, sampled one after another."""
+
+    def __init__(self, parts: Sequence[Guide]) -> None:
+        super().__init__(name for part in parts for name in part.latents)
+        self.parts = nn.ModuleList(parts)
+        self.random = any(part.random for part in parts)
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Sample the sites of every part."""
+        return _merged(part(*args, **kwargs) for part in self.parts)
+
+    def mean(self) -> dict[str, Tensor]:
+        """The means of all parts."""
+        return _merged(part.mean() for part in self.parts)
+
+    def log_prob(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Sum over the parts that are more than points."""
+        random = [part for part in self.parts if part.random]
+        if not random:
+            raise PosteriorError("This guide is a point estimate of every site: it has no density to evaluate.")
+        return torch.stack([part.log_prob(values) for part in random]).sum()
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """The groups of all parts, joined."""
+        groups = [part.parameter_groups() for part in self.parts]
+        return {name: [value for group in groups for value in group[name]] for name in ("location", "scale")}
+
+
+class PointGuide(Guide):
+    """Point estimates (Delta distributions) of latent sites, as in maximum a posteriori estimation.
+
+    Sites with a constrained support are parameterised in unconstrained space, without a Jacobian: the optimum is that
+    of the density over the constrained values.
+
+    Args:
+        values: starting value of each site.
+        supports: their supports; real where left out.
+        combine: map from the values of the sites to the weights they determine; themselves, if left out.
+    """
+
+    random = False
+
+    def __init__(
+        self,
+        values: Mapping[str, Tensor],
+        supports: Mapping[str, constraints.Constraint] | None = None,
+        combine: Combine = dict,
+    ) -> None:
+        super().__init__(values)
+        self._supports = {name: (supports or {}).get(name, constraints.real) for name in values}
+        self._combine = combine
+        self.points = nn.ParameterDict(
+            {
+                encoded(name): nn.Parameter(biject_to(self._supports[name]).inv(value).detach().clone())
+                for name, value in values.items()
+            }
+        )
+
+    def values(self) -> dict[str, Tensor]:
+        """The current value of every site."""
+        return {
+            name: biject_to(support)(self.points[encoded(name)]) for name, support in self._supports.items()
+        }
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Declare each point as a Delta site."""
+        return {
+            name: pyro.sample(name, dist.Delta(value, event_dim=value.dim(), validate_args=False))
+            for name, value in self.values().items()
+        }
+
+    def mean(self) -> dict[str, Tensor]:
+        """The current values of the weights."""
+        return self._combine({name: value.detach().clone() for name, value in self.values().items()})
+
+    def log_prob(self, values: Mapping[str, Tensor]) -> Tensor:
+        """A point has no density.
+
+        Raises:
+            PosteriorError: always.
+        """
+        raise PosteriorError("This guide is a point estimate of every site: it has no density to evaluate.")
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Real sites (weights) under "location", constrained ones (hyper-sites) under "scale"."""
+        groups: dict[str, list[nn.Parameter]] = {"location": [], "scale": []}
+        for name, support in self._supports.items():
+            groups["location" if _is_real(support) else "scale"].append(self.points[encoded(name)])
+        return groups
+
+
+class ChangeOfVariables(dist.Delta):
+    """A value together with the Jacobian of the map from the unconstrained space in which it was drawn.
+
+    Pyro's divergence of a Delta leaves its ``log_density`` out, which biases the mean-field bound for every site with
+    a constrained support. Ours adds it.
+    """
+
+
+@register_kl(ChangeOfVariables, dist.Distribution)
+def _kl_change_of_variables(q: ChangeOfVariables, p: dist.Distribution) -> Tensor:
+    return q.log_density - p.log_prob(q.v)
+
+
+class _Rename(Messenger):
+    """Translate the names of sample sites between the model's and those that can be attributes of a module."""
+
+    def __init__(self, translate: Any) -> None:
+        super().__init__()
+        self._translate = translate
+
+    def _pyro_sample(self, msg: Any) -> None:
+        msg["name"] = self._translate(msg["name"])
+        if type(msg["fn"]) is dist.Delta:
+            fn = msg["fn"]
+            msg["fn"] = ChangeOfVariables(fn.v, fn.log_density, fn.event_dim, validate_args=False)
+
+
+class AutoGuide(Guide):
+    """One of Pyro's automatic guides over the stochastic sites of a model.
+
+    Args:
+        kind: class of `pyro.infer.autoguide`.
+        model: model of the weights.
+        sites: the weights.
+        init_scale: standard deviation at the start, in unconstrained space, where the class has one.
+
+    Raises:
+        SettingError: the class cannot guide this model.
+    """
+
+    def __init__(
+        self, kind: type[autoguide.AutoGuide], model: WeightModel, sites: Sequence[Site], init_scale: float
+    ) -> None:
+        latents = model.stochastic(sites)
+        initial = {name: value for name, value in model.initial(sites).items() if name in latents}
+        super().__init__(initial)
+        self._combine = model.weights
+        # "." separates modules in Pyro's attributes: "g.A" and "g.A.scale_tril" could not both exist.
+        target = _Rename(encoded)(poutine.block(partial(model.prior, sites), expose=list(latents)))
+        start = autoguide.init_to_value(values={encoded(name): value for name, value in initial.items()})
+        accepted = inspect.signature(kind.__init__).parameters
+        options = {"init_loc_fn": start, "init_scale": float(init_scale)}
+        try:
+            with pyro.settings.context(module_local_params=True), torch.random.fork_rng():
+                self.auto = kind(target, **{name: value for name, value in options.items() if name in accepted})
+                # The first call makes the parameters, and must not shift the user's random numbers.
+                self.auto()
+        except (TypeError, NotImplementedError, ValueError, RuntimeError) as error:
+            raise SettingError(f"{kind.__name__} cannot guide this model: {error}") from error
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Sample every stochastic site."""
+        with pyro.settings.context(module_local_params=True), _Rename(decoded):
+            return {decoded(name): value for name, value in self.auto().items()}
+
+    def mean(self) -> dict[str, Tensor]:
+        """The weights at the median, which is the mean of a normal guide; simplices and factors at the median's image."""
+        try:
+            with pyro.settings.context(module_local_params=True):
+                medians = {decoded(name): value.detach() for name, value in self.auto.median().items()}
+        except NotImplementedError as error:
+            name = type(self.auto).__name__
+            raise PosteriorError(f"{name} has no closed mean; average samples instead.") from error
+        return self._combine(medians)
+
+    def log_prob(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Density of the constrained values: that of the unconstrained ones over the Jacobian of the map."""
+        self._require(values)
+        nodes = dict(self.auto.prototype_trace.iter_stochastic_nodes())
+        unconstrained, jacobian = {}, []
+        for name, node in nodes.items():
+            value, transform = values[decoded(name)], biject_to(node["fn"].support)
+            unconstrained[name] = transform.inv(value)
+            jacobian.append(transform.log_abs_det_jacobian(unconstrained[name], value).sum())
+        return self._unconstrained_log_prob(unconstrained) - torch.stack(jacobian).sum()
+
+    def _unconstrained_log_prob(self, values: Mapping[str, Tensor]) -> Tensor:
+        with pyro.settings.context(module_local_params=True):
+            if isinstance(self.auto, autoguide.AutoNormal):
+                laws = ((dist.Normal(*self.auto._get_loc_and_scale(name)), value) for name, value in values.items())
+                return torch.stack([law.log_prob(value).sum() for law, value in laws]).sum()
+            if isinstance(
+                self.auto,
+                autoguide.AutoDiagonalNormal
+                | autoguide.AutoMultivariateNormal
+                | autoguide.AutoLowRankMultivariateNormal,
+            ):
+                flat = torch.cat([value.reshape(-1) for value in values.values()])
+                return self.auto.get_posterior().log_prob(flat)
+        raise PosteriorError(
+            f"The density of {type(self.auto).__name__} is not available. Guides with one: structured, mean-field, "
+            "low-rank, full, AutoDiagonalNormal."
+        )
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Locations of the real sites (of all sites, where a class keeps them in one vector), and the rest."""
+        nodes = self.auto.prototype_trace.iter_stochastic_nodes()
+        hyper = {f"locs.{name}_unconstrained" for name, node in nodes if not _is_real(node["fn"].support)}
+        groups: dict[str, list[nn.Parameter]] = {"location": [], "scale": []}
+        for name, value in self.auto.named_parameters():
+            is_location = name.startswith("loc") and name not in hyper
+            groups["location" if is_location else "scale"].append(value)
+        return groups
+
+
+def make_guide(kind: str, model: WeightModel, sites: Sequence[Site], init_scale: float = 0.1) -> Guide:
+    """Make a guide of a model over all its latent sites.
+
+    Args:
+        kind: "structured" (the model's own), "mean-field", "low-rank", "full", "delta" (point estimates of every site,
+            for maximum a posteriori), or the name of a class of `pyro.infer.autoguide`.
+        model: model of the weights.
+        sites: the weights.
+        init_scale: standard deviation of an automatic guide at the start, in unconstrained space.
+
+    Raises:
+        SettingError: nothing is called ``kind``, or the class cannot guide this model.
+    """
+    if kind == "structured":
+        return model.guide(sites)
+    initial = model.initial(sites)
+    if kind == "delta":
+        return GuideList([PointGuide(initial, _supports(model, sites), model.weights)])
+    stochastic = model.stochastic(sites)
+    points = PointGuide({name: value for name, value in initial.items() if name not in stochastic})
+    return GuideList([AutoGuide(_autoguide(kind), model, sites, init_scale), points])
+
+
+def _autoguide(kind: str) -> type[autoguide.AutoGuide]:
+    name = KINDS.get(kind, kind)
+    found = getattr(autoguide, name, None)
+    if not (isinstance(found, type) and issubclass(found, autoguide.AutoGuide)):
+        names = [name for name in autoguide.__all__ if name.startswith("Auto")]
+        raise SettingError(unknown("guide", kind, ["structured", "delta", *KINDS, *names]))
+    return found
+
+
+def _supports(model: WeightModel, sites: Sequence[Site]) -> dict[str, constraints.Constraint]:
+    """Supports of the latent sites, read from one draw of the prior."""
+    with torch.random.fork_rng():
+        trace = poutine.block(poutine.trace(model.prior).get_trace)(sites)
+    return {name: node["fn"].support for name, node in trace.iter_stochastic_nodes()}
+
+
+def _is_real(support: constraints.Constraint) -> bool:
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support is constraints.real
+
+
+def encoded(name: str) -> str:
+    """Name of a site as a key of a module, where "." is not allowed."""
+    return name.replace(".", "/")
+
+
+def decoded(name: str) -> str:
+    """Name of the site behind a key of a module."""
+    return name.replace("/", ".")
+
+
+def _merged(parts: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: value for part in parts for name, value in part.items()}

@@ -1,0 +1,231 @@
+"""MonteCLoRA: columns of a LoRA matrix with a Wishart covariance and a Dirichlet-weighted mixture of draws.
+
+Sengupta, Seth, Pathak, Raman, Gopalakrishnan, Chakraborty: Robust and Efficient Fine-tuning of LLMs with Bayesian
+Reparameterization of Low-Rank Adaptation, TMLR 2025 (arXiv 2411.04358).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from bayeslora.adapters import Site
+from bayeslora.errors import SettingError
+from bayeslora.models.base import WeightModel
+from bayeslora.models.distributions import ColumnNormal, WishartCholesky
+from bayeslora.models.guides import Guide
+
+__all__ = ["MonteCLoRA", "MonteCLoRAGuide"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MonteCLoRA(WeightModel):
+    r"""Columns a_i = sum_k pi_k z_ik with z_ik ~ N(mu_i, Sigma), Sigma ~ Wishart and pi ~ Dirichlet, for each layer.
+
+    The weighted sum of ``components`` draws has the law N(mu_i, \|pi\|^2 Sigma), so one draw replaces them
+    (``collapse``). The paper's equations 5 to 7 leave the size of the noise to the Wishart scale, and it then grows
+    with the rank. Here Sigma has mean I, and \|pi\|^2 is divided by its prior mean (alpha0 + 1) / (components alpha0
+    + 1), so that the prior variance of an entry is sigma0^2 exactly, at any rank and number of components.
+
+    Latent sites of a random site ``g.A``: ``g.A.scale_tril`` (layers, rank, rank), ``g.A.mixture`` (layers,
+    components), and ``g.A`` (layers, columns, rank) or, expanded, ``g.A.components`` (layers, components, columns,
+    rank).
+
+    Attributes:
+        components: number N of draws that the paper mixes.
+        column_prior: "hierarchical": a_i | Sigma, pi ~ N(centre, sigma0^2 \|pi\|^2 Sigma), so that the columns inform Sigma
+            and pi. "paper": a_i ~ N(centre, sigma0^2 I); Sigma and pi are auxiliary variables of the guide, whose
+            reverse model is their own prior.
+        wishart_on: the matrix that is Wishart: "covariance" (the paper's section 4.1) or "precision" (its
+            introduction; conjugate).
+        collapse: draw the weighted sum at once; otherwise draw every component. Same law, looser bound.
+        nu: degrees of freedom of the Wishart law; 2 rank + 3 by default. At the paper's value, the rank, the inverse
+            has no mean, and neither has the divergence of the columns. At the default it has a variance too, and its
+            mean, (2 rank + 3) / (rank + 2), stays below 2 whatever the rank.
+        alpha0: concentration of the Dirichlet prior, the same for each component.
+        learn_eps: learn ``eps``, one number a layer, instead of keeping it.
+        cooperation: weight lambda of the cooperative term -lambda sum_k pi_k^2 of each layer in the log-joint density
+            (equation 13); only with the prior of the paper.
+    """
+
+    name: ClassVar[str] = "monteclora"
+
+    components: int = 4
+    column_prior: Literal["hierarchical", "paper"] = "hierarchical"
+    wishart_on: Literal["covariance", "precision"] = "covariance"
+    collapse: bool = True
+    nu: float | None = None
+    alpha0: float = 1.0
+    learn_eps: bool = False
+    cooperation: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require_one_of("column_prior", ("hierarchical", "paper"))
+        self._require_one_of("wishart_on", ("covariance", "precision"))
+        self._require_positive("alpha0")
+        if self.components < 1:
+            raise SettingError(f"components={self.components} must be at least 1.")
+        if not self.cooperation >= 0:
+            raise SettingError(f"cooperation={self.cooperation} must not be negative.")
+        if self.cooperation and self.column_prior != "paper":
+            raise SettingError("cooperation belongs to column_prior='paper'; the hierarchical prior has no such term.")
+
+    def sample_weight(self, site: Site) -> Tensor:
+        """Sample Sigma, pi and the columns of one site; (layers, columns, rank)."""
+        factor = pyro.sample(f"{site.name}.scale_tril", self._wishart_prior(site))
+        mixture = pyro.sample(f"{site.name}.mixture", self._mixture_prior(site))
+        if self.column_prior == "hierarchical":
+            law = self.column_law(self.prior_mean(site), self.unit(site), mixture, factor)
+        else:
+            law = self.column_law(self.prior_mean(site), self.sigma0(site) / length(mixture), mixture)
+        if self.cooperation:
+            pyro.factor(f"{site.name}.cooperation", -self.cooperation * mixture.square().sum())
+        if self.collapse:
+            return pyro.sample(site.name, law)
+        components = pyro.sample(f"{site.name}.components", law)
+        return pyro.deterministic(site.name, weighted_sum(mixture, components))
+
+    def latents(self, site: Site) -> dict[str, Tensor]:
+        """Sigma = I, pi uniform, and the initial matrix (in every component)."""
+        layers, columns, rank = site.initial.shape
+        values = {
+            f"{site.name}.scale_tril": torch.eye(rank).to(site.initial).expand(layers, rank, rank),
+            f"{site.name}.mixture": site.initial.new_full((layers, self.components), 1 / self.components),
+        }
+        if self.collapse:
+            return values | {site.name: site.initial}
+        components = site.initial.unsqueeze(1).expand(layers, self.components, columns, rank)
+        return values | {f"{site.name}.components": components}
+
+    def weights(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights, by site; components are summed, hyper-sites left out."""
+        weights = {}
+        for name, value in values.items():
+            owner, _, kind = name.rpartition(".")
+            if kind == "components":
+                weights[owner] = weighted_sum(values[f"{owner}.mixture"], value)
+            elif kind not in ("scale_tril", "mixture"):
+                weights[name] = value
+        return weights
+
+    def site_guide(self, site: Site) -> MonteCLoRAGuide:
+        """The paper's guide: see `MonteCLoRAGuide`."""
+        return MonteCLoRAGuide(self, site)
+
+    def degrees(self, rank: int) -> float:
+        """Degrees of freedom of the Wishart law at a rank.
+
+        Raises:
+            SettingError: ``nu`` is too small for the law, or for the covariance to have a mean.
+        """
+        nu = 2 * rank + 3 if self.nu is None else self.nu
+        least = rank - 1 if self.wishart_on == "covariance" else rank + 1
+        if not nu > least:
+            raise SettingError(
+                f"nu={nu} must exceed {least} at rank {rank} with the Wishart law on the {self.wishart_on}."
+            )
+        return float(nu)
+
+    def unit(self, site: Site) -> Tensor:
+        """Scale s, (layers, 1, 1), for which a ~ N(centre, s^2 |pi|^2 Sigma) has the prior variance sigma0^2."""
+        rank = site.initial.shape[-1]
+        mean_square = (self.alpha0 + 1) / (self.components * self.alpha0 + 1)
+        nu = self.degrees(rank)
+        mean_covariance = 1.0 if self.wishart_on == "covariance" else nu / (nu - rank - 1)
+        return self.sigma0(site) / math.sqrt(mean_square * mean_covariance)
+
+    def column_law(
+        self, loc: Tensor, scale: Tensor, mixture: Tensor, factor: Tensor | None = None
+    ) -> dist.TorchDistribution:
+        """Law N(loc, scale^2 |pi|^2 Sigma) of the columns or, expanded, the law N(loc, scale^2 Sigma) of components.
+
+        Args:
+            loc: means (layers, columns, rank).
+            scale: (layers, 1, 1).
+            mixture: pi, (layers, components).
+            factor: Cholesky factor (layers, rank, rank) of Sigma or its inverse; Sigma = I if left out.
+        """
+        key = "scale_tril" if self.wishart_on == "covariance" else "precision_tril"
+        if self.collapse:
+            law = ColumnNormal(loc, scale * length(mixture), **{key: factor}, validate_args=False)
+            return law.to_event(1)
+        shared = {key: None if factor is None else factor.unsqueeze(1)}
+        law = ColumnNormal(loc.unsqueeze(1), scale.unsqueeze(1), **shared, validate_args=False)
+        return law.expand((len(loc), self.components)).to_event(2)
+
+    def _wishart_prior(self, site: Site) -> dist.TorchDistribution:
+        layers, _, rank = site.initial.shape
+        nu = self.degrees(rank)
+        eye = torch.eye(rank, dtype=site.initial.dtype, device=site.initial.device) / math.sqrt(nu)
+        return WishartCholesky(nu, eye, validate_args=False).expand((layers,)).to_event(1)
+
+    def _mixture_prior(self, site: Site) -> dist.TorchDistribution:
+        concentration = site.initial.new_full((len(site.initial), self.components), self.alpha0)
+        return dist.Dirichlet(concentration, validate_args=False).to_event(1)
+
+
+class MonteCLoRAGuide(Guide):
+    r"""Posterior family of one site: q(Sigma) q(pi) prod_i N(a_i | mu_i, (eps s)^2 \|pi\|^2 Sigma).
+
+    q(Sigma) is Wishart with the prior's degrees of freedom and mean diag(v), q(pi) Dirichlet; s is the prior's own
+    scale, so that the guide starts at the prior's spread times ``eps``. Besides mu it has rank + components learned
+    numbers a layer (one more with ``learn_eps``).
+    """
+
+    unit: Tensor
+    log_eps: Tensor
+
+    def __init__(self, model: MonteCLoRA, site: Site) -> None:
+        super().__init__(model.latents(site))
+        layers, _, rank = site.initial.shape
+        self.name = site.name
+        self.model = model
+        self.nu = model.degrees(rank)
+        self.mu = nn.Parameter(site.initial.clone())
+        self.log_v = nn.Parameter(site.initial.new_zeros(layers, rank))
+        self.log_alpha = nn.Parameter(site.initial.new_full((layers, model.components), math.log(model.alpha0)))
+        log_eps = site.initial.new_full((layers, 1, 1), math.log(model.eps))
+        if model.learn_eps:
+            self.log_eps = nn.Parameter(log_eps)
+        else:
+            self.register_buffer("log_eps", log_eps)
+        self.register_buffer("unit", model.unit(site))
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Sample Sigma's factor, pi, and the columns or components given both."""
+        with torch.autocast(self.mu.device.type, enabled=False):
+            scale_tril = (self.log_v / 2).exp().diag_embed() / math.sqrt(self.nu)
+            wishart = WishartCholesky(self.nu, scale_tril, validate_args=False).to_event(1)
+            factor = pyro.sample(f"{self.name}.scale_tril", wishart)
+            dirichlet = dist.Dirichlet(self.log_alpha.exp(), validate_args=False).to_event(1)
+            mixture = pyro.sample(f"{self.name}.mixture", dirichlet)
+            law = self.model.column_law(self.mu, self.unit * self.log_eps.exp(), mixture, factor)
+            columns = pyro.sample(self.latents[-1], law)
+        return dict(zip(self.latents, (factor, mixture, columns), strict=True))
+
+    def mean(self) -> dict[str, Tensor]:
+        """mu, (layers, columns, rank)."""
+        return {self.name: self.mu.detach().clone()}
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """mu under "location"; v, alpha and, if it is learned, eps under "scale"."""
+        scale = [value for name, value in self.named_parameters() if name != "mu"]
+        return {"location": [self.mu], "scale": scale}
+
+
+def length(mixture: Tensor) -> Tensor:
+    """Euclidean length of pi, (layers, components) to (layers, 1, 1)."""
+    return torch.linalg.vector_norm(mixture, dim=-1)[..., None, None]
+
+
+def weighted_sum(mixture: Tensor, components: Tensor) -> Tensor:
+    """sum_k pi_k z_k: (layers, components) and (layers, components, columns, rank) to (layers, columns, rank)."""
+    return torch.einsum("lk,lknr->lnr", mixture, components)

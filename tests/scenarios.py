@@ -1,0 +1,141 @@
+"""Programs that are small enough to know all about, and one whose posterior is known exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import pyro
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import BertConfig, BertForSequenceClassification
+
+from bayeslora.adapters import Site
+from bayeslora.likelihoods import Categorical, Normal
+from bayeslora.models import Gaussian, MonteCLoRA
+from bayeslora.models.guides import Guide, GuideList
+from bayeslora.program import LoraModel, Program
+
+VOCABULARY = 40
+
+
+def tiny_bert(classes: int = 3, dropout: float = 0.0) -> BertForSequenceClassification:
+    """A random two-layer encoder of 16 dimensions."""
+    config = BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=32,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        num_labels=classes,
+        initializer_range=0.3,
+    )
+    return BertForSequenceClassification(config)
+
+
+def tiny_program(
+    model: LoraModel | None = None, classes: int = 3, rank: int = 2, dropout: float = 0.0, seed: int = 0
+) -> Program:
+    """LoRA on all linear layers of `tiny_bert`, with B away from its zero start so that A matters at once."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        base = tiny_bert(classes, dropout)
+        network = get_peft_model(
+            base, LoraConfig(r=rank, lora_alpha=4, target_modules="all-linear", task_type="SEQ_CLS")
+        )
+        for name, parameter in network.named_parameters():
+            if "lora_B" in name:
+                nn.init.normal_(parameter, std=0.1)
+    return Program(network, Categorical(classes), model or MonteCLoRA(components=3))
+
+
+def tiny_rows(n: int = 24, classes: int = 3, seed: int = 0, longest: int = 9) -> Dataset:
+    """Tokenised rows of random length whose label is how often a token below 8 occurs, up to the number of classes."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(3, longest + 1, (n,), generator=generator).tolist()
+    ids = [torch.randint(1, VOCABULARY, (length,), generator=generator).tolist() for length in lengths]
+    labels = [min(sum(token < 8 for token in row), classes - 1) for row in ids]
+    return Dataset.from_dict({"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids], "labels": labels})
+
+
+class LinearNetwork(nn.Module):
+    """y = W0 x + s B A x, for rows x that token ids look up in a table."""
+
+    def __init__(self, features: Tensor) -> None:
+        super().__init__()
+        self.table = nn.Embedding.from_pretrained(features, freeze=True)
+        self.linear = nn.Linear(features.shape[1], 1, bias=False)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.linear(self.table(input_ids).squeeze(1)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedB(Gaussian):
+    """Gaussian columns of A with B known: Bayesian linear regression."""
+
+    name = "fixed-b"
+
+    def prior(self, sites: Sequence[Site]) -> dict[str, Tensor]:
+        chosen, others = self.split(sites)
+        return {site.name: self.sample_weight(site) for site in chosen} | {site.name: site.initial for site in others}
+
+    def initial(self, sites: Sequence[Site]) -> dict[str, Tensor]:
+        return super().initial(self.split(sites)[0])
+
+    def weights(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        return dict(values)
+
+    def guide(self, sites: Sequence[Site]) -> Guide:
+        return GuideList([self.site_guide(site) for site in self.split(sites)[0]])
+
+
+@dataclass(frozen=True)
+class Regression:
+    """Bayesian linear regression through a LoRA layer, and its exact answers."""
+
+    program: Program
+    rows: Dataset
+    mean: Tensor  # of the columns of A, flattened (columns * rank)
+    covariance: Tensor
+    log_evidence: float
+
+
+def lora_regression(n: int = 40, columns: int = 3, rank: int = 2, noise: float = 0.5, prior: float = 1.0) -> Regression:
+    """y = W0 x + s B A x + noise with B fixed; a ~ N(0, prior^2 I): the posterior of vec(A) is normal."""
+    generator = torch.Generator().manual_seed(3)
+    features = torch.randn(n, columns, generator=generator)
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        network = get_peft_model(LinearNetwork(features), LoraConfig(r=rank, lora_alpha=rank, target_modules=["linear"]))
+    b = torch.tensor([[0.8, -0.5]])[:, :rank]
+    layer = network.base_model.model.linear
+    with torch.no_grad():
+        layer.lora_B["default"].weight.copy_(b)
+        offset = features @ layer.base_layer.weight[0]
+    truth = torch.randn(columns, rank, generator=generator)
+    # y = offset + sum_ij x_i b_j a_ij: the design matrix of vec(A) has rows x (x) b.
+    design = torch.einsum("ni,j->nij", features, b[0]).reshape(n, -1)
+    y = offset + design @ truth.reshape(-1) + noise * torch.randn(n, generator=generator)
+
+    scale = prior / float(layer.lora_A["default"].weight.square().mean().sqrt())
+    program = Program(network, Normal(noise), FixedB(sites="A", centre="zero", scale=scale))
+    precision = design.T @ design / noise**2 + torch.eye(columns * rank) / prior**2
+    covariance = torch.linalg.inv(precision.double())
+    mean = covariance @ (design.T @ (y - offset)).double() / noise**2
+    marginal = torch.distributions.MultivariateNormal(
+        offset.double(), (prior**2 * design @ design.T + noise**2 * torch.eye(n)).double()
+    )
+    rows = Dataset.from_dict({"input_ids": [[i] for i in range(n)], "labels": y.tolist()})
+    return Regression(program, rows, mean, covariance, float(marginal.log_prob(y.double())))
+
+
+def clear() -> None:
+    """Empty Pyro's global store."""
+    pyro.clear_param_store()
