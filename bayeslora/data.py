@@ -1,20 +1,21 @@
 """From text to batches: tokenisation, dynamic padding, and batches that come back in any order.
 
-The steps are `encode` (rows to token ids), `Collator` (rows to tensors) and `batches` (a pass over all rows, the longest
-first). Every row keeps its number in the column ``index``.
+The steps are `encode` (rows to token ids), `Collator` (rows to tensors) and `batches` (a pass over all rows,
+the longest first). A batch says by ``index`` which rows it holds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from bayeslora.errors import DataError, SettingError
-from bayeslora.tasks import Split, TaskSpec
+from bayeslora.tasks import Split, Task, TaskSpec
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -25,14 +26,16 @@ __all__ = ["Batch", "Collator", "Encoder", "batches", "encode"]
 #: Tensors by name: the network's inputs, "labels", "index" and, for multiple choice, "choice_mask".
 Batch = dict[str, Tensor]
 
+#: What pads the columns of a sequence where no tokenizer says otherwise.
+PADDING: Mapping[str, int] = MappingProxyType({"input_ids": 0, "attention_mask": 0, "token_type_ids": 0})
 ROWS_AT_ONCE = 1000
 
 
 class Encoder:
     """Turns the texts of a task's rows into token ids.
 
-    A pair of texts is joined as the tokenizer joins pairs; for a tokenizer that puts nothing between them, such as
-    GPT-2's, the second text starts on a new line.
+    A pair of texts is joined as the tokenizer joins pairs; for a tokenizer that puts nothing between them,
+    such as GPT-2's, the second text starts on a new line.
 
     Args:
         tokenizer: of the network.
@@ -46,22 +49,26 @@ class Encoder:
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, spec: TaskSpec, max_length: int = 256, limit: int | None = None
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        spec: TaskSpec,
+        max_length: int = 256,
+        limit: int | None = None,
     ) -> None:
         if max_length < 1:
             raise SettingError(f"max_length is {max_length}, expected at least 1.")
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         if pad is None:
             raise DataError(
-                f"The tokenizer {tokenizer.name_or_path or type(tokenizer).__name__} has no padding token: set one, such "
-                "as tokenizer.pad_token = tokenizer.unk_token."
+                f"The tokenizer {tokenizer.name_or_path or type(tokenizer).__name__} has no padding token: "
+                "set one, such as tokenizer.pad_token = tokenizer.unk_token."
             )
         self.tokenizer = tokenizer
         self.spec = spec
         self.pad_token_id: int = pad
         self.max_length = min(max_length, tokenizer.model_max_length, limit or max_length)
-        joins = tokenizer.num_special_tokens_to_add(pair=True) - tokenizer.num_special_tokens_to_add(pair=False)
-        self.separator = "" if joins else "\n"
+        one, two = (tokenizer.num_special_tokens_to_add(pair=pair) for pair in (False, True))
+        self.separator = "" if two > one else "\n"
 
     def encode(self, data: Split | Dataset) -> Dataset:
         """Token ids of all rows; see `encode`."""
@@ -90,7 +97,7 @@ class Encoder:
         first = [pair[0] for choices in pairs for pair in choices]
         second = [self.separator + pair[1] for choices in pairs for pair in choices if pair[1] is not None]
         found = self.tokenizer(first, second or None, truncation=True, max_length=self.max_length)
-        columns = {name: list(values) for name, values in found.items() if name in Collator().pad}
+        columns = {name: list(values) for name, values in found.items() if name in PADDING}
         if self.spec.kind != "multiple-choice":
             return columns
         ends = torch.tensor([len(choices) for choices in pairs]).cumsum(0).tolist()
@@ -104,64 +111,85 @@ def encode(data: Split | Dataset, encoder: Encoder | None = None) -> Dataset:
     """Token ids of all rows, in memory.
 
     Args:
-        data: rows of a task, or a data set that is tokenised already (it has ``input_ids``), which passes through.
+        data: rows of a task, or a data set that is tokenised already (it has ``input_ids``), which passes
+            through.
         encoder: for rows of a task.
 
     Returns:
-        A data set with ``input_ids`` and ``attention_mask`` (for multiple choice, lists of one sequence a choice),
-        ``token_type_ids`` where the tokenizer gives them, ``labels`` unless the rows have none, ``index``, the row's
-        number, and ``length``, the number of tokens of its longest sequence.
+        A data set with ``input_ids`` and ``attention_mask`` (for multiple choice, lists of a sequence for
+        each choice), ``token_type_ids`` where the tokenizer gives them, ``labels`` unless the rows have none,
+        ``index``, the row's number in ``data``, and ``length``, the number of tokens of its longest sequence.
 
     Raises:
-        DataError: the data are neither, or a text has no tokens.
+        DataError: the data are neither, a text has no tokens, or labels are no numbers of the task's classes.
     """
-    if not hasattr(data, "spec") and "input_ids" in getattr(data, "column_names", ()):
-        return _tokenised(data)
+    if isinstance(data, Task):
+        raise DataError("Expected rows, found a whole task: give one of its splits, such as task.train.")
+    if not isinstance(data, Split) and "input_ids" in data.column_names:
+        return _tokenised(data, encoder.spec if encoder else None)
     if encoder is None:
-        raise DataError("The rows are not tokenised: expected a column 'input_ids', or an encoder to make it.")
-    if hasattr(data, "train"):
-        raise DataError("Expected rows to encode, found a whole task: give one of its splits, such as task.train.")
-    split = data if isinstance(data, Split) else Split(data, encoder.spec).check()
-    return _encode(split, encoder)
+        raise DataError(
+            "The rows are not tokenised: expected a column 'input_ids', or an encoder to make it."
+        )
+    return _encode(data if isinstance(data, Split) else Split(data, encoder.spec).check(), encoder)
 
 
 def _encode(split: Split, encoder: Encoder) -> Dataset:
     import pyarrow as pa
-    from datasets import Dataset
 
-    spec, size = split.spec, len(split)
     ids: Any = pa.list_(pa.int32())
-    columns_type = pa.list_(ids) if spec.kind == "multiple-choice" else ids
-    tables, lengths = [], []
-    for start in range(0, size, ROWS_AT_ONCE):
-        rows = _rows(split.dataset[start : start + ROWS_AT_ONCE])
-        columns = encoder.tokens(rows)
-        lengths += [_length(tokens) for tokens in columns["input_ids"]]
-        tables.append(pa.table({name: pa.array(values, columns_type) for name, values in columns.items()}))
-    if 0 in lengths:
-        raise DataError(f"Row {lengths.index(0)} of split '{split.name}' has no tokens: its text is empty.")
+    kind = pa.list_(ids) if split.spec.kind == "multiple-choice" else ids
+    tables = []
+    for start in range(0, len(split), ROWS_AT_ONCE):
+        columns = encoder.tokens(_rows(split.dataset[start : start + ROWS_AT_ONCE]))
+        tables.append(pa.table({name: pa.array(values, kind) for name, values in columns.items()}))
     table = pa.concat_tables(tables)
     if split.labelled:
         table = table.append_column("labels", pa.array(split.labels().numpy()))
-    table = table.append_column("index", pa.array(range(size), pa.int64()))
-    return Dataset(table.append_column("length", pa.array(lengths, pa.int64())))
+    return _numbered(table, split.name)
 
 
-def _tokenised(data: Dataset) -> Dataset:
+def _tokenised(data: Dataset, spec: TaskSpec | None = None) -> Dataset:
     """A user's own tokenised rows with the columns that a pass over them needs."""
+    names = set(data.column_names)
     if not len(data):
         raise DataError("The tokenised data set has no rows.")
-    data = data.with_format(None)
-    if "labels" not in data.column_names and "label" in data.column_names:
+    if "labels" not in names and "label" in names:
         data = data.rename_column("label", "labels")
-    if "labels" in data.column_names and isinstance(data[0]["labels"], list):
-        raise DataError("Column 'labels' holds lists, expected one class number or value a row.")
-    if list(data["index"] if "index" in data.column_names else ()) != list(range(len(data))):
-        data = data.remove_columns([name for name in ("index",) if name in data.column_names])
-        data = data.add_column("index", list(range(len(data))))
-    if "length" not in data.column_names:
-        data = data.add_column("length", [_length(tokens) for tokens in data["input_ids"]])
-    return data
+    if "labels" in data.column_names:
+        _check_labels(data.with_format(None)["labels"], spec)
+    table = data.with_format("arrow")[:]
+    return _numbered(
+        table.drop_columns([name for name in ("index", "length") if name in names]), "tokenised rows"
+    )
+
+
+def _check_labels(labels: Sequence[Any], spec: TaskSpec | None) -> None:
+    for row, label in enumerate(labels):
+        if not isinstance(label, int | float):
+            raise DataError(f"Row {row} of the tokenised rows: label {label!r}, expected one number.")
+        if spec is not None and spec.kind != "regression" and label not in range(len(spec.labels)):
+            raise DataError(
+                f"Row {row} of the tokenised rows: label {label!r}, expected a number from 0 to "
+                f"{len(spec.labels) - 1}."
+            )
+
+
+def _numbered(table: Any, name: str) -> Dataset:
+    """A data set of a table of token ids, with the number and the length of each row."""
+    import pyarrow as pa
+    from datasets import Dataset
+    from pyarrow import compute
+
+    ids = table["input_ids"]
+    if pa.types.is_nested(ids.type.value_type):
+        lengths = [_length(tokens) for tokens in ids.to_pylist()]
+    else:
+        lengths = compute.list_value_length(ids).to_pylist()
+    if 0 in lengths:
+        raise DataError(f"Row {lengths.index(0)} of split '{name}' has no tokens: its text is empty.")
+    table = table.append_column("index", pa.array(range(len(lengths)), pa.int64()))
+    return Dataset(table.append_column("length", pa.array(lengths, pa.int64())))
 
 
 @dataclass(frozen=True)
@@ -175,19 +203,17 @@ class Collator:
         multiple_of: pad lengths to a multiple of this.
     """
 
-    pad: Mapping[str, int] = field(
-        default_factory=lambda: {"input_ids": 0, "attention_mask": 0, "token_type_ids": 0}
-    )
+    pad: Mapping[str, int] = field(default_factory=lambda: dict(PADDING))
     side: Literal["right", "left"] = "right"
     choices: int | None = None
     multiple_of: int = 1
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
-        """Tensors (batch, tokens), for multiple choice (batch, choices, tokens), and labels and index (batch,).
+        """Tensors (batch, tokens), for multiple choice (batch, choices, tokens); labels, index (batch,).
 
-        A multiple-choice batch has a boolean ``choice_mask`` (batch, choices), false where a row has no such choice.
-        That place holds a sequence of one padding token that is attended to, since a row without any is NaN in some
-        attention kernels; its logit means nothing and must be masked.
+        A multiple-choice batch has a boolean ``choice_mask`` (batch, choices), false where a row has no such
+        choice. That place holds a sequence of one padding token that is attended to, since a row without any
+        is NaN in some attention kernels; its logit means nothing and must be masked.
         """
         columns = {name: [row[name] for row in rows] for name in self.pad if name in rows[0]}
         if "attention_mask" not in columns:
@@ -206,8 +232,8 @@ class Collator:
             batch[name] = padded.unflatten(0, (len(rows), -1)) if nested else padded
         for name in ("labels", "index"):
             if name in rows[0]:
-                values = torch.as_tensor([row[name] for row in rows])
-                batch[name] = values.float() if values.is_floating_point() else values.long()
+                numbers = torch.as_tensor([row[name] for row in rows])
+                batch[name] = numbers.float() if numbers.is_floating_point() else numbers.long()
         return batch
 
     def _fill(self, name: str, rows: Sequence[Sequence[Sequence[int]]], wide: int) -> list[Sequence[int]]:
@@ -226,7 +252,7 @@ class Collator:
 
 
 def batches(encoded: Dataset, collator: Collator, batch_size: int) -> Iterator[Batch]:
-    """All rows in batches, the longest sequences first, which saves padding and shows at once if memory suffices.
+    """All rows in batches, the longest first, which saves padding and shows at once if memory suffices.
 
     Args:
         encoded: what `encode` returns.
@@ -256,11 +282,10 @@ def _is_nested(sequences: Sequence[Any]) -> bool:
     return isinstance(sequences[0][0], list)
 
 
-def _length(tokens: Sequence[Any]) -> int:
-    if tokens and isinstance(tokens[0], list):
-        lengths = [len(choice) for choice in tokens]
-        return max(lengths) if min(lengths) else 0
-    return len(tokens)
+def _length(choices: Sequence[Sequence[int]]) -> int:
+    """Tokens of the longest choice; 0 if one has none."""
+    lengths = [len(choice) for choice in choices]
+    return max(lengths) if min(lengths) else 0
 
 
 def _ones(tokens: Sequence[Any]) -> list[Any]:

@@ -36,10 +36,11 @@ def column(rows: Dataset, path: str, split: str = "data") -> list[Any]:
     if head not in rows.column_names:
         raise DataError(f"Split '{split}': {unknown('column', head, rows.column_names)}")
     values = list(rows[head])
+    tail = path.removeprefix(head).removeprefix(".")
     try:
-        return values if head == path else [pick(value, path[len(head) + 1 :]) for value in values]
+        return [pick(value, tail) for value in values] if tail else values
     except (KeyError, TypeError) as error:
-        raise DataError(f"Column '{head}' of split '{split}' has no field '{path[len(head) + 1 :]}'.") from error
+        raise DataError(f"Column '{head}' of split '{split}' has no field '{tail}'.") from error
 
 
 def read_labels(rows: Dataset, spec: TaskSpec, split: str = "data") -> list[int] | list[float] | None:
@@ -54,19 +55,25 @@ def read_labels(rows: Dataset, spec: TaskSpec, split: str = "data") -> list[int]
         One label a row; None if no row has a label: they are null, empty or -1, or there is no label column.
 
     Raises:
-        DataError: only some rows have a label, or one is out of range; the message names the row, counted from 0.
+        DataError: only some rows have a label, or one is out of range; the message names the row, counted
+            from 0.
     """
     if spec.label not in rows.column_names and spec.label.partition(".")[0] not in rows.column_names:
         return None
     values = column(rows, spec.label, split)
-    missing = [row for row, value in enumerate(values) if _is_missing(value, spec)]
     # -1 may be a value like any other, but not if it is the only one.
-    if len(missing) == len(values) or (spec.kind == "regression" and all(_integer(value) == -1 for value in values)):
+    minus_one_is_none = spec.kind != "regression" or all(_integer(value) == -1 for value in values)
+    missing = [
+        row
+        for row, value in enumerate(values)
+        if _is_missing(value, minus_one_is_none and "-1" not in spec.labels)
+    ]
+    if len(missing) == len(values):
         return None
     if missing:
         raise DataError(
-            f"{len(missing)} of {len(values)} rows of split '{split}' have no label in column '{spec.label}', the first "
-            f"is row {missing[0]} ({values[missing[0]]!r}). Remove these rows or fill in their labels."
+            f"{len(missing)} of {len(values)} rows of split '{split}' have no label in '{spec.label}': "
+            f"row {missing[0]} ({values[missing[0]]!r}) is the first. Remove them or fill in their labels."
         )
     if spec.kind == "regression":
         return [_number(value, spec, split, row) for row, value in enumerate(values)]
@@ -94,19 +101,21 @@ def infer_labels(rows: Dataset, label: str, split: str = "train") -> tuple[str, 
     found = {_integer(value) for value in values}
     if None in found:
         if any(isinstance(value, float) for value in values):
-            raise DataError(f"Column '{label}' holds fractions: give kind='regression', or class names or numbers.")
+            raise DataError(f"Column '{label}' holds fractions, expected classes, or else kind='regression'.")
         names = tuple(dict.fromkeys(str(value) for value in values))
     else:
         numbers = sorted(number for number in found if number is not None and number != -1)
         if numbers != list(range(len(numbers))):
             shown = [str(number) for number in numbers]
             raise DataError(
-                f"The labels in column '{label}' are {', '.join(shown[:10])}, expected 0, 1, ... without a gap. "
-                f"Name the classes in their order: labels={shown[:10]}."
+                f"The labels in column '{label}' are {', '.join(shown[:10])}, expected 0, 1, ... without "
+                f"a gap. Name the classes in their order: labels={shown[:10]}."
             )
         names = tuple(str(number) for number in numbers)
     if len(names) < 2:
-        raise DataError(f"Column '{label}' of split '{split}' holds {len(names)} classes, expected at least 2.")
+        raise DataError(
+            f"Column '{label}' of split '{split}' holds {len(names)} classes, expected at least 2."
+        )
     return names
 
 
@@ -120,12 +129,12 @@ def _integer(value: Any) -> int | None:
     return None
 
 
-def _is_missing(value: Any, spec: TaskSpec) -> bool:
+def _is_missing(value: Any, minus_one_is_none: bool) -> bool:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return True
     if isinstance(value, str) and not value.strip():
         return True
-    return spec.kind != "regression" and _integer(value) == -1 and str(value) not in spec.labels
+    return minus_one_is_none and _integer(value) == -1
 
 
 def _number(value: Any, spec: TaskSpec, split: str, row: int) -> float:
@@ -134,12 +143,14 @@ def _number(value: Any, spec: TaskSpec, split: str, row: int) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise DataError(f"Row {row} of split '{split}': label {value!r} in column '{spec.label}' is not a finite number.")
+        raise DataError(
+            f"Row {row} of split '{split}': label {value!r} in column '{spec.label}' is not a finite number."
+        )
     return number
 
 
 def _class_number(value: Any, numbers: dict[str, int], spec: TaskSpec, split: str, row: int) -> int:
-    """Number of a class that is given by its name or, unless the names are themselves integers, by its number."""
+    """Number of a class given by its name or, unless the names are integers themselves, by its number."""
     integer = _integer(value)
     name = str(value) if integer is None or isinstance(value, bool) else str(integer)
     for candidate in (value, name):
@@ -149,7 +160,8 @@ def _class_number(value: Any, numbers: dict[str, int], spec: TaskSpec, split: st
     if integer is not None and not named_by_integers and 0 <= integer < len(spec.labels):
         return integer
     raise DataError(
-        f"Row {row} of split '{split}': label {value!r} in column '{spec.label}' is none of {_shown(spec.labels)}"
+        f"Row {row} of split '{split}': label {value!r} in column '{spec.label}' is none of "
+        + _shown(spec.labels)
         + ("." if named_by_integers else f", nor a number from 0 to {len(spec.labels) - 1}.")
     )
 
@@ -168,15 +180,15 @@ def _answers(rows: Dataset, values: Sequence[Any], spec: TaskSpec, split: str) -
     for row, (value, known, width) in enumerate(zip(values, keys, widths, strict=True)):
         if not 2 <= width <= spec.max_choices or len(known) != width:
             raise DataError(
-                f"Row {row} of split '{split}' has {width} choices and {len(known)} names for them, expected equally "
-                f"many, from 2 to {spec.max_choices}."
+                f"Row {row} of split '{split}' has {width} choices and {len(known)} names for them, expected "
+                f"equally many, from 2 to {spec.max_choices}."
             )
         names = [str(key).strip() for key in known]
         answer = str(_integer(value)) if _integer(value) is not None else str(value).strip()
         if answer not in names:
             raise DataError(
-                f"Row {row} of split '{split}': answer {value!r} in column '{spec.label}' is none of the row's choices "
-                f"{_shown(names)}."
+                f"Row {row} of split '{split}': answer {value!r} in column '{spec.label}' is none of the "
+                f"row's choices {_shown(names)}."
             )
         answers.append(names.index(answer))
     return answers

@@ -257,7 +257,7 @@ def _distributions(probabilities: ArrayLike) -> Floats:
     rows = np.asarray(probabilities, dtype=np.float64)
     if rows.ndim != 2 or not len(rows):
         raise DataError(
-            f"Expected probabilities (examples, classes) of at least one example, found the shape {rows.shape}."
+            f"Expected probabilities (examples, classes) of some examples, found shape {rows.shape}."
         )
     # Rows in float32 over many classes sum to one within about 1e-6.
     off = np.flatnonzero(~((rows >= 0).all(1) & (np.abs(rows.sum(1) - 1) < 1e-4)))
@@ -272,9 +272,7 @@ def _classified(probabilities: ArrayLike, labels: ArrayLike) -> tuple[Floats, ND
     rows = _distributions(probabilities)
     classes = np.asarray(labels)
     if classes.shape != (len(rows),):
-        raise DataError(
-            f"Expected {len(rows)} labels, one for each row of probabilities, found the shape {classes.shape}."
-        )
+        raise DataError(f"Expected {len(rows)} labels, one for each row, found the shape {classes.shape}.")
     wrong = np.flatnonzero((classes < 0) | (classes >= rows.shape[1]) | (classes != np.floor(classes)))
     if len(wrong):
         raise DataError(

@@ -199,9 +199,7 @@ def load_base(
     """The base network with the head that the task needs, and its tokenizer; the head is drawn afresh if it has none."""
     from transformers import AutoModelForMultipleChoice, AutoModelForSequenceClassification, AutoTokenizer
 
-    from bayeslora.demo import MODEL_PATH
-
-    path = str(MODEL_PATH) if str(name_or_path) == "demo" else str(name_or_path)
+    path = _demo() if str(name_or_path) == "demo" else str(name_or_path)
     tokenizer = AutoTokenizer.from_pretrained(path)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -218,6 +216,16 @@ def load_base(
     return base, tokenizer
 
 
+def _has_weights(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None
+
+
+def _demo() -> str:
+    from bayeslora.demo import MODEL_PATH
+
+    return str(MODEL_PATH)
+
+
 def adapt(base: PreTrainedModel, spec: TaskSpec, lora: LoraConfig | None = None) -> PeftModel:
     """Add LoRA layers to ``base`` and let PEFT train its head in full.
 
@@ -231,7 +239,10 @@ def adapt(base: PreTrainedModel, spec: TaskSpec, lora: LoraConfig | None = None)
     config = deepcopy(lora) if lora else LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
     config.task_type = None if spec.kind == "multiple-choice" else "SEQ_CLS"
     if config.modules_to_save is None:
-        config.modules_to_save = [name for name, _ in base.named_children() if name != base.base_model_prefix]
+        # PEFT matches by the end of a name: naming a head's dropout would also hit LoRA's own dropout.
+        config.modules_to_save = [
+            name for name, module in base.named_children() if name != base.base_model_prefix and _has_weights(module)
+        ]
     try:
         network: PeftModel = get_peft_model(base, config)
     except ValueError as error:

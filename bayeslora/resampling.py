@@ -1,7 +1,7 @@
 """Statistics of rows that may count several times, and bootstrap intervals made of them.
 
-A `Statistic` is a function of how often each row counts, so that the value on the rows (each counts once) and on every
-resample come from the same formula, and no statistic is ever a mean of means of batches.
+A `Statistic` is a function of how often each row counts, so that its value on the rows (each counts once) and
+on every resample come from the same formula, and none is ever a mean of means of batches.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def bootstrap(
 ) -> dict[str, Interval]:
     """Values with 95 % intervals over resamples of the ``n`` rows, the same resamples for every statistic.
 
-    The interval is the percentile interval, shifted by the bootstrap's estimate of bias and cut at the bounds of
-    the statistic. For means there is nothing to shift. A calibration error is larger on resamples than on the
-    rows themselves, and its plain percentile interval may lie above the value. An interval tells what other rows
-    would change, not what another seed of training would.
+    The interval is the percentile interval, shifted by the bootstrap's estimate of bias and cut at the bounds
+    of the statistic. For means there is nothing to shift. A calibration error is larger on resamples than on
+    the rows themselves, and its plain percentile interval may lie above the value. An interval tells what
+    other rows would change, not what another seed of training would.
 
     Args:
         table: name to statistic, least and greatest possible value.
@@ -109,15 +109,15 @@ def calibration(confidence: Floats, correctness: Floats, bins: int) -> Statistic
 
 
 def calibration_adaptive(confidence: Floats, correctness: Floats, bins: int) -> Statistic:
-    """The same in bins of equally many rows: a row's bin follows from its rank, a tie's from its middle rank."""
+    """The same in bins of equally many rows; rows of equal confidence share the bin of their middle rank."""
     ties = Ties(confidence)
 
     def statistic(counts: Floats) -> Floats:
         resamples, rows = len(counts), counts.sum(1, keepdims=True)
         sizes = ties.sums(counts)
-        doubled_middles = 2 * np.cumsum(sizes, axis=1) - sizes  # whole numbers: no rounding decides a bin
-        binned = (bins * doubled_middles // (2 * rows)).astype(np.int64)
-        cells = binned + bins * np.arange(resamples)[:, None]
+        # A quotient of whole numbers, so that no rounding decides a bin; ties of no rows at the end are in none.
+        binned = (bins * (2 * np.cumsum(sizes, axis=1) - sizes) / (2 * rows)).astype(np.int64)
+        cells = np.minimum(binned, bins - 1) + bins * np.arange(resamples)[:, None]
         gaps = ties.sums(counts * (correctness - confidence))
         totals = np.bincount(cells.ravel(), gaps.ravel(), minlength=bins * resamples)
         return np.asarray(np.abs(totals.reshape(resamples, bins)).sum(1) / rows[:, 0])

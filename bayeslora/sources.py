@@ -72,14 +72,17 @@ def read_folder(folder: Path) -> dict[str, Dataset]:
     shards: dict[str, list[Path]] = {}
     for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in READERS):
         shards.setdefault(SHARD.sub("", path.stem), []).append(path)
+    splits = {}
     for split, paths in shards.items():
-        if len({path.name for path in paths}) > 1 and len({path.stem for path in paths}) < len(paths):
+        in_parts = (
+            all(SHARD.search(path.stem) for path in paths) and len({path.suffix for path in paths}) == 1
+        )
+        if len(paths) > 1 and not in_parts:
             names = ", ".join(path.name for path in paths)
             raise DataError(f"Split '{split}' of {folder} is in several files ({names}): keep one of them.")
-    return {
-        split: read_file(paths[0]) if len(paths) == 1 else concatenate_datasets([read_file(path) for path in paths])
-        for split, paths in shards.items()
-    }
+        parts = [read_file(path) for path in paths]
+        splits[split] = parts[0] if len(parts) == 1 else concatenate_datasets(parts)
+    return splits
 
 
 def read_hub(path: str, config: str | None = None, revision: str | None = None) -> dict[str, Dataset]:
@@ -95,7 +98,8 @@ def read_hub(path: str, config: str | None = None, revision: str | None = None) 
     except Exception as error:  # the hub, the network and the disk each raise their own
         name = path if config is None else f"{path} ({config})"
         raise DataError(
-            f"Cannot load {name} from the hub: {error} Give data_dir=, a folder of files named by split, to use a local copy."
+            f"Cannot load {name} from the hub: {error} To use a local copy, give data_dir=, a folder of "
+            "files named by split."
         ) from error
 
 

@@ -29,10 +29,11 @@ class TaskSpec:
         kind: "classification", "regression" or "multiple-choice".
         text: one or two texts of a row, each a field or a template such as "{context} {question}".
         label: field of the class (its number or name), the value, or the answer.
-        labels: class names in the order of their numbers; for multiple choice, names of the choices; else empty.
+        labels: class names in the order of their numbers; for multiple choice, names of the choices; else
+            empty.
         choices: field with the list of choices, or one field for each choice.
-        choice_keys: field with the names of a row's choices, or the names themselves; an answer is looked up among
-            them. Empty where the answer is the number of a choice, from 0.
+        choice_keys: field with the names of a row's choices, or the names themselves; an answer is looked up
+            among them. Empty where the answer is the number of a choice, from 0.
         blank: mark in the text that a choice fills.
         path: of the data: a data set on the hub, a file or a folder; None for rows given in memory.
         config: configuration of the data set on the hub.
@@ -61,11 +62,13 @@ class TaskSpec:
         if self.kind not in get_args(Kind):
             raise TaskError(unknown("kind of task", str(self.kind), get_args(Kind)))
         if self.kind == "multiple-choice" and (len(self.text) != 1 or not self.choices):
-            raise TaskError(f"Task '{self.name}': multiple choice needs one text, the question, and choices=.")
+            raise TaskError(
+                f"Task '{self.name}': multiple choice needs one text, the question, and its choices."
+            )
         if not 1 <= len(self.text) <= 2:
             raise TaskError(
-                f"Task '{self.name}' has {len(self.text)} texts, expected 1 or 2. Join columns by a template, such as "
-                "text='{title}: {body}'."
+                f"Task '{self.name}' has {len(self.text)} texts, expected 1 or 2. Join columns by a "
+                "template, such as text='{title}: {body}'."
             )
         if len(set(self.labels)) < len(self.labels):
             raise TaskError(f"Task '{self.name}' names a class twice: {', '.join(self.labels)}.")
@@ -82,7 +85,7 @@ class TaskSpec:
         return tuple(dict.fromkeys([name for part in parts for name in part] + list(self.choices)))
 
     def texts(self, row: Mapping[str, Any]) -> list[tuple[str, str | None]]:
-        """What a network reads of a row: one text or pair of texts; for multiple choice, one pair for each choice."""
+        """What a network reads of a row: one text or pair; for multiple choice, a pair for each choice."""
         parts = [_render(text, row) for text in self.text]
         if self.kind != "multiple-choice":
             return [(parts[0], parts[1] if len(parts) == 2 else None)]
@@ -122,24 +125,19 @@ def task_names() -> tuple[str, ...]:
 
 
 def find_task(name: str) -> TaskSpec | None:
-    """The known task of a name, written "glue/mrpc", "glue_mrpc" or "mrpc"."""
-    spelling, names = _spelling(name), _names()
-    word = None
-    if spelling not in names:
-        starts = [start for start in names if start.endswith("_") and f"{spelling}_".startswith(start)]
-        if not starts:
-            return None
-        start = starts[0]
-        word = spelling.removeprefix(start) if spelling.startswith(start) else _registry()[names[start]].get("default")
-        if not word:
-            return None
-        spelling = start
-    task = names[spelling]
-    entry = {key: value for key, value in _registry()[task].items() if key not in ("aliases", "default")}
-    if word is not None:
-        entry["config"] = entry["config"].replace("*", word)
-        task = task.replace("*", word)
-    return TaskSpec.from_dict({"name": task, **entry})
+    """The known task of a name, written "glue/mrpc", "glue_mrpc" or "mrpc"; None if there is none."""
+    names, spelling = _names(), _spelling(name)
+    if "*" not in names.get(spelling, "*"):
+        return _entry(names[spelling])
+    for start, task in names.items():
+        if "*" in task and f"{spelling}_".startswith(start):
+            word = (
+                spelling.removeprefix(start)
+                if spelling.startswith(start)
+                else _registry()[task].get("default")
+            )
+            return _entry(task, word) if word else None
+    return None
 
 
 def aliases(task: str) -> list[str]:
@@ -156,14 +154,27 @@ def plain(values: Mapping[str, Any]) -> dict[str, Any]:
 def _registry() -> dict[str, dict[str, Any]]:
     import yaml
 
-    entries: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("tasks.yaml").read_text("utf-8"))
+    text = Path(__file__).with_name("tasks.yaml").read_text("utf-8")
+    entries: dict[str, dict[str, Any]] = yaml.safe_load(text)
     return entries
 
 
 @cache
 def _names() -> dict[str, str]:
     """Every name that a task goes by, in one spelling, and its name in the registry."""
-    return {_spelling(name): task for task, entry in _registry().items() for name in (task, *entry.get("aliases", []))}
+    return {
+        _spelling(name): task
+        for task, entry in _registry().items()
+        for name in (task, *entry.get("aliases", []))
+    }
+
+
+def _entry(task: str, word: str = "") -> TaskSpec:
+    """The task of an entry whose asterisks stand for ``word``."""
+    entry = {key: value for key, value in _registry()[task].items() if key not in ("aliases", "default")}
+    if "config" in entry:
+        entry["config"] = entry["config"].replace("*", word)
+    return TaskSpec.from_dict({"name": task.replace("*", word), **entry})
 
 
 def _spelling(name: str) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cache, cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -59,20 +58,23 @@ class Split:
             DataError: the rows have no labels.
         """
         if self._labels is None:
-            raise DataError(f"Split '{self.name}' of task '{self.spec.name}' has no labels in column '{self.spec.label}'.")
-        return torch.tensor(self._labels, dtype=torch.float32 if self.spec.kind == "regression" else torch.int64)
+            raise DataError(f"Split '{self.name}' of task '{self.spec.name}' has no labels to compare with.")
+        kind = torch.float32 if self.spec.kind == "regression" else torch.int64
+        return torch.tensor(self._labels, dtype=kind)
 
     def select(self, rows: Sequence[int]) -> Split:
         """The split of these rows, by number, in this order."""
         return replace(self, dataset=self.dataset.select(rows))
 
     def render(self, row: int) -> str:
-        """A row as the network reads it, a line for each text, and its label by name."""
+        """A row as the network reads it, a line for each text, with its label or a mark at the answer."""
         texts = self.spec.texts(self.dataset[row])
         label = None if self._labels is None else self._labels[row]
         if self.spec.kind == "multiple-choice":
-            marks = ("*" if number == label else " " for number in range(len(texts)))
-            return "\n".join(f"{mark} {first} | {second}" for mark, (first, second) in zip(marks, texts, strict=True))
+            return "\n".join(
+                f"{'*' if number == label else ' '} {question} | {choice}"
+                for number, (question, choice) in enumerate(texts)
+            )
         name = self.spec.labels[cast(int, label)] if self.spec.labels and label is not None else label
         return "\n".join([*(text for text in texts[0] if text is not None), f"-> {name}"])
 
@@ -87,8 +89,9 @@ class Split:
         for name in self.spec.columns:
             values = column(self.dataset, name, self.name)
             if None in values:
+                row = values.index(None)
                 raise DataError(
-                    f"Row {values.index(None)} of split '{self.name}' has no value in column '{name}'. Remove such rows."
+                    f"Row {row} of split '{self.name}' has no value in column '{name}': remove it."
                 )
         _ = self._labels
         return self
@@ -116,28 +119,37 @@ class Task:
     data: Mapping[str, Dataset] = field(default_factory=dict, repr=False)
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def roles(self) -> dict[str, Split]:
+        """The splits train, heldout, validation and test, as far as the task has them."""
+        splits = {
+            "train": self.train,
+            "heldout": self.heldout,
+            "validation": self.validation,
+            "test": self.test,
+        }
+        return {name: split for name, split in splits.items() if split is not None}
+
     def split(self, name: str) -> Split:
         """Rows by name: train, heldout, validation, test, or a split of the source such as "validation_ood".
 
         Raises:
             TaskError: there is no such split.
         """
-        role = {"train": self.train, "heldout": self.heldout, "validation": self.validation, "test": self.test}.get(name)
-        if role is not None:
-            return role
+        if name in self.roles:
+            return self.roles[name]
         if name in self.data:
             return Split(self.data[name], self.spec, name).check()
         hint = " Cut rows off the training split with heldout_size=." if name == "heldout" else ""
-        raise TaskError(unknown(f"split of task '{self.spec.name}'", name, {"train", *self.data}) + hint)
+        raise TaskError(unknown(f"split of task '{self.spec.name}'", name, {*self.roles, *self.data}) + hint)
 
     def summary(self) -> str:
         """Kind, classes and numbers of rows, on one line."""
-        kind = self.spec.kind
+        kind: str = self.spec.kind
         if kind == "classification":
             shown = ", ".join(self.spec.labels[:6]) + (", ..." if len(self.spec.labels) > 6 else "")
             kind = f"{kind} into {len(self.spec.labels)} classes ({shown})"
-        roles = {"train": self.train, "heldout": self.heldout, "validation": self.validation, "test": self.test}
-        sizes = ", ".join(f"{role} {len(split):,}" for role, split in roles.items() if split is not None)
+        sizes = ", ".join(f"{role} {len(split):,}" for role, split in self.roles.items())
         return f"{self.spec.name}: {kind}; {sizes} rows"
 
     def to_dict(self) -> dict[str, Any]:
@@ -162,9 +174,11 @@ class Task:
         if spec.name == "demo":
             return load_task(**arguments)
         if spec.path is None and arguments.get("data_dir") is None:
-            raise TaskError(f"The rows of task '{spec.name}' were given in memory: give data_dir=, where to find them.")
+            raise TaskError(
+                f"The rows of task '{spec.name}' were given in memory: say where they are, data_dir=."
+            )
         sizes = {key: arguments[key] for key in ("train_size", "heldout_size", "seed") if key in arguments}
-        data = _read(spec, arguments.get("name", spec.name), arguments.get("data_dir"))
+        data = _read(spec, arguments.get("data_dir"))
         return build_task(spec, data, **sizes, arguments=arguments)
 
 
@@ -189,23 +203,24 @@ def load_task(
 ) -> Task:
     """Load a task: one that is known by name, or data of your own with named columns.
 
-    Rows come from the hub, or from files if ``data_dir`` is given or ``name`` is a path. The order in which training
-    rows are chosen depends on the seed alone, so subsets of growing size are nested.
+    Rows come from the hub, or from files if ``data_dir`` is given or ``name`` is a path. The order in which
+    training rows are chosen depends on the seed alone, so subsets of growing size are nested.
 
     Args:
-        name: a known task (`task_names`), a .jsonl, .json, .csv, .tsv or .parquet file, a folder of such files named by
-            split, or a data set on the hub; the last three with ``text`` and ``label``.
+        name: a known task (`task_names`), a .jsonl, .json, .csv, .tsv or .parquet file, a folder of such
+            files named by split, or a data set on the hub; the last three with ``text`` and ``label``.
         data_dir: folder with the task's files, or one that has a folder of the task's name in it.
         train_size: number of training rows; all that are not held out by default.
         heldout_size: number of rows to cut off the training split, to choose settings on.
         seed: of the choice of rows.
         text: one or two columns, or templates of columns such as "{title}: {body}".
         label: column of the class, the value or the answer.
-        labels: class names in the order of their numbers; by default those found in the training split, strings in the
-            order of their first appearance.
+        labels: class names in the order of their numbers; by default those found in the training split,
+            strings in the order of their first appearance.
         kind: "classification" (default), "regression" or "multiple-choice" (implied by ``choices``).
         choices: column with the list of choices, or one column for each choice.
-        choice_keys: column with the names of a row's choices, or the names themselves, if the answer is such a name.
+        choice_keys: column with the names of a row's choices, or the names themselves, if the answer is a
+            name.
         train: name of the training split.
         validation: name of the validation split.
         test: name of the test split.
@@ -239,9 +254,9 @@ def load_task(
         return build_task(spec, task.data, **sizes, arguments={"name": "demo", **sizes, **plain(given)})
     spec = _resolve(str(name), data_dir, given)
     folder = None if data_dir is None else str(Path(data_dir).expanduser().resolve())
-    data = _read(spec, str(name), folder)
+    data = _read(spec, folder)
     spec = _complete(spec, data, given)
-    name = spec.path if spec.path and Path(spec.path).exists() else str(name)
+    name = spec.path if spec.path and Path(spec.path).is_absolute() else str(name)
     arguments = {"name": name, "data_dir": folder, **sizes, **plain(given)}
     return build_task(spec, data, **sizes, arguments=arguments)
 
@@ -266,15 +281,18 @@ def build_task(
         arguments: kept with the task.
 
     Raises:
-        TaskError: there is no training or named validation split.
+        TaskError: there is no training split.
         DataError: rows, columns or labels are missing or out of range.
     """
-    tables = {name: sources.from_rows(rows) if isinstance(rows, Sequence) else rows for name, rows in data.items()}
+    tables = {
+        name: sources.from_rows(rows) if isinstance(rows, Sequence) else rows.with_format(None)
+        for name, rows in data.items()
+    }
     if spec.train not in tables:
-        raise TaskError(unknown(f"split of task '{spec.name}'", spec.train, tables) + " Name the one to train on: train=.")
-    source = Split(tables[spec.train], spec, spec.train)
+        raise TaskError(unknown(f"split of task '{spec.name}'", spec.train, tables) + " Name it with train=.")
+    source = Split(tables[spec.train], spec, spec.train).check()
     column(source.dataset, spec.label, spec.train)
-    if not source.check().labelled:
+    if not source.labelled:
         raise DataError(f"No row of the training split '{spec.train}' has a label in column '{spec.label}'.")
     train, heldout = _divide(source, train_size, heldout_size, seed)
     roles: dict[str, Split | None] = {}
@@ -303,24 +321,23 @@ def _resolve(name: str, data_dir: str | Path | None, given: Mapping[str, Any]) -
     return TaskSpec.from_dict({"name": path.stem if here else name, "path": source, **given})
 
 
-def _read(spec: TaskSpec, name: str, data_dir: str | None) -> dict[str, Dataset]:
+def _read(spec: TaskSpec, data_dir: str | None) -> dict[str, Dataset]:
     """All splits of a task: from ``data_dir``, the path of the data or the hub."""
     if data_dir is None and spec.path is not None:
-        path = Path(spec.path)
-        if path.is_file() or path.suffix.lower() in sources.READERS:
-            return {spec.train: sources.read_file(path)}
-        return sources.read_folder(path) if path.is_dir() else sources.read_hub(spec.path, spec.config, spec.revision)
+        # Paths of a user's own data are kept absolute, so that a folder named like a hub data set is not
+        # taken for it.
+        if not Path(spec.path).is_absolute():
+            return sources.read_hub(spec.path, spec.config, spec.revision)
+        return _read(replace(spec, path=None), spec.path)
     root = Path(data_dir or ".")
-    if root.is_file():
+    if root.is_file() or root.suffix.lower() in sources.READERS:
         return {spec.train: sources.read_file(root)}
-    aliases = [alias for alias, task in _names().items() if task == spec.name]
-    tries = [root / part for part in dict.fromkeys([name, spec.name, spec.name.replace("/", "_"), *aliases])]
-    for folder in (*tries, root):
-        if folder.is_dir() and (data := sources.read_folder(folder)):
+    for name in (spec.name, spec.name.replace("/", "_"), *aliases(spec.name), "."):
+        if (root / name).is_dir() and (data := sources.read_folder(root / name)):
             return data
     raise DataError(
-        f"No data of task '{spec.name}' in {root}: expected files such as {spec.train}.jsonl there or in the folder "
-        f"'{tries[0].name}', ending in {', '.join(sources.READERS)}."
+        f"No data of task '{spec.name}' in {root}: expected files such as {spec.train}.jsonl there or in "
+        f"a folder '{spec.name}', ending in {', '.join(sources.READERS)}."
     )
 
 
@@ -330,34 +347,42 @@ def _complete(spec: TaskSpec, data: Mapping[str, Dataset], given: Mapping[str, A
         if role in given and given[role] not in data:
             raise TaskError(unknown(f"split of task '{spec.name}'", given[role], data))
     if spec.validation not in data:
-        spec = replace(spec, validation=next((name for name in VALIDATION if name in data and name != spec.train), None))
-    if spec.labels or spec.kind == "regression" or spec.train not in data or not len(data[spec.train]):
+        others = (name for name in VALIDATION if name in data and name != spec.train)
+        spec = replace(spec, validation=next(others, None))
+    if "labels" in given or spec.kind == "regression" or spec.train not in data or not len(data[spec.train]):
         return spec
     rows = data[spec.train]
-    if spec.kind == "classification":
+    # Class names that come with the data stand for its numbers, whatever the registry says.
+    if spec.kind == "classification" and (not spec.labels or hasattr(rows.features.get(spec.label), "names")):
         return replace(spec, labels=infer_labels(rows, spec.label, spec.train))
+    if spec.labels:
+        return spec
     wide = len(spec.choices)
     if wide == 1:
-        wide = max(len(choices) for table in data.values() for choices in column(table, spec.choices[0], spec.train))
+        wide = max(len(choices) for table in data.values() for choices in column(table, spec.choices[0]))
     return replace(spec, labels=tuple(chr(ord("A") + number) for number in range(wide)))
 
 
-def _divide(source: Split, train_size: int | None, heldout_size: int, seed: int) -> tuple[Split, Split | None]:
-    """The first rows of a permutation to train on and the next ones held out; all in file order if none are cut."""
+def _divide(
+    source: Split, train_size: int | None, heldout_size: int, seed: int
+) -> tuple[Split, Split | None]:
+    """The first rows of a permutation and the next ones; all in file order if none is left out."""
     total = len(source)
     if heldout_size < 0 or (train_size is not None and train_size < 1):
-        raise DataError(f"train_size is {train_size} and heldout_size {heldout_size}: expected at least 1 and 0.")
+        raise DataError(
+            f"train_size is {train_size}, heldout_size {heldout_size}: expected at least 1 and 0."
+        )
     if train_size is not None and train_size > total:
         raise DataError(f"train_size is {train_size}, but split '{source.name}' has {total} rows.")
     if heldout_size + (train_size or 1) > total:
         rest = total - (train_size or 1)
-        raise DataError(f"heldout_size is {heldout_size}, but split '{source.name}' can spare {rest} of {total} rows.")
+        raise DataError(f"heldout_size is {heldout_size}, but split '{source.name}' can spare {rest} rows.")
     if train_size is None and not heldout_size:
         return source, None
     size = total - heldout_size if train_size is None else train_size
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed)).tolist()
-    heldout = replace(source.select(order[size : size + heldout_size]), name="heldout") if heldout_size else None
-    return source.select(order[:size]), heldout
+    train, rest_rows = source.select(order[:size]), order[size : size + heldout_size]
+    return train, replace(source.select(rest_rows), name="heldout") if rest_rows else None
 
 
 def _words(value: str | Sequence[str] | None) -> tuple[str, ...] | None:

@@ -1,4 +1,4 @@
-"""Maximum a posteriori estimation: LoRA fine-tuning as a point estimate of the same program."""
+"""Point estimates of the same program: its posterior mode, and maximum likelihood, which is LoRA as practised."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bayeslora.program import Program
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["MAP"]
+__all__ = ["MAP", "MLE"]
 
 
 @dataclass(frozen=True)
@@ -26,32 +26,56 @@ class MAP(TrainingSettings):
     shrinks to zero around them is unbounded.
 
     Attributes:
-        temperature: weight of the log prior; 1 is the posterior mode, 0 is maximum likelihood, that is LoRA as
-            practised.
-        weight_decay: AdamW's decoupled decay towards zero, which practice has and Bayes' rule has not.
+        temperature: weight of the log prior against the whole data's log-likelihood; 1 is Bayes' rule.
+    """
+
+    name: ClassVar[str] = "map"
+    paper: ClassVar[str] = "the posterior mode; MacKay, Neural Computation 1992"
+
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.temperature <= 0:
+            raise SettingError(f"temperature must be positive, found {self.temperature}; without a prior, use 'mle'.")
+
+    def fit(self, program: Program, data: Dataset, run: Run) -> GuidePosterior:
+        """Maximise log p(y, weights) over the weights."""
+        return _point_estimate(self, program, data, run, prior_weight=self.temperature, weight_decay=0.0)
+
+
+@dataclass(frozen=True)
+class MLE(TrainingSettings):
+    """Maximum likelihood by AdamW: plain LoRA fine-tuning, without the program's prior.
+
+    Attributes:
+        weight_decay: AdamW's decoupled decay towards zero.
 
     References:
         Hu et al., *LoRA: low-rank adaptation of large language models*, ICLR 2022.
     """
 
-    name: ClassVar[str] = "map"
+    name: ClassVar[str] = "mle"
     paper: ClassVar[str] = "Hu et al., ICLR 2022 (LoRA)"
 
-    temperature: float = 1.0
-    weight_decay: float = 0.0
+    weight_decay: float = 0.01
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.temperature < 0 or self.weight_decay < 0:
-            raise SettingError(
-                f"temperature and weight_decay cannot be negative, found {self.temperature} and {self.weight_decay}."
-            )
+        if self.weight_decay < 0:
+            raise SettingError(f"weight_decay cannot be negative, found {self.weight_decay}.")
 
     def fit(self, program: Program, data: Dataset, run: Run) -> GuidePosterior:
-        """Maximise log p(y, weights) over the weights."""
-        guide = make_guide("delta", program.model, program.sites)
-        groups = guide.parameter_groups()
-        for hyper in groups["scale"]:
-            hyper.requires_grad_(False)
-        weights = {"params": groups["location"], "lr": self.learning_rate, "weight_decay": self.weight_decay}
-        return optimise(self, program, guide, [weights], data, run, lambda done: self.temperature)
+        """Maximise log p(y | weights) over the weights."""
+        return _point_estimate(self, program, data, run, prior_weight=0.0, weight_decay=self.weight_decay)
+
+
+def _point_estimate(
+    settings: TrainingSettings, program: Program, data: Dataset, run: Run, *, prior_weight: float, weight_decay: float
+) -> GuidePosterior:
+    guide = make_guide("delta", program.model, program.sites)
+    groups = guide.parameter_groups()
+    for hyper in groups["scale"]:
+        hyper.requires_grad_(False)
+    weights = {"params": groups["location"], "lr": settings.learning_rate, "weight_decay": weight_decay}
+    return optimise(settings, program, guide, [weights], data, run, lambda done: prior_weight)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import pyro
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 from bayeslora.adapters import Site
 from bayeslora.errors import SettingError
+from bayeslora.models.distributions import IsotropicNormal
 from bayeslora.models.guides import Guide, GuideList, PointGuide
 
 __all__ = ["WeightModel", "full_precision"]
@@ -111,11 +111,9 @@ class WeightModel(ABC):
     def site_guide(self, site: Site) -> Guide:
         """The structured guide of a random matrix and its hyper-sites."""
 
-    def _point_prior(self, site: Site) -> dist.TorchDistribution:
+    def _point_prior(self, site: Site) -> IsotropicNormal:
         scale = self.head_scale if site.role == "head" else self.weight_scale
-        zero = site.initial.new_zeros(())
-        law = dist.Normal(zero, zero + scale, validate_args=False)
-        return law.expand(site.initial.shape).to_event(site.initial.dim())
+        return IsotropicNormal(site.initial.new_full((), scale), site.initial.shape, validate_args=False)
 
     def _require_one_of(self, name: str, choices: tuple[str, ...]) -> None:
         if getattr(self, name) not in choices:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bayeslora.adapters import Site
 from bayeslora.models.base import WeightModel
+from bayeslora.models.distributions import ColumnNormal
 from bayeslora.models.guides import Guide
 
 __all__ = ["Gaussian", "GaussianGuide"]
@@ -39,8 +40,8 @@ class Gaussian(WeightModel):
 
     def sample_weight(self, site: Site) -> Tensor:
         """Sample one site; (layers, columns, rank)."""
-        law = dist.Normal(self.prior_mean(site), self.sigma0(site), validate_args=False)
-        return pyro.sample(site.name, law.to_event(3))
+        law = ColumnNormal(self.prior_mean(site), self.sigma0(site), validate_args=False)
+        return pyro.sample(site.name, law.to_event(1))
 
     def latents(self, site: Site) -> dict[str, Tensor]:
         """The initial matrix."""
@@ -61,6 +62,7 @@ class GaussianGuide(Guide):
         layers, columns, rank = site.initial.shape
         shape = {"rank": (layers, 1, rank), "layer": (layers, 1, 1), "entry": (layers, columns, rank)}[model.noise]
         self.name = site.name
+        self.noise = model.noise
         self.mu = nn.Parameter(site.initial.clone())
         self.log_eps = nn.Parameter(site.initial.new_full(shape, math.log(model.eps)))
         self.register_buffer("sigma0", model.sigma0(site))
@@ -68,8 +70,16 @@ class GaussianGuide(Guide):
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Sample the matrix."""
         with torch.autocast(self.mu.device.type, enabled=False):
-            law = dist.Normal(self.mu, self.sigma0 * self.log_eps.exp(), validate_args=False)
-            return {self.name: pyro.sample(self.name, law.to_event(3))}
+            return {self.name: pyro.sample(self.name, self._law())}
+
+    def _law(self) -> dist.TorchDistribution:
+        eps = self.log_eps.exp()
+        if self.noise == "entry":
+            return dist.Normal(self.mu, self.sigma0 * eps, validate_args=False).to_event(3)
+        if self.noise == "layer":
+            return ColumnNormal(self.mu, self.sigma0 * eps, validate_args=False).to_event(1)
+        factor = eps.squeeze(-2).diag_embed()
+        return ColumnNormal(self.mu, self.sigma0, factor, validate_args=False).to_event(1)
 
     def mean(self) -> dict[str, Tensor]:
         """mu, (layers, columns, rank)."""

@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import exp
 from random import Random
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from bayeslora.demo import lexicon
 from bayeslora.demo.lexicon import Aspect
 
-__all__ = ["LABELS", "Review", "corpus", "draw_label", "probabilities", "review", "reviews"]
+__all__ = ["LABELS", "Review", "corpus", "probabilities", "review", "rows"]
 
 LABELS = ("no", "unsure", "yes")
 SHARPNESS = 1.8
@@ -56,11 +56,6 @@ def probabilities(score: float) -> tuple[float, ...]:
     logits = (-SHARPNESS * score, UNSURE, SHARPNESS * score)
     weights = [exp(logit - max(logits)) for logit in logits]
     return tuple(weight / sum(weights) for weight in weights)
-
-
-def draw_label(random: Random, review: Review) -> int:
-    """An index of `LABELS` drawn from the review's true probabilities."""
-    return _pick_weighted(random, review.probabilities)
 
 
 def _pick(random: Random, options: Sequence[T]) -> T:
@@ -158,16 +153,21 @@ def _sentence(words: str) -> str:
     return words[0].upper() + words[1:] + "."
 
 
-def reviews(size: int, seed: int, domain: str = "restaurant") -> list[Review]:
-    """`size` independent reviews; the first ones of a longer list are those of a shorter one."""
+def rows(size: int, seed: int, domain: str = "restaurant") -> list[dict[str, Any]]:
+    """Rows of text, label (drawn from the true probabilities) and probabilities; a longer list begins like a shorter."""
     random = Random(seed)
-    return [review(random, domain) for _ in range(size)]
+    table = []
+    for _ in range(size):
+        written = review(random, domain)
+        label = _pick_weighted(random, written.probabilities)
+        table.append({"text": written.text, "label": label, "probabilities": list(written.probabilities)})
+    return table
 
 
 def corpus(size: int, seed: int) -> Iterator[tuple[str, int]]:
     """Unlabelled text for pretraining, broader than the task: reviews of four domains, each followed by a verdict.
 
-    A verdict is a sentence such as "we may give it another try" that suits the score, give or take one. It is how the
+    A verdict is a sentence such as "we may give it another try" that suits the score, give or take a half. It is how the
     encoder can learn, as from real reviews, what clauses amount to. The task's labels and seeds are not used.
 
     Yields:
@@ -182,5 +182,5 @@ def corpus(size: int, seed: int) -> Iterator[tuple[str, int]]:
             written = Review(_sentence(clause.text), clause.value)
         else:
             written = review(random, domain)
-        weights = [exp(-0.5 * (written.score - value) ** 2) + 1e-9 for _, value in lexicon.VERDICTS]
+        weights = [exp(-2.0 * (written.score - value) ** 2) + 1e-9 for _, value in lexicon.VERDICTS]
         yield written.text, _pick_weighted(random, weights)
