@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +84,7 @@ class Adapters:
     """
 
     def __init__(self, network: PeftModel) -> None:
-        adapter = _active_adapter(network)
+        self.name = adapter = _active_adapter(network)
         self._slots: dict[str, tuple[Slot, ...]] = {}
         self.sites: tuple[Site, ...] = ()
         for group, members in _grouped(network, adapter).items():
@@ -128,8 +128,7 @@ class Adapters:
         """Put ``values`` (by site, in the shape of its `Site.initial`) in place until the next call."""
         for name, slots in self._slots.items():
             # Setting attributes is all that happens layer by layer: no tensor is touched.
-            rows = (values[name],) if name.startswith("head.") else values[name].unbind(0)
-            for slot, row in zip(slots, rows, strict=True):
+            for slot, row in zip(slots, self._rows(name, values), strict=True):
                 slot.install(row)
 
     def restore(self) -> None:
@@ -152,9 +151,15 @@ class Adapters:
         """Copy ``values`` into PEFT's parameters and restore them: the network is a plain LoRA model with these."""
         self.restore()
         for name, slots in self._slots.items():
-            rows = (values[name],) if name.startswith("head.") else values[name].unbind(0)
-            for slot, row in zip(slots, rows, strict=True):
+            for slot, row in zip(slots, self._rows(name, values), strict=True):
                 slot.parameter.copy_(row.mT if slot.transposed else row)
+
+    def _rows(self, name: str, values: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """The value of a site, slot by slot."""
+        if not name.startswith("head."):
+            return values[name].unbind(0)
+        # PEFT casts the input of LoRA matrices to their type; a head has to be of the type of the layers before it.
+        return (values[name].to(self._slots[name][0].parameter.dtype),)
 
 
 def _active_adapter(network: nn.Module) -> str:
@@ -197,7 +202,7 @@ def _grouped(network: nn.Module, adapter: str) -> dict[str, list[tuple[str, nn.M
     }
 
 
-def _refuse_unsupported(path: str, layer: nn.Module, adapter: str) -> None:
+def _refuse_unsupported(path: str, layer: Any, adapter: str) -> None:
     found = None
     if type(layer).__name__ not in SUPPORTED_LAYERS:
         found = f"a {type(layer).__module__}.{type(layer).__name__} layer"

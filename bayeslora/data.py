@@ -128,9 +128,7 @@ def encode(data: Split | Dataset, encoder: Encoder | None = None) -> Dataset:
     if not isinstance(data, Split) and "input_ids" in data.column_names:
         return _tokenised(data, encoder.spec if encoder else None)
     if encoder is None:
-        raise DataError(
-            "The rows are not tokenised: expected a column 'input_ids', or an encoder to make it."
-        )
+        raise DataError("The rows are not tokenised: expected a column 'input_ids', or an encoder to make it.")
     return _encode(data if isinstance(data, Split) else Split(data, encoder.spec).check(), encoder)
 
 
@@ -156,12 +154,13 @@ def _tokenised(data: Dataset, spec: TaskSpec | None = None) -> Dataset:
         raise DataError("The tokenised data set has no rows.")
     if "labels" not in names and "label" in names:
         data = data.rename_column("label", "labels")
+    data = data.with_format(None)
     if "labels" in data.column_names:
-        _check_labels(data.with_format(None)["labels"], spec)
+        _check_labels(data["labels"][:], spec)
+    if {"index", "length"} <= names and data["index"][:] == list(range(len(data))):
+        return data
     table = data.with_format("arrow")[:]
-    return _numbered(
-        table.drop_columns([name for name in ("index", "length") if name in names]), "tokenised rows"
-    )
+    return _numbered(table.drop_columns([name for name in ("index", "length") if name in names]), "tokenised rows")
 
 
 def _check_labels(labels: Sequence[Any], spec: TaskSpec | None) -> None:
@@ -170,8 +169,7 @@ def _check_labels(labels: Sequence[Any], spec: TaskSpec | None) -> None:
             raise DataError(f"Row {row} of the tokenised rows: label {label!r}, expected one number.")
         if spec is not None and spec.kind != "regression" and label not in range(len(spec.labels)):
             raise DataError(
-                f"Row {row} of the tokenised rows: label {label!r}, expected a number from 0 to "
-                f"{len(spec.labels) - 1}."
+                f"Row {row} of the tokenised rows: label {label!r}, expected a number from 0 to {len(spec.labels) - 1}."
             )
 
 
@@ -242,12 +240,13 @@ class Collator:
         return [choice for row in rows for choice in (*row, *[filler] * (wide - len(row)))]
 
     def _pad(self, sequences: Sequence[Sequence[int]], value: int) -> Tensor:
-        longest = max(len(sequence) for sequence in sequences)
+        lengths = torch.tensor([len(sequence) for sequence in sequences])[:, None]
+        longest = int(lengths.max())
         longest += -longest % self.multiple_of
+        place = torch.arange(longest)
+        kept = place >= longest - lengths if self.side == "left" else place < lengths
         padded = torch.full((len(sequences), longest), value)
-        for place, sequence in zip(padded, sequences, strict=True):
-            span = slice(longest - len(sequence), None) if self.side == "left" else slice(len(sequence))
-            place[span] = torch.as_tensor(sequence)
+        padded[kept] = torch.tensor([number for sequence in sequences for number in sequence])
         return padded
 
 
@@ -268,7 +267,7 @@ def batches(encoded: Dataset, collator: Collator, batch_size: int) -> Iterator[B
     if batch_size < 1:
         raise SettingError(f"batch_size is {batch_size}, expected at least 1.")
     encoded = _tokenised(encoded)
-    lengths = list(encoded["length"])
+    lengths = encoded["length"][:]
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     for start in range(0, len(order), batch_size):
         yield collator(_rows(encoded[order[start : start + batch_size]]))

@@ -35,7 +35,7 @@ def column(rows: Dataset, path: str, split: str = "data") -> list[Any]:
     head = path if path in rows.column_names else path.partition(".")[0]
     if head not in rows.column_names:
         raise DataError(f"Split '{split}': {unknown('column', head, rows.column_names)}")
-    values = list(rows[head])
+    values: list[Any] = rows[head][:]
     tail = path.removeprefix(head).removeprefix(".")
     try:
         return [pick(value, tail) for value in values] if tail else values
@@ -64,9 +64,7 @@ def read_labels(rows: Dataset, spec: TaskSpec, split: str = "data") -> list[int]
     # -1 may be a value like any other, but not if it is the only one.
     minus_one_is_none = spec.kind != "regression" or all(_integer(value) == -1 for value in values)
     missing = [
-        row
-        for row, value in enumerate(values)
-        if _is_missing(value, minus_one_is_none and "-1" not in spec.labels)
+        row for row, value in enumerate(values) if _is_missing(value, minus_one_is_none and "-1" not in spec.labels)
     ]
     if len(missing) == len(values):
         return None
@@ -113,9 +111,7 @@ def infer_labels(rows: Dataset, label: str, split: str = "train") -> tuple[str, 
             )
         names = tuple(str(number) for number in numbers)
     if len(names) < 2:
-        raise DataError(
-            f"Column '{label}' of split '{split}' holds {len(names)} classes, expected at least 2."
-        )
+        raise DataError(f"Column '{label}' of split '{split}' holds {len(names)} classes, expected at least 2.")
     return names
 
 

@@ -157,6 +157,7 @@ class Posterior(ABC):
                 )
         finally:
             network.train(was_training)
+            self.program.adapters.restore()
         labels = torch.as_tensor(rows["labels"]) if "labels" in rows.column_names else None
         names = () if self.program.encoder is None else self.program.encoder.spec.labels
         return Predictive(logits, labels, self.program.likelihood, method, tuple(names))
@@ -190,9 +191,13 @@ class Posterior(ABC):
             (stage / RECORD).write_text(json.dumps(described, indent=2), encoding="utf-8")
 
     def _save_adapter(self, folder: Path) -> None:
-        self.program.adapters.write(self.mean())
+        adapters = self.program.adapters
+        adapters.write(self.mean())
         # "auto" would ask the hub whether the vocabulary has grown.
-        self.program.network.save_pretrained(folder, save_embedding_layers=False)
+        self.program.network.save_pretrained(folder, save_embedding_layers=False, selected_adapters=[adapters.name])
+        if adapters.name != "default":  # then PEFT makes a folder of that name
+            for path in (folder / adapters.name).iterdir():
+                path.rename(folder / path.name)
 
     def _describe(self) -> dict[str, Any]:
         program = self.program

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import pyro
 import torch
@@ -35,7 +35,7 @@ NOT_INPUTS = frozenset({"labels", "index", "choice_mask"})
 class LoraModel(Protocol):
     """A Pyro model of LoRA weights, as `bayeslora.models` has them."""
 
-    name: str
+    name: ClassVar[str]
 
     def prior(self, sites: Sequence[Site]) -> dict[str, Tensor]:
         """Sample every latent site; return the weight of each of ``sites`` by name."""
@@ -46,8 +46,11 @@ class LoraModel(Protocol):
     def initial(self, sites: Sequence[Site]) -> dict[str, Tensor]:
         """Value of every latent site before anything is learned."""
 
-    def guide(self, sites: Sequence[Site]) -> nn.Module:
-        """The structured guide of this model."""
+    def weights(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights, by site, that values of the latent sites determine."""
+
+    def guide(self, sites: Sequence[Site]) -> Any:
+        """The structured guide of this model, a `bayeslora.models.Guide`."""
 
 
 class Program(nn.Module):
@@ -196,7 +199,7 @@ def likelihood_of(spec: TaskSpec) -> Likelihood:
 def load_base(
     name_or_path: str | Path, spec: TaskSpec, dtype: torch.dtype = torch.float32
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The base network with the head that the task needs, and its tokenizer; the head is drawn afresh if it has none."""
+    """The base network with the head that the task needs, drawn afresh if it has none, and the tokenizer."""
     from transformers import AutoModelForMultipleChoice, AutoModelForSequenceClassification, AutoTokenizer
 
     path = _demo() if str(name_or_path) == "demo" else str(name_or_path)

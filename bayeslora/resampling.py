@@ -21,7 +21,7 @@ Floats: TypeAlias = NDArray[np.float64]
 Statistic: TypeAlias = Callable[[Floats], Floats]
 
 LEVEL = 0.95
-CHUNK = 2**22  # multiplicities held at once
+CHUNK = 2**16  # multiplicities held at once: they fit into a cache
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def calibration_adaptive(confidence: Floats, correctness: Floats, bins: int) -> 
     def statistic(counts: Floats) -> Floats:
         resamples, rows = len(counts), counts.sum(1, keepdims=True)
         sizes = ties.sums(counts)
-        # A quotient of whole numbers, so that no rounding decides a bin; ties of no rows at the end are in none.
+        # A quotient of whole numbers: no rounding decides a bin. Ties of no rows at the end lie beyond the last.
         binned = (bins * (2 * np.cumsum(sizes, axis=1) - sizes) / (2 * rows)).astype(np.int64)
         cells = np.minimum(binned, bins - 1) + bins * np.arange(resamples)[:, None]
         gaps = ties.sums(counts * (correctness - confidence))

@@ -74,9 +74,7 @@ def read_folder(folder: Path) -> dict[str, Dataset]:
         shards.setdefault(SHARD.sub("", path.stem), []).append(path)
     splits = {}
     for split, paths in shards.items():
-        in_parts = (
-            all(SHARD.search(path.stem) for path in paths) and len({path.suffix for path in paths}) == 1
-        )
+        in_parts = all(SHARD.search(path.stem) for path in paths) and len({path.suffix for path in paths}) == 1
         if len(paths) > 1 and not in_parts:
             names = ", ".join(path.name for path in paths)
             raise DataError(f"Split '{split}' of {folder} is in several files ({names}): keep one of them.")

@@ -62,9 +62,7 @@ class TaskSpec:
         if self.kind not in get_args(Kind):
             raise TaskError(unknown("kind of task", str(self.kind), get_args(Kind)))
         if self.kind == "multiple-choice" and (len(self.text) != 1 or not self.choices):
-            raise TaskError(
-                f"Task '{self.name}': multiple choice needs one text, the question, and its choices."
-            )
+            raise TaskError(f"Task '{self.name}': multiple choice needs one text, the question, and its choices.")
         if not 1 <= len(self.text) <= 2:
             raise TaskError(
                 f"Task '{self.name}' has {len(self.text)} texts, expected 1 or 2. Join columns by a "
@@ -131,11 +129,7 @@ def find_task(name: str) -> TaskSpec | None:
         return _entry(names[spelling])
     for start, task in names.items():
         if "*" in task and f"{spelling}_".startswith(start):
-            word = (
-                spelling.removeprefix(start)
-                if spelling.startswith(start)
-                else _registry()[task].get("default")
-            )
+            word = spelling.removeprefix(start) if spelling.startswith(start) else _registry()[task].get("default")
             return _entry(task, word) if word else None
     return None
 
@@ -162,11 +156,7 @@ def _registry() -> dict[str, dict[str, Any]]:
 @cache
 def _names() -> dict[str, str]:
     """Every name that a task goes by, in one spelling, and its name in the registry."""
-    return {
-        _spelling(name): task
-        for task, entry in _registry().items()
-        for name in (task, *entry.get("aliases", []))
-    }
+    return {_spelling(name): task for task, entry in _registry().items() for name in (task, *entry.get("aliases", []))}
 
 
 def _entry(task: str, word: str = "") -> TaskSpec:

@@ -90,9 +90,7 @@ class Split:
             values = column(self.dataset, name, self.name)
             if None in values:
                 row = values.index(None)
-                raise DataError(
-                    f"Row {row} of split '{self.name}' has no value in column '{name}': remove it."
-                )
+                raise DataError(f"Row {row} of split '{self.name}' has no value in column '{name}': remove it.")
         _ = self._labels
         return self
 
@@ -174,11 +172,9 @@ class Task:
         if spec.name == "demo":
             return load_task(**arguments)
         if spec.path is None and arguments.get("data_dir") is None:
-            raise TaskError(
-                f"The rows of task '{spec.name}' were given in memory: say where they are, data_dir=."
-            )
+            raise TaskError(f"The rows of task '{spec.name}' were given in memory: say where they are, data_dir=.")
         sizes = {key: arguments[key] for key in ("train_size", "heldout_size", "seed") if key in arguments}
-        data = _read(spec, arguments.get("data_dir"))
+        data = _read(spec, arguments.get("data_dir"), arguments.get("name", spec.name))
         return build_task(spec, data, **sizes, arguments=arguments)
 
 
@@ -254,7 +250,7 @@ def load_task(
         return build_task(spec, task.data, **sizes, arguments={"name": "demo", **sizes, **plain(given)})
     spec = _resolve(str(name), data_dir, given)
     folder = None if data_dir is None else str(Path(data_dir).expanduser().resolve())
-    data = _read(spec, folder)
+    data = _read(spec, folder, str(name))
     spec = _complete(spec, data, given)
     name = spec.path if spec.path and Path(spec.path).is_absolute() else str(name)
     arguments = {"name": name, "data_dir": folder, **sizes, **plain(given)}
@@ -313,7 +309,7 @@ def _resolve(name: str, data_dir: str | Path | None, given: Mapping[str, Any]) -
     if "text" not in given or "label" not in given:
         if is_file and not path.is_file():
             raise DataError(f"There is no file {path}.")
-        if path.exists() or data_dir is not None:
+        if path.exists():
             raise TaskError(f"Say what the columns of '{name}' mean: text= and label=.")
         raise TaskError(unknown("task", name, task_names()) + " For data of your own, give text= and label=.")
     here = is_file or path.exists()
@@ -321,18 +317,21 @@ def _resolve(name: str, data_dir: str | Path | None, given: Mapping[str, Any]) -
     return TaskSpec.from_dict({"name": path.stem if here else name, "path": source, **given})
 
 
-def _read(spec: TaskSpec, data_dir: str | None) -> dict[str, Dataset]:
-    """All splits of a task: from ``data_dir``, the path of the data or the hub."""
+def _read(spec: TaskSpec, data_dir: str | None, asked: str) -> dict[str, Dataset]:
+    """All splits of a task, asked for by this name: from ``data_dir``, the path of the data or the hub."""
     if data_dir is None and spec.path is not None:
         # Paths of a user's own data are kept absolute, so that a folder named like a hub data set is not
         # taken for it.
         if not Path(spec.path).is_absolute():
             return sources.read_hub(spec.path, spec.config, spec.revision)
-        return _read(replace(spec, path=None), spec.path)
+        return _read(replace(spec, path=None), spec.path, asked)
     root = Path(data_dir or ".")
     if root.is_file() or root.suffix.lower() in sources.READERS:
         return {spec.train: sources.read_file(root)}
-    for name in (spec.name, spec.name.replace("/", "_"), *aliases(spec.name), "."):
+    if not root.exists():
+        raise DataError(f"There is no folder {root}.")
+    own = [] if Path(asked).is_absolute() else [asked]
+    for name in (*own, spec.name, spec.name.replace("/", "_"), *aliases(spec.name), "."):
         if (root / name).is_dir() and (data := sources.read_folder(root / name)):
             return data
     raise DataError(
@@ -363,15 +362,11 @@ def _complete(spec: TaskSpec, data: Mapping[str, Dataset], given: Mapping[str, A
     return replace(spec, labels=tuple(chr(ord("A") + number) for number in range(wide)))
 
 
-def _divide(
-    source: Split, train_size: int | None, heldout_size: int, seed: int
-) -> tuple[Split, Split | None]:
+def _divide(source: Split, train_size: int | None, heldout_size: int, seed: int) -> tuple[Split, Split | None]:
     """The first rows of a permutation and the next ones; all in file order if none is left out."""
     total = len(source)
     if heldout_size < 0 or (train_size is not None and train_size < 1):
-        raise DataError(
-            f"train_size is {train_size}, heldout_size {heldout_size}: expected at least 1 and 0."
-        )
+        raise DataError(f"train_size is {train_size}, heldout_size {heldout_size}: expected at least 1 and 0.")
     if train_size is not None and train_size > total:
         raise DataError(f"train_size is {train_size}, but split '{source.name}' has {total} rows.")
     if heldout_size + (train_size or 1) > total:

@@ -61,7 +61,7 @@ def labelled(program: Program, data: Split | Dataset) -> Dataset:
     if isinstance(program.likelihood, Categorical):
         classes = program.likelihood.classes
         for row, label in enumerate(rows["labels"]):
-            if not 0 <= label < classes:
+            if label not in range(classes):
                 raise DataError(f"Row {row} has label {label}; the likelihood has classes 0 to {classes - 1}.")
     return rows
 

@@ -96,16 +96,20 @@ class NegativeELBO(nn.Module):
         self.kl_weight = 1.0
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Loss per example, a scalar."""
-        loss: Tensor = self.elbo.differentiable_loss(self._model, self._guide, batch)
+        """Loss per example, a scalar. Under autocast only the network is in reduced precision: no density, no draw."""
+        device = self.program.device.type
+        ambient = torch.autocast(device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
+
+        def model(batch: Mapping[str, Tensor]) -> None:
+            with ambient, _weighted_latents(self.kl_weight):
+                self.program(batch, self.size)
+
+        with torch.autocast(device, enabled=False):
+            loss: Tensor = self.elbo.differentiable_loss(model, self._guide, batch)
         return loss / self.size
 
-    def _model(self, batch: Mapping[str, Tensor]) -> None:
-        with _weighted_latents(self.kl_weight):
-            self.program(batch, self.size)
-
     def _guide(self, batch: Mapping[str, Tensor]) -> None:
-        with _weighted_latents(self.kl_weight), torch.autocast(self.program.device.type, enabled=False):
+        with _weighted_latents(self.kl_weight):
             self.guide()
 
     def parts(self) -> dict[str, float]:
@@ -120,14 +124,14 @@ class NegativeELBO(nn.Module):
                     found[f"kl/{name}"] = float(_divergence(p.nodes[name], q.nodes[name])) / self.size
         return found
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # as torch calls it
         """The guide's state: the frozen network is not part of a checkpoint."""
         state: dict[str, Any] = self.guide.state_dict(*args, **kwargs)
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load what `state_dict` gave."""
-        return self.guide.load_state_dict(state_dict, strict=strict, assign=assign)
+        """Load what `state_dict` gave: all of it, since a part would be no point of the same run."""
+        return self.guide.load_state_dict(state_dict, strict=True, assign=assign)
 
 
 class _weighted_latents(poutine.messenger.Messenger):

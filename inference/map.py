@@ -71,7 +71,13 @@ class MLE(TrainingSettings):
 
 
 def _point_estimate(
-    settings: TrainingSettings, program: Program, data: Dataset, run: Run, *, prior_weight: float, weight_decay: float
+    settings: TrainingSettings,
+    program: Program,
+    data: Dataset,
+    run: Run,
+    *,
+    prior_weight: float,
+    weight_decay: float,
 ) -> GuidePosterior:
     guide = make_guide("delta", program.model, program.sites)
     groups = guide.parameter_groups()

@@ -97,7 +97,7 @@ class GuidePosterior(Posterior):
                 for name in trace.stochastic_nodes
                 if not trace.nodes[name]["infer"].get("is_auxiliary")
             }
-            return latents | dict(trace.nodes["_RETURN"]["value"])
+            return latents | self.program.model.weights(latents)
 
     def mean(self) -> dict[str, Tensor]:
         """The guide's mean of the weights, by site."""

@@ -8,11 +8,12 @@ Ctrl-C, and an end as soon as the loss is not finite.
 from __future__ import annotations
 
 import random
+import shutil
 import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -21,14 +22,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import get_last_checkpoint
 
 from bayeslora.errors import PosteriorError, SettingError, TrainingError
-from bayeslora.inference.base import Run
+from bayeslora.inference.base import Run, is_main_process
 from bayeslora.inference.elbo import NegativeELBO
 from bayeslora.posterior import collator, isolated
+from bayeslora.program import Program
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -114,31 +118,30 @@ def train(
         TrainingError: the loss became infinite or not a number; the last checkpoint stays.
         KeyboardInterrupt: after Ctrl-C, once the step is done and its checkpoint written.
     """
-    program = loss.program
-    if settings.gradient_checkpointing:
-        program.network.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
-    with _scratch(run.output_dir) as folder, _restored_generators(program.device), _interrupts() as interrupted:
-        arguments = _arguments(settings, run, folder)
+    with ExitStack() as stack:
+        arguments = _arguments(settings, run, stack.enter_context(_scratch(run)))
+        stack.enter_context(_restored_generators(arguments.device))
+        stack.enter_context(_restored_network(loss.program, settings.gradient_checkpointing))
+        interrupted = stack.enter_context(_interrupts())
         loss.to(arguments.device)
-        steps = _Steps(loss, kl_weight, interrupted, save if run.output_dir else None)
+        order = _Order(data, settings, run.seed)
+        steps = _Steps(loss, order, kl_weight, interrupted, save if run.output_dir else None)
         trainer = _Trainer(
             model=loss,
             args=arguments,
             train_dataset=data,
-            data_collator=collator(program),
+            data_collator=collator(loss.program),
             optimizers=(torch.optim.AdamW(groups, lr=settings.learning_rate), None),
             callbacks=[steps],
         )
+        trainer.order = order
         trainer.remove_callback(PrinterCallback)
         if not run.progress:
             trainer.remove_callback(ProgressCallback)
         _reset_peak(arguments.device)
         start = time.perf_counter()
-        trainer.train(resume_from_checkpoint=_last_checkpoint(folder) if run.resume else None)
+        trainer.train(resume_from_checkpoint=_last_checkpoint(arguments.output_dir) if run.resume else None)
         seconds = time.perf_counter() - start
-    program.adapters.to(program.device)
-    if settings.gradient_checkpointing:
-        program.network.get_base_model().gradient_checkpointing_disable()
     if steps.stopped:
         raise KeyboardInterrupt
     return Outcome(seconds, _peak(arguments.device), trainer.state.log_history)
@@ -146,6 +149,8 @@ def train(
 
 class _Trainer(Trainer):
     """The Trainer for a module that returns its loss."""
+
+    order: _Order
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **kwargs: Any
@@ -169,6 +174,30 @@ class _Trainer(Trainer):
             logs = {**logs, **objective.parts(), "kl_weight": objective.kl_weight}
         super().log(logs, *args, **kwargs)
 
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
+        return self.order
+
+
+class _Order(Sampler[int]):
+    """Rows in an order that seed and epoch alone decide: the same in every process, and in a run that is resumed."""
+
+    def __init__(self, data: Dataset, settings: TrainingSettings, seed: int) -> None:
+        self.size = len(data)
+        # A list: a column of a data set is read from the table at each access.
+        self.lengths = list(data["length"]) if settings.group_by_length else None
+        self.rows_a_step = settings.batch_size * settings.gradient_accumulation_steps
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(hash((self.seed, self.epoch)))
+        if self.lengths is None:
+            return iter(torch.randperm(self.size, generator=generator).tolist())
+        return iter(get_length_grouped_indices(self.lengths, self.rows_a_step, generator=generator))
+
 
 class _Steps(TrainerCallback):
     """What happens between steps: the KL weight moves on, Ctrl-C is heeded, checkpoints get a posterior beside them."""
@@ -176,15 +205,22 @@ class _Steps(TrainerCallback):
     def __init__(
         self,
         loss: NegativeELBO,
+        order: _Order,
         kl_weight: Callable[[float], float],
         interrupted: Callable[[], bool],
         save: Callable[[list[dict[str, float]]], None] | None,
     ) -> None:
         self.loss = loss
+        self.order = order
         self.kl_weight = kl_weight
         self.interrupted = interrupted
         self.save = save
         self.stopped = False
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.order.epoch = int(state.epoch or 0)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -214,8 +250,8 @@ def _arguments(settings: TrainingSettings, run: Run, folder: Path) -> TrainingAr
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
         bf16=settings.bf16,
         use_cpu=settings.cpu or not torch.cuda.is_available(),
-        train_sampling_strategy="group_by_length" if settings.group_by_length else "random",
         logging_steps=settings.log_every,
+        logging_nan_inf_filter=False,  # `training_step` looks already, and each look waits for the device
         report_to=settings.report_to,
         save_strategy="epoch" if run.output_dir else "no",
         save_total_limit=1,
@@ -226,18 +262,21 @@ def _arguments(settings: TrainingSettings, run: Run, folder: Path) -> TrainingAr
     )
 
 
-def _last_checkpoint(folder: Path) -> str:
-    last: str | None = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+def _last_checkpoint(folder: str) -> str:
+    last: str | None = get_last_checkpoint(folder) if Path(folder).is_dir() else None
     if last is None:
         raise PosteriorError(f"There is no checkpoint to resume from in '{folder}'. Fit without resume first.")
     return last
 
 
 @contextmanager
-def _scratch(output_dir: Path | None) -> Iterator[Path]:
-    """The folder of the checkpoints; one that vanishes if nothing is to be written."""
-    if output_dir is not None:
-        yield output_dir / CHECKPOINTS
+def _scratch(run: Run) -> Iterator[Path]:
+    """The folder of the checkpoints, without those of an earlier fit; one that vanishes if nothing is to be written."""
+    if run.output_dir is not None:
+        folder = run.output_dir / CHECKPOINTS
+        if not run.resume and is_main_process():
+            shutil.rmtree(folder, ignore_errors=True)
+        yield folder
         return
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder)
@@ -247,10 +286,27 @@ def _scratch(output_dir: Path | None) -> Iterator[Path]:
 def _restored_generators(device: torch.device) -> Iterator[None]:
     """The Trainer seeds Python, numpy and torch for all: put their states back at the end."""
     python, legacy = random.getstate(), np.random.get_state()
-    with isolated(0, device):
+    try:
+        with isolated(0, device):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)
+
+
+@contextmanager
+def _restored_network(program: Program, checkpointing: bool) -> Iterator[None]:
+    """Leave the network as it was found: with PEFT's own parameters, in its mode, without gradient checkpointing."""
+    network, was_training = program.network, program.network.training
+    if checkpointing:
+        network.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+    try:
         yield
-    random.setstate(python)
-    np.random.set_state(legacy)
+    finally:
+        if checkpointing:
+            network.get_base_model().gradient_checkpointing_disable()
+        network.train(was_training)
+        program.adapters.restore()
 
 
 @contextmanager

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
-import pyro
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor, nn
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from bayeslora.adapters import Site
+from bayeslora.data import batches
 from bayeslora.likelihoods import Categorical, Normal
 from bayeslora.models import Gaussian, MonteCLoRA
 from bayeslora.models.guides import Guide, GuideList
+from bayeslora.posterior import collator, encoded
 from bayeslora.program import LoraModel, Program
+from bayeslora.tasks import Split, Task, TaskSpec
 
 VOCABULARY = 40
 
@@ -53,6 +60,41 @@ def tiny_program(
             if "lora_B" in name:
                 nn.init.normal_(parameter, std=0.1)
     return Program(network, Categorical(classes), model or MonteCLoRA(components=3))
+
+
+SPEC = TaskSpec("counting", labels=("none", "one", "more"))
+
+
+def saved_base(folder: Path, dropout: float = 0.0, seed: int = 0) -> Path:
+    """`tiny_bert` on disk, with a tokenizer whose words are w0, w1, ..."""
+    words = ["[PAD]", "[UNK]", *(f"w{number}" for number in range(VOCABULARY - 2))]
+    tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tiny_bert(len(SPEC.labels), dropout).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)
+    return folder
+
+
+def text_program(folder: Path, model: LoraModel | None = None, **settings: Any) -> Program:
+    """A program over `saved_base`, with an encoder, as `bayeslora.load` can rebuild it."""
+    rows = text_rows()
+    lora = LoraConfig(r=2, lora_alpha=4, target_modules="all-linear")
+    task = Task(SPEC, train=rows)
+    return Program.from_pretrained(folder, task, lora=lora, model=model, max_length=16, **settings)
+
+
+def text_rows(n: int = 12) -> Split:
+    """`tiny_rows` in words."""
+    rows = tiny_rows(n)
+    words = [" ".join(f"w{token}" for token in ids) for ids in rows["input_ids"]]
+    return Split(Dataset.from_dict({"text": words, "label": list(rows["labels"])}), SPEC)
+
+
+def tiny_batch(program: Program, rows: Dataset) -> dict[str, Tensor]:
+    """All rows as one batch."""
+    return next(iter(batches(encoded(program, rows), collator(program), len(rows))))
 
 
 def tiny_rows(n: int = 24, classes: int = 3, seed: int = 0, longest: int = 9) -> Dataset:
@@ -113,7 +155,9 @@ def lora_regression(n: int = 40, columns: int = 3, rank: int = 2, noise: float =
     features = torch.randn(n, columns, generator=generator)
     with torch.random.fork_rng():
         torch.manual_seed(5)
-        network = get_peft_model(LinearNetwork(features), LoraConfig(r=rank, lora_alpha=rank, target_modules=["linear"]))
+        network = get_peft_model(
+            LinearNetwork(features), LoraConfig(r=rank, lora_alpha=rank, target_modules=["linear"])
+        )
     b = torch.tensor([[0.8, -0.5]])[:, :rank]
     layer = network.base_model.model.linear
     with torch.no_grad():
@@ -134,8 +178,3 @@ def lora_regression(n: int = 40, columns: int = 3, rank: int = 2, noise: float =
     )
     rows = Dataset.from_dict({"input_ids": [[i] for i in range(n)], "labels": y.tolist()})
     return Regression(program, rows, mean, covariance, float(marginal.log_prob(y.double())))
-
-
-def clear() -> None:
-    """Empty Pyro's global store."""
-    pyro.clear_param_store()

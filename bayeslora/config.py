@@ -1,0 +1,259 @@
+"""The configuration of a run, from a YAML file, flags and ``key=value`` assignments, and back."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
+
+from bayeslora.errors import SettingError, unknown
+from bayeslora.settings import build, coerce
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+__all__ = ["LoraSettings", "RunConfig", "assign", "differences", "read_config", "resolve"]
+
+#: Where an assignment with a prefix goes; one without goes to the settings of the backend.
+PREFIXES = {"program": "program_settings", "lora": "lora", "task": "task_settings"}
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """The LoRA layers.
+
+    Attributes:
+        r: rank.
+        alpha: scale of the update, which is alpha / r times B A x.
+        dropout: probability of dropping an input of a LoRA layer in training.
+        target_modules: names of the layers that get one, a regular expression of names, or "all-linear".
+    """
+
+    name: ClassVar[str] = "lora"
+
+    r: int = 8
+    alpha: int = 16
+    dropout: float = 0.0
+    target_modules: str | tuple[str, ...] = "all-linear"
+
+    def __post_init__(self) -> None:
+        if self.r < 1:
+            raise SettingError(f"lora: r must be at least 1, found {self.r}.")
+        if not 0 <= self.dropout < 1:
+            raise SettingError(f"lora: dropout must be at least 0 and below 1, found {self.dropout}.")
+
+    def to_peft(self) -> LoraConfig:
+        """PEFT's configuration."""
+        from peft import LoraConfig
+
+        targets: Any = self.target_modules
+        if isinstance(targets, str) and targets != "all-linear" and targets.replace("_", "").isalnum():
+            targets = [targets]  # PEFT would match a word with the full name of a layer, not with its end
+        elif isinstance(targets, tuple):
+            targets = list(targets)
+        return LoraConfig(r=self.r, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=targets)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All that a run depends on.
+
+    Attributes:
+        model: folder or hub name of the base network; "demo" is the encoder that the package ships.
+        task: name of a known task, or path or hub name of your own data (with ``task_settings``).
+        data_dir: folder with the task's files; without it they come from the hub.
+        backend: inference algorithm.
+        train_size: number of training rows; all by default.
+        heldout_size: number of training rows to set aside.
+        seed: of the choice of rows, the initial weights and the fit.
+        max_length: longest sequence in tokens.
+        program: Pyro model of the LoRA weights.
+        program_settings: settings of that model.
+        lora: LoRA layers.
+        task_settings: further arguments of `bayeslora.load_task`.
+        settings: settings of the backend.
+        output: folder of the run.
+    """
+
+    name: ClassVar[str] = "a run"
+
+    model: str
+    task: str
+    data_dir: str | None = None
+    backend: str = "svi"
+    train_size: int | None = None
+    heldout_size: int = 0
+    seed: int = 0
+    max_length: int = 256
+    program: str = "monteclora"
+    program_settings: dict[str, Any] = field(default_factory=dict)
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    task_settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    output: str | None = None
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
+        """The configuration that `to_dict` or a YAML file gives.
+
+        Raises:
+            SettingError: an unknown key, or a value of another type.
+        """
+        return build(cls, values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for YAML and JSON."""
+        found: dict[str, Any] = _plain(asdict(self))
+        return found
+
+    def to_yaml(self) -> str:
+        """The configuration as a YAML file that `read_config` takes."""
+        import yaml
+
+        text: str = yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        return text
+
+
+def read_config(
+    path: str | Path | None = None,
+    flags: Mapping[str, Any] | None = None,
+    assignments: Sequence[str] = (),
+) -> RunConfig:
+    """Configuration from a file, over which flags go, over which assignments go.
+
+    Args:
+        path: YAML file with the fields of `RunConfig`.
+        flags: fields by name; those that are None were not given.
+        assignments: ``key=value`` each; see `assign`.
+
+    Raises:
+        SettingError: the file cannot be read, a key is unknown, or a value has another type.
+    """
+    values = {} if path is None else _read_yaml(Path(path))
+    values |= {name: value for name, value in (flags or {}).items() if value is not None}
+    return RunConfig.from_dict(assign(values, assignments))
+
+
+def assign(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
+    """Fields of a `RunConfig` with assignments put in.
+
+    ``epochs=3`` is a setting of the backend; ``program.components=4``, ``lora.r=16`` and ``task.label=answer`` are
+    settings of the Pyro model, the LoRA layers and the task. Values stay text: the setting knows its type.
+
+    Raises:
+        SettingError: an assignment without equals sign, or with an unknown prefix.
+    """
+    merged = dict(values)
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not equals or not key:
+            raise SettingError(f"Cannot read the setting '{assignment}': expected key=value.")
+        prefix, dot, name = key.strip().partition(".")
+        if dot and prefix not in PREFIXES:
+            raise SettingError(unknown("prefix of a setting", prefix, PREFIXES))
+        group, name = (PREFIXES[prefix], name) if dot else ("settings", prefix)
+        merged[group] = {**(merged.get(group) or {}), name: value}
+    return merged
+
+
+def resolve(config: RunConfig) -> RunConfig:
+    """The same configuration with values in the type of their setting and absolute paths, once it is known to be right.
+
+    Two runs with equal resolved configurations are the same run.
+
+    Raises:
+        SettingError: an unknown backend, Pyro model or setting, a value of another type, or a folder that is not there.
+    """
+    from bayeslora.inference import backend
+    from bayeslora.models import MODELS
+
+    if config.program not in MODELS:
+        raise SettingError(unknown("model of LoRA weights", config.program, MODELS))
+    return replace(
+        config,
+        model=_located(config.model),
+        data_dir=None if config.data_dir is None else _folder(config.data_dir),
+        settings=_typed(backend(config.backend), config.settings),
+        program_settings=_typed(MODELS[config.program], config.program_settings),
+        task_settings=_task_settings(config.task_settings),
+    )
+
+
+def differences(one: RunConfig, other: RunConfig) -> list[str]:
+    """Fields in which two configurations differ, each as "name: value and value"; the output does not count."""
+    first, second = (_flat(config.to_dict() | {"output": None}) for config in (one, other))
+    return [
+        f"{name}: {first.get(name, 'default')} and {second.get(name, 'default')}"
+        for name in {**first, **second}
+        if first.get(name) != second.get(name)
+    ]
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingError(f"Cannot read the configuration {path}: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingError(f"The configuration {path} is no YAML file: {error}") from error
+    if not isinstance(values, dict):
+        raise SettingError(f"The configuration {path} holds a {type(values).__name__}, expected key: value lines.")
+    return {str(key): value for key, value in values.items()}
+
+
+def _typed(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    built: Any = build(cls, values)
+    return {name: _plain(getattr(built, name)) for name in values}
+
+
+def _task_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    from bayeslora.tasks import load_task
+
+    # What the configuration has fields for is no further argument.
+    known = set(inspect.signature(load_task).parameters) - {"name", *RunConfig.__dataclass_fields__}
+    hints = get_type_hints(load_task)
+    typed = {}
+    for name, value in values.items():
+        if name not in known:
+            raise SettingError(unknown("setting of a task", name, known))
+        is_template = isinstance(value, str) and "{" in value  # its commas are part of the text
+        typed[name] = value if is_template else _plain(coerce(value, hints[name], f"task: {name}"))
+    return typed
+
+
+def _located(model: str) -> str:
+    """A hub name as it is, a folder by its absolute path."""
+    path = Path(model).expanduser()
+    if model != "demo" and path.exists():
+        return str(path.resolve())
+    if path.is_absolute() or model.startswith((".", "~")):
+        raise SettingError(f"There is no model folder '{model}': expected a folder, a name on the hub, or 'demo'.")
+    return model
+
+
+def _folder(data_dir: str) -> str:
+    path = Path(data_dir).expanduser()
+    if not path.exists():
+        raise SettingError(f"There is no data folder '{data_dir}'.")
+    return str(path.resolve())
+
+
+def _plain(value: Any) -> Any:
+    """Values that YAML and JSON give back as they were: tuples become lists."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,271 @@
+"""What the benchmarks of quality and robustness share: one fit as one JSON file, and processes that share the work.
+
+A run is a fit of one backend on one task with one seed, and its evaluation on the validation split. Its files under the
+output folder are ``NAME.json``, written last and at once, and ``NAME/ARM.safetensors``, the logits of each arm. A run
+whose JSON is there is finished and not repeated. Processes that are started with the same command share the runs: each
+is held by a file lock, which the system drops when its process ends, however it ends. Needs a POSIX system.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import bayeslora as bl
+from bayeslora.errors import TrainingError
+from bayeslora.files import write_json
+from bayeslora.predictive import Predictive
+
+#: Training rows of each task.
+TRAIN_SIZES = {"mrpc": 1000, "sst2": 1000, "cola": 2000, "rte": 1000}
+#: Arms that the runs of each backend give.
+ARMS = {"mle": ("mle", "mle+temperature"), "map": ("map",), "svi": ("svi", "svi-mean")}
+#: How the tables name the arms.
+TITLES = {
+    "mle": "plain LoRA",
+    "mle+temperature": "plain LoRA, temperature scaled",
+    "map": "MAP",
+    "svi": "SVI",
+    "svi-mean": "SVI, posterior mean only",
+}
+METRICS = ("accuracy", "mcc", "nll", "brier", "ece_10", "ece_15", "ece_20", "ece_adaptive")
+RESULTS = Path(__file__).parent / "results"
+#: Temperatures among which the best is sought.
+COLDEST, HOTTEST = 0.05, 20.0
+
+
+@dataclass(frozen=True)
+class Run:
+    """One fit; its seed is that of the program's start, of the choice of training rows, and of the fit."""
+
+    task: str
+    backend: str
+    seed: int
+    train_size: int
+    heldout_size: int = 300
+    epochs: float = 10.0
+    batch_size: int = 32
+    learning_rate: float = 2e-3
+    rank: int = 8
+    lora_alpha: int = 16
+    samples: int = 10
+    base: str = ""
+
+    @property
+    def name(self) -> str:
+        """Name of the run's files."""
+        return f"{self.task}-{self.backend}-seed{self.seed}-lr{self.learning_rate:g}"
+
+    def quick(self) -> Run:
+        """The same in seconds, to see that it works; its figures mean nothing."""
+        return replace(self, train_size=32, heldout_size=16, epochs=1, batch_size=8, samples=2)
+
+
+def add_arguments(parser: ArgumentParser, output: str) -> None:
+    """Options that every benchmark of quality takes."""
+    parser.add_argument("--model", required=True, help="folder or hub name of the base network")
+    parser.add_argument("--data-dir", help="folder with a folder of files for each task; the hub by default")
+    parser.add_argument("--output", type=Path, default=Path(output), help="where runs are written")
+    parser.add_argument("--threads", type=int, help="threads of this process")
+    parser.add_argument("--quick", action="store_true", help="32 rows, one epoch: to see that it works")
+
+
+def work(runs: Iterable[Run], options: Namespace) -> None:
+    """Do every run that is not finished and that no other process holds."""
+    from transformers.utils import logging
+
+    # Every run loads the base network anew and would report each time that its head is new.
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    for run in runs:
+        run = replace(run, base=Path(options.model).name)
+        run = run.quick() if options.quick else run
+        with claimed(options.output / ".locks" / f"{run.name}.lock") as mine:
+            if not mine:
+                say(f"{run.name}: another process has it")
+            elif finished(run, options.output):
+                say(f"{run.name}: finished before")
+            else:
+                _attempt(run, options)
+
+
+def _attempt(run: Run, options: Namespace) -> None:
+    say(f"{run.name}: started")
+    try:
+        record = execute(run, options.model, options.data_dir, options.output)
+    except TrainingError as error:
+        say(f"{run.name}: no result. {error}")
+        return
+    for arm, found in record["arms"].items():
+        shown = ", ".join(f"{name} {float(found[name]['value']):.3f}" for name in ("accuracy", "nll", "ece_15"))
+        say(f"{run.name}: {arm}: {shown} ({record['seconds']['fit']:.0f} s)")
+
+
+def execute(run: Run, model: str, data_dir: str | None, output: Path) -> dict[str, Any]:
+    """Fit, evaluate and write one run; return what its JSON holds."""
+    from peft import LoraConfig
+
+    task = bl.load_task(
+        run.task, data_dir, train_size=run.train_size, heldout_size=run.heldout_size, seed=run.seed
+    )
+    assert task.validation is not None and task.heldout is not None
+    lora = LoraConfig(r=run.rank, lora_alpha=run.lora_alpha, target_modules="all-linear")
+    program = bl.Program.from_pretrained(model, task, lora=lora, seed=run.seed)
+    posterior = bl.fit(
+        program,
+        task.train,
+        run.backend,
+        seed=run.seed,
+        progress=False,
+        epochs=run.epochs,
+        batch_size=run.batch_size,
+        learning_rate=run.learning_rate,
+    )
+    start = time.perf_counter()
+    mean = posterior.predict(task.validation, method="mean", progress=False)
+    arms = {"svi-mean" if run.backend == "svi" else run.backend: mean}
+    if run.backend == "svi":
+        arms["svi"] = posterior.predict(task.validation, samples=run.samples, seed=run.seed, progress=False)
+    predicted = time.perf_counter() - start
+    temperature = None
+    if run.backend == "mle":
+        heldout = posterior.predict(task.heldout, method="mean", progress=False)
+        temperature = best_temperature(heldout)
+        arms["mle+temperature"] = tempered(mean, temperature)
+        heldout.save(output / run.name / "heldout.safetensors")
+    for arm in sorted(arms):
+        arms[arm].save(output / run.name / f"{arm}.safetensors")
+    record = {
+        "run": asdict(run),
+        "arms": {arm: arms[arm].metrics().to_dict() for arm in sorted(arms)},
+        "temperature": temperature,
+        "seconds": {"fit": posterior.cost["seconds"], "predict": predicted},
+        # Of the process so far where there is no GPU: an upper bound if it did other runs before.
+        "peak_memory_bytes": posterior.cost["peak_memory_bytes"],
+        "parameters": posterior.cost["parameters"],
+        "extra_parameters": posterior.cost["extra_parameters"],
+        "settings": posterior.record.settings,
+        "history": posterior.record.history,
+        "environment": environment(program.device),
+    }
+    write_json(output / f"{run.name}.json", record)
+    return record
+
+
+def best_temperature(heldout: Predictive) -> float:
+    """The temperature T > 0 at which softmax(logits / T) has the least NLL on held-out rows (Guo et al. 2017)."""
+    from math import exp, log
+
+    from scipy.optimize import minimize_scalar
+
+    logits, labels = heldout.logits[0].double(), heldout.labels
+    assert labels is not None
+
+    def nll(log_temperature: float) -> float:
+        scaled: Tensor = logits / exp(log_temperature)
+        return float(torch.nn.functional.cross_entropy(scaled, labels))
+
+    return exp(minimize_scalar(nll, bounds=(log(COLDEST), log(HOTTEST)), method="bounded").x)
+
+
+def tempered(prediction: Predictive, temperature: float) -> Predictive:
+    """The prediction with all logits divided by ``temperature``."""
+    return replace(prediction, logits=prediction.logits / temperature)
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What figures of time and the last digits depend on."""
+    packages = ("torch", "pyro-ppl", "transformers", "peft", "bayeslora")
+    return {
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def processor() -> str:
+    """Name of the CPU."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+@contextmanager
+def claimed(lock: Path) -> Iterator[bool]:
+    """Hold ``lock`` while the block runs, if no living process does; yields whether it is held."""
+    import fcntl
+
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield True
+
+
+def finished(run: Run, output: Path) -> bool:
+    """Whether the run's result is there.
+
+    Raises:
+        SystemExit: the result is of a run with other settings.
+    """
+    path = output / f"{run.name}.json"
+    if not path.exists():
+        return False
+    found = json.loads(path.read_text(encoding="utf-8"))["run"]
+    differing = {key: (found.get(key), value) for key, value in asdict(run).items() if found.get(key) != value}
+    if differing:
+        raise SystemExit(f"{path} is of another run (there, here): {differing}. Choose another --output.")
+    return True
+
+
+def read_runs(output: Path) -> list[dict[str, Any]]:
+    """All finished runs in a folder.
+
+    Raises:
+        SystemExit: there is none.
+    """
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(output.glob("*.json"))]
+    if not records:
+        raise SystemExit(f"There are no finished runs in {output}.")
+    return records
+
+
+def value(record: Mapping[str, Any], arm: str, metric: str) -> float:
+    """One figure of a finished run; ``metric`` may be "seconds", that of the fit."""
+    if metric == "seconds":
+        return float(record["seconds"]["fit"])
+    return float(record["arms"][arm][metric]["value"])
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def say(message: str) -> None:
+    """One line with the time of day, at once."""
+    print(f"[{time.strftime('%H:%M:%S')}] {message}", flush=True)

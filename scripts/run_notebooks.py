@@ -1,0 +1,22 @@
+"""Execute every notebook in place: ``python scripts/run_notebooks.py``; an error in a cell ends with its traceback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+FOLDER = Path(__file__).parent.parent / "notebooks"
+
+
+def main() -> None:
+    """Run the notebooks in the order of their names and keep their outputs."""
+    for path in sorted(FOLDER.glob("*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(FOLDER)}}).execute()
+        nbformat.write(notebook, path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import numpy as np
+import pyro
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def clean_slate() -> Iterator[None]:
+    """The same random numbers for every test, and nothing left in Pyro's global store by any."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    pyro.clear_param_store()
+    yield
+    left = list(pyro.get_param_store().keys())
+    pyro.clear_param_store()
+    assert not left, f"left in Pyro's global store: {left}"
