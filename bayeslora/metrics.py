@@ -69,9 +69,9 @@ class Metrics(Mapping[str, Interval]):
         """Plain data for JSON; numbers that JSON lacks become "Infinity", "-Infinity" and "NaN"."""
         plain: dict[str, Any] = {
             name: {
-                "value": _to_json(interval.value),
-                "low": _to_json(interval.low),
-                "high": _to_json(interval.high),
+                "value": number_to_json(interval.value),
+                "low": number_to_json(interval.low),
+                "high": number_to_json(interval.high),
             }
             for name, interval in self.items()
         }
@@ -256,15 +256,11 @@ def _squared_distance(rows: Floats, classes: NDArray[np.int64]) -> Floats:
 def _distributions(probabilities: ArrayLike) -> Floats:
     rows = np.asarray(probabilities, dtype=np.float64)
     if rows.ndim != 2 or not len(rows):
-        raise DataError(
-            f"Expected probabilities (examples, classes) of some examples, found shape {rows.shape}."
-        )
+        raise DataError(f"Expected probabilities (examples, classes) of some examples, found shape {rows.shape}.")
     # Rows in float32 over many classes sum to one within about 1e-6.
     off = np.flatnonzero(~((rows >= 0).all(1) & (np.abs(rows.sum(1) - 1) < 1e-4)))
     if len(off):
-        raise DataError(
-            f"Row {off[0]} is no probability distribution: {rows[off[0]]} sums to {rows[off[0]].sum():g}."
-        )
+        raise DataError(f"Row {off[0]} is no probability distribution: {rows[off[0]]} sums to {rows[off[0]].sum():g}.")
     return rows
 
 
@@ -284,13 +280,12 @@ def _classified(probabilities: ArrayLike, labels: ArrayLike) -> tuple[Floats, ND
 def _paired(predictions: ArrayLike, labels: ArrayLike) -> tuple[Floats, Floats]:
     predicted, real = np.asarray(predictions, dtype=np.float64), np.asarray(labels, dtype=np.float64)
     if predicted.shape != real.shape or real.ndim != 1 or not len(real):
-        raise DataError(
-            f"Expected as many predictions as labels, found the shapes {predicted.shape} and {real.shape}."
-        )
+        raise DataError(f"Expected as many predictions as labels, found the shapes {predicted.shape} and {real.shape}.")
     return predicted, real
 
 
-def _to_json(number: float) -> float | str:
+def number_to_json(number: float) -> float | str:
+    """A number as JSON has it; those that JSON lacks as "Infinity", "-Infinity" and "NaN"."""
     if math.isnan(number):
         return "NaN"
     return number if math.isfinite(number) else ("Infinity" if number > 0 else "-Infinity")

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bayeslora.errors import DataError
-from bayeslora.metrics import ece
 from bayeslora.resampling import Floats, bin_of, indicator
 
 if TYPE_CHECKING:
@@ -50,6 +49,11 @@ class Bins(NamedTuple):
     high: Floats
     truth: Floats | None
     centre: Floats
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error over these bins."""
+        return float(self.rows @ np.abs(self.accuracy - self.confidence) / self.rows.sum())
 
 
 def bin_predictions(prediction: Predictive, bins: int = 15, truth: ArrayLike | None = None) -> Bins:
@@ -121,20 +125,17 @@ def reliability_diagram(
     diagram.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="perfect calibration")
     if len(several) == 1:
         _draw_bars(diagram, next(iter(binned.values())), bins)
-    for number, (name, found) in enumerate(binned.items()):
-        label = f"{name or 'ECE'} {_calibration(several[name], bins):.3f}" if not name else None
-        label = label or f"{name}  (ECE {_calibration(several[name], bins):.3f})"
-        colour = COLOURS[number]
-        if len(several) > 1:
-            _draw_line(diagram, found, colour, MARKERS[number], label)
-        else:
-            _draw_points(diagram, found, colour, label)
+    for (name, found), colour, marker in zip(binned.items(), COLOURS, MARKERS, strict=False):
+        several_lines = f"{name}  (ECE {found.ece:.3f})", f"{marker}-"
+        label, style = several_lines if len(several) > 1 else (f"95 % interval  (ECE {found.ece:.3f})", marker)
+        _draw_accuracy(diagram, found, colour, style, label)
         if found.truth is not None:
-            diagram.scatter(
-                found.confidence, found.truth, marker="x", s=32, linewidths=1.4, color=colour if len(several) > 1
-                else COLOURS[1], zorder=5, label="true probability" if number == 0 else None,
-            )
+            crosses = colour if len(several) > 1 else "black"
+            diagram.scatter(found.confidence, found.truth, marker="x", s=32, color=crosses, zorder=5)
         _draw_histogram(histogram, several[name], bins, colour, filled=len(several) == 1)
+    if truth is not None:
+        diagram.scatter([], [], marker="x", s=32, color="black", label="true probability")
+    histogram.plot([], [], color=GREY, linestyle=":", linewidth=1.2, label="mean confidence")
     _finish(diagram, histogram, chance, title)
     return figure
 
@@ -165,31 +166,38 @@ def _draw_bars(axes: Axes, found: Bins, bins: int) -> None:
     axes.bar(found.centre, found.accuracy, width, color=COLOURS[0], alpha=0.35, edgecolor=COLOURS[0], label="accuracy")
     gap = found.confidence - found.accuracy
     axes.bar(
-        found.centre, gap, width, bottom=found.accuracy, facecolor="none", edgecolor=COLOURS[1], hatch="////",
-        linewidth=0.8, label="gap to the confidence",
+        found.centre,
+        gap,
+        width,
+        bottom=found.accuracy,
+        facecolor="none",
+        edgecolor=COLOURS[1],
+        hatch="////",
+        linewidth=0.8,
+        label="gap to the confidence",
     )
 
 
-def _draw_points(axes: Axes, found: Bins, colour: str, label: str) -> None:
+def _draw_accuracy(axes: Axes, found: Bins, colour: str, style: str, label: str) -> None:
     errors = [found.accuracy - found.low, found.high - found.accuracy]
     axes.errorbar(
-        found.confidence, found.accuracy, errors, fmt="o", markersize=4, color=colour, capsize=2, linewidth=1.2,
-        label=label, zorder=4,
-    )
-
-
-def _draw_line(axes: Axes, found: Bins, colour: str, marker: str, label: str) -> None:
-    errors = [found.accuracy - found.low, found.high - found.accuracy]
-    axes.errorbar(
-        found.confidence, found.accuracy, errors, fmt=f"{marker}-", markersize=4.5, color=colour, capsize=0,
-        linewidth=1.5, elinewidth=1, label=label, zorder=4,
+        found.confidence,
+        found.accuracy,
+        errors,
+        fmt=style,
+        markersize=4.5,
+        color=colour,
+        linewidth=1.5,
+        elinewidth=1,
+        label=label,
+        zorder=4,
     )
 
 
 def _draw_histogram(axes: Axes, prediction: Predictive, bins: int, colour: str, filled: bool) -> None:
     confidence = prediction.probabilities.max(-1).values.numpy()
     weights = np.full(len(confidence), 1 / len(confidence))
-    edges = np.linspace(0, 1, bins + 1)
+    edges = np.linspace(0, 1, bins + 1).tolist()
     style: dict[str, Any] = {"histtype": "step", "linewidth": 1.5, "edgecolor": colour}
     if filled:
         style = {"facecolor": colour, "alpha": 0.35, "edgecolor": colour}
@@ -204,17 +212,13 @@ def _finish(diagram: Axes, histogram: Axes, chance: float, title: str | None) ->
     diagram.set_ylabel("accuracy")
     histogram.set_ylabel("share of rows")
     histogram.set_xlabel("confidence: probability of the predicted class")
-    diagram.legend(loc="best", fontsize=8, frameon=False)
     for axes in (diagram, histogram):
+        axes.legend(loc="best", fontsize=8, frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="#E5E5E5", linewidth=0.6)
         axes.set_axisbelow(True)
     if title:
         diagram.set_title(title, fontsize=11)
-
-
-def _calibration(prediction: Predictive, bins: int) -> float:
-    return ece(prediction.probabilities, prediction.labels, bins)
 
 
 def _wilson(share: Floats, rows: Floats) -> tuple[Floats, Floats]:

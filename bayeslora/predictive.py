@@ -61,8 +61,7 @@ class Predictive:
             )
         if self.labels is not None and self.labels.shape != self.logits.shape[1:2]:
             raise DataError(
-                f"Expected {self.logits.shape[1]} labels, one an example, found the shape "
-                f"{tuple(self.labels.shape)}."
+                f"Expected {self.logits.shape[1]} labels, one an example, found the shape {tuple(self.labels.shape)}."
             )
         if self.logits.isnan().any():
             row = int(self.logits.isnan().any(-1).any(0).nonzero()[0])
@@ -137,8 +136,7 @@ class Predictive:
         """
         labels = self._labels()
         density = [
-            self.likelihood.distribution(logits.double()).log_prob(labels[rows])
-            for rows, logits in self._chunks()
+            self.likelihood.distribution(logits.double()).log_prob(labels[rows]) for rows, logits in self._chunks()
         ]
         return torch.cat(density, dim=1)
 
@@ -166,9 +164,7 @@ class Predictive:
         """
         labels = self._labels()
         if self.likelihood.name == "normal":
-            found = metrics.regression(
-                self.mean, self.log_predictive_density, labels, intervals=intervals, seed=seed
-            )
+            found = metrics.regression(self.mean, self.log_predictive_density, labels, intervals=intervals, seed=seed)
         else:
             found = metrics.classification(self.log_probabilities, labels, intervals=intervals, seed=seed)
         return metrics.Metrics(found, len(self), self.samples, self.method)

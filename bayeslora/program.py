@@ -117,7 +117,8 @@ class Program(nn.Module):
             torch.manual_seed(seed)
             base, tokenizer = load_base(name_or_path, task.spec, dtype)
             network = adapt(base, task.spec, lora)
-        encoder = Encoder(tokenizer, task.spec, max_length=max_length)
+        positions = getattr(base.config, "max_position_embeddings", None)
+        encoder = Encoder(tokenizer, task.spec, max_length=max_length, limit=positions)
         return cls(network, likelihood_of(task.spec), model, encoder=encoder)
 
     @property

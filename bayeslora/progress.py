@@ -7,11 +7,19 @@ from typing import TypeVar
 
 from tqdm.auto import tqdm
 
-__all__ = ["track"]
+__all__ = ["bar", "track"]
 
 T = TypeVar("T")
 
 
 def track(items: Iterable[T], description: str, total: int | None = None, show: bool = True) -> Iterator[T]:
     """Yield ``items`` under a progress bar."""
-    yield from tqdm(items, desc=description, total=total, leave=False, disable=None if show else True)
+    with bar(description, total, show) as progress:
+        for item in items:
+            yield item
+            progress.update()
+
+
+def bar(description: str, total: int | None = None, show: bool = True) -> tqdm:
+    """A progress bar for work that is no loop: ``update`` it, and ``close`` it at the end."""
+    return tqdm(desc=description, total=total, leave=False, disable=None if show else True)

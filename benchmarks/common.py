@@ -119,9 +119,7 @@ def execute(run: Run, model: str, data_dir: str | None, output: Path) -> dict[st
     """Fit, evaluate and write one run; return what its JSON holds."""
     from peft import LoraConfig
 
-    task = bl.load_task(
-        run.task, data_dir, train_size=run.train_size, heldout_size=run.heldout_size, seed=run.seed
-    )
+    task = bl.load_task(run.task, data_dir, train_size=run.train_size, heldout_size=run.heldout_size, seed=run.seed)
     assert task.validation is not None and task.heldout is not None
     lora = LoraConfig(r=run.rank, lora_alpha=run.lora_alpha, target_modules="all-linear")
     program = bl.Program.from_pretrained(model, task, lora=lora, seed=run.seed)

@@ -4,10 +4,10 @@
     python benchmarks/quality.py report
 
 LoRA of rank 8 on all linear layers, 1,000 training rows (CoLA 2,000) and 300 more held back, 10 epochs, the last
-epoch, seeds 0 to 2, evaluated on the validation split. Nothing is chosen on that split; the temperature of plain LoRA is
-fitted on the held-back rows. A run with MiniLM takes one to four minutes on one core of 2024, all 36 one to two hours.
-The same command in several terminals shares the runs. The report prints a Markdown table and verdicts, and writes
-benchmarks/results/quality.json and docs/images/reliability.png; it works on the runs that are there.
+epoch, seeds 0 to 2, evaluated on the validation split. Nothing is chosen on that split; the temperature of plain LoRA
+is fitted on the held-back rows. With MiniLM a run takes a few minutes on one CPU core, all 36 some hours; the same
+command in several terminals shares the runs. The report takes seconds: it prints a Markdown table and verdicts, and
+writes benchmarks/results/quality.json and docs/images/reliability.png. It works on the runs that are there.
 """
 
 from __future__ import annotations
@@ -18,15 +18,23 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from bayeslora.files import write_json
 from common import ARMS, METRICS, RESULTS, TITLES, TRAIN_SIZES, Run, add_arguments, markdown, read_runs, value, work
+
+from bayeslora.files import write_json
 
 OUTPUT = "runs/quality"
 FIGURE = RESULTS.parent.parent / "docs" / "images" / "reliability.png"
 NAMES = {"mrpc": "MRPC", "sst2": "SST-2", "cola": "CoLA", "rte": "RTE"}
 #: At 1,000 rows plain LoRA is hardly better than guessing on RTE, so a point of accuracy there says nothing.
 NOT_LEARNED = ("rte",)
-COLUMNS = {"accuracy": "accuracy", "mcc": "MCC", "nll": "NLL", "brier": "Brier", "ece_15": "ECE-15", "seconds": "seconds"}
+COLUMNS = {
+    "accuracy": "accuracy",
+    "mcc": "MCC",
+    "nll": "NLL",
+    "brier": "Brier",
+    "ece_15": "ECE-15",
+    "seconds": "seconds",
+}
 LARGEST_NLL_RATIO, LARGEST_NLL_RATIO_TO_SCALED, TASKS_BELOW_SCALED = 0.5, 1.05, 2
 LARGEST_ECE, LARGEST_LOSS_OF_ACCURACY = 0.07, 0.01
 
@@ -181,7 +189,8 @@ def report(options: Namespace) -> None:
         print(f"- {'met' if verdict['met'] else 'NOT met'}: {verdict['target']}. Found: {verdict['found']}.")
     if missing:
         print(f"\nMissing ({len(missing)} runs, the figures above are without them): {', '.join(missing)}.")
-    protocol = {key: item for key, item in records[0]["run"].items() if key not in ("task", "backend", "seed", "train_size")}
+    differing = ("task", "backend", "seed", "train_size")
+    protocol = {key: item for key, item in records[0]["run"].items() if key not in differing}
     kept = {
         "protocol": protocol | {"train_size": TRAIN_SIZES},
         "environment": records[0]["environment"],

@@ -23,8 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
+from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -33,6 +34,7 @@ from bayeslora.inference.base import Run, is_main_process
 from bayeslora.inference.elbo import NegativeELBO
 from bayeslora.posterior import collator, isolated
 from bayeslora.program import Program
+from bayeslora.progress import bar
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -125,7 +127,8 @@ def train(
         interrupted = stack.enter_context(_interrupts())
         loss.to(arguments.device)
         order = _Order(data, settings, run.seed)
-        steps = _Steps(loss, order, kl_weight, interrupted, save if run.output_dir else None)
+        progress = stack.enter_context(bar("fit", show=run.progress and is_main_process()))
+        steps = _Steps(loss, order, kl_weight, interrupted, progress, save if run.output_dir else None)
         trainer = _Trainer(
             model=loss,
             args=arguments,
@@ -136,8 +139,6 @@ def train(
         )
         trainer.order = order
         trainer.remove_callback(PrinterCallback)
-        if not run.progress:
-            trainer.remove_callback(ProgressCallback)
         _reset_peak(arguments.device)
         start = time.perf_counter()
         trainer.train(resume_from_checkpoint=_last_checkpoint(arguments.output_dir) if run.resume else None)
@@ -208,12 +209,14 @@ class _Steps(TrainerCallback):
         order: _Order,
         kl_weight: Callable[[float], float],
         interrupted: Callable[[], bool],
+        progress: tqdm,
         save: Callable[[list[dict[str, float]]], None] | None,
     ) -> None:
         self.loss = loss
         self.order = order
         self.kl_weight = kl_weight
         self.interrupted = interrupted
+        self.progress = progress
         self.save = save
         self.stopped = False
 
@@ -221,6 +224,7 @@ class _Steps(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.order.epoch = int(state.epoch or 0)
+        self.progress.total = state.max_steps
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -228,6 +232,7 @@ class _Steps(TrainerCallback):
         self.loss.kl_weight = self.kl_weight((state.global_step + 1) / state.max_steps)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.progress.update(state.global_step - self.progress.n)
         if self.interrupted() and state.global_step < state.max_steps:
             self.stopped = True
             control.should_training_stop = True
@@ -257,7 +262,7 @@ def _arguments(settings: TrainingSettings, run: Run, folder: Path) -> TrainingAr
         save_total_limit=1,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available() and not settings.cpu,
-        disable_tqdm=not run.progress,
+        disable_tqdm=True,  # its bar prints the log as well
         seed=run.seed,
     )
 

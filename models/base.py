@@ -29,7 +29,8 @@ class WeightModel(ABC):
         sites: which LoRA matrices are random: "A", "B" or "both".
         centre: prior mean of a random matrix: "init", its initial value, or "zero". LoRA starts A at random, and a
             prior around zero charges A for its random start.
-        scale: prior standard deviation of an entry, as a multiple of the root mean square of the layer's initial matrix.
+        scale: prior standard deviation of an entry, as a multiple of the root mean square of the layer's initial
+            matrix.
         zero_scale: prior standard deviation of an entry, in the weight's own unit, where the initial matrix is zero (B
             of a fresh adapter).
         eps: standard deviation of the structured guide's noise at the start, as a multiple of the prior's.

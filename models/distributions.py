@@ -102,7 +102,7 @@ class WishartCholesky(TorchDistribution):
         super().__init__(batch_shape, scale_tril.shape[-2:], validate_args=validate_args)
 
     @property
-    def arg_constraints(self) -> dict[str, Any]:  # type: ignore[override]
+    def arg_constraints(self) -> dict[str, Any]:
         """Constraints of the arguments; that of ``df`` depends on r."""
         return {
             "df": constraints.greater_than(self.event_shape[-1] - 1),
@@ -127,7 +127,7 @@ class WishartCholesky(TorchDistribution):
         root = math.sqrt(2) * (torch.lgamma(half + 0.5) - torch.lgamma(half)).exp()
         return self.scale_tril * root.unsqueeze(-2)
 
-    def rsample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         """Draws (sample_shape, ..., r, r)."""
         half = self._shapes
         squares = Gamma(half, half.new_full((), 0.5), validate_args=False).rsample(sample_shape)
@@ -218,7 +218,7 @@ class ColumnNormal(TorchDistribution):
         """Variances of the entries, (..., n, r)."""
         return self.covariance_matrix.diagonal(dim1=-2, dim2=-1).unsqueeze(-2).expand(self._extended_shape())
 
-    def rsample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         """Draws (sample_shape, ..., n, r)."""
         shape = self._extended_shape(sample_shape)
         noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
@@ -288,7 +288,7 @@ class IsotropicNormal(TorchDistribution):
         super().__init__(scale.shape, torch.Size(shape), validate_args=validate_args)
 
     @property
-    def support(self) -> constraints.Constraint:  # type: ignore[override]
+    def support(self) -> constraints.Constraint:
         """All real tensors of the shape."""
         return constraints.independent(constraints.real, len(self.event_shape))
 
@@ -306,7 +306,7 @@ class IsotropicNormal(TorchDistribution):
         """Variances of the entries."""
         return self._aligned(self.scale.square()).expand(self._extended_shape())
 
-    def rsample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         """Draws (sample_shape, ..., shape)."""
         shape = self._extended_shape(sample_shape)
         return self._aligned(self.scale) * torch.randn(shape, dtype=self.scale.dtype, device=self.scale.device)
@@ -374,5 +374,5 @@ def _log_det(factor: Tensor) -> Tensor:
 
 
 def _rank(entries: int) -> int:
-    """r such that a lower triangle has r (r + 1) / 2 entries."""
+    """Rank r such that a lower triangle has r (r + 1) / 2 entries."""
     return (math.isqrt(8 * entries + 1) - 1) // 2

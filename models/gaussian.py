@@ -82,9 +82,9 @@ class GaussianGuide(Guide):
         return ColumnNormal(self.mu, self.sigma0, factor, validate_args=False).to_event(1)
 
     def mean(self) -> dict[str, Tensor]:
-        """mu, (layers, columns, rank)."""
+        """The means mu, (layers, columns, rank)."""
         return {self.name: self.mu.detach().clone()}
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """mu under "location", eps under "scale"."""
+        """The means under "location", eps under "scale"."""
         return {"location": [self.mu], "scale": [self.log_eps]}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pyro
 import pyro.distributions as dist
@@ -32,7 +32,11 @@ Combine = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 __all__ = ["KINDS", "AutoGuide", "Guide", "GuideList", "PointGuide", "make_guide"]
 
 #: Short names of guides, beside "structured" and "delta" and the names of Pyro's classes.
-KINDS = {"mean-field": "AutoNormal", "low-rank": "AutoLowRankMultivariateNormal", "full": "AutoMultivariateNormal"}
+KINDS = {
+    "mean-field": "AutoNormal",
+    "low-rank": "AutoLowRankMultivariateNormal",
+    "full": "AutoMultivariateNormal",
+}
 
 
 class Guide(nn.Module):
@@ -88,24 +92,27 @@ class GuideList(Guide):
         self.parts = nn.ModuleList(parts)
         self.random = any(part.random for part in parts)
 
+    def _guides(self) -> list[Guide]:
+        return cast("list[Guide]", list(self.parts))
+
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Sample the sites of every part."""
-        return _merged(part(*args, **kwargs) for part in self.parts)
+        return _merged(part(*args, **kwargs) for part in self._guides())
 
     def mean(self) -> dict[str, Tensor]:
         """The means of all parts."""
-        return _merged(part.mean() for part in self.parts)
+        return _merged(part.mean() for part in self._guides())
 
     def log_prob(self, values: Mapping[str, Tensor]) -> Tensor:
         """Sum over the parts that are more than points."""
-        random = [part for part in self.parts if part.random]
+        random = [part for part in self._guides() if part.random]
         if not random:
             raise PosteriorError("This guide is a point estimate of every site: it has no density to evaluate.")
         return torch.stack([part.log_prob(values) for part in random]).sum()
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """The groups of all parts, joined."""
-        groups = [part.parameter_groups() for part in self.parts]
+        groups = [part.parameter_groups() for part in self._guides()]
         return {name: [value for group in groups for value in group[name]] for name in ("location", "scale")}
 
 
@@ -141,9 +148,7 @@ class PointGuide(Guide):
 
     def values(self) -> dict[str, Tensor]:
         """The current value of every site."""
-        return {
-            name: biject_to(support)(self.points[encoded(name)]) for name, support in self._supports.items()
-        }
+        return {name: biject_to(support)(self.points[encoded(name)]) for name, support in self._supports.items()}
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Declare each point as a Delta site."""
@@ -221,7 +226,8 @@ class AutoGuide(Guide):
         self._combine = model.weights
         # "." separates modules in Pyro's attributes: "g.A" and "g.A.scale_tril" could not both exist.
         target = _Rename(encoded)(poutine.block(partial(model.prior, sites), expose=list(latents)))
-        start = autoguide.init_to_value(values={encoded(name): value for name, value in initial.items()})
+        # Copies: a parameter that shared the memory of its start would move the prior's centre in training.
+        start = autoguide.init_to_value(values={encoded(name): value.clone() for name, value in initial.items()})
         accepted = inspect.signature(kind.__init__).parameters
         options = {"init_loc_fn": start, "init_scale": float(init_scale)}
         try:
@@ -238,7 +244,7 @@ class AutoGuide(Guide):
             return {decoded(name): value for name, value in self.auto().items()}
 
     def mean(self) -> dict[str, Tensor]:
-        """The weights at the median, which is the mean of a normal guide; simplices and factors at the median's image."""
+        """The weights at the median, for a normal guide the mean; mixture weights at the image of their median."""
         try:
             with pyro.settings.context(module_local_params=True):
                 medians = {decoded(name): value.detach() for name, value in self.auto.median().items()}

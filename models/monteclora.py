@@ -40,8 +40,8 @@ class MonteCLoRA(WeightModel):
 
     Attributes:
         components: number N of draws that the paper mixes.
-        column_prior: "hierarchical": a_i | Sigma, pi ~ N(centre, sigma0^2 \|pi\|^2 Sigma), so that the columns inform Sigma
-            and pi. "paper": a_i ~ N(centre, sigma0^2 I); Sigma and pi are auxiliary variables of the guide, whose
+        column_prior: "hierarchical": a_i | Sigma, pi ~ N(centre, sigma0^2 \|pi\|^2 Sigma), so that the columns inform
+            Sigma and pi. "paper": a_i ~ N(centre, sigma0^2 I); Sigma and pi are auxiliary variables of the guide, whose
             reverse model is their own prior.
         wishart_on: the matrix that is Wishart: "covariance" (the paper's section 4.1) or "precision" (its
             introduction; conjugate).
@@ -212,11 +212,11 @@ class MonteCLoRAGuide(Guide):
         return dict(zip(self.latents, (factor, mixture, columns), strict=True))
 
     def mean(self) -> dict[str, Tensor]:
-        """mu, (layers, columns, rank)."""
+        """The means mu, (layers, columns, rank)."""
         return {self.name: self.mu.detach().clone()}
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """mu under "location"; v, alpha and, if it is learned, eps under "scale"."""
+        """The means under "location"; v, alpha and, if it is learned, eps under "scale"."""
         scale = [value for name, value in self.named_parameters() if name != "mu"]
         return {"location": [self.mu], "scale": scale}
 

@@ -168,7 +168,7 @@ def lora_regression(n: int = 40, columns: int = 3, rank: int = 2, noise: float =
     design = torch.einsum("ni,j->nij", features, b[0]).reshape(n, -1)
     y = offset + design @ truth.reshape(-1) + noise * torch.randn(n, generator=generator)
 
-    scale = prior / float(layer.lora_A["default"].weight.square().mean().sqrt())
+    scale = prior / float(layer.lora_A["default"].weight.detach().square().mean().sqrt())
     program = Program(network, Normal(noise), FixedB(sites="A", centre="zero", scale=scale))
     precision = design.T @ design / noise**2 + torch.eye(columns * rank) / prior**2
     covariance = torch.linalg.inv(precision.double())

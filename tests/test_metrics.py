@@ -247,9 +247,7 @@ def test_what_is_no_prediction_is_refused(probabilities: Any, labels: Any, messa
 
 
 def test_metrics_are_a_mapping_that_survives_strict_json() -> None:
-    found = Metrics(
-        {"nll": Interval(math.inf, 1.0, math.inf), "mcc": Interval(0.5, 0.25, 0.75)}, 10, 4, "sample"
-    )
+    found = Metrics({"nll": Interval(math.inf, 1.0, math.inf), "mcc": Interval(0.5, 0.25, 0.75)}, 10, 4, "sample")
     assert list(found) == ["nll", "mcc"] and len(found) == 2 and found["mcc"].value == 0.5
     text = json.dumps(found.to_dict(), allow_nan=False)
     assert json.loads(text) == {

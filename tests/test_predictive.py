@@ -64,9 +64,7 @@ def test_nll_is_that_of_the_mixture() -> None:
     assert torch.allclose(found.log_predictive_density, at_label.log())
     assert found.log_likelihood.shape == (6, 40)
     assert found.metrics()["nll"].value == pytest.approx(-at_label.log().mean().item())
-    assert found.metrics()["accuracy"].value == pytest.approx(
-        (found.predictions == found.labels).double().mean()
-    )
+    assert found.metrics()["accuracy"].value == pytest.approx((found.predictions == found.labels).double().mean())
 
 
 def test_choices_that_a_row_lacks_are_impossible_without_nan() -> None:
@@ -127,9 +125,7 @@ def test_derived_tensors_do_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyP
     assert not Predictive(torch.zeros(2, 0, 3), None, Categorical(3)).probabilities.numel()
 
 
-@pytest.mark.parametrize(
-    "found", [classes(), reals(), Predictive(torch.zeros(1, 4, 2), None, Categorical(2), "mean")]
-)
+@pytest.mark.parametrize("found", [classes(), reals(), Predictive(torch.zeros(1, 4, 2), None, Categorical(2), "mean")])
 def test_save_and_load(found: Predictive, tmp_path: Path) -> None:
     path = tmp_path / "new" / "predictive.safetensors"
     found.save(path)
@@ -173,9 +169,7 @@ def test_files_that_are_no_predictive_are_refused(tmp_path: Path) -> None:
 
 
 def test_wrong_shapes_and_nan_are_refused() -> None:
-    with pytest.raises(
-        DataError, match=r"Expected logits \(samples, examples, 3\) .* found the shape \(4, 2\)"
-    ):
+    with pytest.raises(DataError, match=r"Expected logits \(samples, examples, 3\) .* found the shape \(4, 2\)"):
         Predictive(torch.zeros(4, 2), None, Categorical(3))
     with pytest.raises(DataError, match=r"found the shape \(1, 4, 2\)"):
         Predictive(torch.zeros(1, 4, 2), None, Categorical(3))

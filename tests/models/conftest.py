@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pyro
 import pytest
 import torch
+
 from bayeslora.adapters import Site
 
 LAYERS, COLUMNS, OUTPUTS, RANK = 3, 5, 4, 2

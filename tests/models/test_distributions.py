@@ -8,10 +8,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from bayeslora.models.distributions import ColumnNormal, IsotropicNormal, LowerCholeskyVector, WishartCholesky
 from pyro.infer import MCMC, NUTS
 from scipy import stats
 from torch.distributions import biject_to, kl_divergence
+
+from bayeslora.models.distributions import ColumnNormal, IsotropicNormal, LowerCholeskyVector, WishartCholesky
 
 DRAWS = 20_000
 #: Bound on a mean's distance from its expectation in standard errors: 5 is exceeded by chance once in 1.7 million.
@@ -125,9 +126,7 @@ class TestWishartCholesky:
         torch.testing.assert_close(transform.inv(value), vector)
         row, column = torch.tril_indices(3, 3)
         jacobian = torch.autograd.functional.jacobian(lambda x: transform(x)[row, column], vector[0])
-        torch.testing.assert_close(
-            transform.log_abs_det_jacobian(vector, value)[0], jacobian.slogdet().logabsdet
-        )
+        torch.testing.assert_close(transform.log_abs_det_jacobian(vector, value)[0], jacobian.slogdet().logabsdet)
 
     def test_nuts_recovers_its_mean(self) -> None:
         law = WishartCholesky(6.0, torch.eye(2, dtype=torch.float64) / math.sqrt(6.0))
@@ -150,9 +149,7 @@ class TestWishartDivergence:
         q_scale, p_scale, df = factor(3), factor(3), torch.tensor(6.0, dtype=torch.float64)
         found = kl_divergence(WishartCholesky(8.0, q_scale), WishartCholesky(6.0, p_scale))
         other = torch.distributions.Wishart(torch.tensor(8.0, dtype=torch.float64), scale_tril=q_scale)
-        torch.testing.assert_close(
-            found, kl_divergence(other, torch.distributions.Wishart(df, scale_tril=p_scale))
-        )
+        torch.testing.assert_close(found, kl_divergence(other, torch.distributions.Wishart(df, scale_tril=p_scale)))
         # Equation 11: nu / 2 (tr V - r - log |V|) for a scale V against I.
         v = torch.tensor([0.5, 1.0, 3.0], dtype=torch.float64)
         eye = torch.eye(3, dtype=torch.float64)

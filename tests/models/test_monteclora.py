@@ -9,16 +9,17 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from bayeslora import models
-from bayeslora.adapters import Site
-from bayeslora.errors import SettingError
-from bayeslora.models import Gaussian, MonteCLoRA
-from bayeslora.models.distributions import ColumnNormal
 from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from scipy import stats
 from torch import Tensor
 from torch.distributions import kl_divergence
+
+from bayeslora import models
+from bayeslora.adapters import Site
+from bayeslora.errors import SettingError
+from bayeslora.models import Gaussian, MonteCLoRA
+from bayeslora.models.distributions import ColumnNormal
 
 #: Bound in standard errors: 5 is exceeded by chance once in 1.7 million.
 ERRORS = 5.0
@@ -57,7 +58,7 @@ def site_divergences(model: MonteCLoRA, guide: torch.nn.Module, sites: tuple[Sit
 @pytest.mark.parametrize("model", VARIANTS, ids=repr)
 class TestEveryVariant:
     def test_prior_returns_all_weights_in_shape(self, model: MonteCLoRA, sites: tuple[Site, ...]) -> None:
-        weights = model.prior(sites)
+        weights = poutine.trace(model.prior).get_trace(sites).nodes["_RETURN"]["value"]
         assert {name: value.shape for name, value in weights.items()} == {
             site.name: site.initial.shape for site in sites
         }
@@ -77,27 +78,26 @@ class TestEveryVariant:
         for site in sites:
             torch.testing.assert_close(starts[site.name], site.initial)
 
-    def test_guide_samples_every_site_in_the_models_order(
-        self, model: MonteCLoRA, sites: tuple[Site, ...]
-    ) -> None:
+    def test_guide_samples_every_site_in_the_models_order(self, model: MonteCLoRA, sites: tuple[Site, ...]) -> None:
         guide = model.guide(sites)
         names = [name for name, _ in poutine.trace(guide).get_trace().iter_stochastic_nodes()]
         assert names == list(model.initial(sites)) == list(guide.latents)
         for site in sites:
             torch.testing.assert_close(guide.mean()[site.name], site.initial)
 
-    def test_mean_field_bound_is_the_sampled_one_on_average(
-        self, model: MonteCLoRA, sites: tuple[Site, ...]
-    ) -> None:
+    def test_mean_field_bound_is_the_sampled_one_on_average(self, model: MonteCLoRA, sites: tuple[Site, ...]) -> None:
         guide, prior = moved(model.guide(sites)), partial(model.prior, sites)
-        with torch.no_grad():
-            losses = {
-                bound: torch.stack([bound().differentiable_loss(prior, guide) for _ in range(1500)])
-                for bound in (TraceMeanField_ELBO, Trace_ELBO)
-            }
-        closed, sampled = losses.values()
-        error = ((closed.var() + sampled.var()) / len(closed)).sqrt()
-        assert (closed.mean() - sampled.mean()).abs() <= ERRORS * error
+        differences = []
+        for seed in range(40):
+            # The same draw under both: given a site's parents, the sampled term averages to the closed one.
+            losses = []
+            for bound in (TraceMeanField_ELBO(), Trace_ELBO()):
+                torch.manual_seed(seed)
+                with torch.no_grad():
+                    losses.append(bound.differentiable_loss(prior, guide))
+            differences.append(losses[0] - losses[1])
+        difference = torch.stack(differences)
+        assert difference.mean().abs() <= ERRORS * difference.std() / math.sqrt(len(difference)) + 1e-9
 
     def test_every_parameter_hears_the_likelihood(self, model: MonteCLoRA, sites: tuple[Site, ...]) -> None:
         # No divergence in the loss at all: gradients come through the sampled weights alone.
@@ -130,15 +130,13 @@ class TestScale:
     @pytest.mark.parametrize("wishart_on", ["covariance", "precision"])
     @pytest.mark.parametrize("components", [1, 4])
     @pytest.mark.parametrize("rank", [1, 4, 32])
-    def test_noise_is_sigma0_at_every_rank(
-        self, wishart_on: str, components: int, rank: int, make_sites
-    ) -> None:
+    def test_noise_is_sigma0_at_every_rank(self, wishart_on: str, components: int, rank: int, make_sites) -> None:
         sites = make_sites(rank=rank, layers=200, columns=2)
         model = models.build("monteclora", wishart_on=wishart_on, components=components, scale=0.5)
         site = sites[0]
         for source in (partial(model.prior, sites), model.guide(sites)):
-            squares = (draws(source, 20, A) - site.initial).square() / model.sigma0(site).square()
-            # Entries of one layer share (Sigma, pi): the 4,000 layers are the independent draws.
+            squares = (draws(source, 4, A) - site.initial).square() / model.sigma0(site).square()
+            # Entries of one layer share (Sigma, pi): the 800 layers are the independent draws.
             layers = squares.mean((-2, -1)).flatten()
             assert (layers.mean() - 1).abs() <= ERRORS * layers.std() / math.sqrt(len(layers))
 
@@ -164,12 +162,14 @@ class TestCollapse:
     @pytest.mark.parametrize("column_prior", ["hierarchical", "paper"])
     def test_collapsed_and_expanded_have_one_law(self, column_prior: str, sites: tuple[Site, ...]) -> None:
         count = 4000
-        samples = [
-            draws(partial(models.build("monteclora", collapse=collapse, column_prior=column_prior).prior, sites), count, A)
-            for collapse in (True, False)
-        ]
+        # As many equal layers as draws: one call of the prior gives them all.
+        site = repeated(sites[0], count)
+        samples = []
+        for collapse in (True, False):
+            model = models.build("monteclora", collapse=collapse, column_prior=column_prior)
+            samples.append((model.prior([site])[A] - site.initial).unflatten(0, (count, 3)))
         for power in (1, 2):
-            moments = [value.sub(sites[0].initial).pow(power) for value in samples]
+            moments = [value.pow(power) for value in samples]
             error = (sum(value.var(0) for value in moments) / count).sqrt()
             assert ((moments[0].mean(0) - moments[1].mean(0)).abs() <= ERRORS * error).all()
         for function in (lambda value: value[:, 0, 0, 0], lambda value: value[:, 1].sum((-2, -1))):
@@ -227,9 +227,11 @@ class TestObjective:
         model = MonteCLoRA(column_prior="paper", cooperation=0.5)
         trace = poutine.trace(model.prior).get_trace(sites)
         expected = -0.5 * trace.nodes[f"{A}.mixture"]["value"].square().sum()
-        torch.testing.assert_close(trace.nodes[f"{A}.cooperation"]["fn"].log_prob(None), expected)
+        torch.testing.assert_close(trace.nodes[f"{A}.cooperation"]["fn"].log_factor, expected)
 
-    @pytest.mark.parametrize("model", [MonteCLoRA(), MonteCLoRA(learn_eps=True, wishart_on="precision"), Gaussian()])
+    @pytest.mark.parametrize(
+        "model", [MonteCLoRA(learn_eps=True), MonteCLoRA(learn_eps=True, wishart_on="precision"), Gaussian()]
+    )
     def test_bound_stays_below_the_exact_evidence(self, model: models.WeightModel, sites: tuple[Site, ...]) -> None:
         """Columns observed with normal noise: given (Sigma, pi) the evidence is exact, and averages over the prior."""
         site, noise = sites[0], 0.2
@@ -239,19 +241,18 @@ class TestObjective:
             value = model.prior([site])[A]
             pyro.sample("y", dist.Normal(value, noise).to_event(3), obs=data)
 
-        with torch.no_grad():
-            evidence = torch.stack([given_hyperparameters(model, site, data, noise) for _ in range(20_000)])
-            # Layers are independent: each layer's evidence is averaged by itself.
-            exact = (evidence.logsumexp(0) - math.log(len(evidence))).sum()
+        evidence = given_hyperparameters(model, site, data, noise, count=20_000)
+        # Layers are independent: each layer's evidence is averaged by itself.
+        exact = (evidence.logsumexp(0) - math.log(len(evidence))).sum()
         guide = model.guide([site])
-        optimiser = torch.optim.Adam(guide.parameters(), lr=0.02)
+        optimiser = torch.optim.Adam(guide.parameters(), lr=0.05)
         elbo = TraceMeanField_ELBO()
-        for _ in range(300):
+        for _ in range(120):
             optimiser.zero_grad()
             elbo.differentiable_loss(joint, guide).backward()
             optimiser.step()
         with torch.no_grad():
-            bound = -torch.stack([elbo.differentiable_loss(joint, guide) for _ in range(500)])
+            bound = -torch.stack([elbo.differentiable_loss(joint, guide) for _ in range(100)])
         # The bound's own error; the evidence's is below 0.01 nats at 20,000 draws.
         error = bound.std() / math.sqrt(len(bound)) + 0.01
         assert bound.mean() <= exact + ERRORS * error
@@ -259,14 +260,18 @@ class TestObjective:
         assert bound.mean() > exact - 6
 
 
-def given_hyperparameters(model: models.WeightModel, site: Site, data: Tensor, noise: float) -> Tensor:
-    """Log-evidence (layers,) of the columns given one prior draw of the hyperparameters."""
-    trace = poutine.trace(model.prior).get_trace([site])
-    law: ColumnNormal = trace.nodes[A]["fn"].base_dist
-    covariance = law.covariance_matrix + noise**2 * torch.eye(2, dtype=torch.float64)
-    shape = (len(data), *covariance.shape[-2:])
-    marginal = torch.distributions.MultivariateNormal(law.loc, covariance.expand(shape).unsqueeze(1))
-    return marginal.log_prob(data).sum(-1)
+def given_hyperparameters(model: models.WeightModel, site: Site, data: Tensor, noise: float, count: int) -> Tensor:
+    """Log-evidence (count, layers) of the columns given each of ``count`` prior draws of the hyperparameters."""
+    many = repeated(site, count)
+    law: ColumnNormal = poutine.trace(model.prior).get_trace([many]).nodes[A]["fn"].base_dist
+    covariance = (law.covariance_matrix + noise**2 * torch.eye(2, dtype=torch.float64)).expand(3 * count, 2, 2)
+    marginal = torch.distributions.MultivariateNormal(law.loc, covariance.unsqueeze(1))
+    return marginal.log_prob(data.repeat(count, 1, 1)).sum(-1).unflatten(0, (count, 3))
+
+
+def repeated(site: Site, count: int) -> Site:
+    """The site with its layers ``count`` times over: independent draws of them in one call."""
+    return Site(site.name, site.role, site.group, site.initial.repeat(count, 1, 1), site.layers * count)
 
 
 class TestSettings:

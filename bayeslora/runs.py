@@ -1,0 +1,219 @@
+"""One run from its configuration: task, program, fit, and the folder that holds all of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bayeslora.config import RunConfig, differences, read_config, resolve
+from bayeslora.errors import SettingError, TaskError
+
+if TYPE_CHECKING:
+    from bayeslora.metrics import Metrics
+    from bayeslora.posterior import Posterior
+    from bayeslora.predictive import Predictive
+    from bayeslora.program import Program
+    from bayeslora.tasks import Split, Task
+
+__all__ = [
+    "build_program",
+    "check_same",
+    "fit",
+    "is_finished",
+    "measure",
+    "remove",
+    "saved_config",
+    "saved_task",
+    "task_of",
+    "true_probabilities",
+    "write_text",
+]
+
+CONFIG, RECORD = "config.yaml", "posterior.json"
+
+
+def task_of(config: RunConfig) -> Task:
+    """Load the task of a run.
+
+    Raises:
+        TaskError, DataError: as in `bayeslora.load_task`.
+    """
+    from bayeslora.tasks import load_task
+
+    return load_task(
+        config.task,
+        config.data_dir,
+        train_size=config.train_size,
+        heldout_size=config.heldout_size,
+        seed=config.seed,
+        **config.task_settings,
+    )
+
+
+def build_program(config: RunConfig, task: Task) -> Program:
+    """Load the base network of a run and declare the program over it.
+
+    Raises:
+        AdapterError: the LoRA layers do not fit the network.
+    """
+    from bayeslora.models import build
+    from bayeslora.program import Program
+
+    return Program.from_pretrained(
+        config.model,
+        task,
+        lora=config.lora.to_peft(),
+        model=build(config.program, **config.program_settings),
+        seed=config.seed,
+        max_length=config.max_length,
+    )
+
+
+def fit(config: RunConfig, folder: str | Path, *, resume: bool = False, progress: bool = True) -> Posterior:
+    """Fit what a configuration describes into a folder, which gets the configuration first and the posterior last.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        resume: go on where a run of the same configuration in this folder was stopped; what is finished is loaded.
+        progress: show bars.
+
+    Raises:
+        SettingError: the configuration is wrong; the folder holds a run already, or with ``resume`` that of another
+            configuration.
+    """
+    from bayeslora import inference
+
+    config, folder = resolve(config), Path(folder)
+    if not resume and ((folder / CONFIG).exists() or (folder / RECORD).exists()):
+        raise SettingError(f"'{folder}' holds a run already: resume it, remove it, or choose another folder.")
+    if (folder / CONFIG).exists():
+        check_same(folder, config)
+        if is_finished(folder):
+            return inference.load(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / CONFIG, config.to_yaml())
+    task = task_of(config)
+    return inference.fit(
+        build_program(config, task),
+        task.train,
+        config.backend,
+        seed=config.seed,
+        output_dir=folder,
+        resume=resume and any(folder.rglob("checkpoint-*")),  # a run may be stopped before its first checkpoint
+        progress=progress,
+        task=task.arguments,
+        **config.settings,
+    )
+
+
+def check_same(folder: Path, config: RunConfig) -> None:
+    """Make sure that the run in a folder has this resolved configuration.
+
+    Raises:
+        SettingError: it differs; the message says in what.
+    """
+    changed = differences(saved_config(folder), config)
+    if changed:
+        raise SettingError(
+            f"'{folder}' holds a run with other settings (there and now): {'; '.join(changed)}. Choose another folder."
+        )
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the folder holds a posterior whose fit came to its end; one that was stopped has a record, too."""
+    try:
+        described = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False
+    return bool(described["record"]["finished"])
+
+
+def saved_config(folder: Path) -> RunConfig:
+    """Configuration of the run in a folder.
+
+    Raises:
+        SettingError: there is none.
+    """
+    return read_config(folder / CONFIG)
+
+
+def remove(folder: Path) -> None:
+    """Remove the run in a folder.
+
+    Raises:
+        SettingError: the folder holds something else.
+    """
+    if folder.exists() and any(folder.iterdir()) and not ((folder / CONFIG).exists() or (folder / RECORD).exists()):
+        raise SettingError(f"'{folder}' holds no run, so it is not overwritten: choose another folder.")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def saved_task(
+    posterior: Posterior,
+    name: str | None = None,
+    data_dir: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Task:
+    """The task to evaluate a posterior on.
+
+    Args:
+        posterior: fitted with an encoder.
+        name: of another task with the same classes; the posterior's own by default.
+        data_dir: folder with the task's files, if they are not where they were.
+        settings: further arguments of `bayeslora.load_task`, with ``name``.
+
+    Raises:
+        TaskError: the posterior does not know its task, or the other task has other classes.
+    """
+    from bayeslora.tasks import Task, load_task
+
+    encoder = posterior.program.encoder
+    if encoder is None or (name is None and posterior.record.task is None):
+        raise TaskError("The posterior was fitted without a task by name: say which one to evaluate on.")
+    spec = encoder.spec
+    if name is None:
+        record = {"spec": spec.to_dict(), "arguments": posterior.record.task}
+        return Task.from_dict(record, data_dir=data_dir)
+    task = load_task(name, data_dir, **(settings or {}))
+    reordered = sorted(task.spec.labels) == sorted(spec.labels) and task.spec.labels != spec.labels
+    if task.spec.kind != spec.kind or len(task.spec.labels) != len(spec.labels) or reordered:
+        raise TaskError(
+            f"Task '{task.spec.name}' is {task.spec.kind} into ({', '.join(task.spec.labels)}), but the posterior was "
+            f"fitted to {spec.kind} into ({', '.join(spec.labels)})."
+        )
+    return task
+
+
+def measure(prediction: Predictive, split: Split) -> Metrics:
+    """Metrics of a prediction, and its distance from the true probabilities where the rows say them."""
+    from bayeslora.metrics import Metrics, against_truth
+
+    found, truth = prediction.metrics(), true_probabilities(split)
+    if truth is None or prediction.likelihood.name == "normal":
+        return found
+    distances = against_truth(prediction.log_probabilities, truth)
+    return Metrics({**found, **distances}, found.n, found.samples, found.method)
+
+
+def true_probabilities(split: Split) -> NDArray[np.float64] | None:
+    """True class probabilities (rows, classes), if the rows say them in a column "probabilities"."""
+    if "probabilities" not in split.dataset.column_names:
+        return None
+    return np.asarray(split.dataset["probabilities"], dtype=np.float64)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in one step."""
+    handle, staged = tempfile.mkstemp(prefix=".", dir=path.parent)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(staged, path)
