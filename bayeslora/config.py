@@ -14,7 +14,7 @@ from bayeslora.settings import build, coerce
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-__all__ = ["LoraSettings", "RunConfig", "assign", "differences", "read_config", "resolve"]
+__all__ = ["LoraSettings", "RunConfig", "assign", "differences", "read_config", "resolve", "task_settings"]
 
 #: Where an assignment with a prefix goes; one without goes to the settings of the backend.
 PREFIXES = {"program": "program_settings", "lora": "lora", "task": "task_settings"}
@@ -177,7 +177,7 @@ def resolve(config: RunConfig) -> RunConfig:
         data_dir=None if config.data_dir is None else _folder(config.data_dir),
         settings=_typed(backend(config.backend), config.settings),
         program_settings=_typed(MODELS[config.program], config.program_settings),
-        task_settings=_task_settings(config.task_settings),
+        task_settings=task_settings(config.task_settings),
     )
 
 
@@ -210,7 +210,12 @@ def _typed(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _plain(getattr(built, name)) for name in values}
 
 
-def _task_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+def task_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Further arguments of `bayeslora.load_task` in their types.
+
+    Raises:
+        SettingError: an argument is unknown, or one that a run has a field for.
+    """
     from bayeslora.tasks import load_task
 
     # What the configuration has fields for is no further argument.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from bayeslora.predictive import Predictive
 
-__all__ = ["Bins", "bin_predictions", "reliability_diagram", "save_figure"]
+__all__ = ["Bins", "bin_predictions", "figure_format", "reliability_diagram", "save_figure"]
 
 #: Colours that the colour-blind tell apart (Okabe and Ito).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -140,17 +140,28 @@ def reliability_diagram(
     return figure
 
 
+def figure_format(path: str | Path) -> str:
+    """Format of a picture by the ending of its name.
+
+    Raises:
+        DataError: matplotlib does not know that ending.
+    """
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    name, known = Path(path), FigureCanvasBase.get_supported_filetypes()
+    ending = name.suffix.removeprefix(".").lower()
+    if ending not in known:
+        raise DataError(f"Cannot draw into '{name.name}': expected a name ending in {', '.join(sorted(known))}.")
+    return ending
+
+
 def save_figure(figure: Figure, path: str | Path) -> None:
     """Write a figure in one step, in the format of the file's ending.
 
     Raises:
         DataError: matplotlib does not know that ending.
     """
-    target = Path(path)
-    ending = target.suffix.removeprefix(".") or "png"
-    known = figure.canvas.get_supported_filetypes()
-    if ending.lower() not in known:
-        raise DataError(f"Cannot draw into '{target.name}': expected a name ending in {', '.join(sorted(known))}.")
+    target, ending = Path(path), figure_format(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, staged = tempfile.mkstemp(prefix=".", dir=target.parent)
     os.close(handle)

@@ -73,6 +73,8 @@ class Posterior(ABC):
 
     #: What `inference.load` looks up to rebuild the posterior.
     kind: ClassVar[str]
+    #: Whether draws differ; a point estimate needs one pass to predict.
+    random: bool = True
 
     def __init__(self, program: Program, record: Record) -> None:
         self.program = program
@@ -126,7 +128,7 @@ class Posterior(ABC):
 
         Args:
             data: rows of a task, or a tokenised data set.
-            samples: number of weight draws.
+            samples: number of weight draws; a point estimate makes one pass in any case.
             method: ``"sample"`` averages probabilities over draws; ``"mean"`` is the one pass at the posterior mean,
                 the plain-LoRA prediction.
             seed: of the draws; the global generators are left as they were.
@@ -143,7 +145,8 @@ class Posterior(ABC):
         if samples < 1:
             raise PosteriorError(f"At least one sample is needed to predict, found samples={samples}.")
         rows = encoded(self.program, data)
-        draws = range(1) if method == "mean" else _seeded(samples, seed, self.program.device)
+        passes = samples if self.random else 1
+        draws = range(1) if method == "mean" else _seeded(passes, seed, self.program.device)
         network = self.program.network
         was_training = network.training
         network.eval()  # dropout would add noise that is not the posterior's

@@ -6,7 +6,8 @@ part of it that samples weights, `Program.logits` the network at given weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -37,7 +38,7 @@ class LoraModel(Protocol):
 
     name: ClassVar[str]
 
-    def prior(self, sites: Sequence[Site]) -> dict[str, Tensor]:
+    def sample(self, sites: Sequence[Site]) -> dict[str, Tensor]:
         """Sample every latent site; return the weight of each of ``sites`` by name."""
 
     def stochastic(self, sites: Sequence[Site]) -> set[str]:
@@ -140,7 +141,7 @@ class Program(nn.Module):
         """Pyro model of the weights alone: sample every latent site, return the weights by site."""
         # Covariance factors lose definiteness in the 8 bits of a bfloat16 mantissa.
         with torch.autocast(self.device.type, enabled=False):
-            return self.model.prior(self.sites)
+            return self.model.sample(self.sites)
 
     def logits(self, weights: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
         """Logits (batch, classes) in float32 at ``weights``, which stay in place until the next call.
@@ -204,20 +205,34 @@ def load_base(
     from transformers import AutoModelForMultipleChoice, AutoModelForSequenceClassification, AutoTokenizer
 
     path = _demo() if str(name_or_path) == "demo" else str(name_or_path)
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if spec.kind == "multiple-choice":
-        base = AutoModelForMultipleChoice.from_pretrained(path, dtype=dtype)
-    elif spec.kind == "regression":
-        base = AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype, num_labels=1)
-    else:
-        names = dict(enumerate(spec.labels))
-        base = AutoModelForSequenceClassification.from_pretrained(
-            path, dtype=dtype, id2label=names, label2id={name: number for number, name in names.items()}
-        )
+    with _quiet_loading():
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        if spec.kind == "multiple-choice":
+            base = AutoModelForMultipleChoice.from_pretrained(path, dtype=dtype)
+        elif spec.kind == "regression":
+            base = AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype, num_labels=1)
+        else:
+            names = dict(enumerate(spec.labels))
+            base = AutoModelForSequenceClassification.from_pretrained(
+                path, dtype=dtype, id2label=names, label2id={name: number for number, name in names.items()}
+            )
     base.config.pad_token_id = tokenizer.pad_token_id
     return base, tokenizer
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """A head that is drawn afresh is what was asked for: transformers need not warn of it."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _has_weights(module: nn.Module) -> bool:
@@ -250,5 +265,7 @@ def adapt(base: PreTrainedModel, spec: TaskSpec, lora: LoraConfig | None = None)
     try:
         network: PeftModel = get_peft_model(base, config)
     except ValueError as error:
-        raise AdapterError(f"PEFT cannot add LoRA layers to {type(base).__name__}: {error}") from error
+        raise AdapterError(
+            f"PEFT cannot add LoRA layers to {type(base).__name__} at target_modules={config.target_modules}: {error}"
+        ) from error
     return network

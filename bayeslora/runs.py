@@ -93,22 +93,23 @@ def fit(config: RunConfig, folder: str | Path, *, resume: bool = False, progress
     from bayeslora import inference
 
     config, folder = resolve(config), Path(folder)
-    if not resume and ((folder / CONFIG).exists() or (folder / RECORD).exists()):
-        raise SettingError(f"'{folder}' holds a run already: resume it, remove it, or choose another folder.")
-    if (folder / CONFIG).exists():
+    if _holds_run(folder):
+        if not resume:
+            raise SettingError(f"'{folder}' holds a run already: resume it, overwrite it, or choose another folder.")
         check_same(folder, config)
         if is_finished(folder):
             return inference.load(folder)
+    task = task_of(config)
+    program = build_program(config, task)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / CONFIG, config.to_yaml())
-    task = task_of(config)
     return inference.fit(
-        build_program(config, task),
+        program,
         task.train,
         config.backend,
         seed=config.seed,
         output_dir=folder,
-        resume=resume and any(folder.rglob("checkpoint-*")),  # a run may be stopped before its first checkpoint
+        resume=resume and _has_checkpoint(folder),  # it may have been stopped before its first one
         progress=progress,
         task=task.arguments,
         **config.settings,
@@ -143,6 +144,8 @@ def saved_config(folder: Path) -> RunConfig:
     Raises:
         SettingError: there is none.
     """
+    if not (folder / CONFIG).is_file():
+        raise SettingError(f"There is no run in '{folder}': expected a file {CONFIG}.")
     return read_config(folder / CONFIG)
 
 
@@ -152,7 +155,7 @@ def remove(folder: Path) -> None:
     Raises:
         SettingError: the folder holds something else.
     """
-    if folder.exists() and any(folder.iterdir()) and not ((folder / CONFIG).exists() or (folder / RECORD).exists()):
+    if folder.exists() and any(folder.iterdir()) and not (_holds_run(folder) or (folder / CONFIG).exists()):
         raise SettingError(f"'{folder}' holds no run, so it is not overwritten: choose another folder.")
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -193,14 +196,14 @@ def saved_task(
     return task
 
 
-def measure(prediction: Predictive, split: Split) -> Metrics:
+def measure(prediction: Predictive, split: Split, seed: int = 0) -> Metrics:
     """Metrics of a prediction, and its distance from the true probabilities where the rows say them."""
     from bayeslora.metrics import Metrics, against_truth
 
-    found, truth = prediction.metrics(), true_probabilities(split)
+    found, truth = prediction.metrics(seed=seed), true_probabilities(split)
     if truth is None or prediction.likelihood.name == "normal":
         return found
-    distances = against_truth(prediction.log_probabilities, truth)
+    distances = against_truth(prediction.log_probabilities, truth, seed=seed)
     return Metrics({**found, **distances}, found.n, found.samples, found.method)
 
 
@@ -211,9 +214,17 @@ def true_probabilities(split: Split) -> NDArray[np.float64] | None:
     return np.asarray(split.dataset["probabilities"], dtype=np.float64)
 
 
+def _holds_run(folder: Path) -> bool:
+    """Whether there is something in the folder that took time to make."""
+    return (folder / RECORD).exists() or _has_checkpoint(folder)
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    return any(folder.rglob("checkpoint-*"))
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file in one step."""
-    handle, staged = tempfile.mkstemp(prefix=".", dir=path.parent)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".", delete=False, encoding="utf-8") as file:
         file.write(text)
-    os.replace(staged, path)
+    os.replace(file.name, path)

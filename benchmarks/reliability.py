@@ -1,7 +1,7 @@
 """Reliability diagrams side by side: how often a prediction is right, against how sure it was. quality.py draws them.
 
-What a bin holds is `bayeslora.plots.bin_predictions`; here it is laid out as one panel a task. The rows of all seeds are
-pooled; they are the same rows, so a bin's share of right answers gets no interval here.
+What a bin holds is said by `bayeslora.plots.bin_predictions`; here it is laid out as one panel a task. The rows of all
+seeds are pooled; they are the same rows, so a bin's share of right answers gets no interval here.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ def _panel(upper: Any, lower: Any, arms: Mapping[str, Predictive]) -> None:
     for number, ((arm, prediction), colour) in enumerate(zip(arms.items(), COLOURS, strict=False)):
         found = bin_predictions(prediction, BINS)
         share = found.rows / found.rows.sum()
+        assert prediction.labels is not None
         error = ece(prediction.probabilities, prediction.labels, BINS)
         nll = -float(prediction.log_predictive_density.mean())
         upper.plot(found.confidence, found.accuracy, color=colour, linewidth=1.5, alpha=0.7, zorder=2)

@@ -1,16 +1,16 @@
 """Time and memory of a training step: PEFT LoRA, PEFT MonteCLoRA and bayeslora's SVI, alternating in one process.
 
-    python benchmarks/speed.py                                            # BERT of MiniLM's shape: 5 minutes, 2 CPU cores
-    python benchmarks/speed.py --device cuda --shape llama-1b             # in bfloat16
+    python benchmarks/speed.py                                  # BERT of MiniLM's shape: some minutes on 2 CPU cores
+    python benchmarks/speed.py --device cuda --shape llama-1b   # in bfloat16
     python benchmarks/speed.py --device cuda --shape llama-7b --gradient-checkpointing
 
 A step is the forward pass, the backward pass and the step of AdamW, on the same batch, with LoRA of the same rank on
 the same layers and the same dropout. PEFT MonteCLoRA runs as its documentation says: `MontecloraConfig()` and its
 variational loss added to that of the task. Networks have random weights, which time does not depend on; `--model`
 takes one that exists. Times are medians of alternating steps, so that a slower spell of the machine hits all three;
-the ratio is the median of the ratios within a round. Peak memory is that of a process which does nothing else: on a
-GPU of all tensors, on a CPU of the process over what it held before its first step. Writes
-benchmarks/results/speed.json.
+the ratio is the median of the ratios within a round. A median leaves out the noise that PEFT MonteCLoRA draws ahead
+every 150 steps. Peak memory is that of a process which does nothing else: on a GPU of all tensors, on a CPU (Linux) of
+what the process adds to the base network. Writes benchmarks/results/speed.json.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ from typing import Any
 
 import torch
 from common import RESULTS, environment, markdown
-from torch import Tensor, nn
+from torch import Tensor
 
 from bayeslora.files import write_json
 from bayeslora.inference.elbo import NegativeELBO, bound
 from bayeslora.likelihoods import Categorical
+from bayeslora.models import MonteCLoRA
 from bayeslora.models.guides import make_guide
 from bayeslora.program import Program
 
@@ -55,7 +56,7 @@ LLAMA = {
 Step = Callable[[], float]
 
 
-def network(options: Namespace) -> nn.Module:
+def network(options: Namespace) -> Any:
     """The base network with a head for two classes; always the same for the same options."""
     from transformers import (
         AutoModelForSequenceClassification,
@@ -79,7 +80,7 @@ def network(options: Namespace) -> nn.Module:
                 found = LlamaForSequenceClassification._from_config(config, dtype=torch.bfloat16)
     if options.gradient_checkpointing:
         found.gradient_checkpointing_enable({"use_reentrant": False})
-    return found  # type: ignore[no-any-return]  # transformers is untyped here
+    return found
 
 
 def batch_of(rows: int, tokens: int, vocabulary: int, device: str) -> dict[str, Tensor]:
@@ -91,29 +92,32 @@ def batch_of(rows: int, tokens: int, vocabulary: int, device: str) -> dict[str, 
     return {name: value.to(device) for name, value in batch.items()}
 
 
-def adapted(base: nn.Module, arm: str, options: Namespace) -> Any:
+def adapted(base: Any, arm: str, options: Namespace) -> Any:
     """The network with LoRA of the arm's kind on all linear layers, in training mode."""
     from peft import LoraConfig, MontecloraConfig, get_peft_model
 
-    kind = {"monteclora_config": MontecloraConfig()} if arm == "monteclora" else {}
+    # Noise is drawn ahead for 150 steps, which a look at whether this works need not wait for.
+    settings = MontecloraConfig(buffer_size=2) if options.quick else MontecloraConfig()
+    kind = {"monteclora_config": settings} if arm == "monteclora" else {}
     config = LoraConfig(
         task_type="SEQ_CLS", r=options.rank, lora_alpha=2 * options.rank, target_modules="all-linear", **kind
     )
     return get_peft_model(base, config).train()
 
 
-def make_step(arm: str, base: nn.Module, options: Namespace, batch: dict[str, Tensor]) -> Step:
+def make_step(arm: str, base: Any, options: Namespace, batch: dict[str, Tensor]) -> Step:
     """One step of an arm; calling it returns the seconds that it took."""
     wrapped = adapted(base, arm, options)
     if arm == "svi":
         # As `bayeslora.fit` composes it for the backend "svi" with its default settings.
-        program = Program(wrapped, Categorical(CLASSES))
-        guide = make_guide("structured", program.model, program.sites, init_scale=1e-2).to(options.device)
+        program = Program(wrapped, Categorical(CLASSES), MonteCLoRA())
+        guide = make_guide("structured", MonteCLoRA(), program.sites, init_scale=1e-2).to(options.device)
         objective = NegativeELBO(program, guide, bound("mean-field", 1), EXAMPLES).train()
         learned = [parameter for parameter in guide.parameters() if parameter.requires_grad]
 
         def loss() -> Tensor:
-            return objective(batch)  # type: ignore[no-any-return]  # modules are untyped
+            negative: Tensor = objective(batch)
+            return negative
     else:
         learned = [parameter for parameter in wrapped.parameters() if parameter.requires_grad]
 
@@ -169,27 +173,33 @@ def measure_memory(options: Namespace, rows: int, tokens: int) -> dict[str, Any]
         if done.returncode:
             raise SystemExit(f"Measuring the memory of {arm} failed:\n{done.stderr}")
         found[arm] = int(done.stdout.split()[-1])
-    return {"bytes": found, "memory_ratio": {arm: size / max(1, found["lora"]) for arm, size in found.items()}}
+    return {"bytes": found, "memory_ratio": {arm: size / found["lora"] for arm, size in found.items()}}
 
 
 def peak_memory(arm: str, options: Namespace, rows: int, tokens: int) -> int:
     """Peak bytes of an arm: of the GPU's tensors, or of this process over what it held with the base network alone."""
     base = network(options)
+    batch = batch_of(rows, tokens, base.config.vocab_size, options.device)
     on_gpu = options.device == "cuda"
-    before = 0 if on_gpu else _peak_of_process()
-    step = make_step(arm, base, options, batch_of(rows, tokens, base.config.vocab_size, options.device))
+    gc.collect()
+    before = 0 if on_gpu else _of_process("VmRSS")
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak so far: it starts anew
+    step = make_step(arm, base, options, batch)
     for _ in range(options.warm_up):
         step()
-    return (torch.cuda.max_memory_allocated() if on_gpu else _peak_of_process()) - before
+    return torch.cuda.max_memory_allocated() if on_gpu else _of_process("VmHWM") - before
 
 
-def _peak_of_process() -> int:
-    import resource
+def _of_process(entry: str) -> int:
+    """Resident bytes of this process, now (VmRSS) or at most (VmHWM).
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    The system's ru_maxrss will not do: a process inherits it from the one that started it, whose networks are larger.
+    """
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{entry}:"))
 
 
 def _wait(device: str) -> None:

@@ -87,6 +87,7 @@ class GuidePosterior(Posterior):
     def __init__(self, program: Program, record: Record, guide: Guide) -> None:
         super().__init__(program, record)
         self.guide = guide
+        self.random = guide.random
 
     def draw(self) -> dict[str, Tensor]:
         """One draw of every latent site of the model, and the weights it implies."""

@@ -54,7 +54,7 @@ class WeightModel(ABC):
         for name in ("scale", "zero_scale", "eps", "weight_scale", "head_scale"):
             self._require_positive(name)
 
-    def prior(self, sites: Sequence[Site]) -> dict[str, Tensor]:
+    def sample(self, sites: Sequence[Site]) -> dict[str, Tensor]:
         """Sample every latent site in Pyro.
 
         Returns:

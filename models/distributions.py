@@ -18,6 +18,8 @@ from torch.distributions.transforms import Transform
 
 __all__ = ["ColumnNormal", "IsotropicNormal", "LowerCholeskyVector", "WishartCholesky", "lower_cholesky"]
 
+ONE_DRAW = torch.Size()
+
 
 class _LowerCholesky(type(constraints.lower_cholesky)):  # type: ignore[misc]
     """Lower-triangular matrices with a positive diagonal, with a bijection from vectors of r (r + 1) / 2 numbers.
@@ -127,7 +129,7 @@ class WishartCholesky(TorchDistribution):
         root = math.sqrt(2) * (torch.lgamma(half + 0.5) - torch.lgamma(half)).exp()
         return self.scale_tril * root.unsqueeze(-2)
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: torch.Size = ONE_DRAW) -> Tensor:
         """Draws (sample_shape, ..., r, r)."""
         half = self._shapes
         squares = Gamma(half, half.new_full((), 0.5), validate_args=False).rsample(sample_shape)
@@ -218,7 +220,7 @@ class ColumnNormal(TorchDistribution):
         """Variances of the entries, (..., n, r)."""
         return self.covariance_matrix.diagonal(dim1=-2, dim2=-1).unsqueeze(-2).expand(self._extended_shape())
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: torch.Size = ONE_DRAW) -> Tensor:
         """Draws (sample_shape, ..., n, r)."""
         shape = self._extended_shape(sample_shape)
         noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
@@ -306,7 +308,7 @@ class IsotropicNormal(TorchDistribution):
         """Variances of the entries."""
         return self._aligned(self.scale.square()).expand(self._extended_shape())
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: torch.Size = ONE_DRAW) -> Tensor:
         """Draws (sample_shape, ..., shape)."""
         shape = self._extended_shape(sample_shape)
         return self._aligned(self.scale) * torch.randn(shape, dtype=self.scale.dtype, device=self.scale.device)

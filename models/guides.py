@@ -225,7 +225,7 @@ class AutoGuide(Guide):
         super().__init__(initial)
         self._combine = model.weights
         # "." separates modules in Pyro's attributes: "g.A" and "g.A.scale_tril" could not both exist.
-        target = _Rename(encoded)(poutine.block(partial(model.prior, sites), expose=list(latents)))
+        target = _Rename(encoded)(poutine.block(partial(model.sample, sites), expose=list(latents)))
         # Copies: a parameter that shared the memory of its start would move the prior's centre in training.
         start = autoguide.init_to_value(values={encoded(name): value.clone() for name, value in initial.items()})
         accepted = inspect.signature(kind.__init__).parameters
@@ -328,7 +328,7 @@ def _autoguide(kind: str) -> type[autoguide.AutoGuide]:
 def _supports(model: WeightModel, sites: Sequence[Site]) -> dict[str, constraints.Constraint]:
     """Supports of the latent sites, read from one draw of the prior."""
     with torch.random.fork_rng():
-        trace = poutine.block(poutine.trace(model.prior).get_trace)(sites)
+        trace = poutine.block(poutine.trace(model.sample).get_trace)(sites)
     return {name: node["fn"].support for name, node in trace.iter_stochastic_nodes()}
 
 

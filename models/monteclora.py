@@ -40,7 +40,7 @@ class MonteCLoRA(WeightModel):
 
     Attributes:
         components: number N of draws that the paper mixes.
-        column_prior: "hierarchical": a_i | Sigma, pi ~ N(centre, sigma0^2 \|pi\|^2 Sigma), so that the columns inform
+        prior: "hierarchical": a_i | Sigma, pi ~ N(centre, sigma0^2 \|pi\|^2 Sigma), so that the columns inform
             Sigma and pi. "paper": a_i ~ N(centre, sigma0^2 I); Sigma and pi are auxiliary variables of the guide, whose
             reverse model is their own prior.
         wishart_on: the matrix that is Wishart: "covariance" (the paper's section 4.1) or "precision" (its
@@ -58,7 +58,7 @@ class MonteCLoRA(WeightModel):
     name: ClassVar[str] = "monteclora"
 
     components: int = 4
-    column_prior: Literal["hierarchical", "paper"] = "hierarchical"
+    prior: Literal["hierarchical", "paper"] = "hierarchical"
     wishart_on: Literal["covariance", "precision"] = "covariance"
     collapse: bool = True
     nu: float | None = None
@@ -68,21 +68,21 @@ class MonteCLoRA(WeightModel):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require_one_of("column_prior", ("hierarchical", "paper"))
+        self._require_one_of("prior", ("hierarchical", "paper"))
         self._require_one_of("wishart_on", ("covariance", "precision"))
         self._require_positive("alpha0")
         if self.components < 1:
             raise SettingError(f"components={self.components} must be at least 1.")
         if not self.cooperation >= 0:
             raise SettingError(f"cooperation={self.cooperation} must not be negative.")
-        if self.cooperation and self.column_prior != "paper":
-            raise SettingError("cooperation belongs to column_prior='paper'; the hierarchical prior has no such term.")
+        if self.cooperation and self.prior != "paper":
+            raise SettingError("cooperation belongs to prior='paper'; the hierarchical prior has no such term.")
 
     def sample_weight(self, site: Site) -> Tensor:
         """Sample Sigma, pi and the columns of one site; (layers, columns, rank)."""
         factor = pyro.sample(f"{site.name}.scale_tril", self._wishart_prior(site))
         mixture = pyro.sample(f"{site.name}.mixture", self._mixture_prior(site))
-        if self.column_prior == "hierarchical":
+        if self.prior == "hierarchical":
             law = self.column_law(self.prior_mean(site), self.unit(site), mixture, factor)
         else:
             law = self.column_law(self.prior_mean(site), self.sigma0(site) / length(mixture), mixture)

@@ -124,7 +124,7 @@ class FixedB(Gaussian):
 
     name = "fixed-b"
 
-    def prior(self, sites: Sequence[Site]) -> dict[str, Tensor]:
+    def sample(self, sites: Sequence[Site]) -> dict[str, Tensor]:
         chosen, others = self.split(sites)
         return {site.name: self.sample_weight(site) for site in chosen} | {site.name: site.initial for site in others}
 

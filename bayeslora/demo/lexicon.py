@@ -70,8 +70,7 @@ DOMAINS: dict[str, tuple[Aspect, ...]] = {
         ),
         _aspect(
             "bill, price, service charge, cover charge",
-            "small 1.1, fair 1.2, modest 1.0, reasonable 1.1, high -1.2, steep -1.3, outrageous -2.2, "
-            "unclear -0.9",
+            "small 1.1, fair 1.2, modest 1.0, reasonable 1.1, high -1.2, steep -1.3, outrageous -2.2, unclear -0.9",
         ),
         _aspect(
             "portions, starters, desserts, side dishes",
@@ -92,8 +91,7 @@ DOMAINS: dict[str, tuple[Aspect, ...]] = {
         ),
         _aspect(
             "breakfast, coffee, toast, eggs",
-            "fresh 1.2, warm 1.0, tasty 1.3, delicious 2.2, cold -1.3, weak -1.0, stale -1.5, burnt -1.4, "
-            "awful -2.2",
+            "fresh 1.2, warm 1.0, tasty 1.3, delicious 2.2, cold -1.3, weak -1.0, stale -1.5, burnt -1.4, awful -2.2",
         ),
     ),
     "film": (

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from pyro.infer import TraceMeanField_ELBO
 from scenarios import lora_regression, tiny_batch, tiny_program, tiny_rows
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
@@ -20,7 +21,7 @@ MODELS = {
     "covariance": MonteCLoRA(components=3),
     "precision": MonteCLoRA(components=3, wishart_on="precision"),
     "expanded": MonteCLoRA(components=3, collapse=False),
-    "paper": MonteCLoRA(components=3, column_prior="paper", cooperation=0.5),
+    "paper": MonteCLoRA(components=3, prior="paper", cooperation=0.5),
     "gaussian": Gaussian(sites="both"),
 }
 
@@ -130,7 +131,8 @@ def test_autocast_reaches_the_network_alone(model: str, elbo: str) -> None:
         for name in trace.stochastic_nodes:
             node = trace.nodes[name]
             assert node["value"].dtype == torch.float32, name
-            assert node["log_prob_sum"].dtype == torch.float32, name
+            if elbo == "trace":
+                assert node["log_prob_sum"].dtype == torch.float32, name
     difference = loss.parts()["log_likelihood"] - parts["log_likelihood"]
     assert difference != 0
     # The divergences are those of float32: all that changes is the log-likelihood.
@@ -188,11 +190,31 @@ def test_closed_form_and_monte_carlo_divergences_agree() -> None:
     for name, loss in (("closed", one), ("sampled", two)):
         torch.manual_seed(3)
         with torch.no_grad():
-            values[name] = torch.stack([loss(batch) for _ in range(60)]).double()
+            values[name] = torch.stack([loss(batch) for _ in range(40)]).double()
     # The same draws in pairs: only the noise of the sampled divergence is left. Four standard errors.
     difference = values["closed"] - values["sampled"]
     assert abs(difference.mean()) < 4 * difference.std() / math.sqrt(len(difference))
     assert values["closed"].std() < values["sampled"].std()
+
+
+@pytest.mark.parametrize("guide", ["structured", "mean-field", "low-rank", "delta"])
+@pytest.mark.parametrize("model", ["covariance", "paper", "gaussian"])
+def test_the_mean_field_bound_is_pyros(model: str, guide: str) -> None:
+    program = tiny_program(MODELS[model])
+    made = make_guide(guide, program.model, program.sites, 0.1)
+    batch = tiny_batch(program, tiny_rows(N))
+    found = []
+    for elbo in (bound("mean-field", 2), TraceMeanField_ELBO(num_particles=2)):
+        torch.manual_seed(8)
+        made.zero_grad()
+        loss = NegativeELBO(program, made, elbo, N).eval()
+        loss.kl_weight = 0.7
+        value = loss(batch)
+        value.backward()
+        found.append((value.detach(), {name: p.grad.clone() for name, p in made.named_parameters()}))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-5, atol=1e-5)
+    for name, value in found[1][1].items():
+        torch.testing.assert_close(found[0][1][name], value, rtol=1e-3, atol=1e-4 * float(value.abs().max() + 1))
 
 
 def test_one_particle_makes_the_renyi_bound_the_elbo() -> None:
@@ -206,9 +228,9 @@ def test_one_particle_makes_the_renyi_bound_the_elbo() -> None:
 
 
 def test_the_renyi_bound_lies_between_elbo_and_evidence_and_tightens() -> None:
-    elbo, elbo_error, log_evidence = estimates("trace", 1, 150)
-    few, few_error, _ = estimates("renyi", 2, 100)
-    many, many_error, _ = estimates("renyi", 16, 25)
+    elbo, elbo_error, log_evidence = estimates("trace", 1, 80)
+    few, few_error, _ = estimates("renyi", 2, 60)
+    many, many_error, _ = estimates("renyi", 12, 15)
     # Each inequality by more than three standard errors of its Monte Carlo estimate.
     assert few - elbo > 3 * math.hypot(few_error, elbo_error)
     assert many - few > 3 * math.hypot(many_error, few_error)

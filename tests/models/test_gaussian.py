@@ -20,7 +20,7 @@ NOISE = {"rank": (3, 1, 2), "layer": (3, 1, 1), "entry": (3, 5, 2)}
 
 def test_prior_density_is_that_of_independent_normals(sites: tuple[Site, ...]) -> None:
     model = Gaussian(sites="both", scale=0.7, head_scale=2.0)
-    trace = poutine.trace(model.prior).get_trace(sites)
+    trace = poutine.trace(model.sample).get_trace(sites)
     trace.compute_log_prob()
     for site in sites:
         centre, scale = (0.0, 2.0) if site.role == "head" else (model.prior_mean(site), model.sigma0(site))
@@ -41,7 +41,7 @@ def test_guide_learns_a_scale_of_each_granularity(noise: str, shape: tuple, site
         part.log_eps.add_(0.3 * torch.randn(shape, dtype=torch.float64))
         part.mu.add_(0.1)
     q = poutine.trace(guide).get_trace()
-    p = poutine.trace(poutine.replay(partial(model.prior, sites), trace=q)).get_trace()
+    p = poutine.trace(poutine.replay(partial(model.sample, sites), trace=q)).get_trace()
     normal = Normal(part.mu, (part.sigma0 * part.log_eps.exp()).expand_as(part.mu))
     prior = Normal(sites[0].initial, model.sigma0(sites[0]).expand_as(part.mu))
     torch.testing.assert_close(
@@ -56,7 +56,7 @@ def test_guide_learns_a_scale_of_each_granularity(noise: str, shape: tuple, site
     assert [id(value) for value in groups["scale"]] == [id(part.log_eps)]
     assert len(groups["location"]) == 3
 
-    TraceMeanField_ELBO().differentiable_loss(partial(model.prior, sites), guide).backward()
+    TraceMeanField_ELBO().differentiable_loss(partial(model.sample, sites), guide).backward()
     assert (part.log_eps.grad != 0).all()
 
 

@@ -27,9 +27,9 @@ A = "linear_5x4.A"
 VARIANTS = [
     MonteCLoRA(),
     MonteCLoRA(wishart_on="precision"),
-    MonteCLoRA(column_prior="paper", cooperation=0.5),
+    MonteCLoRA(prior="paper", cooperation=0.5),
     MonteCLoRA(collapse=False),
-    MonteCLoRA(collapse=False, column_prior="paper", wishart_on="precision"),
+    MonteCLoRA(collapse=False, prior="paper", wishart_on="precision"),
     MonteCLoRA(sites="both", learn_eps=True, eps=0.3, centre="zero"),
 ]
 
@@ -51,21 +51,21 @@ def moved(guide: torch.nn.Module) -> torch.nn.Module:
 def site_divergences(model: MonteCLoRA, guide: torch.nn.Module, sites: tuple[Site, ...]) -> dict[str, Tensor]:
     """Closed divergence of each latent site at one draw of the guide."""
     q = poutine.trace(guide).get_trace()
-    p = poutine.trace(poutine.replay(partial(model.prior, sites), trace=q)).get_trace()
+    p = poutine.trace(poutine.replay(partial(model.sample, sites), trace=q)).get_trace()
     return {name: kl_divergence(q.nodes[name]["fn"], p.nodes[name]["fn"]) for name in q.stochastic_nodes}
 
 
 @pytest.mark.parametrize("model", VARIANTS, ids=repr)
 class TestEveryVariant:
     def test_prior_returns_all_weights_in_shape(self, model: MonteCLoRA, sites: tuple[Site, ...]) -> None:
-        weights = poutine.trace(model.prior).get_trace(sites).nodes["_RETURN"]["value"]
+        weights = poutine.trace(model.sample).get_trace(sites).nodes["_RETURN"]["value"]
         assert {name: value.shape for name, value in weights.items()} == {
             site.name: site.initial.shape for site in sites
         }
         assert {value.dtype for value in weights.values()} == {torch.float64}
 
     def test_latent_sites_are_those_announced(self, model: MonteCLoRA, sites: tuple[Site, ...]) -> None:
-        trace = poutine.trace(model.prior).get_trace(sites)
+        trace = poutine.trace(model.sample).get_trace(sites)
         latent = {name: node["value"].shape for name, node in trace.iter_stochastic_nodes()}
         initial = model.initial(sites)
         assert latent == {name: value.shape for name, value in initial.items()}
@@ -86,7 +86,7 @@ class TestEveryVariant:
             torch.testing.assert_close(guide.mean()[site.name], site.initial)
 
     def test_mean_field_bound_is_the_sampled_one_on_average(self, model: MonteCLoRA, sites: tuple[Site, ...]) -> None:
-        guide, prior = moved(model.guide(sites)), partial(model.prior, sites)
+        guide, prior = moved(model.guide(sites)), partial(model.sample, sites)
         differences = []
         for seed in range(40):
             # The same draw under both: given a site's parents, the sampled term averages to the closed one.
@@ -103,7 +103,7 @@ class TestEveryVariant:
         # No divergence in the loss at all: gradients come through the sampled weights alone.
         guide = model.guide(sites)
         trace = poutine.trace(guide).get_trace()
-        weights = poutine.replay(partial(model.prior, sites), trace=trace)()
+        weights = poutine.replay(partial(model.sample, sites), trace=trace)()
         sum((value - 1).square().sum() for value in weights.values()).backward()
         for name, value in guide.named_parameters():
             assert value.grad is not None and (value.grad != 0).any(), name
@@ -122,7 +122,7 @@ class TestEveryVariant:
 
 def conditioned(model: MonteCLoRA, sites: tuple[Site, ...]) -> None:
     """A toy likelihood: every weight is observed around one with unit noise."""
-    for name, value in model.prior(sites).items():
+    for name, value in model.sample(sites).items():
         pyro.sample(f"y.{name}", dist.Normal(value, 1.0).to_event(), obs=torch.ones_like(value))
 
 
@@ -134,7 +134,7 @@ class TestScale:
         sites = make_sites(rank=rank, layers=200, columns=2)
         model = models.build("monteclora", wishart_on=wishart_on, components=components, scale=0.5)
         site = sites[0]
-        for source in (partial(model.prior, sites), model.guide(sites)):
+        for source in (partial(model.sample, sites), model.guide(sites)):
             squares = (draws(source, 4, A) - site.initial).square() / model.sigma0(site).square()
             # Entries of one layer share (Sigma, pi): the 800 layers are the independent draws.
             layers = squares.mean((-2, -1)).flatten()
@@ -159,15 +159,15 @@ class TestScale:
 
 
 class TestCollapse:
-    @pytest.mark.parametrize("column_prior", ["hierarchical", "paper"])
-    def test_collapsed_and_expanded_have_one_law(self, column_prior: str, sites: tuple[Site, ...]) -> None:
+    @pytest.mark.parametrize("prior", ["hierarchical", "paper"])
+    def test_collapsed_and_expanded_have_one_law(self, prior: str, sites: tuple[Site, ...]) -> None:
         count = 4000
         # As many equal layers as draws: one call of the prior gives them all.
         site = repeated(sites[0], count)
         samples = []
         for collapse in (True, False):
-            model = models.build("monteclora", collapse=collapse, column_prior=column_prior)
-            samples.append((model.prior([site])[A] - site.initial).unflatten(0, (count, 3)))
+            model = models.build("monteclora", collapse=collapse, prior=prior)
+            samples.append((model.sample([site])[A] - site.initial).unflatten(0, (count, 3)))
         for power in (1, 2):
             moments = [value.pow(power) for value in samples]
             error = (sum(value.var(0) for value in moments) / count).sqrt()
@@ -179,7 +179,7 @@ class TestCollapse:
     def test_given_covariance_and_mixture_the_moments_are_exact(self, sites: tuple[Site, ...]) -> None:
         model, expanded = MonteCLoRA(), MonteCLoRA(collapse=False)
         site = sites[0]
-        values = poutine.trace(model.prior).get_trace(sites).nodes
+        values = poutine.trace(model.sample).get_trace(sites).nodes
         factor, mixture = values[f"{A}.scale_tril"]["value"], values[f"{A}.mixture"]["value"]
         whole = model.column_law(site.initial, model.unit(site), mixture, factor).base_dist
         parts = expanded.column_law(site.initial, model.unit(site), mixture, factor).base_dist
@@ -211,11 +211,11 @@ class TestObjective:
 
     def test_papers_column_divergence(self, sites: tuple[Site, ...]) -> None:
         """Sum over the n columns of (eps^2 |pi|^2 tr Sigma + |mu|^2) / sigma0^2 - r - log det, halved."""
-        model = MonteCLoRA(column_prior="paper", eps=0.4, centre="zero")
+        model = MonteCLoRA(prior="paper", eps=0.4, centre="zero")
         guide, site = moved(model.guide(sites)), sites[0]
         q = poutine.trace(guide).get_trace()
         factor, mixture = q.nodes[f"{A}.scale_tril"]["value"], q.nodes[f"{A}.mixture"]["value"]
-        p = poutine.trace(poutine.replay(partial(model.prior, sites), trace=q)).get_trace()
+        p = poutine.trace(poutine.replay(partial(model.sample, sites), trace=q)).get_trace()
         square = (0.4 * model.unit(site)).square() * mixture.square().sum(-1)[:, None, None]
         covariance = square * factor @ factor.mT / model.sigma0(site).square()
         shift = (guide.parts[0].mu / model.sigma0(site)).square().sum((-2, -1))
@@ -224,8 +224,8 @@ class TestObjective:
         torch.testing.assert_close(kl_divergence(q.nodes[A]["fn"], p.nodes[A]["fn"]), expected)
 
     def test_cooperation_enters_the_joint_density(self, sites: tuple[Site, ...]) -> None:
-        model = MonteCLoRA(column_prior="paper", cooperation=0.5)
-        trace = poutine.trace(model.prior).get_trace(sites)
+        model = MonteCLoRA(prior="paper", cooperation=0.5)
+        trace = poutine.trace(model.sample).get_trace(sites)
         expected = -0.5 * trace.nodes[f"{A}.mixture"]["value"].square().sum()
         torch.testing.assert_close(trace.nodes[f"{A}.cooperation"]["fn"].log_factor, expected)
 
@@ -238,7 +238,7 @@ class TestObjective:
         data = site.initial + noise * torch.randn_like(site.initial)
 
         def joint() -> None:
-            value = model.prior([site])[A]
+            value = model.sample([site])[A]
             pyro.sample("y", dist.Normal(value, noise).to_event(3), obs=data)
 
         evidence = given_hyperparameters(model, site, data, noise, count=20_000)
@@ -263,7 +263,7 @@ class TestObjective:
 def given_hyperparameters(model: models.WeightModel, site: Site, data: Tensor, noise: float, count: int) -> Tensor:
     """Log-evidence (count, layers) of the columns given each of ``count`` prior draws of the hyperparameters."""
     many = repeated(site, count)
-    law: ColumnNormal = poutine.trace(model.prior).get_trace([many]).nodes[A]["fn"].base_dist
+    law: ColumnNormal = poutine.trace(model.sample).get_trace([many]).nodes[A]["fn"].base_dist
     covariance = (law.covariance_matrix + noise**2 * torch.eye(2, dtype=torch.float64)).expand(3 * count, 2, 2)
     marginal = torch.distributions.MultivariateNormal(law.loc, covariance.unsqueeze(1))
     return marginal.log_prob(data.repeat(count, 1, 1)).sum(-1).unflatten(0, (count, 3))
@@ -279,14 +279,14 @@ class TestSettings:
         ("settings", "message"),
         [
             ({"components": 0}, "components=0"),
-            ({"column_prior": "flat"}, "column_prior='flat'"),
+            ({"prior": "flat"}, "prior='flat'"),
             ({"wishart_on": "both"}, "wishart_on='both'"),
             ({"centre": "mean"}, "centre='mean'"),
             ({"sites": "C"}, "sites='C'"),
             ({"scale": 0.0}, "scale=0.0"),
             ({"eps": math.nan}, "eps=nan"),
-            ({"cooperation": -1.0, "column_prior": "paper"}, "cooperation=-1.0"),
-            ({"cooperation": 1.0}, "column_prior='paper'"),
+            ({"cooperation": -1.0, "prior": "paper"}, "cooperation=-1.0"),
+            ({"cooperation": 1.0}, "prior='paper'"),
         ],
     )
     def test_wrong_values_are_refused(self, settings: dict, message: str) -> None:
@@ -299,7 +299,7 @@ class TestSettings:
         with pytest.raises(SettingError, match="nu=7 must exceed 7"):
             MonteCLoRA(nu=7).degrees(8)
         with pytest.raises(SettingError, match="nu=3 must exceed 3 .* precision"):
-            MonteCLoRA(nu=3, wishart_on="precision").prior(sites)
+            MonteCLoRA(nu=3, wishart_on="precision").sample(sites)
 
     def test_build(self) -> None:
         assert models.build("monteclora", components="8") == MonteCLoRA(components=8)
@@ -315,14 +315,14 @@ def test_half_precision_regions_are_left(sites: tuple[Site, ...]) -> None:
     single = tuple(Site(s.name, s.role, s.group, s.initial.float(), s.layers) for s in sites)
     guide = model.guide(single)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        values = [*model.prior(single).values(), *guide().values()]
+        values = [*model.sample(single).values(), *guide().values()]
     assert {value.dtype for value in values} == {torch.float32}
 
 
 def test_layers_are_independent_of_their_order(sites: tuple[Site, ...]) -> None:
     model, site, order = MonteCLoRA(), sites[0], [2, 0, 1]
     turned = Site(site.name, site.role, site.group, site.initial[order], tuple(site.layers[i] for i in order))
-    trace = poutine.trace(model.prior).get_trace([site])
+    trace = poutine.trace(model.sample).get_trace([site])
     values = {name: node["value"] for name, node in trace.iter_stochastic_nodes()}
-    other = poutine.condition(model.prior, data={name: value[order] for name, value in values.items()})
+    other = poutine.condition(model.sample, data={name: value[order] for name, value in values.items()})
     torch.testing.assert_close(poutine.trace(other).get_trace([turned]).log_prob_sum(), trace.log_prob_sum())

@@ -1,0 +1,378 @@
+"""The command line: fit, evaluate, compare, list.
+
+What is heavy is imported inside the commands, so that help comes at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from bayeslora.errors import BayesLoraError, SettingError, unknown
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from bayeslora.metrics import Metrics
+
+__all__ = ["app", "main"]
+
+FAILED, INTERRUPTED = 2, 130
+
+
+class Commands(TyperGroup):
+    """Commands whose expected failures end in one message on standard error."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; exit with 2 on an error that a user can act on and with 130 on Ctrl-C."""
+        ctx.ensure_object(dict)
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            _say("Interrupted.", ctx.obj.get("resume", ""))
+            ctx.exit(INTERRUPTED)
+        except (BayesLoraError, OSError) as error:
+            if ctx.params.get("debug"):
+                raise
+            _say(f"Error: {error}", _explain(error))
+            ctx.exit(FAILED)
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Bayesian LoRA of Hugging Face transformers: one program, many inference algorithms.",
+)
+listing = typer.Typer(no_args_is_help=True, help="What there is to choose from.")
+app.add_typer(listing, name="list")
+
+Model = Annotated[str | None, typer.Option(help="Base network: folder, hub name, or 'demo'.", show_default=False)]
+TaskName = Annotated[
+    str | None, typer.Option(help="Known task, or path or hub name of your own data.", show_default=False)
+]
+DataDir = Annotated[
+    str | None,
+    typer.Option(help="Folder with the task's files; without it they come from the hub.", show_default=False),
+]
+ModelOfWeights = Annotated[
+    str | None, typer.Option("--program", help="Pyro model of the weights.", show_default="monteclora")
+]
+TrainSize = Annotated[int | None, typer.Option(help="Number of training rows.", show_default="all")]
+HeldoutSize = Annotated[int | None, typer.Option(help="Training rows to set aside.", show_default="0")]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="A setting of the backend (epochs=3), or of program., lora. or task. (lora.r=16); may be repeated.",
+        show_default=False,
+    ),
+]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", help="YAML file with the same settings; flags go over it.", show_default=False),
+]
+Split = Annotated[str, typer.Option(help="Rows to predict: validation, test, heldout or another split of the data.")]
+Samples = Annotated[int, typer.Option(help="Number of weight draws.", min=1)]
+Method = Annotated[str, typer.Option(help="'sample' averages over draws; 'mean' is plain LoRA at the posterior mean.")]
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+) -> None:
+    """Bayesian LoRA of Hugging Face transformers: one program, many inference algorithms."""
+    if not debug:
+        _quiet()
+
+
+@app.command()
+def fit(
+    context: typer.Context,
+    output: Annotated[Path, typer.Option(help="Folder of the run.", show_default=False)],
+    model: Model = None,
+    task: TaskName = None,
+    data_dir: DataDir = None,
+    backend: Annotated[str | None, typer.Option(help="Inference algorithm.", show_default="svi")] = None,
+    program: ModelOfWeights = None,
+    train_size: TrainSize = None,
+    heldout_size: HeldoutSize = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the rows, the initial weights and the fit.", show_default="0")
+    ] = None,
+    assignments: Assignments = None,
+    config: ConfigFile = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove the run in the output folder first.")] = False,
+) -> None:
+    """Fit a posterior and write it, with its configuration, into a folder."""
+    from bayeslora import runs
+    from bayeslora.config import read_config, resolve
+
+    flags = {
+        "model": model, "task": task, "data_dir": data_dir, "backend": backend, "program": program,
+        "train_size": train_size, "heldout_size": heldout_size, "seed": seed, "output": str(output),
+    }  # fmt: skip
+    given = config or assignments or any(flags[name] is not None for name in flags if name != "output")
+    if resume and not given:
+        run = runs.saved_config(output)
+    else:
+        run = resolve(read_config(config, flags, assignments or ()))
+    if overwrite and not resume:
+        runs.remove(output)
+    context.obj["resume"] = f"Go on with: bayeslora fit --resume --output {output}"
+    posterior = runs.fit(run, output, resume=resume)
+    cost = posterior.cost
+    _print(
+        f"{run.backend} on {posterior.record.n_data:,} rows of {run.task}: {cost['parameters']:,.0f} parameters, "
+        f"{cost['seconds']:.1f} s, {cost['peak_memory_bytes'] / 2**20:,.0f} MiB. Saved in {output}"
+    )
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)],
+    task: Annotated[
+        str | None, typer.Option(help="Another task with the same classes.", show_default="the run's own")
+    ] = None,
+    data_dir: Annotated[
+        str | None, typer.Option(help="Where the task's files are now, if they have moved.", show_default=False)
+    ] = None,
+    split: Split = "validation",
+    samples: Samples = 10,
+    method: Method = "sample",
+    seed: Annotated[int, typer.Option(help="Of the draws and of the intervals.")] = 0,
+    base: Annotated[
+        str | None, typer.Option(help="Where the base network is now, if it has moved.", show_default=False)
+    ] = None,
+    assignments: Assignments = None,
+    json: Annotated[Path | None, typer.Option(help="Write the metrics into a JSON file.", show_default=False)] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw a reliability diagram (png, pdf, svg).", show_default=False)
+    ] = None,
+) -> None:
+    """Predict the rows of a split and measure accuracy and calibration, each with a 95 % interval."""
+    from bayeslora import files, runs
+    from bayeslora.config import assign, task_settings
+    from bayeslora.inference import load
+    from bayeslora.plots import figure_format, reliability_diagram, save_figure
+
+    settings = assign({}, assignments or ())
+    if set(settings) - {"task_settings"} or (settings and task is None):
+        raise SettingError(
+            "evaluate takes --set for settings of another task (--task) alone, such as task.label=answer."
+        )
+    if plot is not None:
+        figure_format(plot)  # before the work
+    posterior = load(run, base)
+    rows = runs.saved_task(posterior, task, data_dir, task_settings(settings.get("task_settings", {}))).split(split)
+    prediction = posterior.predict(rows, samples, method, seed)
+    found = prediction.metrics(seed=seed)
+    if json is not None:
+        files.write_json(json, found.to_dict())
+    if plot is not None:
+        title = f"{posterior.record.backend} on {rows.spec.name}, {split}"
+        truth = runs.true_probabilities(rows)
+        save_figure(reliability_diagram(prediction, truth=truth, title=title), plot)
+    _print(
+        _metrics_table(runs.measure(prediction, rows, seed), f"{posterior.record.backend} on {rows.spec.name}, {split}")
+    )
+
+
+@app.command()
+def compare(
+    context: typer.Context,
+    output: Annotated[Path, typer.Option(help="Folder of the comparison.", show_default=False)],
+    backends: Annotated[str, typer.Option(help="Inference algorithms, separated by commas.", show_default=False)],
+    model: Model = None,
+    task: TaskName = None,
+    data_dir: DataDir = None,
+    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0,1,2",
+    program: ModelOfWeights = None,
+    train_size: TrainSize = None,
+    heldout_size: HeldoutSize = None,
+    split: Split = "validation",
+    samples: Samples = 10,
+    method: Method = "sample",
+    assignments: Assignments = None,
+    config: ConfigFile = None,
+) -> None:
+    """Fit several backends with several seeds and put them into one table.
+
+    Settings go to every backend; one with the backend's name before it, such as svi.particles=4, to that one alone.
+    The same command again goes on with a comparison that was stopped.
+    """
+    from bayeslora.compare import Evaluation
+    from bayeslora.compare import compare as run_all
+    from bayeslora.config import read_config
+
+    flags = {
+        "model": model, "task": task, "data_dir": data_dir, "program": program, "train_size": train_size,
+        "heldout_size": heldout_size,
+    }  # fmt: skip
+    names = _words(backends)
+    shared, own = _by_backend(assignments or [], names)
+    context.obj["resume"] = "The same command goes on from there."
+    found = run_all(
+        read_config(config, flags, shared),
+        {name: {"backend": name, "settings": own[name]} for name in names},
+        [_seed(word) for word in _words(seeds)],
+        output,
+        evaluation=Evaluation(split, samples, method),
+    )
+    header, *body = found.rows()
+    table = _table(f"{found.config.task}, {split}: mean over seeds {seeds}", header)
+    for row in body:
+        table.add_row(*row)
+    _print(table)
+    _print(f"Written into {output}: comparison.md, comparison.json and a folder for each run.")
+
+
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the settings of each.")]
+
+
+@listing.command("backends")
+def list_backends(verbose: Verbose = False) -> None:
+    """Inference algorithms, and with -v their settings."""
+    from bayeslora.inference import BACKENDS, backend
+
+    classes = {name: backend(name) for name in BACKENDS}
+    _list("backends", classes, {name: cls.paper for name, cls in classes.items()}, verbose)
+
+
+@listing.command("models")
+def list_models(verbose: Verbose = False) -> None:
+    """Pyro models of the LoRA weights (--program), and with -v their settings."""
+    from bayeslora.models import MODELS
+
+    _list("models", MODELS, {}, verbose)
+
+
+@listing.command("tasks")
+def list_tasks() -> None:
+    """Tasks that are known by name; "*" stands for a configuration, as in mmlu/*."""
+    from bayeslora.tasks import task_names
+
+    _print("\n".join(task_names()))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; ``--debug`` may stand anywhere."""
+    words = sys.argv[1:] if arguments is None else arguments
+    rest = [word for word in words if word != "--debug"]
+    app(["--debug"] * (len(rest) < len(words)) + rest, prog_name="bayeslora")
+
+
+def _list(title: str, classes: Any, papers: dict[str, str], verbose: bool) -> None:
+    """A table of classes with their first line of documentation, or each with its settings."""
+    from bayeslora.settings import describe
+
+    if not verbose:
+        table = _table(title, ["name", "what it is", *(["paper"] if papers else [])])
+        for name, cls in classes.items():
+            table.add_row(name, _first_line(cls), *([papers[name]] if papers else []))
+        _print(table)
+        return
+    for name, cls in classes.items():
+        table = _table(f"{name}: {_first_line(cls)}", ["setting", "type", "default", "meaning"])
+        for setting in describe(cls):
+            table.add_row(setting.name, setting.type, str(setting.default), setting.help)
+        _print(table)
+
+
+def _first_line(cls: type) -> str:
+    return (cls.__doc__ or "").strip().partition("\n")[0]
+
+
+def _metrics_table(found: Metrics, title: str) -> Table:
+    table = _table(title, ["metric", "value", "95 % interval"])
+    for name, interval in found.items():
+        table.add_row(name, f"{interval.value:.4f}", f"{interval.low:.4f} to {interval.high:.4f}")
+    table.caption = f"{found.n:,} rows, samples={found.samples}, method={found.method}"
+    return table
+
+
+def _table(title: str, header: list[str]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for column in header:
+        table.add_column(column)
+    return table
+
+
+def _print(what: Any) -> None:
+    from rich.console import Console
+
+    # A path or a list must not be coloured or broken at the width of a terminal that is not there.
+    console = Console(highlight=False, soft_wrap=isinstance(what, str))
+    console.print(what, markup=False) if isinstance(what, str) else console.print(what)
+
+
+def _say(*messages: str) -> None:
+    for message in messages:
+        if message:
+            typer.echo(message, err=True)
+
+
+def _explain(error: Exception) -> str:
+    """What to do about an error of the operating system or the hub."""
+    if isinstance(error, BayesLoraError):
+        return ""
+    text = str(error).lower()
+    if any(word in text for word in ("huggingface", "hub", "offline", "connect")):
+        return "Without the hub, give a local folder: --model for the network, --data-dir for the data."
+    return "Run with --debug for the traceback."
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _seed(word: str) -> int:
+    if not word.isdigit():
+        raise SettingError(f"A seed is a whole number that is not negative, found '{word}'.")
+    return int(word)
+
+
+def _by_backend(assignments: list[str], names: list[str]) -> tuple[list[str], dict[str, dict[str, str]]]:
+    """Assignments for all, and settings by the backend whose name stands before them."""
+    from bayeslora.config import PREFIXES
+    from bayeslora.inference import BACKENDS
+
+    shared: list[str] = []
+    own: dict[str, dict[str, str]] = {name: {} for name in names}
+    for assignment in assignments:
+        key, _, value = assignment.partition("=")
+        prefix, dot, name = key.partition(".")
+        if prefix in own and dot:
+            own[prefix][name] = value
+        elif dot and prefix in BACKENDS:
+            raise SettingError(f"'{assignment}' is for the backend {prefix}, which is not among {', '.join(names)}.")
+        elif dot and prefix not in PREFIXES:
+            raise SettingError(unknown("prefix of a setting", prefix, {*PREFIXES, *names}))
+        else:
+            shared.append(assignment)
+    return shared, own
+
+
+def _quiet() -> None:
+    """Keep the libraries below from telling a person what only their developers want to know."""
+    import os
+    import warnings
+
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    for name, value in {
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TQDM_MININTERVAL": "0.5",
+    }.items():
+        os.environ.setdefault(name, value)
