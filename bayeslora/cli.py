@@ -227,8 +227,8 @@ def compare(
         output,
         evaluation=Evaluation(split, samples, method),
     )
-    header, *body = found.rows()
-    table = _table(f"{found.config.task}, {split}: mean over seeds {seeds}", header)
+    header, *body = zip(*found.rows(), strict=True)  # arms side by side: metrics are many
+    table = _table(f"{found.config.task}, {split}: mean over seeds {seeds}", list(header))
     for row in body:
         table.add_row(*row)
     _print(table)
@@ -376,3 +376,7 @@ def _quiet() -> None:
         "TQDM_MININTERVAL": "0.5",
     }.items():
         os.environ.setdefault(name, value)
+
+
+if __name__ == "__main__":
+    main()

@@ -283,8 +283,8 @@ def _scratch(run: Run) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
         yield folder
         return
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder)
+    with tempfile.TemporaryDirectory() as scratch:
+        yield Path(scratch)
 
 
 @contextmanager
@@ -353,5 +353,5 @@ def _peak(device: torch.device) -> int:
     import resource
     import sys
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak if sys.platform == "darwin" else peak * 1024)
+    high = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(high if sys.platform == "darwin" else high * 1024)

@@ -25,7 +25,7 @@ from bayeslora.errors import PosteriorError, SettingError, unknown
 
 if TYPE_CHECKING:
     from bayeslora.adapters import Site
-    from bayeslora.models.base import WeightModel
+    from bayeslora.program import LoraModel
 
 Combine = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
@@ -218,7 +218,7 @@ class AutoGuide(Guide):
     """
 
     def __init__(
-        self, kind: type[autoguide.AutoGuide], model: WeightModel, sites: Sequence[Site], init_scale: float
+        self, kind: type[autoguide.AutoGuide], model: LoraModel, sites: Sequence[Site], init_scale: float
     ) -> None:
         latents = model.stochastic(sites)
         initial = {name: value for name, value in model.initial(sites).items() if name in latents}
@@ -293,7 +293,7 @@ class AutoGuide(Guide):
         return groups
 
 
-def make_guide(kind: str, model: WeightModel, sites: Sequence[Site], init_scale: float = 0.1) -> Guide:
+def make_guide(kind: str, model: LoraModel, sites: Sequence[Site], init_scale: float = 0.1) -> Guide:
     """Make a guide of a model over all its latent sites.
 
     Args:
@@ -325,7 +325,7 @@ def _autoguide(kind: str) -> type[autoguide.AutoGuide]:
     return found
 
 
-def _supports(model: WeightModel, sites: Sequence[Site]) -> dict[str, constraints.Constraint]:
+def _supports(model: LoraModel, sites: Sequence[Site]) -> dict[str, constraints.Constraint]:
     """Supports of the latent sites, read from one draw of the prior."""
     with torch.random.fork_rng():
         trace = poutine.block(poutine.trace(model.sample).get_trace)(sites)

@@ -1,0 +1,275 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bayeslora import cli, inference
+from bayeslora.errors import SettingError, TrainingError
+
+FIT = ["fit", "--model", "demo", "--task", "demo", "--backend", "map", "--train-size", "48"]
+QUICK = ["--heldout-size", "60", "--set", "epochs=1", "--set", "batch_size=16", "--set", "cpu=true"]
+METRICS = ["accuracy", "nll", "brier", "ece_10", "ece_15", "ece_20", "ece_adaptive", "mcc"]
+
+
+def shell(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own."""
+    command = [sys.executable, "-m", "bayeslora.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment(), check=False)
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200"}
+
+
+def call(*arguments: str | Path) -> int:
+    """The command line in this process: its exit code."""
+    with pytest.raises(SystemExit) as end:
+        cli.main([str(argument) for argument in arguments])
+    return int(end.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that the command line has fitted."""
+    folder = tmp_path_factory.mktemp("runs") / "map"
+    found = shell(*FIT, *QUICK, "--seed", "2", "--set", "lora.r=4", "--output", folder)
+    assert found.returncode == 0, found.stderr
+    assert "map on 48 rows of demo" in found.stdout and str(folder) in found.stdout
+    assert found.stderr == ""
+    return folder
+
+
+def test_fit_leaves_the_posterior_and_its_configuration(run: Path) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert (config["backend"], config["seed"], config["lora"]["r"]) == ("map", 2, 4)
+    assert config["settings"] == {"epochs": 1.0, "batch_size": 16, "cpu": True}
+    record = json.loads((run / "posterior.json").read_text())["record"]
+    assert record["finished"] and record["n_data"] == 48 and record["seed"] == 2
+    assert json.loads((run / "adapter_config.json").read_text())["r"] == 4
+
+
+def test_evaluate_writes_metrics_and_a_picture(run: Path, tmp_path: Path) -> None:
+    metrics, picture = tmp_path / "new" / "metrics.json", tmp_path / "new" / "reliability.png"
+    options = ["--split", "heldout", "--samples", "3"]
+    found = shell("evaluate", run, *options, "--json", metrics, "--plot", picture)
+    assert found.returncode == 0, found.stderr
+    written = json.loads(metrics.read_text())
+    assert list(written) == [*METRICS, "n", "samples", "method"]
+    assert (written["n"], written["samples"], written["method"]) == (60, 3, "sample")
+    for name in METRICS:
+        assert written[name]["low"] <= written[name]["value"] <= written[name]["high"]
+    assert f"{written['nll']['value']:.4f}" in found.stdout and "ece_true" in found.stdout
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_evaluation_depends_on_the_seed_alone(run: Path, tmp_path: Path) -> None:
+    texts = []
+    for number, seed in enumerate([1, 1, 2]):
+        path = tmp_path / f"{number}.json"
+        assert call("evaluate", run, "--split", "heldout", "--seed", str(seed), "--json", path) == 0
+        texts.append(path.read_text())
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_evaluate_on_data_of_ones_own(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"review": "I liked the soup .", "answer": name} for name in ("no", "unsure", "yes", "yes")]
+    data = tmp_path / "reviews.jsonl"
+    data.write_text("\n".join(json.dumps(row) for row in rows))
+    options = ["--set", "task.text=review", "--set", "task.label=answer", "--split", "train"]
+    assert call("evaluate", run, "--task", data, *options, "--method", "mean", "--json", tmp_path / "m.json") == 0
+    assert json.loads((tmp_path / "m.json").read_text())["n"] == 4
+    capsys.readouterr()
+    assert call("evaluate", run, "--task", data, *options, "--set", "task.labels=yes,no,unsure") == 2
+    assert "was fitted to classification into (no, unsure, yes)" in capsys.readouterr().err
+
+
+def test_a_configuration_file_does_what_flags_do(run: Path, tmp_path: Path) -> None:
+    assert call("fit", "--config", run / "config.yaml", "--seed", "3", "--output", tmp_path / "again") == 0
+    first, second = (yaml.safe_load((each / "config.yaml").read_text()) for each in (run, tmp_path / "again"))
+    assert second == first | {"seed": 3, "output": str(tmp_path / "again")}
+
+
+def test_compare_twice_is_once(tmp_path: Path) -> None:
+    arguments = [
+        "compare",
+        *FIT[1:5],
+        *FIT[7:],
+        *QUICK,
+        "--backends",
+        "map,svi",
+        "--seeds",
+        "0",
+        "--set",
+        "svi.particles=2",
+    ]
+    command = [*arguments, "--split", "heldout", "--samples", "2", "--output", tmp_path / "out"]
+    found = shell(*command)
+    assert found.returncode == 0, found.stderr
+    assert "NLL" in found.stdout and "svi" in found.stdout
+    out = tmp_path / "out"
+    assert sorted(path.name for path in out.iterdir()) == [
+        "comparison.json", "comparison.md", "map-seed0", "reliability.png", "svi-seed0",
+    ]  # fmt: skip
+    record = json.loads((out / "svi-seed0" / "posterior.json").read_text())["record"]
+    assert record["settings"]["particles"] == 2 and record["settings"]["batch_size"] == 16
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*/*")}
+    assert call(*command) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in out.glob("*/*")}
+
+
+def test_ctrl_c_stops_a_fit_and_resume_ends_it(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "stopped"
+    arguments = [*FIT, "--set", "epochs=60", "--set", "batch_size=4", "--set", "cpu=true", "--output", str(folder)]
+    command = [sys.executable, "-m", "bayeslora.cli", *arguments]
+    with subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 200
+        while not any(folder.rglob("checkpoint-*")) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        error = process.communicate(timeout=100)[1]
+    assert process.returncode == 130, error
+    assert error.splitlines() == ["Interrupted.", f"Go on with: bayeslora fit --resume --output {folder}"]
+    assert not json.loads((folder / "posterior.json").read_text())["record"]["finished"]
+    assert call("fit", "--resume", "--output", folder) == 0
+    record = json.loads((folder / "posterior.json").read_text())["record"]
+    assert record["finished"] and record["settings"]["epochs"] == 60
+    assert call("fit", "--resume", "--output", folder) == 0  # nothing is left to do
+
+
+def test_a_run_is_overwritten_only_when_asked(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(shutil.copytree(run, tmp_path / "copy"))
+    command = [*FIT, *QUICK, "--output", folder]
+    assert call(*command) == 2
+    assert "holds a run already: resume it, overwrite it, or choose another folder" in capsys.readouterr().err
+    assert call(*command, "--resume") == 2  # it has another seed and rank
+    assert "holds a run with other settings (there and now): seed: 2 and 0; lora.r: 4 and 8" in capsys.readouterr().err
+    assert call(*command, "--overwrite") == 0
+    assert yaml.safe_load((folder / "config.yaml").read_text())["seed"] == 0
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("dear")
+    assert call(*FIT, *QUICK, "--overwrite", "--output", tmp_path / "other") == 2
+    assert (tmp_path / "other" / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--backend", "sv1"], "Error: Unknown backend 'sv1'. Did you mean 'svi'?"),
+        (["--task", "dmo"], "Error: Unknown task 'dmo'. Did you mean 'demo'?"),
+        (["--program", "monteclara"], "Did you mean 'monteclora'?"),
+        (["--set", "epcohs=1"], "Error: Unknown setting of map 'epcohs'. Did you mean 'epochs'?"),
+        (["--set", "epochs=-1"], "Error: epochs must be positive"),
+        (["--train-size", "1000000"], "Error: train_size is 1000000"),
+        (["--model", "./missing"], "Error: There is no model folder './missing'"),
+        (["--model", "nobody/nothing"], "Without the hub, give a local folder: --model"),
+        (["--task", "glue/mrpc"], "Error: Cannot load nyu-mll/glue"),
+        (["--task", "glue/mrpc", "--data-dir", "missing"], "Error: There is no data folder 'missing'"),
+        (["--config", "missing.yaml"], "Error: Cannot read the configuration missing.yaml"),
+        (["--resume", "--config", "missing.yaml"], "Error: Cannot read the configuration missing.yaml"),
+    ],
+)
+def test_mistakes_end_in_one_message_and_leave_nothing(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call(*FIT, *arguments, "--output", tmp_path / "out") == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and "Traceback" not in captured.err
+    assert captured.out == "" and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate", "missing"], "There is no posterior in 'missing'"),
+        (["fit", "--resume", "--output", "missing"], "There is no run in 'missing': expected a file config.yaml"),
+        (["fit", "--model", "demo", "--output", "x"], "a run needs a value for task"),
+        (["compare", *FIT[1:5], "--backends", "map,sv1", "--output", "x"], "Unknown backend 'sv1'"),
+        (["compare", *FIT[1:5], "--backends", "map", "--seeds", "a", "--output", "x"], "found 'a'"),
+        (["compare", *FIT[1:5], "--backends", "map", "--set", "svi.epochs=1", "--output", "x"], "not among map"),
+        (["compare", *FIT[1:5], "--backends", "map", "--set", "mpa.epochs=1", "--output", "x"], "Did you mean 'map'"),
+    ],
+)
+def test_mistakes_of_other_commands(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call(*arguments) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_evaluate_cannot_do(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, message in [
+        (["--split", "vlidation"], "Did you mean 'validation'?"),
+        (["--method", "mode"], "Unknown method 'mode'"),
+        (["--plot", tmp_path / "picture.txt"], "Cannot draw into 'picture.txt'"),
+        (["--base", tmp_path / "missing"], "missing"),
+        (["--set", "epochs=1"], "evaluate takes --set for settings of another task"),
+    ]:
+        assert call("evaluate", run, *arguments) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_failed_training_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise TrainingError("The loss is nan at step 3.")
+
+    monkeypatch.setattr(inference, "fit", fail)
+    command = [*FIT, *QUICK, "--output", str(tmp_path / "out")]
+    assert call(*command) == 2
+    assert capsys.readouterr().err == "Error: The loss is nan at step 3.\n"
+    with pytest.raises(TrainingError):
+        cli.main([*command, "--debug"])
+
+
+def test_lists(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert call("list", "backends") == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in inference.BACKENDS) and "Hoffman et al." in shown
+    assert call("list", "backends", "-v") == 0
+    assert "passes over the training data." in capsys.readouterr().out
+    assert call("list", "models", "-v") == 0
+    assert "components" in capsys.readouterr().out
+    assert call("list", "tasks") == 0
+    assert {"demo", "glue/mrpc"} <= set(capsys.readouterr().out.split("\n"))
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom bayeslora import cli\n"
+        "try:\n    cli.main(['fit', '--help'])\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        "heavy = {'torch', 'transformers', 'pyro', 'datasets', 'numpy', 'matplotlib', 'sklearn'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=False)
+    assert found.returncode == 0, found.stderr
+    assert "--train-size" in found.stdout
+
+
+def test_settings_of_one_backend_go_to_it_alone() -> None:
+    shared, own = cli._by_backend(["epochs=1", "svi.particles=2", "lora.r=4"], ["map", "svi"])
+    assert shared == ["epochs=1", "lora.r=4"]
+    assert own == {"map": {}, "svi": {"particles": "2"}}
+    with pytest.raises(SettingError, match="which is not among map"):
+        cli._by_backend(["svi.particles=2"], ["map"])
