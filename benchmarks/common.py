@@ -15,7 +15,7 @@ import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -62,11 +62,16 @@ class Run:
     lora_alpha: int = 16
     samples: int = 10
     base: str = ""
+    split: str = "validation"
+    variant: str = ""
+    program: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """Name of the run's files."""
-        return f"{self.task}-{self.backend}-seed{self.seed}-lr{self.learning_rate:g}"
+        suffix = f"-{self.variant}" if self.variant else ""
+        return f"{self.task}-{self.backend}-seed{self.seed}-lr{self.learning_rate:g}{suffix}"
 
     def quick(self) -> Run:
         """The same in seconds, to see that it works; its figures mean nothing."""
@@ -120,24 +125,18 @@ def execute(run: Run, model: str, data_dir: str | None, output: Path) -> dict[st
     from peft import LoraConfig
 
     task = bl.load_task(run.task, data_dir, train_size=run.train_size, heldout_size=run.heldout_size, seed=run.seed)
-    assert task.validation is not None and task.heldout is not None
+    assert task.heldout is not None
+    rows = task.split(run.split)
     lora = LoraConfig(r=run.rank, lora_alpha=run.lora_alpha, target_modules="all-linear")
-    program = bl.Program.from_pretrained(model, task, lora=lora, seed=run.seed)
-    posterior = bl.fit(
-        program,
-        task.train,
-        run.backend,
-        seed=run.seed,
-        progress=False,
-        epochs=run.epochs,
-        batch_size=run.batch_size,
-        learning_rate=run.learning_rate,
-    )
+    weights = bl.models.build(**{"name": "monteclora", **run.program})
+    program = bl.Program.from_pretrained(model, task, lora=lora, model=weights, seed=run.seed)
+    settings = {"epochs": run.epochs, "batch_size": run.batch_size, "learning_rate": run.learning_rate} | run.settings
+    posterior = bl.fit(program, task.train, run.backend, seed=run.seed, progress=False, **settings)
     start = time.perf_counter()
-    mean = posterior.predict(task.validation, method="mean", progress=False)
+    mean = posterior.predict(rows, method="mean", progress=False)
     arms = {"svi-mean" if run.backend == "svi" else run.backend: mean}
     if run.backend == "svi":
-        arms["svi"] = posterior.predict(task.validation, samples=run.samples, seed=run.seed, progress=False)
+        arms["svi"] = posterior.predict(rows, samples=run.samples, seed=run.seed, progress=False)
     predicted = time.perf_counter() - start
     temperature = None
     if run.backend == "mle":
@@ -152,7 +151,6 @@ def execute(run: Run, model: str, data_dir: str | None, output: Path) -> dict[st
         "arms": {arm: arms[arm].metrics().to_dict() for arm in sorted(arms)},
         "temperature": temperature,
         "seconds": {"fit": posterior.cost["seconds"], "predict": predicted},
-        # Of the process so far where there is no GPU: an upper bound if it did other runs before.
         "peak_memory_bytes": posterior.cost["peak_memory_bytes"],
         "parameters": posterior.cost["parameters"],
         "extra_parameters": posterior.cost["extra_parameters"],
