@@ -17,7 +17,8 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 quickstart: $(READY)  ## Fine-tune the embedded demo by MAP and by SVI, and compare them (no network)
-	$(BIN)/bayeslora compare --config examples/quickstart.yaml --output runs/quickstart
+	$(BIN)/bayeslora compare --model demo --task demo --backends mle,map,svi --seeds 0 --train-size 400 --split test \
+		--set epochs=10 --set batch_size=16 --output runs/quickstart
 
 test: $(READY)  ## Run the tests (slow ones left out)
 	$(BIN)/python -m pytest

@@ -33,7 +33,7 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            _say("Interrupted.", ctx.obj.get("resume", ""))
+            _say("Interrupted.", ctx.obj.get("resume", str)())
             ctx.exit(INTERRUPTED)
         except (BayesLoraError, OSError) as error:
             if ctx.params.get("debug"):
@@ -127,7 +127,8 @@ def fit(
         run = resolve(read_config(config, flags, assignments or ()))
     if overwrite and not resume:
         runs.remove(output)
-    context.obj["resume"] = f"Go on with: bayeslora fit --resume --output {output}"
+    again = f"Go on with: bayeslora fit --resume --output {output}"
+    context.obj["resume"] = lambda: again if (output / runs.CONFIG).exists() else "Nothing was fitted yet."
     posterior = runs.fit(run, output, resume=resume)
     cost = posterior.cost
     _print(
@@ -173,7 +174,7 @@ def evaluate(
         figure_format(plot)  # before the work
     posterior = load(run, base)
     rows = runs.saved_task(posterior, task, data_dir, task_settings(settings.get("task_settings", {}))).split(split)
-    prediction = posterior.predict(rows, samples, method, seed)
+    prediction = posterior.predict(runs.inputs(posterior, rows), samples, method, seed)
     found = prediction.metrics(seed=seed)
     if json is not None:
         files.write_json(json, found.to_dict())
@@ -219,7 +220,7 @@ def compare(
     }  # fmt: skip
     names = _words(backends)
     shared, own = _by_backend(assignments or [], names)
-    context.obj["resume"] = "The same command goes on from there."
+    context.obj["resume"] = lambda: "The same command goes on from there."
     found = run_all(
         read_config(config, flags, shared),
         {name: {"backend": name, "settings": own[name]} for name in names},

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from bayeslora import files
 from bayeslora.errors import DataError
 from bayeslora.resampling import Floats, bin_of, indicator
 
@@ -163,13 +162,8 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     """
     target, ending = Path(path), figure_format(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, staged = tempfile.mkstemp(prefix=".", dir=target.parent)
-    os.close(handle)
-    try:
-        figure.savefig(staged, format=ending)
-        os.replace(staged, target)
-    finally:
-        Path(staged).unlink(missing_ok=True)
+    with files.staged(target.parent) as stage:
+        figure.savefig(stage / target.name, format=ending)
 
 
 def _draw_bars(axes: Axes, found: Bins, bins: int) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from bayeslora import metrics
+from bayeslora import files, metrics
 from bayeslora.errors import DataError, PosteriorError
 from bayeslora.likelihoods import Likelihood, build_likelihood, to_dict
 
@@ -183,13 +181,8 @@ class Predictive:
             "method": self.method,
             "label_names": list(self.label_names),
         }
-        handle, staged = tempfile.mkstemp(prefix=".", dir=target.parent)
-        os.close(handle)
-        try:
-            save_file(tensors, staged, metadata={"format": FORMAT, "predictive": json.dumps(described)})
-            os.replace(staged, target)
-        finally:
-            Path(staged).unlink(missing_ok=True)
+        with files.staged(target.parent) as stage:
+            save_file(tensors, stage / target.name, metadata={"format": FORMAT, "predictive": json.dumps(described)})
 
     @classmethod
     def load(cls, path: str | Path) -> Predictive:

@@ -205,7 +205,7 @@ def load_base(
     from transformers import AutoModelForMultipleChoice, AutoModelForSequenceClassification, AutoTokenizer
 
     path = _demo() if str(name_or_path) == "demo" else str(name_or_path)
-    with _quiet_loading():
+    with _quietly():
         tokenizer = AutoTokenizer.from_pretrained(path)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -223,16 +223,23 @@ def load_base(
 
 
 @contextmanager
-def _quiet_loading() -> Iterator[None]:
-    """A head that is drawn afresh is what was asked for: transformers need not warn of it."""
+def _quietly() -> Iterator[None]:
+    """Without transformers' report of a head that is drawn afresh, as was asked for, and of its own deprecations."""
+    import warnings
+
     from transformers.utils import logging
 
-    before = logging.get_verbosity()
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+            yield
     finally:
-        logging.set_verbosity(before)
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _has_weights(module: nn.Module) -> bool:
@@ -263,7 +270,8 @@ def adapt(base: PreTrainedModel, spec: TaskSpec, lora: LoraConfig | None = None)
             name for name, module in base.named_children() if name != base.base_model_prefix and _has_weights(module)
         ]
     try:
-        network: PeftModel = get_peft_model(base, config)
+        with _quietly():
+            network: PeftModel = get_peft_model(base, config)
     except ValueError as error:
         raise AdapterError(
             f"PEFT cannot add LoRA layers to {type(base).__name__} at target_modules={config.target_modules}: {error}"

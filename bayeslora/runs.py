@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Mapping
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bayeslora import files
 from bayeslora.config import RunConfig, differences, read_config, resolve
 from bayeslora.errors import SettingError, TaskError
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from bayeslora.metrics import Metrics
     from bayeslora.posterior import Posterior
     from bayeslora.predictive import Predictive
@@ -27,6 +29,7 @@ __all__ = [
     "build_program",
     "check_same",
     "fit",
+    "inputs",
     "is_finished",
     "measure",
     "remove",
@@ -196,6 +199,16 @@ def saved_task(
     return task
 
 
+def inputs(posterior: Posterior, split: Split) -> Split | Dataset:
+    """Rows as ``posterior.predict`` takes them, those of another task by the columns of that task."""
+    encoder = posterior.program.encoder
+    if encoder is None or encoder.spec == split.spec:
+        return split
+    other = copy(encoder)
+    other.spec = split.spec
+    return other.encode(split)
+
+
 def measure(prediction: Predictive, split: Split, seed: int = 0) -> Metrics:
     """Metrics of a prediction, and its distance from the true probabilities where the rows say them."""
     from bayeslora.metrics import Metrics, against_truth
@@ -225,6 +238,5 @@ def _has_checkpoint(folder: Path) -> bool:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file in one step."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".", delete=False, encoding="utf-8") as file:
-        file.write(text)
-    os.replace(file.name, path)
+    with files.staged(path.parent) as stage:
+        (stage / path.name).write_text(text, encoding="utf-8")

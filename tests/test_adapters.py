@@ -140,7 +140,9 @@ def test_embeddings_have_a_group_of_their_own() -> None:
 
 def test_a_second_adapter_is_not_disturbed() -> None:
     network = bert()
-    network.add_adapter("second", LoraConfig(r=3, target_modules=["query"], task_type="SEQ_CLS", init_lora_weights=False))
+    network.add_adapter(
+        "second", LoraConfig(r=3, target_modules=["query"], task_type="SEQ_CLS", init_lora_weights=False)
+    )
     network.set_adapter("second")
     before, state = logits(network), copy.deepcopy(network.state_dict())
     network.set_adapter("default")

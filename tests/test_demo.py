@@ -122,9 +122,7 @@ def test_best_possible_accuracy_leaves_room_for_calibration():
 @pytest.mark.parametrize(("adjective", "sign"), [("superb", 1), ("charming", 1), ("awful", -1), ("rude", -1)])
 def test_verdicts_suit_the_reviews(adjective, sign):
     plain = re.compile(rf"The [a-z ]+ (was|were) (simply )?{adjective}\.")
-    scores = [
-        lexicon.VERDICTS[verdict][1] for review, verdict in text.corpus(5_000, 7) if plain.fullmatch(review)
-    ]
+    scores = [lexicon.VERDICTS[verdict][1] for review, verdict in text.corpus(5_000, 7) if plain.fullmatch(review)]
     assert len(scores) >= 5
     assert min(sign * score for score in scores) >= 0.6  # worth about 2, and a verdict errs by a half
 
@@ -147,9 +145,7 @@ def test_training_subsets_are_seeded_and_nested():
     )
     assert list(small.train.dataset["text"]) == list(large.train.dataset["text"])[:50]
     assert len(large.heldout) == 20
-    assert list(load_demo_task(train_size=50, seed=4).train.dataset["text"]) != list(
-        small.train.dataset["text"]
-    )
+    assert list(load_demo_task(train_size=50, seed=4).train.dataset["text"]) != list(small.train.dataset["text"])
     assert list(small.validation.dataset["text"]) == list(large.validation.dataset["text"])
 
 
@@ -187,9 +183,7 @@ def test_tokenizer_knows_the_words(tokenizer):
 
 
 def test_network_loads_as_a_classifier(tokenizer):
-    network = AutoModelForSequenceClassification.from_pretrained(
-        MODEL_PATH, num_labels=3, local_files_only=True
-    )
+    network = AutoModelForSequenceClassification.from_pretrained(MODEL_PATH, num_labels=3, local_files_only=True)
     assert {weight.dtype for weight in network.parameters()} == {torch.float32}
     batch = tokenizer([row["text"] for row in ROWS[:8]], padding=True, return_tensors="pt")
     assert network.eval()(**batch).logits.shape == (8, 3)

@@ -31,7 +31,9 @@ def test_a_failed_block_leaves_the_old_files(tmp_path: Path) -> None:
 def test_json_is_moved_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     moved = []
     replace = os.replace
-    monkeypatch.setattr(os, "replace", lambda source, target: (moved.append(Path(target).name), replace(source, target)))
+    monkeypatch.setattr(
+        os, "replace", lambda source, target: (moved.append(Path(target).name), replace(source, target))
+    )
     with files.staged(tmp_path) as stage:
         for name in ("a.json", "z.safetensors", "b.md"):
             (stage / name).write_text("{}")

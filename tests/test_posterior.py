@@ -121,7 +121,10 @@ def test_predictions_are_in_the_order_of_the_rows(posterior: Posterior) -> None:
     rows = tiny_rows(9)
     order = [4, 0, 8, 2]
     torch.testing.assert_close(
-        logits(posterior, rows.select(order), samples=2), logits(posterior, rows, samples=2)[:, order], rtol=1e-4, atol=1e-5
+        logits(posterior, rows.select(order), samples=2),
+        logits(posterior, rows, samples=2)[:, order],
+        rtol=1e-4,
+        atol=1e-5,
     )
 
 
@@ -222,5 +225,3 @@ def test_a_program_can_be_fitted_without_text_and_names() -> None:
     prediction = untrained(tiny_program()).predict(tiny_rows(3).remove_columns("labels"), samples=1, progress=False)
     assert prediction.labels is None
     assert prediction.label_names == ()
-
-

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from scipy.special import logsumexp
 from scipy.stats import norm
 
-from bayeslora import predictive
+from bayeslora import files, predictive
 from bayeslora.errors import DataError, PosteriorError
 from bayeslora.likelihoods import Categorical, Normal
 from bayeslora.predictive import Predictive
@@ -150,7 +150,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     def fail(*_: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(predictive.os, "replace", fail)
+    monkeypatch.setattr(files.os, "replace", fail)
     with pytest.raises(OSError, match="no space left"):
         classes(seed=1).save(path)
     assert path.read_bytes() == before

@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scenarios import saved_base, text_program, text_rows, tiny_program, tiny_rows
+from transformers import BertConfig, BertForSequenceClassification
+
+from bayeslora import files
+from bayeslora.errors import PosteriorError
+from bayeslora.inference import fit, load
+from bayeslora.models import Gaussian, MonteCLoRA
+from bayeslora.posterior import Posterior
+from bayeslora.program import LoraModel
+
+QUICK = {"epochs": 1, "batch_size": 6, "progress": False}
+CASES: dict[str, tuple[LoraModel, str, dict[str, Any]]] = {
+    "structured": (MonteCLoRA(components=3), "svi", {}),
+    "precision": (MonteCLoRA(components=3, wishart_on="precision"), "svi", {}),
+    "expanded": (MonteCLoRA(components=3, collapse=False), "svi", {}),
+    "B": (MonteCLoRA(components=2, sites="B", learn_eps=True), "svi", {"temperature": 0.5}),
+    "both": (MonteCLoRA(components=2, sites="both", prior="paper", cooperation=0.1), "svi", {"elbo": "trace"}),
+    "gaussian": (Gaussian(noise="entry", centre="zero"), "svi", {}),
+    "mean-field": (MonteCLoRA(components=3), "svi", {"guide": "mean-field", "init_scale": 0.05}),
+    "expanded mean-field": (MonteCLoRA(components=3, collapse=False), "svi", {"guide": "mean-field"}),
+    "low-rank": (MonteCLoRA(components=3), "svi", {"guide": "low-rank"}),
+    "full": (Gaussian(), "svi", {"guide": "full"}),
+    "delta": (MonteCLoRA(components=3), "svi", {"guide": "delta"}),
+    "map": (MonteCLoRA(components=3), "map", {}),
+    "mle": (MonteCLoRA(components=3), "mle", {}),
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def saved(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    fit(text_program(base), text_rows(), **QUICK).save(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "copy"))
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    path = folder / "posterior.json"
+    described = json.loads(path.read_text())
+    change(described)
+    path.write_text(json.dumps(described))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_loaded_posterior_is_the_saved_one(base: Path, tmp_path: Path, case: str) -> None:
+    model, backend, settings = CASES[case]
+    task = {"name": "counting"}
+    posterior = fit(text_program(base, model), text_rows(), backend, seed=5, task=task, **QUICK, **settings)
+    posterior.save(tmp_path)
+    state = torch.get_rng_state()
+    loaded = load(tmp_path)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert loaded.record == posterior.record
+    assert loaded.record.task == task
+    assert loaded.program.model == model
+    assert loaded.program.likelihood == posterior.program.likelihood
+    assert_same_predictions(posterior, loaded)
+    for one, two in zip(posterior.program.sites, loaded.program.sites, strict=True):
+        assert (one.name, one.layers) == (two.name, two.layers)
+        assert torch.equal(one.initial, two.initial)  # the prior's centre, though the adapter holds the mean
+    draws, again = posterior.sample(2), loaded.sample(2)
+    assert all(torch.equal(draws[name], again[name]) for name in draws)
+    if backend == "svi" and settings.get("guide") != "delta":
+        one_draw = {name: value[0] for name, value in draws.items()}
+        assert torch.equal(posterior.log_prob(one_draw), loaded.log_prob(one_draw))
+
+
+def assert_same_predictions(one: Posterior, two: Posterior) -> None:
+    for settings in ({"samples": 2}, {"method": "mean"}):
+        first, second = (each.predict(text_rows(), progress=False, **settings) for each in (one, two))
+        assert torch.equal(first.logits, second.logits)
+        assert torch.equal(first.labels, second.labels)
+        assert first.label_names == second.label_names == ("none", "one", "more")
+
+
+def test_saving_what_was_loaded_changes_nothing(saved: Path, tmp_path: Path) -> None:
+    load(saved).save(tmp_path)
+    assert files.digests(tmp_path) == files.digests(saved)
+
+
+def test_a_low_precision_base_comes_back_in_its_precision(base: Path, tmp_path: Path) -> None:
+    posterior = fit(text_program(base, dtype=torch.bfloat16), text_rows(), **QUICK)
+    posterior.save(tmp_path)
+    loaded = load(tmp_path)
+    assert next(loaded.program.network.parameters()).dtype == torch.bfloat16
+    assert_same_predictions(posterior, loaded)
+
+
+def test_a_base_that_has_moved_is_found_where_it_is_now(saved: Path, base: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(base, tmp_path / "moved")
+    assert_same_predictions(load(saved), load(saved, base=moved))
+
+
+def test_another_base_is_refused_by_both_names(saved: Path, base: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(base, tmp_path / "other")
+    config = BertConfig.from_pretrained(base, num_hidden_layers=1)
+    BertForSequenceClassification(config).save_pretrained(other)
+    with pytest.raises(PosteriorError, match=rf"fitted on '{base}'.*not\s+fit '{other}'"):
+        load(saved, base=other)
+
+
+def test_a_missing_posterior_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PosteriorError, match=rf"no posterior in '{tmp_path}'.*posterior.json"):
+        load(tmp_path)
+
+
+def test_an_unknown_format_and_an_unknown_kind_are_refused(copy: Path) -> None:
+    rewrite(copy, lambda described: described.update(kind="guid"))
+    with pytest.raises(PosteriorError, match="Unknown kind of posterior 'guid'. Did you mean 'guide'"):
+        load(copy)
+    rewrite(copy, lambda described: described.update(format=99))
+    with pytest.raises(PosteriorError, match="has format 99; this version of bayeslora reads format 1"):
+        load(copy)
+
+
+@pytest.mark.parametrize("name", ["posterior.safetensors", "adapter_model.safetensors"])
+@pytest.mark.parametrize("damage", ["cut", "gone", "flipped"])
+def test_a_damaged_file_is_named(copy: Path, name: str, damage: str) -> None:
+    path = copy / name
+    content = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(content[:-8] if damage == "cut" else content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(PosteriorError, match=f"damaged or was saved half: {name}"):
+        load(copy)
+
+
+def test_a_damaged_description_is_refused(copy: Path) -> None:
+    (copy / "posterior.json").write_text("{")
+    with pytest.raises(PosteriorError, match="posterior.json' is damaged"):
+        load(copy)
+
+
+@pytest.mark.parametrize("moved", [0, 1, 2, 3, 4])
+def test_a_save_that_is_killed_leaves_the_old_posterior_or_is_recognised(
+    saved: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: int
+) -> None:
+    folder = shutil.copytree(saved, tmp_path / "folder")
+    other = fit(text_program(base), text_rows(), seed=9, **QUICK)
+    replace, calls = os.replace, iter(range(100))
+
+    def killed(source: Path, target: Path) -> None:
+        if next(calls) == moved:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            other.save(folder)
+    untouched = files.digests(folder) == files.digests(saved)
+    if untouched:
+        assert_same_predictions(load(folder), load(saved))
+    else:
+        with pytest.raises(PosteriorError, match="damaged or was saved half"):
+            load(folder)
+    assert untouched == (moved <= 1)  # the first file to move is the README
+    other.save(folder)
+    assert_same_predictions(load(folder), other)
+
+
+def test_a_posterior_without_text_says_that_it_cannot_be_rebuilt(tmp_path: Path) -> None:
+    fit(tiny_program(), tiny_rows(6), **QUICK).save(tmp_path)
+    with pytest.raises(PosteriorError, match="without an encoder"):
+        load(tmp_path)
+
+
+def test_two_loaded_posteriors_live_side_by_side(saved: Path) -> None:
+    one, two = load(saved), load(saved)
+    with torch.no_grad():
+        for parameter in two.guide.parameters():
+            parameter.add_(0.3)
+    before = one.predict(text_rows(), samples=2, progress=False).logits
+    two.predict(text_rows(), samples=2, progress=False)
+    assert torch.equal(one.predict(text_rows(), samples=2, progress=False).logits, before)

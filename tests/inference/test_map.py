@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from scenarios import Regression, lora_regression, tiny_program, tiny_rows
+
+from bayeslora.errors import PosteriorError, SettingError
+from bayeslora.inference import fit
+from bayeslora.models import MonteCLoRA
+
+EXACT = {
+    "batch_size": 40, "epochs": 250, "learning_rate": 0.1, "schedule": "cosine", "warmup": 0.0, "max_grad_norm": 1e9,
+    "log_every": 50, "progress": False,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def known() -> Regression:
+    return lora_regression(noise=2.0)
+
+
+def system(known: Regression) -> tuple[torch.Tensor, torch.Tensor]:
+    """Precision of the likelihood, and its product with the solution, of the regression with a unit prior."""
+    precision = torch.linalg.inv(known.covariance)
+    return precision - torch.eye(len(precision)), precision @ known.mean
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_the_mode_of_a_normal_posterior_is_its_mean(known: Regression, temperature: float) -> None:
+    posterior = fit(known.program, known.rows, "map", temperature=temperature, **EXACT)
+    likelihood, target = system(known)
+    # The loss has no noise: what is left is Adam's distance from the optimum, 5e-5 in a trial.
+    exact = torch.linalg.solve(likelihood + temperature * torch.eye(len(likelihood)), target)
+    found = posterior.mean()["linear_3x1.A"].reshape(-1).double()
+    torch.testing.assert_close(found, exact, rtol=0, atol=3e-3)
+    assert posterior.record.temperature == temperature
+
+
+def test_maximum_likelihood_is_least_squares(known: Regression) -> None:
+    posterior = fit(known.program, known.rows, "mle", weight_decay=0.0, **EXACT)
+    likelihood, target = system(known)
+    # A alone is not identified, A b is: the gradient of the squared error must vanish.
+    found = posterior.mean()["linear_3x1.A"].reshape(-1).double()
+    torch.testing.assert_close(likelihood @ found, target, rtol=0, atol=2e-2)
+
+
+def test_hyper_sites_stay_and_are_not_counted() -> None:
+    program = tiny_program(MonteCLoRA(components=3))
+    posterior = fit(program, tiny_rows(12), "map", epochs=2, batch_size=6, progress=False)
+    draw = posterior.draw()
+    initial = program.model.initial(program.sites)
+    for name, value in initial.items():
+        if name.endswith(("scale_tril", "mixture")):
+            torch.testing.assert_close(draw[name], value)
+        else:
+            assert not torch.allclose(draw[name], value)
+    assert posterior.cost["extra_parameters"] == 0
+    with pytest.raises(PosteriorError, match="no density"):
+        posterior.log_prob(draw)
+
+
+def test_a_point_is_predicted_once_at_its_mean() -> None:
+    posterior = fit(tiny_program(), tiny_rows(12), "map", epochs=1, batch_size=6, progress=False)
+    found = posterior.predict(tiny_rows(4), samples=3, progress=False).logits
+    assert found.shape == (1, 4, 3)
+    assert torch.equal(found, posterior.predict(tiny_rows(4), method="mean", progress=False).logits)
+
+
+@pytest.mark.parametrize(("backend", "setting", "value"), [("map", "temperature", 0.0), ("mle", "weight_decay", -0.1)])
+def test_impossible_settings_are_refused(backend: str, setting: str, value: float) -> None:
+    with pytest.raises(SettingError, match=f"{setting} .*found {value}"):
+        fit(tiny_program(), tiny_rows(4), backend, progress=False, **{setting: value})
