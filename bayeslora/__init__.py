@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bayeslora import inference, models
-    from bayeslora.compare import compare
+    from bayeslora.comparison import compare
     from bayeslora.inference import fit, load
     from bayeslora.posterior import Posterior
     from bayeslora.predictive import Predictive
@@ -22,7 +22,7 @@ _HOMES = {
     "Predictive": "bayeslora.predictive",
     "Program": "bayeslora.program",
     "Task": "bayeslora.tasks",
-    "compare": "bayeslora.compare",
+    "compare": "bayeslora.comparison",
     "fit": "bayeslora.inference",
     "inference": "",
     "load": "bayeslora.inference",

@@ -174,7 +174,7 @@ def evaluate(
         figure_format(plot)  # before the work
     posterior = load(run, base)
     rows = runs.saved_task(posterior, task, data_dir, task_settings(settings.get("task_settings", {}))).split(split)
-    prediction = posterior.predict(runs.inputs(posterior, rows), samples, method, seed)
+    prediction = posterior.predict(rows, samples, method, seed)
     found = prediction.metrics(seed=seed)
     if json is not None:
         files.write_json(json, found.to_dict())
@@ -210,8 +210,8 @@ def compare(
     Settings go to every backend; one with the backend's name before it, such as svi.particles=4, to that one alone.
     The same command again goes on with a comparison that was stopped.
     """
-    from bayeslora.compare import Evaluation
-    from bayeslora.compare import compare as run_all
+    from bayeslora.comparison import Evaluation
+    from bayeslora.comparison import compare as run_all
     from bayeslora.config import read_config
 
     flags = {

@@ -91,14 +91,20 @@ class Encoder:
             multiple_of=multiple_of,
         )
 
-    def tokens(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-        """Columns of token ids of some rows; for multiple choice a list for each choice."""
-        pairs = [self.spec.texts(row) for row in rows]
+    def tokens(self, rows: Sequence[Mapping[str, Any]], spec: TaskSpec | None = None) -> dict[str, list[Any]]:
+        """Columns of token ids of some rows; for multiple choice a list for each choice.
+
+        Args:
+            rows: of the task.
+            spec: what their columns mean, if they are of another task than the encoder's.
+        """
+        spec = spec or self.spec
+        pairs = [spec.texts(row) for row in rows]
         first = [pair[0] for choices in pairs for pair in choices]
         second = [self.separator + pair[1] for choices in pairs for pair in choices if pair[1] is not None]
         found = self.tokenizer(first, second or None, truncation=True, max_length=self.max_length)
         columns = {name: list(values) for name, values in found.items() if name in PADDING}
-        if self.spec.kind != "multiple-choice":
+        if spec.kind != "multiple-choice":
             return columns
         ends = torch.tensor([len(choices) for choices in pairs]).cumsum(0).tolist()
         return {
@@ -139,7 +145,7 @@ def _encode(split: Split, encoder: Encoder) -> Dataset:
     kind = pa.list_(ids) if split.spec.kind == "multiple-choice" else ids
     tables = []
     for start in range(0, len(split), ROWS_AT_ONCE):
-        columns = encoder.tokens(_rows(split.dataset[start : start + ROWS_AT_ONCE]))
+        columns = encoder.tokens(_rows(split.dataset[start : start + ROWS_AT_ONCE]), split.spec)
         tables.append(pa.table({name: pa.array(values, kind) for name, values in columns.items()}))
     table = pa.concat_tables(tables)
     if split.labelled:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +16,6 @@ from bayeslora.config import RunConfig, differences, read_config, resolve
 from bayeslora.errors import SettingError, TaskError
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
     from bayeslora.metrics import Metrics
     from bayeslora.posterior import Posterior
     from bayeslora.predictive import Predictive
@@ -29,7 +26,6 @@ __all__ = [
     "build_program",
     "check_same",
     "fit",
-    "inputs",
     "is_finished",
     "measure",
     "remove",
@@ -197,16 +193,6 @@ def saved_task(
             f"fitted to {spec.kind} into ({', '.join(spec.labels)})."
         )
     return task
-
-
-def inputs(posterior: Posterior, split: Split) -> Split | Dataset:
-    """Rows as ``posterior.predict`` takes them, those of another task by the columns of that task."""
-    encoder = posterior.program.encoder
-    if encoder is None or encoder.spec == split.spec:
-        return split
-    other = copy(encoder)
-    other.spec = split.spec
-    return other.encode(split)
 
 
 def measure(prediction: Predictive, split: Split, seed: int = 0) -> Metrics:

@@ -21,12 +21,13 @@ __all__ = ["load"]
 POSTERIORS: dict[str, str] = {"guide": "bayeslora.inference.svi:GuidePosterior"}
 
 
-def load(path: str | Path, base: str | Path | None = None) -> Posterior:
+def load(path: str | Path, base: str | Path | None = None, device: str | torch.device | None = None) -> Posterior:
     """Load what `Posterior.save` wrote.
 
     Args:
         path: the posterior's folder.
         base: where the base network is now, if not where it was.
+        device: where to put it; by default a GPU if there is one.
 
     Raises:
         PosteriorError: there is no posterior, it is damaged, or the base network is another one.
@@ -40,6 +41,7 @@ def load(path: str | Path, base: str | Path | None = None) -> Posterior:
         part, _, rest = name.partition("/")
         parts[part][rest] = value
     program.adapters.centre(parts["centre"])
+    program.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     kind = described["kind"]
     if kind not in POSTERIORS:
         raise PosteriorError(unknown("kind of posterior", kind, POSTERIORS))

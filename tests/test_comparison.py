@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from bayeslora import inference, metrics
-from bayeslora.compare import Comparison, Evaluation, Outcome, compare
+from bayeslora.comparison import Comparison, Evaluation, Outcome, compare
 from bayeslora.config import RunConfig
 from bayeslora.errors import SettingError
 from bayeslora.metrics import Interval, Metrics
