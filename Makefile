@@ -21,7 +21,7 @@ quickstart: $(READY)  ## Fine-tune the embedded demo by MAP and by SVI, and comp
 		--set epochs=10 --set batch_size=16 --output runs/quickstart
 
 test: $(READY)  ## Run the tests (slow ones left out)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 test-slow: $(READY)  ## Run the slow tests too
 	$(BIN)/python -m pytest -m ''

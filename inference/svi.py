@@ -31,7 +31,8 @@ class SVI(TrainingSettings):
     Attributes:
         guide: ``"structured"`` (the model's own), ``"mean-field"``, ``"low-rank"``, ``"full"`` (small adapters),
             ``"delta"``, or the name of any class in ``pyro.infer.autoguide``.
-        elbo: ``"mean-field"`` (divergences in closed form where one is known), ``"trace"`` or ``"renyi"``.
+        elbo: ``"mean-field"`` (divergences in closed form where one is known), ``"trace"``, or ``"renyi"`` of order 1/2,
+            which needs two particles or more.
         particles: weight draws a step; each costs a pass of the network.
         temperature: weight of the Kullback-Leibler term against the whole data's log-likelihood; 1 is Bayes' rule,
             less gives a colder posterior.
@@ -62,6 +63,8 @@ class SVI(TrainingSettings):
         if not 0 <= self.kl_warmup <= 1:
             raise SettingError(f"kl_warmup is a part of all steps, from 0 to 1; found {self.kl_warmup}.")
         bound(self.elbo, self.particles)
+        if self.elbo == "renyi" and self.particles < 2:
+            raise SettingError("A Rényi bound of one particle is the ELBO: give particles=2 or more, or elbo='trace'.")
 
     def fit(self, program: Program, data: Dataset, run: Run) -> GuidePosterior:
         """Maximise the ELBO of ``program`` over the guide."""

@@ -141,3 +141,8 @@ def test_learning_rates_are_by_group() -> None:
             assert torch.equal(value, start[name])
         if name.endswith("mu"):
             assert not torch.equal(value, start[name])
+
+
+def test_a_renyi_bound_of_one_particle_is_refused() -> None:
+    with pytest.raises(SettingError, match="particles=2"):
+        SVI(elbo="renyi")
