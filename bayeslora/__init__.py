@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bayeslora import inference, models
     from bayeslora.comparison import compare
+    from bayeslora.config import RunConfig
     from bayeslora.inference import fit, load
     from bayeslora.posterior import Posterior
     from bayeslora.predictive import Predictive
@@ -21,6 +22,7 @@ _HOMES = {
     "Posterior": "bayeslora.posterior",
     "Predictive": "bayeslora.predictive",
     "Program": "bayeslora.program",
+    "RunConfig": "bayeslora.config",
     "Task": "bayeslora.tasks",
     "compare": "bayeslora.comparison",
     "fit": "bayeslora.inference",
@@ -34,6 +36,7 @@ __all__ = [
     "Posterior",
     "Predictive",
     "Program",
+    "RunConfig",
     "Task",
     "compare",
     "fit",

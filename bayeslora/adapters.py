@@ -118,11 +118,16 @@ class Adapters:
         self.sites = tuple(replace(site, initial=site.initial.to(device)) for site in self.sites)
 
     def centre(self, values: Mapping[str, Tensor]) -> None:
-        """Replace the initial values, for a posterior that is loaded: names and shapes are those of `sites`."""
-        self.sites = tuple(
-            replace(site, initial=values[site.name].to(site.initial)) if site.name in values else site
-            for site in self.sites
-        )
+        """Replace the initial values, for a posterior that is loaded.
+
+        Raises:
+            AdapterError: names or shapes are not those of `sites`.
+        """
+        found = {name: tuple(value.shape) for name, value in values.items()}
+        expected = {site.name: tuple(site.initial.shape) for site in self.sites}
+        if found != expected:
+            raise AdapterError(f"The weights do not fit the network: found {found}, expected {expected}.")
+        self.sites = tuple(replace(site, initial=values[site.name].to(site.initial)) for site in self.sites)
 
     def install(self, values: Mapping[str, Tensor]) -> None:
         """Put ``values`` (by site, in the shape of its `Site.initial`) in place until the next call."""

@@ -40,6 +40,12 @@ class Commands(TyperGroup):
                 raise
             _say(f"Error: {error}", _explain(error))
             ctx.exit(FAILED)
+        except Exception as error:
+            # Exits and usage errors of typer are its own; what is left is a fault of a library below, or of this one.
+            if ctx.params.get("debug") or type(error).__module__.startswith(("typer", "click")):
+                raise
+            _say(f"Error: {type(error).__name__}: {error}", _explain(error))
+            ctx.exit(FAILED)
 
 
 app = typer.Typer(
@@ -234,6 +240,8 @@ def compare(
         table.add_row(*row)
     _print(table)
     _print(f"Written into {output}: comparison.md, comparison.json and a folder for each run.")
+    if (output / "reliability.png").exists():
+        _print(f"Reliability diagram: {output / 'reliability.png'}")
 
 
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the settings of each.")]

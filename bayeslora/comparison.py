@@ -186,6 +186,7 @@ def compare(
     named = arms if isinstance(arms, Mapping) else {name: {"backend": name} for name in arms}
     _check(named, seeds)
     configs = {name: resolve(_changed(config, changes)) for name, changes in named.items()}
+    runs.task_of(replace(resolve(config), seed=seeds[0])).split(evaluation.split)  # before anything is fitted
     planned = [(name, seed) for seed in seeds for name in named]
     outcomes: dict[str, list[Outcome]] = {name: [] for name in named}
     for name, seed in track(planned, "runs", show=progress):

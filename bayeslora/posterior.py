@@ -112,6 +112,8 @@ class Posterior(ABC):
 
     def sample(self, n: int, seed: int = 0) -> dict[str, Tensor]:
         """Draw ``n`` values of every latent site, each stacked as (n, ...); the first ones do not depend on n."""
+        if n < 1:
+            raise PosteriorError(f"At least one draw is needed, found n={n}.")
         draws = [self.draw() for _ in _seeded(n, seed, self.program.device)]
         return {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
 
@@ -212,7 +214,7 @@ class Posterior(ABC):
             "kind": self.kind,
             "record": asdict(self.record),
             "program": {
-                "base": "" if config is None else str(config.name_or_path),
+                "base": "" if config is None else _portable(config.name_or_path),
                 "base_config": "" if config is None else files.fingerprint(config.to_dict()),
                 "dtype": str(next(program.network.parameters()).dtype).removeprefix("torch."),
                 "model": {"name": program.model.name, "settings": model_settings},
@@ -222,6 +224,16 @@ class Posterior(ABC):
             },
             "versions": {name: version(name) for name in ("torch", "pyro-ppl", "transformers", "peft")},
         }
+
+
+def _portable(name_or_path: str) -> str:
+    """Name of a base network that holds in other folders; the packaged one has the same name everywhere."""
+    from bayeslora.demo import MODEL_PATH
+
+    path = Path(name_or_path)
+    if not path.is_dir():
+        return name_or_path
+    return "demo" if path.resolve() == Path(MODEL_PATH).resolve() else str(path.resolve())
 
 
 def encoded(program: Program, data: Split | Dataset) -> Dataset:

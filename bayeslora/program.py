@@ -167,7 +167,8 @@ class Program(nn.Module):
 
     def summary(self) -> str:
         """Table of the latent sites: shape, entries, stochastic or point estimate; then the parameter counts."""
-        trace = poutine.trace(self.prior).get_trace()
+        with torch.random.fork_rng():
+            trace = poutine.trace(self.prior).get_trace()
         random = self.model.stochastic(self.sites)
         rows = [("site", "shape", "entries", "posterior")]
         for name, node in trace.nodes.items():

@@ -25,6 +25,7 @@ COLUMNS = {"accuracy": "accuracy", "nll": "NLL", "ece_15": "ECE-15"}
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "default": ({}, {}),
     "scale-0.3": ({"scale": 0.3}, {}),
+    "scale-1": ({"scale": 1.0}, {}),
     "scale-2": ({"scale": 2.0}, {}),
     "eps-0.3": ({"eps": 0.3}, {}),
     "scale-3-eps-0.33": ({"scale": 3.0, "eps": 1 / 3}, {}),

@@ -115,6 +115,8 @@ class NegativeELBO(nn.Module):
         self.elbo = elbo
         self.size = size
         self.kl_weight = 1.0
+        self.keep_parts = True
+        self._parts: dict[str, Tensor] = {}
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Loss per example, a scalar. Under autocast only the network is in reduced precision: no density, no draw."""
@@ -127,6 +129,8 @@ class NegativeELBO(nn.Module):
 
         with torch.autocast(device, enabled=False):
             loss: Tensor = self.elbo.differentiable_loss(model, self._guide, batch)
+            if self.keep_parts and isinstance(self.elbo, _Remembered):
+                self._parts = self._measure(self.elbo)
         return loss / self.size
 
     def _guide(self, batch: Mapping[str, Tensor]) -> None:
@@ -134,21 +138,30 @@ class NegativeELBO(nn.Module):
             self.guide()
 
     def parts(self) -> dict[str, float]:
-        """The parts of the last bound in nats an example: expected log-likelihood, and the divergence of each site."""
-        if self.elbo.last is None:
-            return {}
-        p, q = self.elbo.last
+        """The parts of the last bound in nats an example, from the last draw of the weights that it took.
+
+        ``log_likelihood``, ``kl/SITE``, and ``kl/auxiliary``: an autoguide keeps the entropy of all its sites there.
+        """
+        return {name: float(value) / self.size for name, value in self._parts.items()}
+
+    def _measure(self, elbo: _Remembered) -> dict[str, Tensor]:
+        assert elbo.last is not None
+        p, q = elbo.last
         with torch.no_grad():
-            found = {"log_likelihood": float(_log_density(p.nodes["y"])) / self.size}
+            found = {"log_likelihood": _log_density(p.nodes["y"])}
             for name in q.stochastic_nodes:
                 if name in p.nodes:
-                    found[f"kl/{name}"] = float(_divergence(p.nodes[name], q.nodes[name])) / self.size
+                    found[f"kl/{name}"] = _divergence(p.nodes[name], q.nodes[name])
+                else:
+                    entropy = q.nodes[name]["fn"].log_prob(q.nodes[name]["value"]).sum()
+                    found["kl/auxiliary"] = found.get("kl/auxiliary", 0.0) + entropy
         return found
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # as torch calls it
         """The guide's state: the frozen network is not part of a checkpoint."""
-        state: dict[str, Any] = self.guide.state_dict(*args, **kwargs)
-        return state
+        state = self.guide.state_dict(*args, **kwargs)
+        # Some of Pyro's guides keep views of one tensor, which safetensors refuses to write.
+        return {name: value.detach().clone() for name, value in state.items()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load what `state_dict` gave: all of it, since a part would be no point of the same run."""

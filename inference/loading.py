@@ -21,20 +21,27 @@ __all__ = ["load"]
 POSTERIORS: dict[str, str] = {"guide": "bayeslora.inference.svi:GuidePosterior"}
 
 
-def load(path: str | Path, base: str | Path | None = None, device: str | torch.device | None = None) -> Posterior:
+def load(
+    path: str | Path,
+    base: str | Path | None = None,
+    device: str | torch.device | None = None,
+    program: Program | None = None,
+) -> Posterior:
     """Load what `Posterior.save` wrote.
 
     Args:
         path: the posterior's folder.
         base: where the base network is now, if not where it was.
         device: where to put it; by default a GPU if there is one.
+        program: the program that the posterior is of, for a network of one's own that no name stands for.
 
     Raises:
         PosteriorError: there is no posterior, it is damaged, or the base network is another one.
     """
     folder = Path(path)
     described = _read(folder)
-    program = _program(folder, described["program"], base)
+    if program is None:
+        program = _rebuilt(folder, described["program"], base)
     tensors = files.read_tensors(folder / TENSORS)
     parts: dict[str, dict[str, torch.Tensor]] = {"state": {}, "centre": {}}
     for name, value in tensors.items():
@@ -69,7 +76,7 @@ def _read(folder: Path) -> dict[str, Any]:
     return described
 
 
-def _program(folder: Path, described: dict[str, Any], base: str | Path | None) -> Program:
+def _rebuilt(folder: Path, described: dict[str, Any], base: str | Path | None) -> Program:
     from peft import PeftModel
 
     from bayeslora.data import Encoder
@@ -79,12 +86,17 @@ def _program(folder: Path, described: dict[str, Any], base: str | Path | None) -
     name = str(base or described["base"])
     if described["spec"] is None:
         raise PosteriorError(
-            f"'{folder}' was fitted without an encoder, so its network cannot be rebuilt by name. Rebuild the program "
-            "and use its class's from_state."
+            f"'{folder}' was fitted without an encoder: no name stands for its network. Make the program as it was, "
+            "and give load(path, program=...)."
         )
     spec = TaskSpec.from_dict(described["spec"])
     with torch.random.fork_rng():
-        network, tokenizer = load_base(name, spec, getattr(torch, described["dtype"]))
+        try:
+            network, tokenizer = load_base(name, spec, getattr(torch, described["dtype"]))
+        except (OSError, ValueError) as error:
+            raise PosteriorError(
+                f"The base network '{name}' of '{folder}' cannot be loaded; give base=...: {error}"
+            ) from error
         found = files.fingerprint(network.config.to_dict())
         if found != described["base_config"]:
             raise PosteriorError(

@@ -28,11 +28,14 @@ __all__ = ["SVI", "GuidePosterior"]
 class SVI(TrainingSettings):
     """Stochastic variational inference with a Monte Carlo ELBO.
 
+    The network's own dropout, if it has any, is on while the bound is maximised, as in fine-tuning; predictions and
+    draws are without it.
+
     Attributes:
         guide: ``"structured"`` (the model's own), ``"mean-field"``, ``"low-rank"``, ``"full"`` (small adapters),
             ``"delta"``, or the name of any class in ``pyro.infer.autoguide``.
-        elbo: ``"mean-field"`` (divergences in closed form where one is known), ``"trace"``, or ``"renyi"`` of order 1/2,
-            which needs two particles or more.
+        elbo: ``"mean-field"`` (divergences in closed form where one is known), ``"trace"``, or ``"renyi"`` (order 1/2,
+            two particles or more).
         particles: weight draws a step; each costs a pass of the network.
         temperature: weight of the Kullback-Leibler term against the whole data's log-likelihood; 1 is Bayes' rule,
             less gives a colder posterior.
@@ -58,8 +61,11 @@ class SVI(TrainingSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.temperature <= 0:
-            raise SettingError(f"temperature must be positive, found {self.temperature}.")
+        for name in ("temperature", "init_scale"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise SettingError(f"{name} must be positive, found {getattr(self, name)}.")
+        if not 0 <= self.scale_learning_rate < float("inf"):
+            raise SettingError(f"scale_learning_rate cannot be negative, found {self.scale_learning_rate}.")
         if not 0 <= self.kl_warmup <= 1:
             raise SettingError(f"kl_warmup is a part of all steps, from 0 to 1; found {self.kl_warmup}.")
         bound(self.elbo, self.particles)

@@ -27,9 +27,9 @@ from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import SchedulerType, get_last_checkpoint
 
-from bayeslora.errors import PosteriorError, SettingError, TrainingError
+from bayeslora.errors import PosteriorError, SettingError, TrainingError, unknown
 from bayeslora.inference.base import Run, is_main_process
 from bayeslora.inference.elbo import NegativeELBO
 from bayeslora.posterior import collator, isolated
@@ -79,9 +79,20 @@ class TrainingSettings:
     cpu: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "learning_rate", "gradient_accumulation_steps", "log_every"):
-            if getattr(self, name) <= 0:
+        positive = (
+            "epochs",
+            "batch_size",
+            "learning_rate",
+            "max_grad_norm",
+            "gradient_accumulation_steps",
+            "log_every",
+        )
+        for name in positive:
+            if not 0 < getattr(self, name) < float("inf"):
                 raise SettingError(f"{name} must be positive, found {getattr(self, name)}.")
+        schedules = [kind.value for kind in SchedulerType]
+        if self.schedule not in schedules:
+            raise SettingError(unknown("schedule", self.schedule, schedules))
         if not 0 <= self.warmup < 1:
             raise SettingError(f"warmup is a part of all steps, from 0 to below 1; found {self.warmup}.")
 
@@ -142,6 +153,8 @@ def train(
         _reset_peak(arguments.device)
         start = time.perf_counter()
         trainer.train(resume_from_checkpoint=_last_checkpoint(arguments.output_dir) if run.resume else None)
+        if hasattr(trainer, "last_batch"):  # not if a finished fit was resumed
+            trainer.check()
         seconds = time.perf_counter() - start
     if steps.stopped:
         raise KeyboardInterrupt
@@ -152,21 +165,41 @@ class _Trainer(Trainer):
     """The Trainer for a module that returns its loss."""
 
     order: _Order
+    last_batch: dict[str, Tensor]
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **kwargs: Any
     ) -> Tensor:
+        self.last_batch = inputs
         loss: Tensor = model(inputs)
         return loss
+
+    def check(self) -> None:
+        """Make sure that the weights after the last step still give a finite loss.
+
+        Raises:
+            TrainingError: they do not.
+        """
+        objective: NegativeELBO = self.accelerator.unwrap_model(self.model)
+        with torch.no_grad(), isolated(0, objective.program.device):
+            loss = objective(self.last_batch)
+        self._refuse(loss, f"after step {self.state.global_step}")
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self.check()  # a broken state must not replace the last good one
+        super()._save_checkpoint(*args, **kwargs)
+
+    def _refuse(self, loss: Tensor, when: str) -> None:
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"The loss is {float(loss)} {when}. Try a lower learning rate, a KL "
+                "warm-up, or float32 in place of bfloat16; the last checkpoint is kept."
+            )
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss: Tensor = super().training_step(*args, **kwargs)
         # Before the optimiser's step, so that the weights of the last good step are kept.
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"The loss is {float(loss)} at step {self.state.global_step + 1}. Try a lower learning rate, a KL "
-                "warm-up, or float32 in place of bfloat16; the last checkpoint is kept."
-            )
+        self._refuse(loss, f"at step {self.state.global_step + 1}")
         return loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -230,6 +263,7 @@ class _Steps(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.loss.kl_weight = self.kl_weight((state.global_step + 1) / state.max_steps)
+        self.loss.keep_parts = (state.global_step + 1) % args.logging_steps == 0
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.progress.update(state.global_step - self.progress.n)

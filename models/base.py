@@ -42,7 +42,7 @@ class WeightModel(ABC):
 
     sites: Literal["A", "B", "both"] = "A"
     centre: Literal["init", "zero"] = "init"
-    scale: float = 1.0
+    scale: float = 1.5
     zero_scale: float = 0.02
     eps: float = 1.0
     weight_scale: float = 1.0

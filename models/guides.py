@@ -39,6 +39,17 @@ KINDS = {
 }
 
 
+#: Classes that are no guide by themselves, or that need more than a name.
+UNSUITABLE = frozenset(
+    {"AutoGuide", "AutoGuideList", "AutoCallable", "AutoContinuous", "AutoDiscreteParallel",
+     "AutoHierarchicalNormalMessenger", "AutoLaplaceApproximation", "AutoMessenger", "AutoNormalMessenger",
+     "AutoNormalizingFlow", "AutoRegressiveMessenger", "AutoStructured"}
+)  # fmt: skip
+
+#: Draws whose average stands for the mean of a guide that has no median.
+MEAN_DRAWS = 100
+
+
 class Guide(nn.Module):
     """A distribution over some of the latent sites of a model.
 
@@ -248,10 +259,17 @@ class AutoGuide(Guide):
         try:
             with pyro.settings.context(module_local_params=True):
                 medians = {decoded(name): value.detach() for name, value in self.auto.median().items()}
-        except NotImplementedError as error:
-            name = type(self.auto).__name__
-            raise PosteriorError(f"{name} has no closed mean; average samples instead.") from error
+        except NotImplementedError:
+            return self._average()
         return self._combine(medians)
+
+    def _average(self) -> dict[str, Tensor]:
+        """The mean of some draws, for a guide without a median."""
+        devices = [value.device for value in self.parameters() if value.device.type == "cuda"][:1]
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            torch.manual_seed(0)
+            draws = [self._combine(self()) for _ in range(MEAN_DRAWS)]
+        return {name: torch.stack([draw[name] for draw in draws]).mean(0) for name in draws[0]}
 
     def log_prob(self, values: Mapping[str, Tensor]) -> Tensor:
         """Density of the constrained values: that of the unconstrained ones over the Jacobian of the map."""
@@ -319,8 +337,10 @@ def make_guide(kind: str, model: LoraModel, sites: Sequence[Site], init_scale: f
 def _autoguide(kind: str) -> type[autoguide.AutoGuide]:
     name = KINDS.get(kind, kind)
     found = getattr(autoguide, name, None)
+    if name in UNSUITABLE:
+        raise SettingError(f"{name} cannot guide this model: it needs more than a name.")
     if not (isinstance(found, type) and issubclass(found, autoguide.AutoGuide)):
-        names = [name for name in autoguide.__all__ if name.startswith("Auto")]
+        names = [name for name in autoguide.__all__ if name.startswith("Auto") and name not in UNSUITABLE]
         raise SettingError(unknown("guide", kind, ["structured", "delta", *KINDS, *names]))
     return found
 

@@ -13,7 +13,7 @@ from scenarios import saved_base, text_program, text_rows, tiny_program, tiny_ro
 from transformers import BertConfig, BertForSequenceClassification
 
 from bayeslora import files
-from bayeslora.errors import PosteriorError
+from bayeslora.errors import AdapterError, PosteriorError
 from bayeslora.inference import fit, load
 from bayeslora.models import Gaussian, MonteCLoRA
 from bayeslora.posterior import Posterior
@@ -184,6 +184,22 @@ def test_a_posterior_without_text_says_that_it_cannot_be_rebuilt(tmp_path: Path)
     fit(tiny_program(), tiny_rows(6), **QUICK).save(tmp_path)
     with pytest.raises(PosteriorError, match="without an encoder"):
         load(tmp_path)
+
+
+def test_a_posterior_without_text_loads_into_its_own_program(tmp_path: Path) -> None:
+    posterior = fit(tiny_program(), tiny_rows(6), **QUICK)
+    posterior.save(tmp_path)
+    loaded = load(tmp_path, program=tiny_program())
+    one, two = (each.predict(tiny_rows(4), samples=2, progress=False).logits for each in (posterior, loaded))
+    torch.testing.assert_close(one, two, rtol=0, atol=0)
+    with pytest.raises(AdapterError, match="do not fit the network"):
+        load(tmp_path, program=tiny_program(rank=3))
+
+
+def test_a_flow_is_saved_and_loaded(tmp_path: Path) -> None:
+    fit(tiny_program(), tiny_rows(6), **QUICK, guide="AutoIAFNormal", output_dir=tmp_path)
+    loaded = load(tmp_path, program=tiny_program())
+    assert torch.isfinite(loaded.predict(tiny_rows(4), samples=2, progress=False).logits).all()
 
 
 def test_two_loaded_posteriors_live_side_by_side(saved: Path) -> None:

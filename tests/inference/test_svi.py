@@ -8,8 +8,10 @@ from datasets import Dataset
 from scenarios import Regression, lora_regression, tiny_batch, tiny_program, tiny_rows
 from torch import Tensor
 
+from bayeslora.errors import SettingError
 from bayeslora.inference import fit
 from bayeslora.inference.elbo import NegativeELBO, bound
+from bayeslora.inference.svi import SVI
 from bayeslora.models import MonteCLoRA
 from bayeslora.posterior import Posterior
 from bayeslora.program import Program

@@ -120,7 +120,10 @@ def test_every_row_is_seen_once_an_epoch_the_last_batch_included(monkeypatch: py
     seen: list[list[int]] = []
     forward = NegativeELBO.forward
     monkeypatch.setattr(
-        NegativeELBO, "forward", lambda loss, batch: (seen.append(batch["index"].tolist()), forward(loss, batch))[1]
+        NegativeELBO,
+        "forward",
+        # Without gradients, it is the look at the finished weights.
+        lambda loss, batch: (torch.is_grad_enabled() and seen.append(batch["index"].tolist()), forward(loss, batch))[1],
     )
     for group_by_length in (True, False):
         seen.clear()
@@ -203,7 +206,11 @@ def test_an_infinite_loss_stops_training_and_keeps_the_last_posterior(
     calls = iter(range(100))
     with monkeypatch.context() as patched:
         patched.setattr(
-            NegativeELBO, "forward", lambda loss, batch: forward(loss, batch) * (torch.nan if next(calls) == 4 else 1)
+            NegativeELBO,
+            "forward",
+            lambda loss, batch: (
+                forward(loss, batch) * (torch.nan if torch.is_grad_enabled() and next(calls) == 4 else 1)
+            ),
         )
         with pytest.raises(TrainingError, match=r"The loss is nan at step 5\. Try a lower learning rate"):
             fit(program, data, output_dir=tmp_path / "run", **QUICK)
@@ -214,6 +221,17 @@ def test_an_infinite_loss_stops_training_and_keeps_the_last_posterior(
     assert all(torch.isfinite(value).all() for value in left.state().values())
     assert torch.isfinite(left.predict(data, samples=1, progress=False).logits).all()
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["checkpoint-3"]
+
+
+def test_weights_that_the_last_step_broke_are_not_saved(tmp_path: Path) -> None:
+    """The only loss is finite: the step after it overflows the network."""
+    with pytest.raises(TrainingError, match="after step"):
+        fit(
+            tiny_program(), tiny_rows(10), output_dir=tmp_path, epochs=1, batch_size=10, warmup=0.0,
+            schedule="constant", scale_learning_rate=1e30, progress=False,
+        )  # fmt: skip
+    assert not (tmp_path / "posterior.json").exists()
+    assert not list(tmp_path.rglob("checkpoint-*"))
 
 
 def script(folder: Path, body: str) -> list[str]:
