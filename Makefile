@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help quickstart test test-slow lint bench notebooks figures clean
+.PHONY: help quickstart figures test test-slow lint bench notebooks clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -19,6 +19,11 @@ $(READY): pyproject.toml constraints.txt
 quickstart: $(READY)  ## Fine-tune the embedded demo by plain LoRA, MAP and SVI, and compare them (no network)
 	$(BIN)/bayeslora compare --model demo --task demo --backends mle,map,svi --seeds 0 --train-size 400 --split test \
 		--set epochs=10 --set batch_size=16 --output runs/quickstart
+
+figures: quickstart  ## Make the README's picture and table again
+	mkdir -p docs/images
+	cp runs/quickstart/reliability.png docs/images/reliability.png
+	@cat runs/quickstart/comparison.md
 
 test: $(READY)  ## Run the tests (slow ones left out)
 	$(BIN)/python -m pytest -n 2
