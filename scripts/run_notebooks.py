@@ -15,6 +15,11 @@ def main() -> None:
     for path in sorted(FOLDER.glob("*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
         NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(FOLDER)}}).execute()
+        for cell in notebook.cells:
+            # Warnings name folders of the machine that ran the notebook.
+            cell["outputs"] = [out for out in cell.get("outputs", []) if out.get("name") != "stderr"]
+            if cell["cell_type"] != "code":
+                del cell["outputs"]
         nbformat.write(notebook, path)
 
 
