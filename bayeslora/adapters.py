@@ -41,9 +41,9 @@ class Slot:
         return value.mT if self.transposed else value
 
     def install(self, value: Tensor) -> None:
-        """Let the network read ``value`` (in the layout of the site) in place of the parameter."""
+        """Let the network read ``value`` (in the layout of the parameter) in place of the parameter."""
         self.module._parameters.pop(self.name, None)
-        self.module.__dict__[self.name] = value.mT if self.transposed else value
+        self.module.__dict__[self.name] = value
 
     def restore(self) -> None:
         """Let the network read PEFT's parameter again."""
@@ -157,12 +157,14 @@ class Adapters:
         self.restore()
         for name, slots in self._slots.items():
             for slot, row in zip(slots, self._rows(name, values), strict=True):
-                slot.parameter.copy_(row.mT if slot.transposed else row)
+                slot.parameter.copy_(row)
 
     def _rows(self, name: str, values: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        """The value of a site, slot by slot."""
+        """The value of a site, slot by slot, in the layout of the parameters."""
         if not name.startswith("head."):
-            return values[name].unbind(0)
+            value = values[name]
+            # One copy of the stack: the gradient of a transposed view is a slower product in every layer.
+            return (value.mT.contiguous() if self._slots[name][0].transposed else value).unbind(0)
         # PEFT casts the input of LoRA matrices to their type; a head has to be of the type of the layers before it.
         return (values[name].to(self._slots[name][0].parameter.dtype),)
 
