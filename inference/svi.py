@@ -159,7 +159,7 @@ def optimise(
     elbo = bound(getattr(settings, "elbo", "mean-field"), getattr(settings, "particles", 1))
     loss = NegativeELBO(program, guide, elbo, len(data))
     record = Record(
-        backend=settings.name,  # type: ignore[attr-defined]  # each subclass is a backend
+        backend=settings.name,
         settings=asdict(settings),
         n_data=len(data),
         seed=run.seed,
@@ -171,7 +171,8 @@ def optimise(
 
     def save(history: list[dict[str, float]]) -> None:
         posterior.record = replace(record, history=list(history))
-        posterior.save(run.output_dir)  # type: ignore[arg-type]  # only called if there is a folder
+        if run.output_dir is not None:
+            posterior.save(run.output_dir)
 
     outcome = train(loss, groups, data, settings, run, kl_weight=kl_weight, save=save)
     learned = sum(value.numel() for value in guide.parameters() if value.requires_grad)

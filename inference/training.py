@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -63,6 +63,8 @@ class TrainingSettings:
         report_to: trackers of transformers, such as ``"tensorboard"`` or ``"wandb"``.
         cpu: stay on the CPU even if there is a GPU.
     """
+
+    name: ClassVar[str]
 
     epochs: float = 10.0
     batch_size: int = 32

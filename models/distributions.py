@@ -356,7 +356,7 @@ def _kl_column_normal(q: ColumnNormal, p: ColumnNormal) -> Tensor:
 def _kl_normal_column_normal(q: Independent, p: ColumnNormal) -> Tensor:
     """KL (...) of independent normal entries, (..., n, r) with both dimensions in the event, to columns."""
     if not isinstance(q.base_dist, Normal) or q.reinterpreted_batch_ndims != 2:
-        raise NotImplementedError
+        raise NotImplementedError  # torch's word for a divergence without a closed form; bounds then estimate it
     columns, rank = q.event_shape
     variances = q.variance.sum(-2)
     trace = (variances * p.precision_matrix.diagonal(dim1=-2, dim2=-1)).sum(-1)

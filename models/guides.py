@@ -8,6 +8,7 @@ never written, so two posteriors can live side by side.
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -50,7 +51,7 @@ UNSUITABLE = frozenset(
 MEAN_DRAWS = 100
 
 
-class Guide(nn.Module):
+class Guide(nn.Module, ABC):
     """A distribution over some of the latent sites of a model.
 
     Attributes:
@@ -64,13 +65,13 @@ class Guide(nn.Module):
         super().__init__()
         self.latents = tuple(latents)
 
+    @abstractmethod
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Sample every latent site in Pyro; the arguments (those of the model) are not used."""
-        raise NotImplementedError
 
+    @abstractmethod
     def mean(self) -> dict[str, Tensor]:
         """The weights at the posterior mean, by site, detached from the graph."""
-        raise NotImplementedError
 
     def log_prob(self, values: Mapping[str, Tensor]) -> Tensor:
         """Log-density, a scalar, at one value of each latent site; a point estimate adds zero.
@@ -82,9 +83,9 @@ class Guide(nn.Module):
         trace = poutine.trace(poutine.condition(self.forward, data=values)).get_trace()
         return torch.as_tensor(trace.log_prob_sum())
 
+    @abstractmethod
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """The learned parameters under "location" (the weights' means) and "scale" (what shapes the noise)."""
-        raise NotImplementedError
 
     def _require(self, values: Mapping[str, Tensor]) -> None:
         missing = [name for name in self.latents if name not in values]
