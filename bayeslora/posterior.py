@@ -46,7 +46,8 @@ class Record:
         settings: the backend's settings, by name.
         n_data: number of training examples N.
         seed: seed of the fit.
-        temperature: the posterior is p(labels | weights)^(1 / temperature) p(weights), normalised; 1 is Bayes' rule.
+        temperature: the posterior is p(labels | weights)^(1 / temperature) p(weights), normalised; 1 is Bayes' rule, 0
+            maximum likelihood.
         cost: ``seconds``, ``peak_memory_bytes``, ``parameters`` (learned) and ``extra_parameters`` (over LoRA).
         history: what training logged, step by step.
         finished: false for a fit that was stopped on its way.

@@ -50,8 +50,8 @@ COLDEST, HOTTEST = 0.05, 20.0
 class Run:
     """One fit; its seed is that of the program's start, of the choice of training rows, and of the fit.
 
-    ``precision`` is PyTorch's float32 matmul precision: at "medium" products are of bfloat16 factors, summed in float32,
-    which takes two thirds of the time on CPUs with matrix units and is the same for every arm.
+    ``precision`` is PyTorch's float32 matmul precision, the same for every arm: at "medium" products are of bfloat16
+    factors, summed in float32, which takes two thirds of the time on CPUs with matrix units.
     """
 
     task: str

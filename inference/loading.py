@@ -18,7 +18,7 @@ from bayeslora.program import Program, load_base
 __all__ = ["load"]
 
 #: Where the class of each kind of posterior is.
-POSTERIORS: dict[str, str] = {"guide": "bayeslora.inference.svi:GuidePosterior"}
+POSTERIORS: dict[str, str] = {"guide": "bayeslora.inference.guided:GuidePosterior"}
 
 
 def load(

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from bayeslora.errors import SettingError
 from bayeslora.inference.base import Run
-from bayeslora.inference.svi import GuidePosterior, optimise
+from bayeslora.inference.elbo import bound
+from bayeslora.inference.guided import GuidePosterior, optimise
 from bayeslora.inference.training import TrainingSettings
 from bayeslora.models.guides import make_guide
 from bayeslora.program import Program
@@ -84,4 +85,14 @@ def _point_estimate(
     for hyper in groups["scale"]:
         hyper.requires_grad_(False)
     weights = {"params": groups["location"], "lr": settings.learning_rate, "weight_decay": weight_decay}
-    return optimise(settings, program, guide, [weights], data, run, lambda done: prior_weight)
+    return optimise(
+        program,
+        guide,
+        data,
+        settings,
+        run,
+        groups=[weights],
+        elbo=bound("mean-field", particles=1),
+        temperature=prior_weight,
+        kl_weight=lambda done: prior_weight,
+    )

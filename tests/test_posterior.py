@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification
 
 from bayeslora.errors import DataError, PosteriorError
 from bayeslora.inference import fit
-from bayeslora.inference.svi import GuidePosterior
+from bayeslora.inference.guided import GuidePosterior
 from bayeslora.models import MonteCLoRA
 from bayeslora.models.guides import make_guide
 from bayeslora.posterior import Posterior, Record

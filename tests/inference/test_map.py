@@ -42,6 +42,7 @@ def test_maximum_likelihood_is_least_squares(known: Regression) -> None:
     # A alone is not identified, A b is: the gradient of the squared error must vanish.
     found = posterior.mean()["linear_3x1.A"].reshape(-1).double()
     torch.testing.assert_close(likelihood @ found, target, rtol=0, atol=2e-2)
+    assert posterior.record.temperature == 0  # no prior: the limit of a cold posterior
 
 
 def test_hyper_sites_stay_and_are_not_counted() -> None:

@@ -1,0 +1,137 @@
+"""Posteriors that are guides: the distribution that a guide has become, and its training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from pyro import poutine
+from pyro.infer import ELBO
+from torch import Tensor
+
+from bayeslora.errors import PosteriorError
+from bayeslora.inference.base import Run
+from bayeslora.inference.elbo import NegativeELBO
+from bayeslora.inference.training import TrainingSettings, train
+from bayeslora.models.guides import Guide, make_guide
+from bayeslora.posterior import Posterior, Record
+from bayeslora.program import Program
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["GuidePosterior", "optimise"]
+
+
+class GuidePosterior(Posterior):
+    """The distribution that a guide has become."""
+
+    kind: ClassVar[str] = "guide"
+
+    def __init__(self, program: Program, record: Record, guide: Guide) -> None:
+        super().__init__(program, record)
+        self.guide = guide
+        self.random = guide.random
+
+    def draw(self) -> dict[str, Tensor]:
+        """One draw of every latent site of the model, and the weights it implies."""
+        with torch.no_grad(), torch.autocast(self.program.device.type, enabled=False):
+            trace = poutine.trace(self.guide).get_trace()
+            latents = {
+                name: trace.nodes[name]["value"]
+                for name in trace.stochastic_nodes
+                if not trace.nodes[name]["infer"].get("is_auxiliary")
+            }
+            return latents | self.program.model.weights(latents)
+
+    def mean(self) -> dict[str, Tensor]:
+        """The guide's mean of the weights, by site."""
+        return self.guide.mean()
+
+    def log_prob(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Log density of the guide at the values of the latent sites.
+
+        Raises:
+            PosteriorError: the guide is a point estimate.
+        """
+        with torch.no_grad():
+            return self.guide.log_prob(dict(values))
+
+    def state(self) -> dict[str, Tensor]:
+        """The guide's parameters."""
+        return dict(self.guide.state_dict())
+
+    @classmethod
+    def from_state(cls, program: Program, record: Record, state: Mapping[str, Tensor]) -> GuidePosterior:
+        """Make the guide that the record names, and load its parameters.
+
+        Raises:
+            PosteriorError: the parameters do not fit the guide.
+        """
+        kind = record.settings.get("guide", "delta")
+        guide = make_guide(kind, program.model, program.sites, record.settings.get("init_scale", 1e-2))
+        try:
+            guide.load_state_dict(dict(state))
+        except RuntimeError as error:
+            raise PosteriorError(f"The saved parameters do not fit the guide '{kind}': {error}") from error
+        return cls(program, record, guide.to(program.device))
+
+
+def optimise(
+    program: Program,
+    guide: Guide,
+    data: Dataset,
+    settings: TrainingSettings,
+    run: Run,
+    *,
+    groups: list[dict[str, Any]],
+    elbo: ELBO,
+    temperature: float,
+    kl_weight: Callable[[float], float],
+) -> GuidePosterior:
+    """Train a guide, leaving a posterior in the run's folder at every checkpoint.
+
+    Args:
+        program: the Pyro model.
+        guide: starts where training starts, and becomes the posterior.
+        data: tokenised rows with labels.
+        settings: of the backend, kept with the posterior.
+        run: seed, output folder, resume.
+        groups: AdamW's parameter groups.
+        elbo: the bound to maximise.
+        temperature: weight of the latent sites that the posterior is of; 0 is maximum likelihood.
+        kl_weight: that weight as a function of the part of training done, from 0 to 1.
+
+    Raises:
+        TrainingError: the loss became infinite or not a number.
+    """
+    loss = NegativeELBO(program, guide, elbo, len(data))
+    record = Record(
+        backend=settings.name,
+        settings=asdict(settings),
+        n_data=len(data),
+        seed=run.seed,
+        temperature=temperature,
+        task=run.task,
+        finished=False,
+    )
+    posterior = GuidePosterior(program, record, guide)
+
+    def save(history: list[dict[str, float]]) -> None:
+        posterior.record = replace(record, history=list(history))
+        if run.output_dir is not None:
+            posterior.save(run.output_dir)
+
+    outcome = train(loss, groups, data, settings, run, kl_weight=kl_weight, save=save)
+    learned = sum(value.numel() for value in guide.parameters() if value.requires_grad)
+    plain = sum(site.initial.numel() for site in program.sites)
+    cost = {
+        "seconds": outcome.seconds,
+        "peak_memory_bytes": float(outcome.peak_memory_bytes),
+        "parameters": float(learned),
+        "extra_parameters": float(learned - plain),
+    }
+    posterior.record = replace(record, cost=cost, history=outcome.history, finished=True)
+    return posterior
