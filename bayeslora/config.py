@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 
 from bayeslora.errors import SettingError, unknown
-from bayeslora.settings import build, coerce
+from bayeslora.settings import build, coerce, differing
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -140,7 +140,8 @@ def assign(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, A
     """Fields of a `RunConfig` with assignments put in.
 
     ``epochs=3`` is a setting of the backend; ``program.components=4``, ``lora.r=16`` and ``task.label=answer`` are
-    settings of the Pyro model, the LoRA layers and the task. Values stay text: the setting knows its type.
+    settings of the Pyro model, the LoRA layers and the task; ``max_length=128`` is a field of `RunConfig` itself.
+    Values stay text: the setting knows its type.
 
     Raises:
         SettingError: an assignment without equals sign, or with an unknown prefix.
@@ -153,6 +154,9 @@ def assign(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, A
         prefix, dot, name = key.strip().partition(".")
         if dot and prefix not in PREFIXES:
             raise SettingError(unknown("prefix of a setting", prefix, PREFIXES))
+        if prefix in RunConfig.__dataclass_fields__ and not dot:
+            merged[prefix] = value
+            continue
         group, name = (PREFIXES[prefix], name) if dot else ("settings", prefix)
         merged[group] = {**(merged.get(group) or {}), name: value}
     return merged
@@ -183,12 +187,8 @@ def resolve(config: RunConfig) -> RunConfig:
 
 def differences(one: RunConfig, other: RunConfig) -> list[str]:
     """Fields in which two configurations differ, each as "name: value and value"; the output does not count."""
-    first, second = (_flat(config.to_dict() | {"output": None}) for config in (one, other))
-    return [
-        f"{name}: {first.get(name, 'default')} and {second.get(name, 'default')}"
-        for name in {**first, **second}
-        if first.get(name) != second.get(name)
-    ]
+    first, second = (config.to_dict() | {"output": None} for config in (one, other))
+    return differing(first, second)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -252,13 +252,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

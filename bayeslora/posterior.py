@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from bayeslora.predictive import Predictive
     from bayeslora.tasks import Split
 
-__all__ = ["Posterior", "Record", "collator", "encoded", "isolated"]
+__all__ = ["Posterior", "Record", "collator", "described", "encoded", "isolated"]
 
 FORMAT = 1
 RECORD, TENSORS = "posterior.json", "posterior.safetensors"
@@ -206,25 +206,29 @@ class Posterior(ABC):
                 path.rename(folder / path.name)
 
     def _describe(self) -> dict[str, Any]:
-        program = self.program
-        config = getattr(program.network.get_base_model(), "config", None)
-        model_settings = asdict(program.model)  # type: ignore[call-overload]  # every model is a dataclass of settings
-        encoder = program.encoder
         return {
             "format": FORMAT,
             "kind": self.kind,
             "record": asdict(self.record),
-            "program": {
-                "base": "" if config is None else _portable(config.name_or_path),
-                "base_config": "" if config is None else files.fingerprint(config.to_dict()),
-                "dtype": str(next(program.network.parameters()).dtype).removeprefix("torch."),
-                "model": {"name": program.model.name, "settings": model_settings},
-                "likelihood": to_dict(program.likelihood),
-                "spec": None if encoder is None else encoder.spec.to_dict(),
-                "max_length": None if encoder is None else encoder.max_length,
-            },
+            "program": described(self.program),
             "versions": {name: version(name) for name in ("torch", "pyro-ppl", "transformers", "peft")},
         }
+
+
+def described(program: Program) -> dict[str, Any]:
+    """What tells a program from others, as plain data: base network, Pyro model, likelihood, task, longest sequence."""
+    config = getattr(program.network.get_base_model(), "config", None)
+    model_settings = asdict(program.model)  # type: ignore[call-overload]  # every model is a dataclass of settings
+    encoder = program.encoder
+    return {
+        "base": "" if config is None else _portable(config.name_or_path),
+        "base_config": "" if config is None else files.fingerprint(config.to_dict()),
+        "dtype": str(next(program.network.parameters()).dtype).removeprefix("torch."),
+        "model": {"name": program.model.name, "settings": model_settings},
+        "likelihood": to_dict(program.likelihood),
+        "spec": None if encoder is None else encoder.spec.to_dict(),
+        "max_length": None if encoder is None else encoder.max_length,
+    }
 
 
 def _portable(name_or_path: str) -> str:

@@ -90,9 +90,10 @@ def fit(config: RunConfig, folder: str | Path, *, resume: bool = False, progress
             configuration.
     """
     from bayeslora import inference
+    from bayeslora.inference.folders import has_checkpoint, holds_fit
 
     config, folder = resolve(config), Path(folder)
-    if _holds_run(folder):
+    if holds_fit(folder):
         if not resume:
             raise SettingError(f"'{folder}' holds a run already: resume it, overwrite it, or choose another folder.")
         check_same(folder, config)
@@ -108,7 +109,7 @@ def fit(config: RunConfig, folder: str | Path, *, resume: bool = False, progress
         config.backend,
         seed=config.seed,
         output_dir=folder,
-        resume=resume and _has_checkpoint(folder),  # it may have been stopped before its first one
+        resume=resume and has_checkpoint(folder),  # it may have been stopped before its first one
         progress=progress,
         task=task.arguments,
         **config.settings,
@@ -154,7 +155,9 @@ def remove(folder: Path) -> None:
     Raises:
         SettingError: the folder holds something else.
     """
-    if folder.exists() and any(folder.iterdir()) and not (_holds_run(folder) or (folder / CONFIG).exists()):
+    from bayeslora.inference.folders import holds_fit
+
+    if folder.exists() and any(folder.iterdir()) and not (holds_fit(folder) or (folder / CONFIG).exists()):
         raise SettingError(f"'{folder}' holds no run, so it is not overwritten: choose another folder.")
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -211,15 +214,6 @@ def true_probabilities(split: Split) -> NDArray[np.float64] | None:
     if "probabilities" not in split.dataset.column_names:
         return None
     return np.asarray(split.dataset["probabilities"], dtype=np.float64)
-
-
-def _holds_run(folder: Path) -> bool:
-    """Whether there is something in the folder that took time to make."""
-    return (folder / RECORD).exists() or _has_checkpoint(folder)
-
-
-def _has_checkpoint(folder: Path) -> bool:
-    return any(folder.rglob("checkpoint-*"))
 
 
 def write_text(path: Path, text: str) -> None:

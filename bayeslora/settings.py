@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origi
 
 from bayeslora.errors import BayesLoraError, SettingError, unknown
 
-__all__ = ["Setting", "build", "coerce", "describe"]
+__all__ = ["Setting", "build", "coerce", "describe", "differing"]
 
 T = TypeVar("T")
 
@@ -225,6 +225,26 @@ READERS: dict[Any, Callable[[Any], Any]] = {
     str: _text,
     types.NoneType: _none,
 }
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Entries in which two nested mappings differ, each as "name: value and value" with dots between nested names."""
+    first, second = _flat(one), _flat(other)
+    return [
+        f"{name}: {first.get(name, 'default')} and {second.get(name, 'default')}"
+        for name in {**first, **second}
+        if first.get(name) != second.get(name)
+    ]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
 def _settings(cls: type) -> list[Field[Any]]:

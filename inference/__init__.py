@@ -9,14 +9,16 @@ if __name__ != "bayeslora.inference":
     raise ImportError(f"import bayeslora.inference, not {__name__}: a second copy would break the registry")
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bayeslora.errors import SettingError, unknown
 from bayeslora.inference.base import Backend, Run, is_main_process, labelled
+from bayeslora.inference.folders import check_new, check_same
 from bayeslora.inference.loading import load
-from bayeslora.posterior import Posterior
+from bayeslora.posterior import Posterior, described
 from bayeslora.program import Program
 from bayeslora.settings import build
 
@@ -67,7 +69,7 @@ def fit(
         data: training rows of a task, or a tokenised data set with ``labels``.
         backend: name of the inference algorithm; see `BACKENDS`.
         seed: of everything random in the fit; the global generators are left as they were.
-        output_dir: folder for checkpoints and the posterior; without it, nothing is written.
+        output_dir: new folder for checkpoints and the posterior; without it, nothing is written.
         resume: go on from the last checkpoint in ``output_dir``, to the same result as without the stop.
         progress: show a bar.
         task: arguments of `bayeslora.load_task` that give the task again (``Task.arguments``), kept with the posterior.
@@ -77,7 +79,8 @@ def fit(
         The posterior, saved in ``output_dir`` if that was given.
 
     Raises:
-        SettingError: unknown backend or setting, or a value that it cannot take.
+        SettingError: unknown backend or setting, or a value that it cannot take; ``output_dir`` holds a fit already
+            or, with ``resume``, one of another program, seed or setting.
         DataError: no rows, or labels that the likelihood cannot have.
         TrainingError: the loss became infinite or not a number.
     """
@@ -87,7 +90,13 @@ def fit(
     folder = None if output_dir is None else Path(output_dir)
     known = None if task is None else dict(task)
     run = Run(seed=seed, output_dir=folder, resume=resume, progress=progress, task=known)
-    posterior = algorithm.fit(program, labelled(program, data), run)
+    rows = labelled(program, data)
+    if folder is not None and resume:
+        record = {"backend": backend, "settings": asdict(algorithm), "seed": seed, "n_data": len(rows)}
+        check_same(folder, record, described(program))
+    elif folder is not None:
+        check_new(folder)
+    posterior = algorithm.fit(program, rows, run)
     if folder is not None and is_main_process():
         posterior.save(folder)
     return posterior

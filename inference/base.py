@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import Field, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -44,6 +44,7 @@ class Backend(Protocol):
 
     name: ClassVar[str]
     paper: ClassVar[str]
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     def fit(self, program: Program, data: Dataset, run: Run) -> Posterior:
         """Infer the posterior of the program's weights given tokenised rows."""

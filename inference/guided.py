@@ -14,7 +14,7 @@ from torch import Tensor
 from bayeslora.errors import PosteriorError
 from bayeslora.inference.base import Run
 from bayeslora.inference.elbo import NegativeELBO
-from bayeslora.inference.training import TrainingSettings, train
+from bayeslora.inference.training import Outcome, TrainingSettings, train
 from bayeslora.models.guides import Guide, make_guide
 from bayeslora.posterior import Posterior, Record
 from bayeslora.program import Program
@@ -119,19 +119,23 @@ def optimise(
     )
     posterior = GuidePosterior(program, record, guide)
 
-    def save(history: list[dict[str, float]]) -> None:
-        posterior.record = replace(record, history=list(history))
+    learned = sum(value.numel() for value in guide.parameters() if value.requires_grad)
+    plain = sum(site.initial.numel() for site in program.sites)
+
+    def report(outcome: Outcome) -> None:
+        cost = {
+            "seconds": outcome.seconds,
+            "peak_memory_bytes": float(outcome.peak_memory_bytes),
+            "parameters": float(learned),
+            "extra_parameters": float(learned - plain),
+        }
+        posterior.record = replace(record, cost=cost, history=outcome.history)
+
+    def save(outcome: Outcome) -> None:
+        report(outcome)
         if run.output_dir is not None:
             posterior.save(run.output_dir)
 
-    outcome = train(loss, groups, data, settings, run, kl_weight=kl_weight, save=save)
-    learned = sum(value.numel() for value in guide.parameters() if value.requires_grad)
-    plain = sum(site.initial.numel() for site in program.sites)
-    cost = {
-        "seconds": outcome.seconds,
-        "peak_memory_bytes": float(outcome.peak_memory_bytes),
-        "parameters": float(learned),
-        "extra_parameters": float(learned - plain),
-    }
-    posterior.record = replace(record, cost=cost, history=outcome.history, finished=True)
+    report(train(loss, groups, data, settings, run, kl_weight=kl_weight, save=save))
+    posterior.record = replace(posterior.record, finished=True)
     return posterior

@@ -8,7 +8,6 @@ Ctrl-C, and an end as soon as the loss is not finite.
 from __future__ import annotations
 
 import random
-import shutil
 import signal
 import tempfile
 import time
@@ -32,6 +31,7 @@ from transformers.trainer_utils import SchedulerType, get_last_checkpoint
 from bayeslora.errors import PosteriorError, SettingError, TrainingError, unknown
 from bayeslora.inference.base import Run, is_main_process
 from bayeslora.inference.elbo import NegativeELBO
+from bayeslora.inference.folders import CHECKPOINTS, seconds_before
 from bayeslora.posterior import collator, isolated
 from bayeslora.program import Program
 from bayeslora.progress import bar
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 __all__ = ["Outcome", "TrainingSettings", "train"]
-
-CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What training took and logged."""
+    """What training has taken and logged so far, the parts before a resumption included (but for the peak)."""
 
     seconds: float
     peak_memory_bytes: int
@@ -116,7 +114,7 @@ def train(
     run: Run,
     *,
     kl_weight: Callable[[float], float],
-    save: Callable[[list[dict[str, float]]], None],
+    save: Callable[[Outcome], None],
 ) -> Outcome:
     """Minimise ``loss`` over ``data``.
 
@@ -127,7 +125,7 @@ def train(
         settings: of the optimisation.
         run: seed, output folder, resume.
         kl_weight: Kullback-Leibler weight as a function of the part of training done, from 0 to 1.
-        save: called with the log so far at each checkpoint and at a stop, if there is an output folder.
+        save: called with the outcome so far at each checkpoint and at a stop, if there is an output folder.
 
     Raises:
         TrainingError: the loss became infinite or not a number; the last checkpoint stays.
@@ -141,7 +139,14 @@ def train(
         loss.to(arguments.device)
         order = _Order(data, settings, run.seed)
         progress = stack.enter_context(bar("fit", show=run.progress and is_main_process()))
-        steps = _Steps(loss, order, kl_weight, interrupted, progress, save if run.output_dir else None)
+        before = seconds_before(run.output_dir) if run.output_dir and run.resume else 0.0
+
+        def outcome() -> Outcome:
+            seconds = before + time.perf_counter() - start
+            return Outcome(seconds, _peak(arguments.device), list(trainer.state.log_history))
+
+        save_now = (lambda: save(outcome())) if run.output_dir else None
+        steps = _Steps(loss, order, kl_weight, interrupted, progress, save_now)
         trainer = _Trainer(
             model=loss,
             args=arguments,
@@ -157,10 +162,10 @@ def train(
         trainer.train(resume_from_checkpoint=_last_checkpoint(arguments.output_dir) if run.resume else None)
         if hasattr(trainer, "last_batch"):  # not if a finished fit was resumed
             trainer.check()
-        seconds = time.perf_counter() - start
+        done = outcome()
     if steps.stopped:
         raise KeyboardInterrupt
-    return Outcome(seconds, _peak(arguments.device), trainer.state.log_history)
+    return done
 
 
 class _Trainer(Trainer):
@@ -245,7 +250,7 @@ class _Steps(TrainerCallback):
         kl_weight: Callable[[float], float],
         interrupted: Callable[[], bool],
         progress: tqdm,
-        save: Callable[[list[dict[str, float]]], None] | None,
+        save: Callable[[], None] | None,
     ) -> None:
         self.loss = loss
         self.order = order
@@ -276,7 +281,7 @@ class _Steps(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.save is not None and state.is_world_process_zero:
-            self.save(state.log_history)
+            self.save()
 
 
 def _arguments(settings: TrainingSettings, run: Run, folder: Path) -> TrainingArguments:
@@ -312,12 +317,9 @@ def _last_checkpoint(folder: str) -> str:
 
 @contextmanager
 def _scratch(run: Run) -> Iterator[Path]:
-    """The folder of the checkpoints, without those of an earlier fit; one that vanishes if nothing is to be written."""
+    """The folder of the checkpoints; one that vanishes if nothing is to be written."""
     if run.output_dir is not None:
-        folder = run.output_dir / CHECKPOINTS
-        if not run.resume and is_main_process():
-            shutil.rmtree(folder, ignore_errors=True)
-        yield folder
+        yield run.output_dir / CHECKPOINTS
         return
     with tempfile.TemporaryDirectory() as scratch:
         yield Path(scratch)

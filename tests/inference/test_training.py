@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -179,21 +180,44 @@ def test_a_resumed_fit_is_the_uninterrupted_one(
     assert losses == pytest.approx([entry["loss"] for entry in whole.record.history if "loss" in entry])
 
 
-def test_checkpoints_of_an_earlier_fit_are_not_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = {**QUICK, "epochs": 1}
-    fit(tiny_program(), tiny_rows(5), output_dir=tmp_path, **settings)
-    with monkeypatch.context() as patched, pytest.raises(TrainingError):
-        patched.setattr(NegativeELBO, "forward", lambda loss, batch: torch.tensor(torch.nan, requires_grad=True))
-        fit(tiny_program(), tiny_rows(5), output_dir=tmp_path, **settings)
-    with pytest.raises(PosteriorError, match="no checkpoint to resume from"):
-        fit(tiny_program(), tiny_rows(5), output_dir=tmp_path, resume=True, **settings)
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    fit(tiny_program(), tiny_rows(5), output_dir=folder, **{**QUICK, "epochs": 1})
+    return folder
 
 
-def test_a_checkpoint_of_another_guide_is_not_resumed(tmp_path: Path) -> None:
-    data, settings = tiny_rows(10), {**QUICK, "epochs": 1}
-    fit(tiny_program(), data, output_dir=tmp_path, **settings)
-    with pytest.raises((RuntimeError, PosteriorError), match="Missing key|does not fit"):
-        fit(tiny_program(), data, output_dir=tmp_path, resume=True, guide="mean-field", **settings)
+def test_a_fit_is_not_overwritten(finished: Path) -> None:
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    with pytest.raises(SettingError, match="holds a fit already: give resume=True"):
+        fit(tiny_program(), tiny_rows(5), output_dir=finished, **{**QUICK, "epochs": 1})
+    assert before == {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"guide": "mean-field"}, "settings.guide: structured and mean-field"),
+        ({"epochs": 2}, r"settings.epochs: 1.0 and 2.0"),
+        ({"backend": "map"}, "backend: svi and map"),
+        ({"seed": 7}, "seed: 0 and 7"),
+        ({"data": tiny_rows(6)}, "n_data: 5 and 6"),
+        ({"program": tiny_program(MonteCLoRA(components=3, scale=0.5))}, r"program.model.settings.scale: 1.5 and 0.5"),
+    ],
+)
+def test_another_fit_is_not_resumed(finished: Path, changed: dict[str, Any], message: str) -> None:
+    arguments = {"program": tiny_program(), "data": tiny_rows(5), **QUICK, "epochs": 1, **changed}
+    with pytest.raises(SettingError, match=message):
+        fit(output_dir=finished, resume=True, **arguments)
+
+
+def test_seconds_of_a_fit_that_was_resumed_add_up(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    described = json.loads((tmp_path / "run" / "posterior.json").read_text())
+    described["record"]["cost"]["seconds"] = 1000.0
+    (tmp_path / "run" / "posterior.json").write_text(json.dumps(described))
+    resumed = fit(tiny_program(), tiny_rows(5), output_dir=tmp_path / "run", resume=True, **{**QUICK, "epochs": 1})
+    assert 1000 < resumed.cost["seconds"] < 1060
 
 
 def test_an_infinite_loss_stops_training_and_keeps_the_last_posterior(
