@@ -10,7 +10,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bayeslora import files
 from bayeslora.errors import PosteriorError
-from bayeslora.likelihoods import to_dict
+from bayeslora.likelihoods import Categorical, to_dict
 from bayeslora.program import Program
 from bayeslora.progress import track
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from bayeslora.data import Collator
+    from bayeslora.likelihoods import Likelihood
     from bayeslora.predictive import Predictive
     from bayeslora.tasks import Split
 
@@ -130,7 +131,8 @@ class Posterior(ABC):
         """Predict every row of ``data`` under draws of the weights, in the memory of one.
 
         Args:
-            data: rows of a task, or a tokenised data set.
+            data: rows of a task, or a tokenised data set. Rows of another multiple-choice task may have another number
+                of choices.
             samples: number of weight draws; a point estimate makes one pass in any case.
             method: ``"sample"`` averages probabilities over draws; ``"mean"`` is the one pass at the posterior mean,
                 the plain-LoRA prediction.
@@ -148,6 +150,7 @@ class Posterior(ABC):
         if samples < 1:
             raise PosteriorError(f"At least one sample is needed to predict, found samples={samples}.")
         rows = encoded(self.program, data)
+        likelihood, names, collate = _answers(self.program, data)
         passes = samples if self.random else 1
         draws = range(1) if method == "mean" else _seeded(passes, seed, self.program.device)
         network = self.program.network
@@ -157,7 +160,9 @@ class Posterior(ABC):
             with torch.no_grad():
                 logits = torch.stack(
                     [
-                        self._logits(self.mean() if method == "mean" else self.draw(), rows, batch_size, progress)
+                        self._logits(
+                            self.mean() if method == "mean" else self.draw(), rows, collate, batch_size, progress
+                        )
                         for _ in draws
                     ]
                 )
@@ -165,17 +170,18 @@ class Posterior(ABC):
             network.train(was_training)
             self.program.adapters.restore()
         labels = torch.as_tensor(rows["labels"]) if "labels" in rows.column_names else None
-        names = () if self.program.encoder is None else self.program.encoder.spec.labels
-        return Predictive(logits, labels, self.program.likelihood, method, tuple(names))
+        return Predictive(logits, labels, likelihood, method, names)
 
-    def _logits(self, weights: Mapping[str, Tensor], rows: Dataset, batch_size: int, progress: bool) -> Tensor:
+    def _logits(
+        self, weights: Mapping[str, Tensor], rows: Dataset, collate: Collator, batch_size: int, progress: bool
+    ) -> Tensor:
         """Logits (examples, classes) at one set of weights, in the order of ``rows``."""
         from bayeslora.data import batches
 
         device = self.program.device
         found: Tensor | None = None
         steps = -(-len(rows) // batch_size)
-        for batch in track(batches(rows, collator(self.program), batch_size), "predict", total=steps, show=progress):
+        for batch in track(batches(rows, collate, batch_size), "predict", total=steps, show=progress):
             inputs = {key: value.to(device) for key, value in batch.items() if key not in ("labels", "index")}
             logits = self.program.logits(weights, inputs).cpu()
             if found is None:
@@ -257,6 +263,20 @@ def collator(program: Program) -> Collator:
     from bayeslora.data import Collator
 
     return Collator() if program.encoder is None else program.encoder.collator()
+
+
+def _answers(program: Program, data: Split | Dataset) -> tuple[Likelihood, tuple[str, ...], Collator]:
+    """Likelihood, class names and padding of a prediction: the program's, but for the number of choices of a task."""
+    from bayeslora.tasks import Split
+
+    collate = collator(program)
+    if program.encoder is None:
+        return program.likelihood, (), collate
+    spec = program.encoder.spec
+    if not (isinstance(data, Split) and data.spec.max_choices and spec.max_choices):
+        return program.likelihood, spec.labels, collate
+    choices = data.spec.max_choices
+    return Categorical(choices), data.spec.labels, replace(collate, choices=choices)
 
 
 def _seeded(n: int, seed: int, device: torch.device) -> Iterator[int]:

@@ -172,7 +172,8 @@ def saved_task(
 
     Args:
         posterior: fitted with an encoder.
-        name: of another task with the same classes; the posterior's own by default.
+        name: of another task with the same classes, or any multiple-choice task for a posterior of one; the posterior's
+            own by default.
         data_dir: folder with the task's files, if they are not where they were.
         settings: further arguments of `bayeslora.load_task`, with ``name``.
 
@@ -189,6 +190,8 @@ def saved_task(
         record = {"spec": spec.to_dict(), "arguments": posterior.record.task}
         return Task.from_dict(record, data_dir=data_dir)
     task = load_task(name, data_dir, **(settings or {}))
+    if task.spec.kind == spec.kind == "multiple-choice":
+        return task
     reordered = sorted(task.spec.labels) == sorted(spec.labels) and task.spec.labels != spec.labels
     if task.spec.kind != spec.kind or len(task.spec.labels) != len(spec.labels) or reordered:
         raise TaskError(

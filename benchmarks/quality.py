@@ -7,7 +7,7 @@ LoRA of rank 8 on all linear layers, 1,000 training rows (CoLA 2,000) and 300 mo
 epoch, seeds 0 to 2, evaluated on the validation split. Nothing is chosen on that split; the temperature of plain LoRA
 is fitted on the held-back rows. With MiniLM a run takes a few minutes on one CPU core, all 36 some hours; the same
 command in several terminals shares the runs. The report takes seconds: it prints a Markdown table and verdicts, and
-writes benchmarks/results/quality.json and docs/images/reliability.png. It works on the runs that are there.
+writes benchmarks/results/quality.json and docs/images/reliability-glue.png. It works on the runs that are there.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from common import ARMS, METRICS, RESULTS, TITLES, TRAIN_SIZES, Run, add_argumen
 from bayeslora.files import write_json
 
 OUTPUT = "runs/quality"
-FIGURE = RESULTS.parent.parent / "docs" / "images" / "reliability.png"
+FIGURE = RESULTS.parent.parent / "docs" / "images" / "reliability-glue.png"
 NAMES = {"mrpc": "MRPC", "sst2": "SST-2", "cola": "CoLA", "rte": "RTE"}
 #: At 1,000 rows plain LoRA is hardly better than guessing on RTE, so a point of accuracy there says nothing.
 NOT_LEARNED = ("rte",)

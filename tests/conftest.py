@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -11,6 +12,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from scenarios import sentence_pairs, write_rows
 
 torch.set_num_threads(1)
 
@@ -26,3 +28,11 @@ def clean_slate() -> Iterator[None]:
     left = list(pyro.get_param_store().keys())
     pyro.clear_param_store()
     assert not left, f"left in Pyro's global store: {left}"
+
+
+@pytest.fixture
+def mrpc(tmp_path: Path) -> Path:
+    """A data folder with a small MRPC."""
+    write_rows(tmp_path / "mrpc/train.jsonl", sentence_pairs(20))
+    write_rows(tmp_path / "mrpc/validation.jsonl", sentence_pairs(6))
+    return tmp_path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +105,18 @@ def tiny_rows(n: int = 24, classes: int = 3, seed: int = 0, longest: int = 9) ->
     ids = [torch.randint(1, VOCABULARY, (length,), generator=generator).tolist() for length in lengths]
     labels = [min(sum(token < 8 for token in row), classes - 1) for row in ids]
     return Dataset.from_dict({"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids], "labels": labels})
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """Rows as a file of JSON lines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def sentence_pairs(size: int) -> list[dict[str, Any]]:
+    """Rows in the columns of MRPC."""
+    return [{"sentence1": f"first {row}", "sentence2": f"second {row}", "label": row % 2} for row in range(size)]
 
 
 class LinearNetwork(nn.Module):

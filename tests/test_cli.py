@@ -10,8 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+import bayeslora as bl
 from bayeslora import cli, inference, runs
 from bayeslora.errors import SettingError, TrainingError
 
@@ -91,6 +93,33 @@ def test_evaluate_on_data_of_ones_own(run: Path, tmp_path: Path, capsys: pytest.
     capsys.readouterr()
     assert call("evaluate", run, "--task", data, *options, "--set", "task.labels=yes,no,unsure") == 2
     assert "was fitted to classification into (no, unsure, yes)" in capsys.readouterr().err
+
+
+def test_a_multiple_choice_posterior_predicts_any_number_of_choices(tmp_path: Path) -> None:
+    def written(name: str, counts: list[int]) -> Path:
+        rows = [
+            {"question": "I liked the", "options": [f"soup {n} ." for n in range(count)], "answer": 0}
+            for count in counts
+        ]
+        (tmp_path / name).write_text("\n".join(json.dumps(row) for row in rows))
+        return tmp_path / name
+
+    columns = ["--set", "task.text=question", "--set", "task.choices=options", "--set", "task.label=answer"]
+    two, three = written("two.jsonl", [2] * 4), written("three.jsonl", [3, 2, 3])
+    quick = ["--set", "epochs=1", "--set", "cpu=true", "--set", "max_length=12", "--output", tmp_path / "run"]
+    assert call("fit", "--model", "demo", "--task", two, *columns, "--backend", "svi", *quick) == 0
+    assert json.loads((tmp_path / "run" / "posterior.json").read_text())["program"]["max_length"] == 12
+    evaluated = ["--split", "train", "--samples", "2", "--json", tmp_path / "m.json"]
+    assert call("evaluate", tmp_path / "run", "--task", three, *columns, *evaluated) == 0
+    assert json.loads((tmp_path / "m.json").read_text())["n"] == 3
+    prediction = bl.load(tmp_path / "run").predict(
+        bl.load_task(str(three), text="question", choices="options", label="answer").train,
+        samples=2,
+        progress=False,
+    )
+    assert prediction.probabilities.shape == (3, 3)
+    assert prediction.probabilities[1, 2] == 0
+    torch.testing.assert_close(prediction.probabilities.sum(-1), torch.ones(3, dtype=torch.float64))
 
 
 def test_a_configuration_file_does_what_flags_do(run: Path, tmp_path: Path) -> None:

@@ -10,27 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from scenarios import sentence_pairs, write_rows
 
 from bayeslora.errors import DataError, TaskError
-from bayeslora.spec import aliases, find_task
-from bayeslora.tasks import Split, Task, TaskSpec, build_task, load_task, task_names
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def pairs(size: int) -> list[dict[str, Any]]:
-    return [{"sentence1": f"first {row}", "sentence2": f"second {row}", "label": row % 2} for row in range(size)]
-
-
-@pytest.fixture
-def mrpc(tmp_path: Path) -> Path:
-    write(tmp_path / "mrpc/train.jsonl", pairs(20))
-    write(tmp_path / "mrpc/validation.jsonl", pairs(6))
-    return tmp_path
+from bayeslora.tasks import Split, Task, TaskSpec, build_task, load_task
 
 
 @pytest.fixture
@@ -42,129 +25,6 @@ def reviews(tmp_path: Path) -> Path:
 
 def first_words(split: Split) -> list[str]:
     return list(split.dataset["sentence1"])
-
-
-# Known tasks
-
-
-@pytest.mark.parametrize("name", ["mrpc", "glue/mrpc", "glue_mrpc", "GLUE-MRPC"])
-def test_a_task_has_several_names(mrpc: Path, name: str) -> None:
-    task = load_task(name, mrpc)
-    assert task.spec.name == "glue/mrpc"
-    assert (len(task.train), len(task.validation or ())) == (20, 6)
-    assert task.test is None
-
-
-@pytest.mark.parametrize("folder", ["mrpc", "glue/mrpc", "glue_mrpc", "."])
-def test_data_are_found_in_the_folder_or_below(tmp_path: Path, folder: str) -> None:
-    write(tmp_path / folder / "train.jsonl", pairs(4))
-    assert len(load_task("mrpc", tmp_path).train) == 4
-
-
-def test_a_folder_may_be_named_like_the_task_was_asked_for(tmp_path: Path) -> None:
-    row = {"sentence": "a _ b", "option1": "x", "option2": "y", "answer": "1"}
-    write(tmp_path / "winogrande/train.jsonl", [row])
-    task = load_task("winogrande", tmp_path)
-    assert len(Task.from_dict(task.to_dict()).train) == 1
-
-
-def test_every_entry_of_the_registry_is_a_task() -> None:
-    for name in task_names():
-        if name != "demo":
-            spec = find_task(name.replace("*", "word"))
-            assert spec is not None and spec.path is not None and "*" not in f"{spec.name}{spec.config}"
-            assert len(spec.labels) >= 2 or spec.kind == "regression"
-            assert TaskSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
-
-
-def test_names_are_unambiguous() -> None:
-    spellings = [alias for name in task_names() for alias in aliases(name)]
-    assert len(spellings) == len(set(spellings)) > 40
-
-
-def test_a_name_may_choose_the_configuration() -> None:
-    found = [find_task(name) for name in ("winogrande", "winogrande_s", "mmlu/college_biology", "mmlu")]
-    assert [spec and spec.config for spec in found] == ["winogrande_xl", "winogrande_s", "college_biology", None]
-
-
-def test_validation_of_mnli_is_the_matched_one_unless_asked(tmp_path: Path) -> None:
-    rows = [{"premise": "p", "hypothesis": f"h {label}", "label": label} for label in (0, 1, 2)]
-    for split, size in (("train", 3), ("validation_matched", 2), ("validation_mismatched", 1)):
-        write(tmp_path / f"{split}.jsonl", rows[:size])
-    assert len(load_task("mnli", tmp_path).validation or ()) == 2
-    task = load_task("mnli", tmp_path, validation="validation_mismatched")
-    assert len(task.validation or ()) == 1
-    assert len(task.split("validation_matched")) == 2
-
-
-def test_hidden_test_labels_make_no_test_split(tmp_path: Path) -> None:
-    write(tmp_path / "train.jsonl", pairs(4))
-    write(tmp_path / "test.jsonl", [{**row, "label": -1} for row in pairs(3)])
-    task = load_task("mrpc", tmp_path)
-    assert task.test is None
-    hidden = task.split("test")
-    assert len(hidden) == 3 and not hidden.labelled
-    with pytest.raises(DataError, match="'test' .* has no labels"):
-        hidden.labels()
-
-
-# What the network reads
-
-
-RENDERED = {
-    "cola": ({"sentence": "Bill slept.", "label": 1}, "Bill slept.\n-> acceptable"),
-    "rte": ({"sentence1": "a", "sentence2": "b", "label": 1}, "a\nb\n-> not_entailment"),
-    "qnli": ({"question": "q?", "sentence": "s", "label": 0}, "q?\ns\n-> entailment"),
-    "stsb": ({"sentence1": "a", "sentence2": "b", "label": 3.5}, "a\nb\n-> 3.5"),
-    "mnli": ({"premise": "p", "hypothesis": "h", "label": 2}, "p\nh\n-> contradiction"),
-    "cb": ({"premise": "p", "hypothesis": "h", "label": 1}, "p\nh\n-> contradiction"),
-    "boolq": ({"question": "is it", "passage": "It is.", "label": 1}, "is it\nIt is.\n-> True"),
-    "wic": (
-        {"word": "bank", "sentence1": "The bank pays.", "sentence2": "The bank is muddy.", "label": 0},
-        "bank: The bank pays.\nThe bank is muddy.\n-> False",
-    ),
-    "trec": ({"text": "Who is he?", "label_coarse_original": "HUM"}, "Who is he?\n-> HUM"),
-    "subj": ({"text": "It rains.", "label": 0}, "It rains.\n-> objective"),
-    "arc-e": (
-        {"question": "q", "choices": {"text": ["x", "y", "z"], "label": ["1", "2", "3"]}, "answerKey": "2"},
-        "  q | x\n* q | y\n  q | z",
-    ),
-    "openbookqa": (
-        {"question_stem": "q", "choices": {"text": ["x", "y"], "label": ["B", "A"]}, "answerKey": "B"},
-        "* q | x\n  q | y",
-    ),
-    "winogrande": (
-        {"sentence": "He hit Bo as _ was rude.", "option1": "He", "option2": "Bo", "answer": "2"},
-        "  He hit Bo as | He was rude.\n* He hit Bo as | Bo was rude.",
-    ),
-    "piqa": ({"goal": "g", "sol1": "x", "sol2": "y", "label": 1}, "  g | x\n* g | y"),
-    "social_i_qa": (
-        {"context": "c", "question": "q", "answerA": "x", "answerB": "y", "answerC": "z", "label": "3"},
-        "  c q | x\n  c q | y\n* c q | z",
-    ),
-    "mmlu/law": ({"question": "q", "choices": ["x", "y", "z", "w"], "answer": 0}, "* q | x\n  q | y\n  q | z\n  q | w"),
-}
-
-
-@pytest.mark.parametrize("name", RENDERED)
-def test_a_row_reads_as_its_authors_meant(tmp_path: Path, name: str) -> None:
-    row, expected = RENDERED[name]
-    spec = find_task(name)
-    assert spec is not None
-    write(tmp_path / f"{spec.train}.jsonl", [row])
-    assert load_task(name, tmp_path).train.render(0) == expected
-
-
-def test_an_answer_is_looked_up_among_the_choices_of_its_row(tmp_path: Path) -> None:
-    rows = [
-        {"question": "a", "choices": {"text": list("wxyz"), "label": list("ABCD")}, "answerKey": "D"},
-        {"question": "b", "choices": {"text": list("xyz"), "label": list("123")}, "answerKey": "1"},
-        {"question": "c", "choices": {"text": list("vwxyz"), "label": list("ABCDE")}, "answerKey": "E"},
-    ]
-    write(tmp_path / "train.jsonl", rows)
-    task = load_task("ai2_arc/challenge", tmp_path)
-    assert task.train.labels().tolist() == [3, 0, 4]
-    assert task.spec.max_choices == 5
 
 
 # A user's own data
@@ -185,8 +45,8 @@ def test_given_labels_set_the_order(reviews: Path) -> None:
 
 
 def test_a_folder_of_a_users_own(tmp_path: Path) -> None:
-    write(tmp_path / "tickets/train.jsonl", [{"a": "x", "b": "y", "c": label} for label in (0, 1, 2)])
-    write(tmp_path / "tickets/dev.jsonl", [{"a": "x", "b": "y", "c": 2}])
+    write_rows(tmp_path / "tickets/train.jsonl", [{"a": "x", "b": "y", "c": label} for label in (0, 1, 2)])
+    write_rows(tmp_path / "tickets/dev.jsonl", [{"a": "x", "b": "y", "c": 2}])
     task = load_task(tmp_path / "tickets", text=["{a}, {b}", "b"], label="c")
     assert task.train.render(2) == "x, y\ny\n-> 2"
     assert task.validation is not None and task.validation.labels().tolist() == [2]
@@ -195,7 +55,7 @@ def test_a_folder_of_a_users_own(tmp_path: Path) -> None:
 
 
 def test_regression_of_a_users_own(tmp_path: Path) -> None:
-    path = write(tmp_path / "prices.jsonl", [{"text": "t", "price": price} for price in (-1.0, 2.5, -1.0)])
+    path = write_rows(tmp_path / "prices.jsonl", [{"text": "t", "price": price} for price in (-1.0, 2.5, -1.0)])
     task = load_task(path, text="text", label="price", kind="regression")
     assert task.train.labels().tolist() == [-1.0, 2.5, -1.0]
     assert task.train.labels().dtype == torch.float32
@@ -203,7 +63,7 @@ def test_regression_of_a_users_own(tmp_path: Path) -> None:
 
 
 def test_multiple_choice_of_a_users_own(tmp_path: Path) -> None:
-    path = write(tmp_path / "quiz.jsonl", [{"q": "q", "x": "no", "y": "yes", "right": 1}])
+    path = write_rows(tmp_path / "quiz.jsonl", [{"q": "q", "x": "no", "y": "yes", "right": 1}])
     task = load_task(path, text="q", label="right", choices=["x", "y"])
     assert task.train.render(0) == "  q | no\n* q | yes"
     assert (task.spec.kind, task.spec.labels) == ("multiple-choice", ("A", "B"))
@@ -217,8 +77,8 @@ def test_rows_in_memory() -> None:
 
 
 def test_unlabelled_rows_to_predict_for(tmp_path: Path) -> None:
-    write(tmp_path / "train.jsonl", pairs(4))
-    write(tmp_path / "new.jsonl", [{"sentence1": "a", "sentence2": "b"}])
+    write_rows(tmp_path / "train.jsonl", sentence_pairs(4))
+    write_rows(tmp_path / "new.jsonl", [{"sentence1": "a", "sentence2": "b"}])
     split = load_task("mrpc", tmp_path).split("new")
     assert not split.labelled
     assert split.render(0) == "a\nb\n-> None"
@@ -322,40 +182,40 @@ def test_a_missing_column_names_those_that_exist(reviews: Path, columns: dict[st
 
 
 def test_a_label_out_of_range_says_row_and_value(tmp_path: Path) -> None:
-    write(tmp_path / "train.jsonl", [*pairs(3), {**pairs(1)[0], "label": 2}])
+    write_rows(tmp_path / "train.jsonl", [*sentence_pairs(3), {**sentence_pairs(1)[0], "label": 2}])
     with pytest.raises(DataError, match="Row 3 of split 'train': label 2 .*not_equivalent, equivalent.* 0 to 1"):
         load_task("mrpc", tmp_path)
 
 
 def test_a_class_that_only_validation_has(tmp_path: Path) -> None:
-    write(tmp_path / "train.jsonl", [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}])
-    write(tmp_path / "validation.jsonl", [{"text": "a", "label": "x"}, {"text": "b", "label": "z"}])
+    write_rows(tmp_path / "train.jsonl", [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}])
+    write_rows(tmp_path / "validation.jsonl", [{"text": "a", "label": "x"}, {"text": "b", "label": "z"}])
     with pytest.raises(DataError, match="Row 1 of split 'validation': label 'z'"):
         load_task(tmp_path, text="text", label="label")
 
 
 @pytest.mark.parametrize("missing", [None, -1])
 def test_missing_labels_in_training_rows(tmp_path: Path, missing: int | None) -> None:
-    write(tmp_path / "train.jsonl", [*pairs(3), {**pairs(1)[0], "label": missing}])
+    write_rows(tmp_path / "train.jsonl", [*sentence_pairs(3), {**sentence_pairs(1)[0], "label": missing}])
     with pytest.raises(DataError, match="1 of 4 rows of split 'train' have no label .* row 3"):
         load_task("mrpc", tmp_path)
 
 
 def test_training_rows_without_any_label(tmp_path: Path) -> None:
-    write(tmp_path / "train.jsonl", [{**row, "label": -1} for row in pairs(3)])
+    write_rows(tmp_path / "train.jsonl", [{**row, "label": -1} for row in sentence_pairs(3)])
     with pytest.raises(DataError, match="No row of the training split 'train' has a label"):
         load_task("mrpc", tmp_path)
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_empty_data(mrpc: Path, split: str) -> None:
-    write(mrpc / f"mrpc/{split}.jsonl", [])
+    write_rows(mrpc / f"mrpc/{split}.jsonl", [])
     with pytest.raises(DataError, match=f"Split '{split}' of task 'glue/mrpc' has no rows"):
         load_task("mrpc", mrpc)
 
 
 def test_a_text_that_is_not_there(tmp_path: Path) -> None:
-    write(tmp_path / "train.jsonl", [*pairs(2), {"sentence1": "a", "sentence2": None, "label": 1}])
+    write_rows(tmp_path / "train.jsonl", [*sentence_pairs(2), {"sentence1": "a", "sentence2": None, "label": 1}])
     with pytest.raises(DataError, match="Row 2 of split 'train' has no value in column 'sentence2'"):
         load_task("mrpc", tmp_path)
 
@@ -385,7 +245,7 @@ def test_an_unknown_split(mrpc: Path) -> None:
 
 
 def test_no_training_split(tmp_path: Path) -> None:
-    write(tmp_path / "test.jsonl", pairs(3))
+    write_rows(tmp_path / "test.jsonl", sentence_pairs(3))
     with pytest.raises(TaskError, match="Unknown split .* 'train'.* Known: test. .*train="):
         load_task("mrpc", tmp_path)
     assert len(load_task("mrpc", tmp_path, train="test").train) == 3
