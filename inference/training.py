@@ -235,9 +235,15 @@ class _Order(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(hash((self.seed, self.epoch)))
+        rows: list[int] = torch.randperm(self.size, generator=generator).tolist()
         if self.lengths is None:
-            return iter(torch.randperm(self.size, generator=generator).tolist())
-        return iter(get_length_grouped_indices(self.lengths, self.rows_a_step, generator=generator))
+            return iter(rows)
+        # A row of an incomplete step weighs more than others. Grouping would always leave it short rows.
+        grouped, rest = rows[: (whole := self.size - self.size % self.rows_a_step)], rows[whole:]
+        if grouped:
+            lengths = [self.lengths[row] for row in grouped]
+            grouped = [grouped[i] for i in get_length_grouped_indices(lengths, self.rows_a_step, generator=generator)]
+        return iter(grouped + rest)
 
 
 class _Steps(TrainerCallback):

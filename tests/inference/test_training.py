@@ -145,6 +145,18 @@ def test_rows_of_like_length_share_a_batch() -> None:
     assert spread[True] < spread[False] / 3
 
 
+def test_rows_of_the_short_batch_are_of_any_length() -> None:
+    # They weigh more than the others: short ones alone would tilt the likelihood.
+    data = encoded(tiny_program(), tiny_rows(48))
+    order = _Order(data, TrainingSettings(batch_size=5), seed=0)
+    lengths = torch.tensor(list(data["length"])).float()
+    rows = []
+    for order.epoch in range(200):
+        rows += list(order)[-3:]
+    # Four standard errors of the mean of 600 draws.
+    assert abs(float(lengths[rows].mean() - lengths.mean())) < 4 * float(lengths.std()) / 600**0.5
+
+
 def interrupted(folder: Path, step: int, monkeypatch: pytest.MonkeyPatch, data: Any, **settings: Any) -> None:
     with monkeypatch.context() as patched:
         after_step(step, lambda: os.kill(os.getpid(), signal.SIGINT), patched)
