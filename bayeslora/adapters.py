@@ -85,6 +85,7 @@ class Adapters:
 
     def __init__(self, network: PeftModel) -> None:
         self.name = adapter = _active_adapter(network)
+        self._config = network.peft_config[adapter]
         self._slots: dict[str, tuple[Slot, ...]] = {}
         self.sites: tuple[Site, ...] = ()
         for group, members in _grouped(network, adapter).items():
@@ -112,6 +113,12 @@ class Adapters:
                 f"left out of the posterior ({len(left)} such parameters). Freeze it, or name its module in "
                 "LoraConfig(modules_to_save=...)."
             )
+
+    def described(self) -> dict[str, Any]:
+        """What PEFT's configuration says of the function that the LoRA matrices make, as plain data."""
+        config: Any = self._config
+        names = ("r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern")
+        return {name: getattr(config, name) for name in names}
 
     def to(self, device: torch.device) -> None:
         """Move the initial values (the prior's centre) to ``device``; the network moves by itself."""

@@ -116,7 +116,7 @@ def fit(
     assignments: Assignments = None,
     config: ConfigFile = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove the run in the output folder first.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output folder.")] = False,
 ) -> None:
     """Fit a posterior and write it, with its configuration, into a folder."""
     from bayeslora import runs
@@ -131,11 +131,9 @@ def fit(
         run = runs.saved_config(output)
     else:
         run = resolve(read_config(config, flags, assignments or ()))
-    if overwrite and not resume:
-        runs.remove(output)
     again = f"Go on with: bayeslora fit --resume --output {output}"
     context.obj["resume"] = lambda: again if (output / runs.CONFIG).exists() else "Nothing was fitted yet."
-    posterior = runs.fit(run, output, resume=resume)
+    posterior = runs.fit(run, output, resume=resume, overwrite=overwrite)
     cost = posterior.cost
     _print(
         f"{run.backend} on {posterior.record.n_data:,} rows of {run.task}: {cost['parameters']:,.0f} parameters, "

@@ -6,8 +6,10 @@ the longest first). A batch says by ``index`` which rows it holds.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Batch", "Collator", "Encoder", "batches", "encode"]
+__all__ = ["Batch", "Collator", "Encoder", "batches", "digest", "encode"]
 
 #: Tensors by name: the network's inputs, "labels", "index" and, for multiple choice, "choice_mask".
 Batch = dict[str, Tensor]
@@ -136,6 +138,14 @@ def encode(data: Split | Dataset, encoder: Encoder | None = None) -> Dataset:
     if encoder is None:
         raise DataError("The rows are not tokenised: expected a column 'input_ids', or an encoder to make it.")
     return _encode(data if isinstance(data, Split) else Split(data, encoder.spec).check(), encoder)
+
+
+def digest(encoded: Dataset) -> str:
+    """What tells tokenised rows from others: a digest of token ids and labels."""
+    found = sha256()
+    for part in encoded.select_columns(["input_ids", "labels"]).iter(ROWS_AT_ONCE):
+        found.update(json.dumps(part).encode())
+    return found.hexdigest()[:16]
 
 
 def _encode(split: Split, encoder: Encoder) -> Dataset:

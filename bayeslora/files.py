@@ -7,14 +7,17 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-__all__ = ["digests", "fingerprint", "read_tensors", "staged", "write_json", "write_tensors"]
+__all__ = ["digests", "fingerprint", "read_tensors", "recover", "staged", "write_json", "write_tensors"]
+
+#: Name of a folder with all files that are to be moved together.
+WHOLE = ".saved-"
 
 #: What a configuration says of where and how it was loaded, rather than of the network's shape.
 VOLATILE = frozenset(
@@ -29,19 +32,31 @@ VOLATILE = frozenset(
 def staged(folder: Path) -> Iterator[Path]:
     """Give an empty folder beside the final files; move what it holds into ``folder`` if the block succeeds.
 
-    Each file replaces its namesake in one step, and the files' own order is kept with JSON last, so that what a killed
-    run leaves is recognised by its digests.
+    All files are replaced or none. Each replaces its namesake in one step; a process that is killed between two steps
+    leaves the others in a folder that `recover` knows.
     """
     stage = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
     try:
         yield stage
-        written = [path for path in stage.rglob("*") if path.is_file()]
-        for path in sorted(written, key=lambda path: (path.suffix == ".json", path.name)):
-            target = folder / path.relative_to(stage)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, target)
+        recover(folder)
+        _move(stage.rename(folder / stage.name.replace(".saving-", WHOLE)), folder)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+def recover(folder: Path) -> None:
+    """Bring to its end what a process that was killed had begun to move into ``folder``."""
+    for stage in folder.glob(f"{WHOLE}*"):
+        _move(stage, folder)
+
+
+def _move(stage: Path, folder: Path) -> None:
+    for path in [path for path in stage.rglob("*") if path.is_file()]:
+        target = folder / path.relative_to(stage)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # another process has moved it
+            os.replace(path, target)
+    shutil.rmtree(stage, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -46,6 +46,7 @@ class Record:
         backend: name of the inference backend.
         settings: the backend's settings, by name.
         n_data: number of training examples N.
+        data: digest of their token ids and labels.
         seed: seed of the fit.
         temperature: the posterior is p(labels | weights)^(1 / temperature) p(weights), normalised; 1 is Bayes' rule, 0
             maximum likelihood.
@@ -58,6 +59,7 @@ class Record:
     backend: str
     settings: dict[str, Any]
     n_data: int
+    data: str = ""
     seed: int = 0
     temperature: float = 1.0
     cost: dict[str, float] = field(default_factory=dict)
@@ -191,7 +193,7 @@ class Posterior(ABC):
         return found
 
     def save(self, path: str | Path) -> None:
-        """Write the posterior into the folder ``path``, file by file and each at once: the old one or the new one."""
+        """Write the posterior into the folder ``path``, where a process that is killed leaves the old one or the new one."""
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"state/{name}": value for name, value in self.state().items()}
@@ -207,6 +209,7 @@ class Posterior(ABC):
         adapters.write(self.mean())
         # "auto" would ask the hub whether the vocabulary has grown.
         self.program.network.save_pretrained(folder, save_embedding_layers=False, selected_adapters=[adapters.name])
+        (folder / "README.md").unlink(missing_ok=True)  # a form to fill in, and the folder may have one of its own
         if adapters.name != "default":  # then PEFT makes a folder of that name
             for path in (folder / adapters.name).iterdir():
                 path.rename(folder / path.name)
@@ -222,7 +225,7 @@ class Posterior(ABC):
 
 
 def described(program: Program) -> dict[str, Any]:
-    """What tells a program from others, as plain data: base network, Pyro model, likelihood, task, longest sequence."""
+    """What tells a program from others, as plain data: base network, LoRA, Pyro model, likelihood, task, lengths."""
     config = getattr(program.network.get_base_model(), "config", None)
     model_settings = asdict(program.model)  # type: ignore[call-overload]  # every model is a dataclass of settings
     encoder = program.encoder
@@ -230,6 +233,7 @@ def described(program: Program) -> dict[str, Any]:
         "base": "" if config is None else _portable(config.name_or_path),
         "base_config": "" if config is None else files.fingerprint(config.to_dict()),
         "dtype": str(next(program.network.parameters()).dtype).removeprefix("torch."),
+        "lora": program.adapters.described(),
         "model": {"name": program.model.name, "settings": model_settings},
         "likelihood": to_dict(program.likelihood),
         "spec": None if encoder is None else encoder.spec.to_dict(),

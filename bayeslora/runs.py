@@ -37,6 +37,12 @@ __all__ = [
 ]
 
 CONFIG, RECORD = "config.yaml", "posterior.json"
+HEADER = "# The configuration of this run, written by bayeslora.\n"
+#: All that runs and comparisons write into the folder of a run.
+WRITTEN = (
+    CONFIG, RECORD, "posterior.safetensors", "adapter_config.json", "adapter_model.safetensors", "checkpoints",
+    "metrics.json", "predictive.safetensors",
+)  # fmt: skip
 
 
 def task_of(config: RunConfig) -> Task:
@@ -76,33 +82,48 @@ def build_program(config: RunConfig, task: Task) -> Program:
     )
 
 
-def fit(config: RunConfig, folder: str | Path, *, resume: bool = False, progress: bool = True) -> Posterior:
+def fit(
+    config: RunConfig,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Posterior:
     """Fit what a configuration describes into a folder, which gets the configuration first and the posterior last.
 
     Args:
         config: of the run.
         folder: of the run.
         resume: go on where a run of the same configuration in this folder was stopped; what is finished is loaded.
+        overwrite: remove a run that is in the folder, once the new one is ready to start.
         progress: show bars.
 
     Raises:
-        SettingError: the configuration is wrong; the folder holds a run already, or with ``resume`` that of another
-            configuration.
+        SettingError: the configuration is wrong; the folder holds a run already, with ``resume`` that of another
+            configuration, or a ``config.yaml`` that is no run's.
     """
     from bayeslora import inference
-    from bayeslora.inference.folders import has_checkpoint, holds_fit
+    from bayeslora.inference.folders import check_foreign, has_checkpoint, holds_fit
 
+    if resume and overwrite:
+        raise SettingError("A run is either resumed or overwritten: give one of both.")
     config, folder = resolve(config), Path(folder)
-    if holds_fit(folder):
+    if holds_fit(folder) and not overwrite:
         if not resume:
             raise SettingError(f"'{folder}' holds a run already: resume it, overwrite it, or choose another folder.")
         check_same(folder, config)
         if is_finished(folder):
             return inference.load(folder)
+    check_foreign(folder)
+    if (folder / CONFIG).exists() and not (folder / CONFIG).read_text(encoding="utf-8").startswith(HEADER):
+        raise SettingError(f"'{folder / CONFIG}' is no run's and would be replaced: choose another folder.")
     task = task_of(config)
     program = build_program(config, task)
+    if overwrite:
+        remove(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / CONFIG, config.to_yaml())
+    write_text(folder / CONFIG, HEADER + config.to_yaml())
     return inference.fit(
         program,
         task.train,
@@ -111,7 +132,6 @@ def fit(config: RunConfig, folder: str | Path, *, resume: bool = False, progress
         output_dir=folder,
         resume=resume and has_checkpoint(folder),  # it may have been stopped before its first one
         progress=progress,
-        task=task.arguments,
         **config.settings,
     )
 
@@ -150,16 +170,13 @@ def saved_config(folder: Path) -> RunConfig:
 
 
 def remove(folder: Path) -> None:
-    """Remove the run in a folder.
-
-    Raises:
-        SettingError: the folder holds something else.
-    """
-    from bayeslora.inference.folders import holds_fit
-
-    if folder.exists() and any(folder.iterdir()) and not (holds_fit(folder) or (folder / CONFIG).exists()):
-        raise SettingError(f"'{folder}' holds no run, so it is not overwritten: choose another folder.")
-    shutil.rmtree(folder, ignore_errors=True)
+    """Remove what runs write into a folder, and nothing else."""
+    for name in WRITTEN:
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def saved_task(

@@ -33,11 +33,13 @@ class Split:
         dataset: the rows, with the columns of their source.
         spec: what the columns mean.
         name: of the split, for messages.
+        arguments: of `load_task`, from which the task can be loaded again, where they are known.
     """
 
     dataset: Dataset
     spec: TaskSpec
     name: str = "data"
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -137,7 +139,7 @@ class Task:
         if name in self.roles:
             return self.roles[name]
         if name in self.data:
-            return Split(self.data[name], self.spec, name).check()
+            return Split(self.data[name], self.spec, name, self.arguments).check()
         hint = " Cut rows off the training split with heldout_size=." if name == "heldout" else ""
         raise TaskError(unknown(f"split of task '{self.spec.name}'", name, {*self.roles, *self.data}) + hint)
 
@@ -286,17 +288,18 @@ def build_task(
     }
     if spec.train not in tables:
         raise TaskError(unknown(f"split of task '{spec.name}'", spec.train, tables) + " Name it with train=.")
-    source = Split(tables[spec.train], spec, spec.train).check()
+    arguments = arguments or {}
+    source = Split(tables[spec.train], spec, spec.train, arguments).check()
     column(source.dataset, spec.label, spec.train)
     if not source.labelled:
         raise DataError(f"No row of the training split '{spec.train}' has a label in column '{spec.label}'.")
     train, heldout = _divide(source, train_size, heldout_size, seed)
     roles: dict[str, Split | None] = {}
     for role, name in (("validation", spec.validation), ("test", spec.test)):
-        split = Split(tables[name], spec, name).check() if name in tables else None
+        split = Split(tables[name], spec, name, arguments).check() if name in tables else None
         # The test labels of a benchmark are hidden: there is nothing to measure on.
         roles[role] = split if split is not None and split.labelled else None
-    return Task(spec, train, heldout, roles["validation"], roles["test"], tables, arguments or {})
+    return Task(spec, train, heldout, roles["validation"], roles["test"], tables, arguments)
 
 
 def _resolve(name: str, data_dir: str | Path | None, given: Mapping[str, Any]) -> TaskSpec:

@@ -8,17 +8,17 @@ from __future__ import annotations
 if __name__ != "bayeslora.inference":
     raise ImportError(f"import bayeslora.inference, not {__name__}: a second copy would break the registry")
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bayeslora.data import digest
 from bayeslora.errors import SettingError, unknown
 from bayeslora.inference.base import Backend, Run, is_main_process, labelled
 from bayeslora.inference.folders import check_new, check_same
 from bayeslora.inference.loading import load
-from bayeslora.posterior import Posterior, described
+from bayeslora.posterior import Posterior
 from bayeslora.program import Program
 from bayeslora.settings import build
 
@@ -59,7 +59,6 @@ def fit(
     output_dir: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
-    task: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Posterior:
     """Infer the posterior of a program's weights given data.
@@ -72,7 +71,6 @@ def fit(
         output_dir: new folder for checkpoints and the posterior; without it, nothing is written.
         resume: go on from the last checkpoint in ``output_dir``, to the same result as without the stop.
         progress: show a bar.
-        task: arguments of `bayeslora.load_task` that give the task again (``Task.arguments``), kept with the posterior.
         **settings: of the backend, by name.
 
     Returns:
@@ -80,7 +78,7 @@ def fit(
 
     Raises:
         SettingError: unknown backend or setting, or a value that it cannot take; ``output_dir`` holds a fit already
-            or, with ``resume``, one of another program, seed or setting.
+            or, with ``resume``, one of another program, other data, another seed or setting.
         DataError: no rows, or labels that the likelihood cannot have.
         TrainingError: the loss became infinite or not a number.
     """
@@ -88,12 +86,18 @@ def fit(
         raise SettingError("resume=True needs the output_dir of the fit that was stopped.")
     algorithm = build(_class(backend), settings)
     folder = None if output_dir is None else Path(output_dir)
-    known = None if task is None else dict(task)
-    run = Run(seed=seed, output_dir=folder, resume=resume, progress=progress, task=known)
+    task = dict(getattr(data, "arguments", {})) or None  # what is tokenised already does not say
+    run = Run(seed=seed, output_dir=folder, resume=resume, progress=progress, task=task)
     rows = labelled(program, data)
     if folder is not None and resume:
-        record = {"backend": backend, "settings": asdict(algorithm), "seed": seed, "n_data": len(rows)}
-        check_same(folder, record, described(program))
+        record = {
+            "backend": backend,
+            "settings": asdict(algorithm),
+            "seed": seed,
+            "n_data": len(rows),
+            "data": digest(rows),
+        }
+        check_same(folder, record, program)
     elif folder is not None:
         check_new(folder)
     posterior = algorithm.fit(program, rows, run)

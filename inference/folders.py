@@ -4,47 +4,82 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from bayeslora import files
 from bayeslora.errors import SettingError
-from bayeslora.posterior import RECORD
+from bayeslora.posterior import RECORD, TENSORS, described
+from bayeslora.program import Program
 from bayeslora.settings import differing
 
-__all__ = ["CHECKPOINTS", "check_new", "check_same", "has_checkpoint", "holds_fit", "seconds_before"]
+__all__ = [
+    "CHECKPOINTS",
+    "check_foreign",
+    "check_new",
+    "check_same",
+    "has_checkpoint",
+    "holds_fit",
+    "last_checkpoint",
+    "seconds_before",
+]
 
 CHECKPOINTS = "checkpoints"
 
 
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint of a fit that was written to its end; None if there is none."""
+    found = {}
+    for state in (folder / CHECKPOINTS).glob("checkpoint-*/trainer_state.json"):  # which the Trainer writes last
+        with suppress(ValueError):  # half of a file
+            found[int(json.loads(state.read_text(encoding="utf-8"))["global_step"])] = state.parent
+    return found[max(found)] if found else None
+
+
 def has_checkpoint(folder: Path) -> bool:
     """Whether a fit could be resumed from the folder."""
-    return any((folder / CHECKPOINTS).glob("checkpoint-*"))
+    return last_checkpoint(folder) is not None
 
 
 def holds_fit(folder: Path) -> bool:
     """Whether there is something in the folder that took time to make."""
+    files.recover(folder)
     return (folder / RECORD).is_file() or has_checkpoint(folder)
 
 
-def check_new(folder: Path) -> None:
-    """Make sure that a fit into the folder overwrites no other.
+def check_foreign(folder: Path) -> None:
+    """Make sure that a fit into the folder replaces no adapter that no fit has written.
 
     Raises:
         SettingError: it would.
     """
+    if (folder / "adapter_config.json").exists() and not holds_fit(folder):
+        raise SettingError(f"'{folder}' holds a PEFT adapter, which a fit would replace: choose another folder.")
+
+
+def check_new(folder: Path) -> None:
+    """Make sure that a fit into the folder replaces nothing that took time to make.
+
+    Raises:
+        SettingError: it would.
+    """
+    check_foreign(folder)
     if holds_fit(folder):
         raise SettingError(
             f"'{folder}' holds a fit already: give resume=True to go on with it, or choose another output_dir."
         )
 
 
-def check_same(folder: Path, record: Mapping[str, Any], program: Mapping[str, Any]) -> None:
+def check_same(folder: Path, record: Mapping[str, Any], program: Program) -> None:
     """Make sure that the fit that is to be resumed is the one that was begun in the folder.
 
     Args:
         folder: of the fit.
         record: entries of the fit's record that must be what they were.
-        program: what `bayeslora.posterior.described` says of its program. The place of the base network may change.
+        program: of the fit. The place of the base network may change.
 
     Raises:
         SettingError: something differs; the message says what.
@@ -53,8 +88,15 @@ def check_same(folder: Path, record: Mapping[str, Any], program: Mapping[str, An
     if not saved:  # stopped before its first posterior was written
         return
     there = {name: saved["record"][name] for name in record} | {"program": saved["program"] | {"base": ""}}
-    now = {**record, "program": {**program, "base": ""}}
+    now = {**record, "program": {**described(program), "base": ""}}
     changed = differing(there, json.loads(json.dumps(now)))
+    if not changed:
+        centre = files.read_tensors(folder / TENSORS)
+        changed = [
+            f"initial value of {site.name}"
+            for site in program.sites
+            if not torch.allclose(centre[f"centre/{site.name}"], site.initial.cpu())
+        ]
     if changed:
         raise SettingError(
             f"'{folder}' holds another fit (there and now): {'; '.join(changed)}. Resume with what it was begun with, "
@@ -69,6 +111,7 @@ def seconds_before(folder: Path) -> float:
 
 
 def _saved(folder: Path) -> dict[str, Any]:
+    files.recover(folder)
     path = folder / RECORD
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return found

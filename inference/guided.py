@@ -11,6 +11,7 @@ from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor
 
+from bayeslora.data import digest
 from bayeslora.errors import PosteriorError
 from bayeslora.inference.base import Run
 from bayeslora.inference.elbo import NegativeELBO
@@ -112,6 +113,7 @@ def optimise(
         backend=settings.name,
         settings=asdict(settings),
         n_data=len(data),
+        data=digest(data),
         seed=run.seed,
         temperature=temperature,
         task=run.task,

@@ -13,7 +13,9 @@ from bayeslora import files
 from bayeslora.errors import PosteriorError, unknown
 from bayeslora.likelihoods import build_likelihood
 from bayeslora.posterior import FORMAT, RECORD, TENSORS, Posterior, Record
+from bayeslora.posterior import described as describe
 from bayeslora.program import Program, load_base
+from bayeslora.settings import differing
 
 __all__ = ["load"]
 
@@ -39,9 +41,12 @@ def load(
         PosteriorError: there is no posterior, it is damaged, or the base network is another one.
     """
     folder = Path(path)
+    files.recover(folder)
     described = _read(folder)
     if program is None:
         program = _rebuilt(folder, described["program"], base)
+    else:
+        _check(program, folder, described["program"])
     tensors = files.read_tensors(folder / TENSORS)
     parts: dict[str, dict[str, torch.Tensor]] = {"state": {}, "centre": {}}
     for name, value in tensors.items():
@@ -72,8 +77,17 @@ def _read(folder: Path) -> dict[str, Any]:
     found = files.digests(folder)
     damaged = [name for name, digest in described["files"].items() if found.get(name) != digest]
     if damaged:
-        raise PosteriorError(f"'{folder}' is damaged or was saved half: {', '.join(damaged)} is not what was written.")
+        raise PosteriorError(f"'{folder}' is damaged: {', '.join(damaged)} is not what was written.")
     return described
+
+
+def _check(program: Program, folder: Path, saved: dict[str, Any]) -> None:
+    """Make sure that weights mean the same in a program as in the saved one."""
+    names = ("lora", "model", "likelihood")
+    now = json.loads(json.dumps({name: describe(program)[name] for name in names}))
+    changed = differing({name: saved[name] for name in names}, now)
+    if changed:
+        raise PosteriorError(f"'{folder}' is of another program (there and now): {'; '.join(changed)}.")
 
 
 def _rebuilt(folder: Path, described: dict[str, Any], base: str | Path | None) -> Program:

@@ -26,12 +26,12 @@ from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
-from transformers.trainer_utils import SchedulerType, get_last_checkpoint
+from transformers.trainer_utils import SchedulerType
 
 from bayeslora.errors import PosteriorError, SettingError, TrainingError, unknown
 from bayeslora.inference.base import Run, is_main_process
 from bayeslora.inference.elbo import NegativeELBO
-from bayeslora.inference.folders import CHECKPOINTS, seconds_before
+from bayeslora.inference.folders import CHECKPOINTS, last_checkpoint, seconds_before
 from bayeslora.posterior import collator, isolated
 from bayeslora.program import Program
 from bayeslora.progress import bar
@@ -159,7 +159,7 @@ def train(
         trainer.remove_callback(PrinterCallback)
         _reset_peak(arguments.device)
         start = time.perf_counter()
-        trainer.train(resume_from_checkpoint=_last_checkpoint(arguments.output_dir) if run.resume else None)
+        trainer.train(resume_from_checkpoint=_checkpoint(run) if run.resume else None)
         if hasattr(trainer, "last_batch"):  # not if a finished fit was resumed
             trainer.check()
         done = outcome()
@@ -314,11 +314,11 @@ def _arguments(settings: TrainingSettings, run: Run, folder: Path) -> TrainingAr
     )
 
 
-def _last_checkpoint(folder: str) -> str:
-    last: str | None = get_last_checkpoint(folder) if Path(folder).is_dir() else None
+def _checkpoint(run: Run) -> str:
+    last = None if run.output_dir is None else last_checkpoint(run.output_dir)
     if last is None:
-        raise PosteriorError(f"There is no checkpoint to resume from in '{folder}'. Fit without resume first.")
-    return last
+        raise PosteriorError(f"There is no checkpoint to resume from in '{run.output_dir}'. Fit without resume first.")
+    return str(last)
 
 
 @contextmanager

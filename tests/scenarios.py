@@ -48,14 +48,19 @@ def tiny_bert(classes: int = 3, dropout: float = 0.0) -> BertForSequenceClassifi
 
 
 def tiny_program(
-    model: LoraModel | None = None, classes: int = 3, rank: int = 2, dropout: float = 0.0, seed: int = 0
+    model: LoraModel | None = None,
+    classes: int = 3,
+    rank: int = 2,
+    alpha: int = 4,
+    dropout: float = 0.0,
+    seed: int = 0,
 ) -> Program:
     """LoRA on all linear layers of `tiny_bert`, with B away from its zero start so that A matters at once."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         base = tiny_bert(classes, dropout)
         network = get_peft_model(
-            base, LoraConfig(r=rank, lora_alpha=4, target_modules="all-linear", task_type="SEQ_CLS")
+            base, LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="SEQ_CLS")
         )
         for name, parameter in network.named_parameters():
             if "lora_B" in name:

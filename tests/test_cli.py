@@ -193,12 +193,37 @@ def test_a_run_is_overwritten_only_when_asked(run: Path, tmp_path: Path, capsys:
     assert "holds a run already: resume it, overwrite it, or choose another folder" in capsys.readouterr().err
     assert call(*command, "--resume") == 2  # it has another seed and rank
     assert "holds a run with other settings (there and now): seed: 2 and 0; lora.r: 4 and 8" in capsys.readouterr().err
+    (folder / "notes.txt").write_text("mine")
+    (folder / "metrics.json").write_text("{}")
     assert call(*command, "--overwrite") == 0
     assert yaml.safe_load((folder / "config.yaml").read_text())["seed"] == 0
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "thesis.txt").write_text("dear")
-    assert call(*FIT, *QUICK, "--overwrite", "--output", tmp_path / "other") == 2
-    assert (tmp_path / "other" / "thesis.txt").exists()
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert not (folder / "metrics.json").exists()  # of the run that was there
+
+
+def test_a_run_is_not_removed_for_one_that_cannot_start(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(run, tmp_path / "copy")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    wrong = {
+        "--task glue/mrcp --overwrite": "Unknown task 'glue/mrcp'",
+        "--model missing-folder/at/all --overwrite": "missing-folder",
+        "--overwrite --resume": "either resumed or overwritten",
+    }
+    for flags, message in wrong.items():
+        assert call(*FIT, *QUICK, *flags.split(), "--output", folder) == 2
+        assert message in capsys.readouterr().err
+        assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_configuration_of_ones_own_is_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.yaml").write_text("model: demo  # the small one\ntask: demo\n")
+    before = (tmp_path / "config.yaml").read_text()
+    for flags in ([], ["--overwrite"]):
+        assert call("fit", "--config", tmp_path / "config.yaml", *flags, "--output", tmp_path) == 2
+        assert "is no run's and would be replaced" in capsys.readouterr().err
+    assert (tmp_path / "config.yaml").read_text() == before
 
 
 @pytest.mark.parametrize(

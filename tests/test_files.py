@@ -28,16 +28,21 @@ def test_a_failed_block_leaves_the_old_files(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_json_is_moved_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    moved = []
-    replace = os.replace
-    monkeypatch.setattr(
-        os, "replace", lambda source, target: (moved.append(Path(target).name), replace(source, target))
-    )
+def test_what_was_begun_to_be_moved_is_moved_before_anything_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(source: Path, target: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt), files.staged(tmp_path) as stage:
+            (stage / "a.txt").write_text("first")
+            (stage / "b.txt").write_text("first")
+    assert not (tmp_path / "a.txt").exists()
     with files.staged(tmp_path) as stage:
-        for name in ("a.json", "z.safetensors", "b.md"):
-            (stage / name).write_text("{}")
-    assert moved == ["b.md", "z.safetensors", "a.json"]
+        (stage / "a.txt").write_text("second")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.txt": "second", "b.txt": "first"}
 
 
 def test_json_is_written_in_one_step(tmp_path: Path) -> None:

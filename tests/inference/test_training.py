@@ -178,6 +178,9 @@ def test_a_resumed_fit_is_the_uninterrupted_one(
     stopped = load(tmp_path / "run")
     assert not stopped.record.finished
     assert len([entry for entry in stopped.record.history if "loss" in entry]) == step
+    # What a kill inside the next checkpoint leaves.
+    (tmp_path / "run" / "checkpoints" / "checkpoint-5").mkdir()
+    (tmp_path / "run" / "checkpoints" / "checkpoint-5" / "model.safetensors").write_bytes(b"half")
     resumed = fit(text_program(tmp_path / "base"), data, output_dir=tmp_path / "run", resume=True, **settings)
     for name, value in parameters(whole).items():
         torch.testing.assert_close(parameters(resumed)[name], value, rtol=1e-6, atol=1e-7)
@@ -206,6 +209,12 @@ def test_a_fit_is_not_overwritten(finished: Path) -> None:
     assert before == {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
 
 
+def test_a_plain_adapter_is_not_overwritten(tmp_path: Path) -> None:
+    tiny_program().network.save_pretrained(tmp_path)
+    with pytest.raises(SettingError, match="holds a PEFT adapter, which a fit would replace"):
+        fit(tiny_program(), tiny_rows(5), output_dir=tmp_path, **{**QUICK, "epochs": 1})
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -214,6 +223,9 @@ def test_a_fit_is_not_overwritten(finished: Path) -> None:
         ({"backend": "map"}, "backend: svi and map"),
         ({"seed": 7}, "seed: 0 and 7"),
         ({"data": tiny_rows(6)}, "n_data: 5 and 6"),
+        ({"data": tiny_rows(5, seed=3)}, "data: "),
+        ({"program": tiny_program(alpha=400)}, "program.lora.lora_alpha: 4 and 400"),
+        ({"program": tiny_program(seed=1)}, "initial value of linear"),
         ({"program": tiny_program(MonteCLoRA(components=3, scale=0.5))}, r"program.model.settings.scale: 1.5 and 0.5"),
     ],
 )
