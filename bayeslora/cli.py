@@ -5,6 +5,7 @@ What is heavy is imported inside the commands, so that help comes at once.
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -334,8 +335,7 @@ def _explain(error: Exception) -> str:
     """What to do about an error of the operating system or the hub."""
     if isinstance(error, BayesLoraError):
         return ""
-    text = str(error).lower()
-    if any(word in text for word in ("huggingface", "hub", "offline", "connect")):
+    if re.search(r"\bhub\b|huggingface|offline|connect", str(error).lower()):
         return "Without the hub, give a local folder: --model for the network, --data-dir for the data."
     return "Run with --debug for the traceback."
 

@@ -224,7 +224,7 @@ def _run(config: RunConfig, folder: Path, evaluation: Evaluation, progress: bool
     if (folder / METRICS).exists():
         runs.check_same(folder, config)
         done = json.loads((folder / METRICS).read_text(encoding="utf-8"))
-        if done["evaluation"] == vars(evaluation):
+        if done["evaluation"] == vars(evaluation) and (folder / PREDICTIVE).exists():
             return Outcome(config.seed, Metrics.from_dict(done["metrics"]), done["cost"])
     posterior = runs.fit(config, folder, resume=True, progress=progress)
     split = runs.saved_task(posterior).split(evaluation.split)

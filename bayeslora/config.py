@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 
 from bayeslora.errors import SettingError, unknown
-from bayeslora.settings import build, coerce, differing
+from bayeslora.settings import build, check_seed, coerce, differing
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -39,8 +39,9 @@ class LoraSettings:
     target_modules: str | tuple[str, ...] = "all-linear"
 
     def __post_init__(self) -> None:
-        if self.r < 1:
-            raise SettingError(f"lora: r must be at least 1, found {self.r}.")
+        for name in ("r", "alpha"):
+            if getattr(self, name) < 1:
+                raise SettingError(f"lora: {name} must be at least 1, found {getattr(self, name)}.")
         if not 0 <= self.dropout < 1:
             raise SettingError(f"lora: dropout must be at least 0 and below 1, found {self.dropout}.")
 
@@ -93,6 +94,9 @@ class RunConfig:
     task_settings: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     output: str | None = None
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:

@@ -47,7 +47,7 @@ class Encoder:
 
     Raises:
         DataError: the tokenizer has neither a padding token nor an end-of-sequence token to stand in for it.
-        SettingError: ``max_length`` is no positive number.
+        SettingError: ``max_length`` leaves no room for text.
     """
 
     def __init__(
@@ -57,8 +57,6 @@ class Encoder:
         max_length: int = 256,
         limit: int | None = None,
     ) -> None:
-        if max_length < 1:
-            raise SettingError(f"max_length is {max_length}, expected at least 1.")
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         if pad is None:
             raise DataError(
@@ -70,6 +68,8 @@ class Encoder:
         self.pad_token_id: int = pad
         self.max_length = min(max_length, tokenizer.model_max_length, limit or max_length)
         one, two = (tokenizer.num_special_tokens_to_add(pair=pair) for pair in (False, True))
+        if self.max_length <= two:
+            raise SettingError(f"max_length is {self.max_length}, expected more than the {two} tokens around texts.")
         self.separator = "" if two > one else "\n"
 
     def encode(self, data: Split | Dataset) -> Dataset:

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -51,11 +51,17 @@ def recover(folder: Path) -> None:
 
 
 def _move(stage: Path, folder: Path) -> None:
-    for path in [path for path in stage.rglob("*") if path.is_file()]:
+    for number, path in enumerate([path for path in stage.rglob("*") if path.is_file()]):
         target = folder / path.relative_to(stage)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):  # another process has moved it
+        try:
             os.replace(path, target)
+        except FileNotFoundError:  # another process has moved it
+            continue
+        except OSError:
+            if not number:  # nothing is replaced yet, and nothing will be
+                shutil.rmtree(stage, ignore_errors=True)
+            raise
     shutil.rmtree(stage, ignore_errors=True)
 
 

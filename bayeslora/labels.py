@@ -98,7 +98,7 @@ def infer_labels(rows: Dataset, label: str, split: str = "train") -> tuple[str, 
         return ("False", "True")
     found = {_integer(value) for value in values}
     if None in found:
-        if any(isinstance(value, float) for value in values):
+        if all(_is_finite(value) for value in values):
             raise DataError(f"Column '{label}' holds fractions, expected classes, or else kind='regression'.")
         names = tuple(dict.fromkeys(str(value) for value in values))
     else:
@@ -125,6 +125,14 @@ def _integer(value: Any) -> int | None:
     return None
 
 
+def _is_finite(value: Any) -> bool:
+    """Whether a value is or spells a number."""
+    try:
+        return math.isfinite(float(value))
+    except (TypeError, ValueError):
+        return False
+
+
 def _is_missing(value: Any, minus_one_is_none: bool) -> bool:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return True
@@ -134,15 +142,11 @@ def _is_missing(value: Any, minus_one_is_none: bool) -> bool:
 
 
 def _number(value: Any, spec: TaskSpec, split: str, row: int) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
+    if not _is_finite(value):
         raise DataError(
             f"Row {row} of split '{split}': label {value!r} in column '{spec.label}' is not a finite number."
         )
-    return number
+    return float(value)
 
 
 def _class_number(value: Any, numbers: dict[str, int], spec: TaskSpec, split: str, row: int) -> int:

@@ -193,7 +193,7 @@ class Posterior(ABC):
         return found
 
     def save(self, path: str | Path) -> None:
-        """Write the posterior into the folder ``path``, where a process that is killed leaves the old one or the new one."""
+        """Write the posterior into the folder ``path``: a process that is killed leaves the old one or the new one."""
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"state/{name}": value for name, value in self.state().items()}

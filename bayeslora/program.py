@@ -133,6 +133,7 @@ class Program(nn.Module):
         return next(self.network.parameters()).device
 
     def _apply(self, *args: Any, **kwargs: Any) -> Program:
+        self.adapters.restore()  # PEFT's own parameters move with the network
         super()._apply(*args, **kwargs)
         self.adapters.to(self.device)
         return self

@@ -209,11 +209,11 @@ def saved_task(
     task = load_task(name, data_dir, **(settings or {}))
     if task.spec.kind == spec.kind == "multiple-choice":
         return task
-    reordered = sorted(task.spec.labels) == sorted(spec.labels) and task.spec.labels != spec.labels
-    if task.spec.kind != spec.kind or len(task.spec.labels) != len(spec.labels) or reordered:
+    if task.spec.kind != spec.kind or task.spec.labels != spec.labels:
         raise TaskError(
             f"Task '{task.spec.name}' is {task.spec.kind} into ({', '.join(task.spec.labels)}), but the posterior was "
-            f"fitted to {spec.kind} into ({', '.join(spec.labels)})."
+            f"fitted to {spec.kind} into ({', '.join(spec.labels)}). If the classes are the same in this order, say so "
+            f"by their names: task.labels={','.join(spec.labels)}."
         )
     return task
 

@@ -227,6 +227,16 @@ READERS: dict[Any, Callable[[Any], Any]] = {
 }
 
 
+def check_seed(seed: int) -> None:
+    """Make sure that every generator takes a seed: numpy's takes 32 bits.
+
+    Raises:
+        SettingError: it is negative or too large.
+    """
+    if not 0 <= seed < 2**32:
+        raise SettingError(f"A seed is a whole number from 0 to {2**32 - 1}, found {seed}.")
+
+
 def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """Entries in which two nested mappings differ, each as "name: value and value" with dots between nested names."""
     first, second = _flat(one), _flat(other)

@@ -304,6 +304,8 @@ def build_task(
 
 def _resolve(name: str, data_dir: str | Path | None, given: Mapping[str, Any]) -> TaskSpec:
     """The task of a name, as far as it is known before the data are read."""
+    if name == "demo" and "text" not in given:
+        raise TaskError("The rows of the demo ship with the package: leave data_dir out.")
     path = Path(name).expanduser()
     is_file = path.suffix.lower() in sources.READERS
     known = None if is_file else find_task(name)

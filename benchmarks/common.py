@@ -127,9 +127,19 @@ def _attempt(run: Run, options: Namespace) -> None:
 
 def execute(run: Run, model: str, data_dir: str | None, output: Path) -> dict[str, Any]:
     """Fit, evaluate and write one run; return what its JSON holds."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(run.precision)
+    try:
+        record = _measured(run, model, data_dir, output)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    write_json(output / f"{run.name}.json", record)
+    return record
+
+
+def _measured(run: Run, model: str, data_dir: str | None, output: Path) -> dict[str, Any]:
     from peft import LoraConfig
 
-    torch.set_float32_matmul_precision(run.precision)
     task = bl.load_task(run.task, data_dir, train_size=run.train_size, heldout_size=run.heldout_size, seed=run.seed)
     assert task.heldout is not None
     rows = task.split(run.split)
@@ -152,7 +162,7 @@ def execute(run: Run, model: str, data_dir: str | None, output: Path) -> dict[st
         heldout.save(output / run.name / "heldout.safetensors")
     for arm in sorted(arms):
         arms[arm].save(output / run.name / f"{arm}.safetensors")
-    record = {
+    return {
         "run": asdict(run),
         "arms": {arm: arms[arm].metrics().to_dict() for arm in sorted(arms)},
         "temperature": temperature,
@@ -164,8 +174,6 @@ def execute(run: Run, model: str, data_dir: str | None, output: Path) -> dict[st
         "history": posterior.record.history,
         "environment": environment(program.device),
     }
-    write_json(output / f"{run.name}.json", record)
-    return record
 
 
 def best_temperature(heldout: Predictive) -> float:

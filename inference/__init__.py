@@ -20,7 +20,7 @@ from bayeslora.inference.folders import check_new, check_same
 from bayeslora.inference.loading import load
 from bayeslora.posterior import Posterior
 from bayeslora.program import Program
-from bayeslora.settings import build
+from bayeslora.settings import build, check_seed
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -67,7 +67,7 @@ def fit(
         program: prior, network and likelihood.
         data: training rows of a task, or a tokenised data set with ``labels``.
         backend: name of the inference algorithm; see `BACKENDS`.
-        seed: of everything random in the fit; the global generators are left as they were.
+        seed: of everything random in the fit, from 0 to 2^32 - 1; the global generators are left as they were.
         output_dir: new folder for checkpoints and the posterior; without it, nothing is written.
         resume: go on from the last checkpoint in ``output_dir``, to the same result as without the stop.
         progress: show a bar.
@@ -84,6 +84,7 @@ def fit(
     """
     if resume and output_dir is None:
         raise SettingError("resume=True needs the output_dir of the fit that was stopped.")
+    check_seed(seed)
     algorithm = build(_class(backend), settings)
     folder = None if output_dir is None else Path(output_dir)
     task = dict(getattr(data, "arguments", {})) or None  # what is tokenised already does not say

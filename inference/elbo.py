@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO
@@ -140,7 +141,8 @@ class NegativeELBO(nn.Module):
     def parts(self) -> dict[str, float]:
         """The parts of the last bound in nats an example, from the last draw of the weights that it took.
 
-        ``log_likelihood``, ``kl/SITE``, and ``kl/auxiliary``: an autoguide keeps the entropy of all its sites there.
+        ``log_likelihood``, ``kl/SITE``, ``factor/NAME`` of the prior, and ``kl/auxiliary``: an autoguide keeps the
+        entropy of all its sites there.
         """
         return {name: float(value) / self.size for name, value in self._parts.items()}
 
@@ -149,6 +151,8 @@ class NegativeELBO(nn.Module):
         p, q = elbo.last
         with torch.no_grad():
             found = {"log_likelihood": _log_density(p.nodes["y"])}
+            factors = [name for name in p.observation_nodes if name != "y"]
+            found |= {f"factor/{name}": _log_density(p.nodes[name]) for name in factors}
             for name in q.stochastic_nodes:
                 if name in p.nodes:
                     found[f"kl/{name}"] = _divergence(p.nodes[name], q.nodes[name])
@@ -169,14 +173,15 @@ class NegativeELBO(nn.Module):
 
 
 class _weighted_latents(poutine.messenger.Messenger):
-    """Scale the log density of every latent site, as a Kullback-Leibler weight does; observations keep theirs."""
+    """Scale the log density of every latent site and factor, as a Kullback-Leibler weight does; data keep theirs."""
 
     def __init__(self, weight: float) -> None:
         super().__init__()
         self.weight = weight
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        if not msg["is_observed"] and self.weight != 1.0:
+        is_prior = not msg["is_observed"] or isinstance(msg["fn"], dist.Unit)
+        if is_prior and self.weight != 1.0:
             msg["scale"] = msg["scale"] * self.weight
 
 

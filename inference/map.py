@@ -21,10 +21,7 @@ __all__ = ["MAP", "MLE"]
 
 @dataclass(frozen=True)
 class MAP(TrainingSettings):
-    """Maximum a posteriori estimation of the weights, hyper-sites kept at their prior's starting value.
-
-    Hyper-sites do not move because the joint mode is degenerate: the density of many columns under a covariance that
-    shrinks to zero around them is unbounded.
+    """Maximum a posteriori estimation of the weights; hyper-sites keep their starting values (see `make_guide`).
 
     Attributes:
         temperature: weight of the log prior against the whole data's log-likelihood; 1 is Bayes' rule.
@@ -81,10 +78,11 @@ def _point_estimate(
     weight_decay: float,
 ) -> GuidePosterior:
     guide = make_guide("delta", program.model, program.sites)
-    groups = guide.parameter_groups()
-    for hyper in groups["scale"]:
-        hyper.requires_grad_(False)
-    weights = {"params": groups["location"], "lr": settings.learning_rate, "weight_decay": weight_decay}
+    weights = {
+        "params": guide.parameter_groups()["location"],
+        "lr": settings.learning_rate,
+        "weight_decay": weight_decay,
+    }
     return optimise(
         program,
         guide,

@@ -28,8 +28,9 @@ class SVI(TrainingSettings):
     draws are without it.
 
     Attributes:
-        guide: ``"structured"`` (the model's own), ``"mean-field"``, ``"low-rank"``, ``"full"`` (small adapters),
-            ``"delta"``, or the name of any class in ``pyro.infer.autoguide``.
+        guide: ``"structured"`` (the model's own), ``"mean-field"``, ``"low-rank"``, ``"full"`` (its covariance has an
+            entry for each pair of weights: small adapters), ``"delta"`` (point estimates), or the name of one of Pyro's
+            autoguides that need no more than a name.
         elbo: ``"mean-field"`` (divergences in closed form where one is known), ``"trace"``, or ``"renyi"`` (order 1/2,
             two particles or more).
         particles: weight draws a step; each costs a pass of the network.

@@ -26,7 +26,6 @@ from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
-from transformers.trainer_utils import SchedulerType
 
 from bayeslora.errors import PosteriorError, SettingError, TrainingError, unknown
 from bayeslora.inference.base import Run, is_main_process
@@ -39,7 +38,12 @@ from bayeslora.progress import bar
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["Outcome", "TrainingSettings", "train"]
+__all__ = ["SCHEDULES", "Outcome", "TrainingSettings", "train"]
+
+#: Schedules of transformers that need no more than a name.
+SCHEDULES = (
+    "linear", "cosine", "cosine_with_restarts", "constant", "constant_with_warmup", "inverse_sqrt",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class TrainingSettings:
         learning_rate: of the weights, for AdamW.
         max_grad_norm: longest gradient of a step; longer ones are shortened.
         warmup: part of all steps in which the learning rate rises from zero.
-        schedule: ``"linear"``, ``"cosine"``, ``"constant_with_warmup"`` or another name of transformers.
+        schedule: of the learning rate, one of `SCHEDULES`.
         gradient_accumulation_steps: batches a step.
         gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
         bf16: run the network under bfloat16 autocast; priors and guides stay in float32.
@@ -90,9 +94,8 @@ class TrainingSettings:
         for name in positive:
             if not 0 < getattr(self, name) < float("inf"):
                 raise SettingError(f"{name} must be positive, found {getattr(self, name)}.")
-        schedules = [kind.value for kind in SchedulerType]
-        if self.schedule not in schedules:
-            raise SettingError(unknown("schedule", self.schedule, schedules))
+        if self.schedule not in SCHEDULES:
+            raise SettingError(unknown("schedule", self.schedule, SCHEDULES))
         if not 0 <= self.warmup < 1:
             raise SettingError(f"warmup is a part of all steps, from 0 to below 1; found {self.warmup}.")
 
@@ -198,9 +201,10 @@ class _Trainer(Trainer):
 
     def _refuse(self, loss: Tensor, when: str) -> None:
         if not torch.isfinite(loss):
+            kept = "" if self.args.save_strategy == "no" else " A checkpoint that was written before is kept."
             raise TrainingError(
                 f"The loss is {float(loss)} {when}. Try a lower learning rate, a KL "
-                "warm-up, or float32 in place of bfloat16; the last checkpoint is kept."
+                f"warm-up, or float32 in place of bfloat16.{kept}"
             )
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:

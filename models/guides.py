@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -40,9 +40,10 @@ KINDS = {
 }
 
 
-#: Classes that are no guide by themselves, or that need more than a name.
+#: Classes that are no guide by themselves or need more than a name; AutoDelta would follow hyper-sites to where the
+#: density has no bound.
 UNSUITABLE = frozenset(
-    {"AutoGuide", "AutoGuideList", "AutoCallable", "AutoContinuous", "AutoDiscreteParallel",
+    {"AutoGuide", "AutoGuideList", "AutoCallable", "AutoContinuous", "AutoDelta", "AutoDiscreteParallel",
      "AutoHierarchicalNormalMessenger", "AutoLaplaceApproximation", "AutoMessenger", "AutoNormalMessenger",
      "AutoNormalizingFlow", "AutoRegressiveMessenger", "AutoStructured"}
 )  # fmt: skip
@@ -131,36 +132,27 @@ class GuideList(Guide):
 class PointGuide(Guide):
     """Point estimates (Delta distributions) of latent sites, as in maximum a posteriori estimation.
 
-    Sites with a constrained support are parameterised in unconstrained space, without a Jacobian: the optimum is that
-    of the density over the constrained values.
-
     Args:
         values: starting value of each site.
-        supports: their supports; real where left out.
+        fixed: names of sites that keep it.
         combine: map from the values of the sites to the weights they determine; themselves, if left out.
     """
 
     random = False
 
-    def __init__(
-        self,
-        values: Mapping[str, Tensor],
-        supports: Mapping[str, constraints.Constraint] | None = None,
-        combine: Combine = dict,
-    ) -> None:
+    def __init__(self, values: Mapping[str, Tensor], fixed: Collection[str] = (), combine: Combine = dict) -> None:
         super().__init__(values)
-        self._supports = {name: (supports or {}).get(name, constraints.real) for name in values}
         self._combine = combine
         self.points = nn.ParameterDict(
             {
-                encoded(name): nn.Parameter(biject_to(self._supports[name]).inv(value).detach().clone())
+                encoded(name): nn.Parameter(value.detach().clone(), requires_grad=name not in fixed)
                 for name, value in values.items()
             }
         )
 
     def values(self) -> dict[str, Tensor]:
         """The current value of every site."""
-        return {name: biject_to(support)(self.points[encoded(name)]) for name, support in self._supports.items()}
+        return {name: self.points[encoded(name)] for name in self.latents}
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Declare each point as a Delta site."""
@@ -182,11 +174,8 @@ class PointGuide(Guide):
         raise PosteriorError("This guide is a point estimate of every site: it has no density to evaluate.")
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Real sites (weights) under "location", constrained ones (hyper-sites) under "scale"."""
-        groups: dict[str, list[nn.Parameter]] = {"location": [], "scale": []}
-        for name, support in self._supports.items():
-            groups["location" if _is_real(support) else "scale"].append(self.points[encoded(name)])
-        return groups
+        """The points that learn, under "location"."""
+        return {"location": [value for value in self.points.values() if value.requires_grad], "scale": []}
 
 
 class ChangeOfVariables(dist.Delta):
@@ -316,8 +305,10 @@ def make_guide(kind: str, model: LoraModel, sites: Sequence[Site], init_scale: f
     """Make a guide of a model over all its latent sites.
 
     Args:
-        kind: "structured" (the model's own), "mean-field", "low-rank", "full", "delta" (point estimates of every site,
-            for maximum a posteriori), or the name of a class of `pyro.infer.autoguide`.
+        kind: "structured" (the model's own), "mean-field", "low-rank", "full", "delta" (point estimates), or the name
+            of a class of `pyro.infer.autoguide`. With "delta" hyper-sites keep their starting values: the joint mode
+            is degenerate, since the density of many columns under a covariance that shrinks to zero around them is
+            unbounded.
         model: model of the weights.
         sites: the weights.
         init_scale: standard deviation of an automatic guide at the start, in unconstrained space.
@@ -329,7 +320,7 @@ def make_guide(kind: str, model: LoraModel, sites: Sequence[Site], init_scale: f
         return model.guide(sites)
     initial = model.initial(sites)
     if kind == "delta":
-        return GuideList([PointGuide(initial, _supports(model, sites), model.weights)])
+        return GuideList([PointGuide(initial, _constrained(model, sites), model.weights)])
     stochastic = model.stochastic(sites)
     points = PointGuide({name: value for name, value in initial.items() if name not in stochastic})
     return GuideList([AutoGuide(_autoguide(kind), model, sites, init_scale), points])
@@ -339,18 +330,18 @@ def _autoguide(kind: str) -> type[autoguide.AutoGuide]:
     name = KINDS.get(kind, kind)
     found = getattr(autoguide, name, None)
     if name in UNSUITABLE:
-        raise SettingError(f"{name} cannot guide this model: it needs more than a name.")
+        raise SettingError(f"{name} cannot guide this model. For point estimates there is guide='delta'.")
     if not (isinstance(found, type) and issubclass(found, autoguide.AutoGuide)):
         names = [name for name in autoguide.__all__ if name.startswith("Auto") and name not in UNSUITABLE]
         raise SettingError(unknown("guide", kind, ["structured", "delta", *KINDS, *names]))
     return found
 
 
-def _supports(model: LoraModel, sites: Sequence[Site]) -> dict[str, constraints.Constraint]:
-    """Supports of the latent sites, read from one draw of the prior."""
+def _constrained(model: LoraModel, sites: Sequence[Site]) -> set[str]:
+    """Latent sites whose support is not the real line, by one draw of the prior: the hyper-sites."""
     with torch.random.fork_rng():
         trace = poutine.block(poutine.trace(model.sample).get_trace)(sites)
-    return {name: node["fn"].support for name, node in trace.iter_stochastic_nodes()}
+    return {name for name, node in trace.iter_stochastic_nodes() if not _is_real(node["fn"].support)}
 
 
 def _is_real(support: constraints.Constraint) -> bool:

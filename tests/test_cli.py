@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -237,6 +238,11 @@ def test_a_configuration_of_ones_own_is_not_replaced(tmp_path: Path, capsys: pyt
         (["--train-size", "1000000"], "Error: train_size is 1000000"),
         (["--model", "./missing"], "Error: There is no model folder './missing'"),
         (["--model", "nobody/nothing"], "Without the hub, give a local folder: --model"),
+        (["--task", "demo", "--data-dir", "."], "Error: The rows of the demo ship with the package"),
+        (["--seed", "-1"], "Error: A seed is a whole number from 0 to 4294967295, found -1"),
+        (["--set", "lora.alpha=-3"], "Error: lora: alpha must be at least 1"),
+        (["--set", "max_length=2"], "Error: max_length is 2, expected more than the 3 tokens around texts"),
+        (["--set", "schedule=cosine_with_min_lr"], "Error: Unknown schedule 'cosine_with_min_lr'"),
         (["--task", "glue/mrpc"], "Error: Cannot load nyu-mll/glue"),
         (["--task", "glue/mrpc", "--data-dir", "missing"], "Error: There is no data folder 'missing'"),
         (["--config", "missing.yaml"], "Error: Cannot read the configuration missing.yaml"),
@@ -292,6 +298,20 @@ def test_what_evaluate_cannot_do(run: Path, tmp_path: Path, capsys: pytest.Captu
     ]:
         assert call("evaluate", run, *arguments) == 2
         assert message in capsys.readouterr().err
+
+
+def test_another_task_must_have_the_same_classes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "other.csv").write_text("text,label\nnothing,bad\nall,good\n")
+    other = ["evaluate", run, "--task", tmp_path / "other.csv", "--split", "train", "--set", "task.text=text"]
+    other += ["--set", "task.label=label", "--set"]
+    assert call(*other, "task.labels=bad,good") == 2
+    message = capsys.readouterr().err
+    assert "classification into (bad, good), but the posterior was fitted to classification into" in message
+    classes = re.search(r"say so by their names: (\S+)\.", message)
+    assert classes is not None
+    (tmp_path / "other.csv").write_text("text,label\nnothing,0\nall,1\n")
+    assert call(*other, classes[1]) == 0
+    assert "2 rows" in capsys.readouterr().out
 
 
 def test_a_failed_training_says_why(

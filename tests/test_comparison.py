@@ -138,6 +138,14 @@ def test_another_evaluation_fits_nothing_again(
     assert json.loads((folder / "map-seed0" / "metrics.json").read_text())["evaluation"]["method"] == "mean"
 
 
+def test_a_lost_prediction_is_made_again(finished: tuple[Path, Comparison], fits: list[str], tmp_path: Path) -> None:
+    folder = copied(finished[0], tmp_path)
+    (folder / "map-seed0" / "predictive.safetensors").unlink()
+    assert run(folder).outcomes["map"][0].metrics == finished[1].outcomes["map"][0].metrics
+    assert fits == []
+    assert (folder / "map-seed0" / "predictive.safetensors").exists()
+
+
 def test_a_stopped_comparison_goes_on(
     finished: tuple[Path, Comparison], fits: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,6 +28,13 @@ def test_a_failed_block_leaves_the_old_files(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
+def test_a_target_that_cannot_be_replaced_leaves_no_trace(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").mkdir()
+    with pytest.raises(OSError, match="a.txt"), files.staged(tmp_path) as stage:
+        (stage / "a.txt").write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
 def test_what_was_begun_to_be_moved_is_moved_before_anything_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,6 +42,7 @@ def test_names_that_values_imply(values: list[Any], names: tuple[str, ...]) -> N
         ([1, 2, 3], r"are 1, 2, 3, expected 0, 1, .*labels=\['1', '2', '3'\]"),
         ([0, 2], "without a gap"),
         ([0.5, 1.0], "kind='regression'"),
+        (["1.5", "0.2", "1.0"], "kind='regression'"),  # as a CSV file has them
         (["a", "a"], "1 classes, expected at least 2"),
     ],
 )

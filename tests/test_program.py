@@ -94,6 +94,16 @@ def multiple_choice() -> Program:
     return Program(get_peft_model(BertForMultipleChoice(config), lora), Categorical(3)).eval()
 
 
+def test_a_program_moves_with_the_parameters_of_peft() -> None:
+    program = tiny_program()
+    before = program.network.state_dict().keys()
+    program.logits(program.prior(), {"input_ids": torch.tensor([[1, 2]])})
+    program.to(torch.float64)
+    found = program.network.state_dict()
+    assert found.keys() == before
+    assert {value.dtype for value in found.values() if value.is_floating_point()} == {torch.float64}
+
+
 def test_choices_that_do_not_exist_are_impossible() -> None:
     program = multiple_choice()
     ids = [[[1, 2], [3, 4, 5], [6]], [[7, 8], [9]]]

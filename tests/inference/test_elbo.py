@@ -139,19 +139,22 @@ def test_autocast_reaches_the_network_alone(model: str, elbo: str) -> None:
     assert all(torch.isfinite(value).all() for value in gradient.values())
 
 
-def test_the_parts_of_the_bound_add_up() -> None:
-    loss = objective(MODELS["covariance"])
+@pytest.mark.parametrize(("model", "factors"), [("covariance", 0), ("paper", 3)])
+def test_the_parts_of_the_bound_add_up(model: str, factors: int) -> None:
+    loss = objective(MODELS[model])
     with torch.no_grad():
         value = float(loss(whole(loss)))
     parts = loss.parts()
     divergences = [part for name, part in parts.items() if name.startswith("kl/")]
-    assert len(divergences) == 14
-    assert math.isclose(-value, parts["log_likelihood"] - sum(divergences), rel_tol=1e-5)
+    terms = [part for name, part in parts.items() if name.startswith("factor/")]
+    assert (len(divergences), len(terms)) == (14, factors)
+    assert math.isclose(-value, parts["log_likelihood"] - sum(divergences) + sum(terms), rel_tol=1e-5)
 
 
 @pytest.mark.parametrize("elbo", ["mean-field", "trace"])
-def test_the_kl_weight_scales_the_divergence_alone(elbo: str) -> None:
-    loss = objective(MODELS["covariance"], elbo)
+@pytest.mark.parametrize("model", ["covariance", "paper"])
+def test_the_kl_weight_scales_the_divergence_alone(model: str, elbo: str) -> None:
+    loss = objective(MODELS[model], elbo)
     batch = whole(loss)
     found = {}
     for weight in (0.0, 0.5, 1.0):
@@ -201,7 +204,7 @@ def test_the_mean_field_bound_is_pyros(model: str, guide: str) -> None:
         loss.kl_weight = 0.7
         value = loss(batch)
         value.backward()
-        found.append((value.detach(), {name: p.grad.clone() for name, p in made.named_parameters()}))
+        found.append((value.detach(), {name: p.grad.clone() for name, p in made.named_parameters() if p.requires_grad}))
     torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-5, atol=1e-5)
     for name, value in found[1][1].items():
         torch.testing.assert_close(found[0][1][name], value, rtol=1e-3, atol=1e-4 * float(value.abs().max() + 1))

@@ -14,7 +14,7 @@ from scenarios import saved_base, text_program, text_rows, tiny_program, tiny_ro
 from transformers import BertConfig, BertForSequenceClassification
 
 from bayeslora import files
-from bayeslora.errors import AdapterError, PosteriorError
+from bayeslora.errors import PosteriorError
 from bayeslora.inference import fit, load
 from bayeslora.models import Gaussian, MonteCLoRA
 from bayeslora.posterior import Posterior

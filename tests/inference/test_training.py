@@ -23,7 +23,7 @@ import bayeslora
 from bayeslora.errors import DataError, PosteriorError, SettingError, TrainingError
 from bayeslora.inference import fit, load
 from bayeslora.inference.elbo import NegativeELBO
-from bayeslora.inference.training import TrainingSettings, _Order, _Steps
+from bayeslora.inference.training import SCHEDULES, TrainingSettings, _Order, _Steps
 from bayeslora.models import MonteCLoRA
 from bayeslora.posterior import Posterior, encoded
 
@@ -380,6 +380,12 @@ def test_wrong_settings_are_errors_that_say_what_is_right(case: str) -> None:
     expected = CASES[case]
     with pytest.raises(expected.error, match=expected.message):
         fit(tiny_program(), tiny_rows(4), progress=False, **dict(expected.settings))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_schedule_needs_no_more_than_its_name(schedule: str) -> None:
+    posterior = fit(tiny_program(), tiny_rows(5), schedule=schedule, **{**QUICK, "epochs": 1})
+    assert posterior.record.finished
 
 
 def test_resuming_where_nothing_was_begun_is_an_error(tmp_path: Path) -> None:

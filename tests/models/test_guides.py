@@ -17,7 +17,7 @@ from bayeslora.models import Gaussian, Guide, MonteCLoRA, WeightModel, make_guid
 
 A, B, HEAD = "linear_5x4.A", "linear_5x4.B", "head.classifier.weight"
 WITH_DENSITY = ["structured", "mean-field", "low-rank", "full", "AutoDiagonalNormal"]
-WITHOUT = ["delta", "AutoDelta"]
+WITHOUT = ["delta"]
 MODELS = [MonteCLoRA(), MonteCLoRA(collapse=False, wishart_on="precision"), Gaussian(sites="both")]
 
 
@@ -30,7 +30,8 @@ def loss(model: WeightModel, guide: Guide, sites: tuple[Site, ...], bound=Trace_
 class TestEveryKind:
     def test_trains_copies_saves_and_moves(self, kind: str, model: WeightModel, sites: tuple[Site, ...]) -> None:
         guide = make_guide(kind, model, sites, init_scale=0.05)
-        parameters, starts = dict(guide.named_parameters()), [site.initial.clone() for site in sites]
+        parameters = {name: value for name, value in guide.named_parameters() if value.requires_grad}
+        starts = [site.initial.clone() for site in sites]
         optimiser = torch.optim.Adam(parameters.values(), lr=0.01)
         for _ in range(2):
             optimiser.zero_grad()
@@ -41,7 +42,8 @@ class TestEveryKind:
         for site, before in zip(sites, starts, strict=True):
             assert torch.equal(site.initial, before)
         # Training has kept the parameters that the optimiser holds.
-        assert all(parameters[name] is value for name, value in guide.named_parameters())
+        after = dict(guide.named_parameters())
+        assert all(after[name] is value for name, value in parameters.items())
 
         groups = guide.parameter_groups()
         grouped = [id(value) for values in groups.values() for value in values]
@@ -130,8 +132,19 @@ def test_delta_is_maximum_a_posteriori(sites: tuple[Site, ...]) -> None:
     mean = guide.mean()
     torch.testing.assert_close(mean[A], sites[0].initial, atol=1e-3, rtol=0)
     torch.testing.assert_close(mean[HEAD], torch.zeros_like(mean[HEAD]), atol=1e-3, rtol=0)
-    groups = make_guide("delta", MonteCLoRA(), sites).parameter_groups()
-    assert {name: len(values) for name, values in groups.items()} == {"location": 3, "scale": 2}
+
+
+def test_delta_keeps_hyper_sites_where_they_start(sites: tuple[Site, ...]) -> None:
+    # The joint density of columns and their covariance has no bound.
+    model = MonteCLoRA()
+    guide = make_guide("delta", model, sites)
+    groups = guide.parameter_groups()
+    assert {name: len(values) for name, values in groups.items()} == {"location": 3, "scale": 0}
+    loss(model, guide, sites).backward()
+    assert {name for name, value in guide.named_parameters() if value.grad is None} == {
+        "parts.0.points.linear_5x4/A/scale_tril",
+        "parts.0.points.linear_5x4/A/mixture",
+    }
 
 
 def test_hyper_sites_of_autoguides_are_in_the_scale_group(sites: tuple[Site, ...]) -> None:
@@ -152,3 +165,5 @@ def test_unknown_and_unfit_kinds(sites: tuple[Site, ...]) -> None:
         make_guide("meanfield", MonteCLoRA(), sites)
     with pytest.raises(SettingError, match="AutoCallable cannot guide this model"):
         make_guide("AutoCallable", MonteCLoRA(), sites)
+    with pytest.raises(SettingError, match="AutoDelta cannot guide this model. .*guide='delta'"):
+        make_guide("AutoDelta", MonteCLoRA(), sites)
