@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from bayeslora.predictive import Predictive
     from bayeslora.tasks import Split
 
-__all__ = ["Posterior", "Record", "collator", "described", "encoded", "isolated"]
+__all__ = ["Posterior", "Record", "check_foreign", "collator", "described", "encoded", "isolated"]
 
 FORMAT = 1
 RECORD, TENSORS = "posterior.json", "posterior.safetensors"
@@ -193,8 +193,13 @@ class Posterior(ABC):
         return found
 
     def save(self, path: str | Path) -> None:
-        """Write the posterior into the folder ``path``: a process that is killed leaves the old one or the new one."""
+        """Write the posterior into the folder ``path``: a process that is killed leaves the old one or the new one.
+
+        Raises:
+            PosteriorError: the folder holds a PEFT adapter that is no posterior's.
+        """
         folder = Path(path)
+        check_foreign(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"state/{name}": value for name, value in self.state().items()}
         tensors |= {f"centre/{site.name}": site.initial for site in self.program.sites}
@@ -222,6 +227,17 @@ class Posterior(ABC):
             "program": described(self.program),
             "versions": {name: version(name) for name in ("torch", "pyro-ppl", "transformers", "peft")},
         }
+
+
+def check_foreign(folder: Path) -> None:
+    """Make sure that a posterior in the folder would replace no adapter but a posterior's.
+
+    Raises:
+        PosteriorError: it would.
+    """
+    files.recover(folder)
+    if (folder / "adapter_config.json").exists() and not (folder / RECORD).exists():
+        raise PosteriorError(f"'{folder}' holds a PEFT adapter, which would be replaced: choose another folder.")
 
 
 def described(program: Program) -> dict[str, Any]:

@@ -102,9 +102,11 @@ def fit(
     Raises:
         SettingError: the configuration is wrong; the folder holds a run already, with ``resume`` that of another
             configuration, or a ``config.yaml`` that is no run's.
+        PosteriorError: the folder holds an adapter that is no run's.
     """
     from bayeslora import inference
-    from bayeslora.inference.folders import check_foreign, has_checkpoint, holds_fit
+    from bayeslora.inference.folders import has_checkpoint, holds_fit
+    from bayeslora.posterior import check_foreign
 
     if resume and overwrite:
         raise SettingError("A run is either resumed or overwritten: give one of both.")

@@ -12,13 +12,12 @@ import torch
 
 from bayeslora import files
 from bayeslora.errors import SettingError
-from bayeslora.posterior import RECORD, TENSORS, described
+from bayeslora.posterior import RECORD, TENSORS, check_foreign, described
 from bayeslora.program import Program
 from bayeslora.settings import differing
 
 __all__ = [
     "CHECKPOINTS",
-    "check_foreign",
     "check_new",
     "check_same",
     "has_checkpoint",
@@ -50,21 +49,12 @@ def holds_fit(folder: Path) -> bool:
     return (folder / RECORD).is_file() or has_checkpoint(folder)
 
 
-def check_foreign(folder: Path) -> None:
-    """Make sure that a fit into the folder replaces no adapter that no fit has written.
-
-    Raises:
-        SettingError: it would.
-    """
-    if (folder / "adapter_config.json").exists() and not holds_fit(folder):
-        raise SettingError(f"'{folder}' holds a PEFT adapter, which a fit would replace: choose another folder.")
-
-
 def check_new(folder: Path) -> None:
     """Make sure that a fit into the folder replaces nothing that took time to make.
 
     Raises:
-        SettingError: it would.
+        SettingError: it would replace a fit.
+        PosteriorError: it would replace another adapter.
     """
     check_foreign(folder)
     if holds_fit(folder):

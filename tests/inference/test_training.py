@@ -211,8 +211,11 @@ def test_a_fit_is_not_overwritten(finished: Path) -> None:
 
 def test_a_plain_adapter_is_not_overwritten(tmp_path: Path) -> None:
     tiny_program().network.save_pretrained(tmp_path)
-    with pytest.raises(SettingError, match="holds a PEFT adapter, which a fit would replace"):
+    with pytest.raises(PosteriorError, match="holds a PEFT adapter, which would be replaced"):
         fit(tiny_program(), tiny_rows(5), output_dir=tmp_path, **{**QUICK, "epochs": 1})
+    posterior = fit(tiny_program(), tiny_rows(5), **{**QUICK, "epochs": 1})
+    with pytest.raises(PosteriorError, match="holds a PEFT adapter, which would be replaced"):
+        posterior.save(tmp_path)
 
 
 @pytest.mark.parametrize(
