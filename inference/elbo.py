@@ -31,6 +31,15 @@ class _Remembered:
         self.last = traces
         return traces
 
+    def take(self) -> tuple[Trace, Trace]:
+        """The last traces, of the model and of the guide; they are forgotten here.
+
+        A graph that lives on through the next step scatters its memory: the peak is a tenth higher.
+        """
+        assert self.last is not None
+        traces, self.last = self.last, None
+        return traces
+
 
 class TraceBound(_Remembered, Trace_ELBO):
     """E_q[log p(y, w) - log q(w)], every term by Monte Carlo."""
@@ -130,8 +139,10 @@ class NegativeELBO(nn.Module):
 
         with torch.autocast(device, enabled=False):
             loss: Tensor = self.elbo.differentiable_loss(model, self._guide, batch)
-            if self.keep_parts and isinstance(self.elbo, _Remembered):
-                self._parts = self._measure(self.elbo)
+            if isinstance(self.elbo, _Remembered):
+                traces = self.elbo.take()
+                if self.keep_parts:
+                    self._parts = self._measure(*traces)
         return loss / self.size
 
     def _guide(self, batch: Mapping[str, Tensor]) -> None:
@@ -146,9 +157,7 @@ class NegativeELBO(nn.Module):
         """
         return {name: float(value) / self.size for name, value in self._parts.items()}
 
-    def _measure(self, elbo: _Remembered) -> dict[str, Tensor]:
-        assert elbo.last is not None
-        p, q = elbo.last
+    def _measure(self, p: Trace, q: Trace) -> dict[str, Tensor]:
         with torch.no_grad():
             found = {"log_likelihood": _log_density(p.nodes["y"])}
             factors = [name for name in p.observation_nodes if name != "y"]

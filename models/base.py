@@ -25,16 +25,24 @@ class WeightModel(ABC):
 
     The random sites are sampled first and the others after them, in the model as in every guide.
 
+    Figures below are accuracy / NLL / ECE-15 of `svi` with MonteCLoRA on SST-2 (MiniLM, 1,000 training rows, 10 epochs,
+    one seed, 1,000 other rows, where accuracy has a standard error of 0.012; ``benchmarks/settings.py``). All defaults
+    give .842 / .364 / .030, plain LoRA .836 / .961 / .146.
+
     Attributes:
-        sites: which LoRA matrices are random: "A", "B" or "both".
+        sites: which LoRA matrices are random: "A", "B" or "both" (.590 / .662 / .129: noise in both hides the signal).
         centre: prior mean of a random matrix: "init", its initial value, or "zero". LoRA starts A at random, and a
-            prior around zero charges A for its random start.
+            prior around zero charges A for its random start (.818 / .443 / .096).
         scale: prior standard deviation of an entry, as a multiple of the root mean square of the layer's initial
-            matrix.
+            matrix. Large: honest but slow to learn (2: .829 / .390 / .023); small: towards plain LoRA (1: .838 / .357 /
+            .044; 0.3: .828 / .565 / .110).
         zero_scale: prior standard deviation of an entry, in the weight's own unit, where the initial matrix is zero (B
             of a fresh adapter).
-        eps: standard deviation of the structured guide's noise at the start, as a multiple of the prior's.
-        weight_scale: standard deviation of the zero-mean normal prior of LoRA matrices that are point estimates.
+        eps: standard deviation of the structured guide's noise at the start, as a multiple of the prior's. At 1 the
+            noise costs nothing and a Kullback-Leibler weight of 1 is usable; less overfits (0.3: .826 / .578 / .109;
+            with scale=3, which is noise of the size of scale=1 under a wider prior, .835 / .442 / .080).
+        weight_scale: standard deviation of the zero-mean normal prior of LoRA matrices that are point estimates (0.1:
+            .814 / .426 / .075).
         head_scale: the same for the head.
     """
 

