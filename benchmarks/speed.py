@@ -6,11 +6,11 @@
 
 A step is the forward pass, the backward pass and the step of AdamW, on the same batch, with LoRA of the same rank on
 the same layers and the same dropout. PEFT MonteCLoRA runs as its documentation says: `MontecloraConfig()` and its
-variational loss added to that of the task. Networks have random weights, which time does not depend on; `--model`
+variational loss added to that of the task. SVI looks at the parts of its bound as often as in training. Networks have random weights, which time does not depend on; `--model`
 takes one that exists. Times are medians of alternating steps, so that a slower spell of the machine hits all three;
 the ratio is the median of the ratios within a round. A median leaves out the noise that PEFT MonteCLoRA draws ahead
-every 150 steps. Peak memory is that of a process which does nothing else: on a GPU of all tensors, on a CPU (Linux) of
-what the process adds to the base network. Writes benchmarks/results/speed.json.
+every 150 steps. Peak memory is that of a process which does nothing else, the median of five: on a GPU of all tensors,
+on a CPU (Linux) of what the process adds to the base network. Writes benchmarks/results/speed.json.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import sys
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,6 +33,7 @@ from torch import Tensor
 
 from bayeslora.files import write_json
 from bayeslora.inference.elbo import NegativeELBO, bound
+from bayeslora.inference.svi import SVI
 from bayeslora.likelihoods import Categorical
 from bayeslora.models import MonteCLoRA
 from bayeslora.models.guides import make_guide
@@ -39,6 +41,8 @@ from bayeslora.program import Program
 
 ARMS = {"lora": "PEFT LoRA", "monteclora": "PEFT MonteCLoRA", "svi": "bayeslora SVI"}
 CLASSES, EXAMPLES, LEARNING_RATE = 2, 1000, 1e-3
+#: Steps between two looks at the parts of the bound, as in training; processes that measure the memory of an arm.
+LOG_EVERY, PROCESSES = SVI().log_every, 5
 #: Largest ratio of time to PEFT LoRA: at this many tokens a batch or more, and below; and of peak memory.
 MANY_TOKENS, TIME_MANY, TIME_FEW, MEMORY = 2048, 1.05, 1.10, 1.05
 BERT = {
@@ -114,8 +118,10 @@ def make_step(arm: str, base: Any, options: Namespace, batch: dict[str, Tensor])
         guide = make_guide("structured", MonteCLoRA(), program.sites, init_scale=1e-2).to(options.device)
         objective = NegativeELBO(program, guide, bound("mean-field", 1), EXAMPLES).train()
         learned = [parameter for parameter in guide.parameters() if parameter.requires_grad]
+        steps = count(1)
 
         def loss() -> Tensor:
+            objective.keep_parts = next(steps) % LOG_EVERY == 0
             negative: Tensor = objective(batch)
             return negative
     else:
@@ -164,15 +170,18 @@ def measure_time(options: Namespace, rows: int, tokens: int) -> dict[str, Any]:
 
 
 def measure_memory(options: Namespace, rows: int, tokens: int) -> dict[str, Any]:
-    """Peak bytes of each arm, in a process of its own, and ratios to PEFT LoRA."""
+    """Median peak bytes of each arm, in processes of its own, and ratios to PEFT LoRA."""
     found = {}
     for arm in options.arms:
         command = [sys.executable, __file__, *options.arguments]
         command += ["--memory-of", arm, "--batches", f"{rows}x{tokens}"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f"Measuring the memory of {arm} failed:\n{done.stderr}")
-        found[arm] = int(done.stdout.split()[-1])
+        sizes = []
+        for _ in range(1 if options.quick else PROCESSES):
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise SystemExit(f"Measuring the memory of {arm} failed:\n{done.stderr}")
+            sizes.append(int(done.stdout.split()[-1]))
+        found[arm] = int(median(sizes))
     return {"bytes": found, "memory_ratio": {arm: size / found["lora"] for arm, size in found.items()}}
 
 
@@ -188,7 +197,7 @@ def peak_memory(arm: str, options: Namespace, rows: int, tokens: int) -> int:
     else:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak so far: it starts anew
     step = make_step(arm, base, options, batch)
-    for _ in range(options.warm_up):
+    for _ in range(LOG_EVERY):
         step()
     return torch.cuda.max_memory_allocated() if on_gpu else _of_process("VmHWM") - before
 
