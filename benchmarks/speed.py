@@ -6,11 +6,12 @@
 
 A step is the forward pass, the backward pass and the step of AdamW, on the same batch, with LoRA of the same rank on
 the same layers and the same dropout. PEFT MonteCLoRA runs as its documentation says: `MontecloraConfig()` and its
-variational loss added to that of the task. SVI looks at the parts of its bound as often as in training. Networks have random weights, which time does not depend on; `--model`
-takes one that exists. Times are medians of alternating steps, so that a slower spell of the machine hits all three;
-the ratio is the median of the ratios within a round. A median leaves out the noise that PEFT MonteCLoRA draws ahead
-every 150 steps. Peak memory is that of a process which does nothing else, the median of five: on a GPU of all tensors,
-on a CPU (Linux) of what the process adds to the base network. Writes benchmarks/results/speed.json.
+variational loss added to that of the task. SVI looks at the parts of its bound as often as in training. Networks have
+random weights, which time does not depend on; `--model` takes one that exists. Times are medians of alternating steps,
+so that a slower spell of the machine hits all three; the ratio is the median of the ratios within a round. A median
+leaves out the noise that PEFT MonteCLoRA draws ahead every 150 steps. Peak memory is that of a process which does
+nothing else, the median of five: on a GPU of all tensors, on a CPU (Linux) of what the process adds to the base network.
+Writes benchmarks/results/speed.json.
 """
 
 from __future__ import annotations

@@ -14,7 +14,8 @@ def main() -> None:
     """Run the notebooks in the order of their names and keep their outputs."""
     for path in sorted(FOLDER.glob("*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
-        NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(FOLDER)}}).execute()
+        where = {"metadata": {"path": str(FOLDER)}}
+        NotebookClient(notebook, timeout=600, record_timing=False, resources=where).execute()
         for cell in notebook.cells:
             # Warnings name folders of the machine that ran the notebook.
             cell["outputs"] = [out for out in cell.get("outputs", []) if out.get("name") != "stderr"]
