@@ -10,7 +10,7 @@ variational loss added to that of the task. SVI looks at the parts of its bound 
 random weights, which time does not depend on; `--model` takes one that exists. Times are medians of alternating steps,
 so that a slower spell of the machine hits all three; the ratio is the median of the ratios within a round. A median
 leaves out the noise that PEFT MonteCLoRA draws ahead every 150 steps. Peak memory is that of a process which does
-nothing else, the median of five: on a GPU of all tensors, on a CPU (Linux) of what the process adds to the base network.
+nothing else, the median of five: on a GPU of all tensors, on a CPU (Linux) of what it adds to the base network.
 Writes benchmarks/results/speed.json.
 """
 

@@ -153,7 +153,8 @@ def test_a_stopped_comparison_goes_on(
     folder = copied(finished[0], tmp_path)
     for name in ("map-seed3", "svi-cold-seed3"):
         (folder / name / "metrics.json").unlink()
-    (folder / "svi-cold-seed3" / "posterior.json").unlink()
+    for name in ("posterior.json", "adapter_config.json"):
+        (folder / "svi-cold-seed3" / name).unlink()
     original = Predictive.save
     monkeypatch.setattr(Predictive, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
