@@ -115,10 +115,11 @@ class Adapters:
             )
 
     def described(self) -> dict[str, Any]:
-        """What PEFT's configuration says of the function that the LoRA matrices make, as plain data."""
+        """Which layers the LoRA matrices are of, and what PEFT's configuration does with them, as plain data."""
         config: Any = self._config
         names = ("r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern")
-        return {name: getattr(config, name) for name in names}
+        layers = {site.name: list(site.layers) for site in self.sites if site.role != "head"}
+        return {name: getattr(config, name) for name in names} | {"layers": layers}
 
     def to(self, device: torch.device) -> None:
         """Move the initial values (the prior's centre) to ``device``; the network moves by itself."""

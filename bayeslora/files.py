@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -32,14 +32,22 @@ VOLATILE = frozenset(
 def staged(folder: Path) -> Iterator[Path]:
     """Give an empty folder beside the final files; move what it holds into ``folder`` if the block succeeds.
 
-    All files are replaced or none. Each replaces its namesake in one step; a process that is killed between two steps
-    leaves the others in a folder that `recover` knows.
+    Each file replaces its namesake in one step. A process that is killed between two steps, or an error of the system
+    there, leaves the others in a folder from which `recover` goes on.
     """
     stage = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
     try:
         yield stage
         recover(folder)
-        _move(stage.rename(folder / stage.name.replace(".saving-", WHOLE)), folder)
+        whole = stage.rename(folder / stage.name.replace(".saving-", WHOLE))
+        moved = False
+        try:
+            for _ in _move(whole, folder):
+                moved = True
+        except OSError:
+            if not moved:  # nothing is replaced, and nothing shall be later
+                shutil.rmtree(whole, ignore_errors=True)
+            raise
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 
@@ -47,21 +55,18 @@ def staged(folder: Path) -> Iterator[Path]:
 def recover(folder: Path) -> None:
     """Bring to its end what a process that was killed had begun to move into ``folder``."""
     for stage in folder.glob(f"{WHOLE}*"):
-        _move(stage, folder)
+        for _ in _move(stage, folder):
+            pass
 
 
-def _move(stage: Path, folder: Path) -> None:
-    for number, path in enumerate([path for path in stage.rglob("*") if path.is_file()]):
+def _move(stage: Path, folder: Path) -> Iterator[Path]:
+    """Move every file of ``stage`` to its place in ``folder``, one after the other."""
+    for path in [path for path in stage.rglob("*") if path.is_file()]:
         target = folder / path.relative_to(stage)
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with suppress(FileNotFoundError):  # another process has moved it
             os.replace(path, target)
-        except FileNotFoundError:  # another process has moved it
-            continue
-        except OSError:
-            if not number:  # nothing is replaced yet, and nothing will be
-                shutil.rmtree(stage, ignore_errors=True)
-            raise
+        yield target
     shutil.rmtree(stage, ignore_errors=True)
 
 

@@ -38,10 +38,10 @@ __all__ = [
 
 CONFIG, RECORD = "config.yaml", "posterior.json"
 HEADER = "# The configuration of this run, written by bayeslora.\n"
-#: All that runs and comparisons write into the folder of a run.
+#: All that runs and comparisons write into the folder of a run; what shows that there is a run comes last.
 WRITTEN = (
-    CONFIG, RECORD, "posterior.safetensors", "adapter_config.json", "adapter_model.safetensors", "checkpoints",
-    "metrics.json", "predictive.safetensors",
+    "adapter_config.json", "adapter_model.safetensors", "checkpoints", "metrics.json", "predictive.safetensors",
+    "posterior.safetensors", RECORD, CONFIG,
 )  # fmt: skip
 
 
@@ -96,7 +96,7 @@ def fit(
         config: of the run.
         folder: of the run.
         resume: go on where a run of the same configuration in this folder was stopped; what is finished is loaded.
-        overwrite: remove a run that is in the folder, once the new one is ready to start.
+        overwrite: remove a run that is in the folder, once the new one's task and program are there.
         progress: show bars.
 
     Raises:

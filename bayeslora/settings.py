@@ -233,7 +233,7 @@ def check_seed(seed: int) -> None:
     Raises:
         SettingError: it is negative or too large.
     """
-    if not 0 <= seed < 2**32:
+    if not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise SettingError(f"A seed is a whole number from 0 to {2**32 - 1}, found {seed}.")
 
 

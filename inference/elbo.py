@@ -161,7 +161,7 @@ class NegativeELBO(nn.Module):
         with torch.no_grad():
             found = {"log_likelihood": _log_density(p.nodes["y"])}
             factors = [name for name in p.observation_nodes if name != "y"]
-            found |= {f"factor/{name}": _log_density(p.nodes[name]) for name in factors}
+            found |= {f"factor/{name}": p.nodes[name]["fn"].log_prob(p.nodes[name]["value"]).sum() for name in factors}
             for name in q.stochastic_nodes:
                 if name in p.nodes:
                     found[f"kl/{name}"] = _divergence(p.nodes[name], q.nodes[name])

@@ -77,7 +77,7 @@ def check_same(folder: Path, record: Mapping[str, Any], program: Program) -> Non
     saved = _saved(folder)
     if not saved:  # stopped before its first posterior was written
         return
-    there = {name: saved["record"][name] for name in record} | {"program": saved["program"] | {"base": ""}}
+    there = {name: saved["record"].get(name) for name in record} | {"program": saved["program"] | {"base": ""}}
     now = {**record, "program": {**described(program), "base": ""}}
     changed = differing(there, json.loads(json.dumps(now)))
     if not changed:

@@ -83,9 +83,9 @@ def _read(folder: Path) -> dict[str, Any]:
 
 def _check(program: Program, folder: Path, saved: dict[str, Any]) -> None:
     """Make sure that weights mean the same in a program as in the saved one."""
-    names = ("lora", "model", "likelihood")
+    names = ("base_config", "lora", "model", "likelihood")
     now = json.loads(json.dumps({name: describe(program)[name] for name in names}))
-    changed = differing({name: saved[name] for name in names}, now)
+    changed = differing({name: saved.get(name) for name in names}, now)
     if changed:
         raise PosteriorError(f"'{folder}' is of another program (there and now): {'; '.join(changed)}.")
 

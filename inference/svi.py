@@ -10,7 +10,7 @@ from bayeslora.inference.base import Run
 from bayeslora.inference.elbo import bound
 from bayeslora.inference.guided import GuidePosterior, optimise
 from bayeslora.inference.training import TrainingSettings
-from bayeslora.models.guides import make_guide
+from bayeslora.models.guides import check_kind, make_guide
 from bayeslora.posterior import isolated
 from bayeslora.program import Program
 
@@ -66,6 +66,7 @@ class SVI(TrainingSettings):
             raise SettingError(f"scale_learning_rate cannot be negative, found {self.scale_learning_rate}.")
         if not 0 <= self.kl_warmup <= 1:
             raise SettingError(f"kl_warmup is a part of all steps, from 0 to 1; found {self.kl_warmup}.")
+        check_kind(self.guide)
         bound(self.elbo, self.particles)
         if self.elbo == "renyi" and self.particles < 2:
             raise SettingError("A Rényi bound of one particle is the ELBO: give particles=2 or more, or elbo='trace'.")

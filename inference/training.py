@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
@@ -96,6 +97,9 @@ class TrainingSettings:
                 raise SettingError(f"{name} must be positive, found {getattr(self, name)}.")
         if self.schedule not in SCHEDULES:
             raise SettingError(unknown("schedule", self.schedule, SCHEDULES))
+        trackers = ["none", "all", *get_available_reporting_integrations()]
+        if self.report_to not in trackers:
+            raise SettingError(unknown("tracker", self.report_to, trackers) + " Others have to be installed.")
         if not 0 <= self.warmup < 1:
             raise SettingError(f"warmup is a part of all steps, from 0 to below 1; found {self.warmup}.")
 

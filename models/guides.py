@@ -326,6 +326,16 @@ def make_guide(kind: str, model: LoraModel, sites: Sequence[Site], init_scale: f
     return GuideList([AutoGuide(_autoguide(kind), model, sites, init_scale), points])
 
 
+def check_kind(kind: str) -> None:
+    """Make sure that there is such a guide.
+
+    Raises:
+        SettingError: there is none.
+    """
+    if kind not in ("structured", "delta"):
+        _autoguide(kind)
+
+
 def _autoguide(kind: str) -> type[autoguide.AutoGuide]:
     name = KINDS.get(kind, kind)
     found = getattr(autoguide, name, None)

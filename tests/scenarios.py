@@ -52,6 +52,7 @@ def tiny_program(
     classes: int = 3,
     rank: int = 2,
     alpha: int = 4,
+    targets: str | list[str] = "all-linear",
     dropout: float = 0.0,
     seed: int = 0,
 ) -> Program:
@@ -60,7 +61,7 @@ def tiny_program(
         torch.manual_seed(seed)
         base = tiny_bert(classes, dropout)
         network = get_peft_model(
-            base, LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="SEQ_CLS")
+            base, LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, task_type="SEQ_CLS")
         )
         for name, parameter in network.named_parameters():
             if "lora_B" in name:

@@ -210,6 +210,7 @@ def test_a_run_is_not_removed_for_one_that_cannot_start(
     wrong = {
         "--task glue/mrcp --overwrite": "Unknown task 'glue/mrcp'",
         "--model missing-folder/at/all --overwrite": "missing-folder",
+        "--backend svi --set guide=nonsense --overwrite": "Unknown guide 'nonsense'",
         "--overwrite --resume": "either resumed or overwritten",
     }
     for flags, message in wrong.items():

@@ -35,6 +35,25 @@ def test_a_target_that_cannot_be_replaced_leaves_no_trace(tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
+def test_what_was_begun_survives_an_error_of_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace, calls = os.replace, iter(range(100))
+
+    def failing(source: Path, target: Path) -> None:
+        if next(calls):
+            raise PermissionError
+        replace(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", failing)
+        with pytest.raises(PermissionError), files.staged(tmp_path) as stage:
+            (stage / "a.txt").write_text("new")
+            (stage / "b.txt").write_text("new")
+        with pytest.raises(PermissionError):
+            files.recover(tmp_path)
+    files.recover(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "b.txt"]
+
+
 def test_what_was_begun_to_be_moved_is_moved_before_anything_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -150,16 +150,18 @@ def test_autocast_reaches_the_network_alone(model: str, elbo: str) -> None:
     assert all(torch.isfinite(value).all() for value in gradient.values())
 
 
+@pytest.mark.parametrize("weight", [1.0, 0.5])
 @pytest.mark.parametrize(("model", "factors"), [("covariance", 0), ("paper", 3)])
-def test_the_parts_of_the_bound_add_up(model: str, factors: int) -> None:
+def test_the_parts_of_the_bound_add_up(model: str, factors: int, weight: float) -> None:
     loss = objective(MODELS[model])
+    loss.kl_weight = weight
     with torch.no_grad():
         value = float(loss(whole(loss)))
     parts = loss.parts()
     divergences = [part for name, part in parts.items() if name.startswith("kl/")]
     terms = [part for name, part in parts.items() if name.startswith("factor/")]
     assert (len(divergences), len(terms)) == (14, factors)
-    assert math.isclose(-value, parts["log_likelihood"] - sum(divergences) + sum(terms), rel_tol=1e-5)
+    assert math.isclose(-value, parts["log_likelihood"] - weight * (sum(divergences) - sum(terms)), rel_tol=1e-5)
 
 
 @pytest.mark.parametrize("elbo", ["mean-field", "trace"])

@@ -227,6 +227,8 @@ def test_a_plain_adapter_is_not_overwritten(tmp_path: Path) -> None:
         ({"seed": 7}, "seed: 0 and 7"),
         ({"data": tiny_rows(6)}, "n_data: 5 and 6"),
         ({"data": tiny_rows(5, seed=3)}, "data: "),
+        ({"program": tiny_program(targets="all-linear", rank=3)}, "program.lora.r: 2 and 3"),
+        ({"program": tiny_program(targets=["query"])}, "program.lora.layers"),
         ({"program": tiny_program(alpha=400)}, "program.lora.lora_alpha: 4 and 400"),
         ({"program": tiny_program(seed=1)}, "initial value of linear"),
         ({"program": tiny_program(MonteCLoRA(components=3, scale=0.5))}, r"program.model.settings.scale: 1.5 and 0.5"),
@@ -374,6 +376,8 @@ CASES = {
     "particles": Case("particles=0", settings=(("particles", 0),)),
     "temperature": Case("temperature must be positive, found 0", settings=(("temperature", 0.0),)),
     "kl": Case("kl_warmup.*found 2", settings=(("kl_warmup", 2.0),)),
+    "tracker": Case("Unknown tracker 'tensorbord'", settings=(("report_to", "tensorbord"),)),
+    "seed": Case("A seed is a whole number from 0 .* found 1.5", settings=(("seed", 1.5),)),
     "resume": Case("resume=True needs the output_dir", settings=(("resume", True),)),
 }
 
