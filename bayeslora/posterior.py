@@ -243,14 +243,13 @@ def check_foreign(folder: Path) -> None:
 def described(program: Program) -> dict[str, Any]:
     """What tells a program from others, as plain data: base network, LoRA, Pyro model, likelihood, task, lengths."""
     config = getattr(program.network.get_base_model(), "config", None)
-    model_settings = asdict(program.model)  # type: ignore[call-overload]  # every model is a dataclass of settings
     encoder = program.encoder
     return {
         "base": "" if config is None else _portable(config.name_or_path),
         "base_config": "" if config is None else files.fingerprint(config.to_dict()),
         "dtype": str(next(program.network.parameters()).dtype).removeprefix("torch."),
         "lora": program.adapters.described(),
-        "model": {"name": program.model.name, "settings": model_settings},
+        "model": {"name": program.model.name, "settings": asdict(program.model)},
         "likelihood": to_dict(program.likelihood),
         "spec": None if encoder is None else encoder.spec.to_dict(),
         "max_length": None if encoder is None else encoder.max_length,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import Field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -34,9 +35,10 @@ NOT_INPUTS = frozenset({"labels", "index", "choice_mask"})
 
 
 class LoraModel(Protocol):
-    """A Pyro model of LoRA weights, as `bayeslora.models` has them."""
+    """A Pyro model of LoRA weights, as `bayeslora.models` has them: a dataclass whose fields are its settings."""
 
     name: ClassVar[str]
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     def sample(self, sites: Sequence[Site]) -> dict[str, Tensor]:
         """Sample every latent site; return the weight of each of ``sites`` by name."""

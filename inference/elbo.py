@@ -21,13 +21,13 @@ from bayeslora.program import Program
 __all__ = ["ELBOS", "NegativeELBO", "bound"]
 
 
-class _Remembered:
+class _Remembered(ELBO):
     """Keep the last pair of traces, from which the parts of the bound are logged."""
 
     last: tuple[Trace, Trace] | None = None
 
     def _get_trace(self, *args: Any) -> tuple[Trace, Trace]:
-        traces: tuple[Trace, Trace] = super()._get_trace(*args)  # type: ignore[misc]  # the mixin's other base has it
+        traces: tuple[Trace, Trace] = super()._get_trace(*args)
         self.last = traces
         return traces
 
@@ -170,7 +170,8 @@ class NegativeELBO(nn.Module):
                     found["kl/auxiliary"] = found.get("kl/auxiliary", 0.0) + entropy
         return found
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # as torch calls it
+    # torch declares overloads, one for a positional argument that it has deprecated; this takes what either takes.
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The guide's state: the frozen network is not part of a checkpoint."""
         state = self.guide.state_dict(*args, **kwargs)
         # Some of Pyro's guides keep views of one tensor, which safetensors refuses to write.
@@ -210,5 +211,5 @@ def _divergence(p: dict[str, Any], q: dict[str, Any]) -> Tensor:
     """Divergence of one latent site, or an estimate of it where none is known in closed form."""
     try:
         return kl_divergence(q["fn"], p["fn"]).sum()
-    except NotImplementedError:
+    except NotImplementedError:  # no closed form is registered for this pair of laws
         return q["fn"].log_prob(q["value"]).sum() - p["fn"].log_prob(q["value"]).sum()

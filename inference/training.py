@@ -7,18 +7,14 @@ Ctrl-C, and an end as soon as the loss is not finite.
 
 from __future__ import annotations
 
-import random
-import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
@@ -26,14 +22,14 @@ from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from bayeslora.errors import PosteriorError, SettingError, TrainingError, unknown
 from bayeslora.inference.base import Run, is_main_process
 from bayeslora.inference.elbo import NegativeELBO
 from bayeslora.inference.folders import CHECKPOINTS, last_checkpoint, seconds_before
+from bayeslora.inference.order import Order
+from bayeslora.inference.process import interrupts, peak, reset_peak, restored_generators, restored_network
 from bayeslora.posterior import collator, isolated
-from bayeslora.program import Program
 from bayeslora.progress import bar
 
 if TYPE_CHECKING:
@@ -140,17 +136,18 @@ def train(
     """
     with ExitStack() as stack:
         arguments = _arguments(settings, run, stack.enter_context(_scratch(run)))
-        stack.enter_context(_restored_generators(arguments.device))
-        stack.enter_context(_restored_network(loss.program, settings.gradient_checkpointing))
-        interrupted = stack.enter_context(_interrupts())
+        stack.enter_context(restored_generators(arguments.device))
+        stack.enter_context(restored_network(loss.program, settings.gradient_checkpointing))
+        interrupted = stack.enter_context(interrupts())
         loss.to(arguments.device)
-        order = _Order(data, settings, run.seed)
+        rows_a_step = settings.batch_size * settings.gradient_accumulation_steps
+        order = Order(data, rows_a_step, run.seed, settings.group_by_length)
         progress = stack.enter_context(bar("fit", show=run.progress and is_main_process()))
         before = seconds_before(run.output_dir) if run.output_dir and run.resume else 0.0
 
         def outcome() -> Outcome:
             seconds = before + time.perf_counter() - start
-            return Outcome(seconds, _peak(arguments.device), list(trainer.state.log_history))
+            return Outcome(seconds, peak(arguments.device), list(trainer.state.log_history))
 
         save_now = (lambda: save(outcome())) if run.output_dir else None
         steps = _Steps(loss, order, kl_weight, interrupted, progress, save_now)
@@ -164,7 +161,7 @@ def train(
         )
         trainer.order = order
         trainer.remove_callback(PrinterCallback)
-        _reset_peak(arguments.device)
+        reset_peak(arguments.device)
         start = time.perf_counter()
         trainer.train(resume_from_checkpoint=_checkpoint(run) if run.resume else None)
         if hasattr(trainer, "last_batch"):  # not if a finished fit was resumed
@@ -178,7 +175,7 @@ def train(
 class _Trainer(Trainer):
     """The Trainer for a module that returns its loss."""
 
-    order: _Order
+    order: Order
     last_batch: dict[str, Tensor]
 
     def compute_loss(
@@ -227,40 +224,13 @@ class _Trainer(Trainer):
         return self.order
 
 
-class _Order(Sampler[int]):
-    """Rows in an order that seed and epoch alone decide: the same in every process, and in a run that is resumed."""
-
-    def __init__(self, data: Dataset, settings: TrainingSettings, seed: int) -> None:
-        self.size = len(data)
-        # A list: a column of a data set is read from the table at each access.
-        self.lengths = list(data["length"]) if settings.group_by_length else None
-        self.rows_a_step = settings.batch_size * settings.gradient_accumulation_steps
-        self.seed = seed
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(hash((self.seed, self.epoch)))
-        rows: list[int] = torch.randperm(self.size, generator=generator).tolist()
-        if self.lengths is None:
-            return iter(rows)
-        # A row of an incomplete step weighs more than others. Grouping would always leave it short rows.
-        grouped, rest = rows[: (whole := self.size - self.size % self.rows_a_step)], rows[whole:]
-        if grouped:
-            lengths = [self.lengths[row] for row in grouped]
-            grouped = [grouped[i] for i in get_length_grouped_indices(lengths, self.rows_a_step, generator=generator)]
-        return iter(grouped + rest)
-
-
 class _Steps(TrainerCallback):
     """What happens between steps: the KL weight moves on, Ctrl-C is heeded, checkpoints get a posterior beside them."""
 
     def __init__(
         self,
         loss: NegativeELBO,
-        order: _Order,
+        order: Order,
         kl_weight: Callable[[float], float],
         interrupted: Callable[[], bool],
         progress: tqdm,
@@ -337,73 +307,3 @@ def _scratch(run: Run) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as scratch:
         yield Path(scratch)
-
-
-@contextmanager
-def _restored_generators(device: torch.device) -> Iterator[None]:
-    """The Trainer seeds Python, numpy and torch for all: put their states back at the end."""
-    python, legacy = random.getstate(), np.random.get_state()
-    try:
-        with isolated(0, device):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(legacy)
-
-
-@contextmanager
-def _restored_network(program: Program, checkpointing: bool) -> Iterator[None]:
-    """Leave the network as it was found: with PEFT's own parameters, in its mode, without gradient checkpointing."""
-    network, was_training = program.network, program.network.training
-    if checkpointing:
-        network.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
-    try:
-        yield
-    finally:
-        if checkpointing:
-            network.get_base_model().gradient_checkpointing_disable()
-        network.train(was_training)
-        program.adapters.restore()
-
-
-@contextmanager
-def _interrupts() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a request to stop after the step; the second one acts at once."""
-    asked = False
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    try:
-        before = signal.signal(signal.SIGINT, ask)
-    except ValueError:  # only the main thread may set handlers
-        yield lambda: False
-        return
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _reset_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        with suppress(OSError):  # Linux alone lets a process forget its peak
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
-def _peak(device: torch.device) -> int:
-    """Peak memory in bytes: of the GPU's allocator; else of the process, on Linux since `_reset_peak`."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    with suppress(OSError, StopIteration):
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
-    import resource
-    import sys
-
-    high = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(high if sys.platform == "darwin" else high * 1024)

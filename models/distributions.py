@@ -21,12 +21,18 @@ __all__ = ["ColumnNormal", "IsotropicNormal", "LowerCholeskyVector", "WishartCho
 ONE_DRAW = torch.Size()
 
 
-class _LowerCholesky(type(constraints.lower_cholesky)):  # type: ignore[misc]
+class _LowerCholesky(constraints.Constraint):
     """Lower-triangular matrices with a positive diagonal, with a bijection from vectors of r (r + 1) / 2 numbers.
 
     PyTorch registers no bijection for its own constraint: its transform reads the lower triangle of a full matrix, so
     that the other entries of an unconstrained guide would have no posterior to match.
     """
+
+    event_dim = 2
+
+    def check(self, value: Tensor) -> Tensor:
+        """Whether each matrix (...) is one."""
+        return constraints.lower_cholesky.check(value)
 
 
 lower_cholesky = _LowerCholesky()
@@ -356,7 +362,8 @@ def _kl_column_normal(q: ColumnNormal, p: ColumnNormal) -> Tensor:
 def _kl_normal_column_normal(q: Independent, p: ColumnNormal) -> Tensor:
     """KL (...) of independent normal entries, (..., n, r) with both dimensions in the event, to columns."""
     if not isinstance(q.base_dist, Normal) or q.reinterpreted_batch_ndims != 2:
-        raise NotImplementedError  # torch's word for a divergence without a closed form; bounds then estimate it
+        # `kl_divergence` raises the same where no closed form is registered: bounds then estimate the divergence.
+        raise NotImplementedError
     columns, rank = q.event_shape
     variances = q.variance.sum(-2)
     trace = (variances * p.precision_matrix.diagonal(dim1=-2, dim2=-1)).sum(-1)

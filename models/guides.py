@@ -236,7 +236,7 @@ class AutoGuide(Guide):
                 self.auto = kind(target, **{name: value for name, value in options.items() if name in accepted})
                 # The first call makes the parameters, and must not shift the user's random numbers.
                 self.auto()
-        except (TypeError, NotImplementedError, ValueError, RuntimeError) as error:
+        except RuntimeError as error:  # no memory for its covariance, or a support that has no bijection
             raise SettingError(f"{kind.__name__} cannot guide this model: {error}") from error
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -249,7 +249,7 @@ class AutoGuide(Guide):
         try:
             with pyro.settings.context(module_local_params=True):
                 medians = {decoded(name): value.detach() for name, value in self.auto.median().items()}
-        except NotImplementedError:
+        except NotImplementedError:  # Pyro's guides by flows have no median
             return self._average()
         return self._combine(medians)
 

@@ -160,6 +160,12 @@ def test_making_a_guide_leaves_the_random_state_alone(sites: tuple[Site, ...]) -
     assert torch.equal(before, torch.get_rng_state())
 
 
+def test_a_covariance_that_does_not_fit_into_memory_is_an_error() -> None:
+    large = Site("linear.A", "A", "linear", torch.ones(1, 500_000, 4), ("layer",))  # 16 TB of covariance
+    with pytest.raises(SettingError, match="AutoMultivariateNormal cannot guide this model: .*memory"):
+        make_guide("full", Gaussian(), (large,))
+
+
 def test_unknown_and_unfit_kinds(sites: tuple[Site, ...]) -> None:
     with pytest.raises(SettingError, match="Did you mean 'mean-field'"):
         make_guide("meanfield", MonteCLoRA(), sites)
