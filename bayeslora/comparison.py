@@ -24,10 +24,9 @@ from bayeslora.metrics import Metrics, number_to_json
 from bayeslora.plots import COLOURS, reliability_diagram, save_figure
 from bayeslora.predictive import Predictive
 from bayeslora.progress import track
+from bayeslora.runs import METRICS, PREDICTIVE
 
 __all__ = ["Comparison", "Evaluation", "Outcome", "compare"]
-
-METRICS, PREDICTIVE = "metrics.json", "predictive.safetensors"
 
 #: Columns of the table, those that a comparison has.
 COLUMNS = {

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from bayeslora.predictive import Predictive
     from bayeslora.tasks import Split
 
-__all__ = ["Posterior", "Record", "check_foreign", "collator", "described", "encoded", "isolated"]
+__all__ = ["Posterior", "Record", "check_foreign", "collator", "described", "encoded", "isolated", "read_record"]
 
 FORMAT = 1
 RECORD, TENSORS = "posterior.json", "posterior.safetensors"
@@ -227,6 +227,21 @@ class Posterior(ABC):
             "program": described(self.program),
             "versions": {name: version(name) for name in ("torch", "pyro-ppl", "transformers", "peft")},
         }
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What `Posterior.save` has written of the posterior in a folder; empty if there is none.
+
+    Raises:
+        PosteriorError: it is damaged.
+    """
+    files.recover(folder)
+    path = folder / RECORD
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except json.JSONDecodeError as error:
+        raise PosteriorError(f"'{path}' is damaged: {error}.") from error
+    return found
 
 
 def check_foreign(folder: Path) -> None:

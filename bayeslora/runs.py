@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,8 @@ from numpy.typing import NDArray
 
 from bayeslora import files
 from bayeslora.config import RunConfig, differences, read_config, resolve
-from bayeslora.errors import SettingError, TaskError
+from bayeslora.errors import PosteriorError, SettingError, TaskError
+from bayeslora.posterior import RECORD, TENSORS, check_foreign, read_record
 
 if TYPE_CHECKING:
     from bayeslora.metrics import Metrics
@@ -36,13 +36,8 @@ __all__ = [
     "write_text",
 ]
 
-CONFIG, RECORD = "config.yaml", "posterior.json"
+CONFIG, METRICS, PREDICTIVE = "config.yaml", "metrics.json", "predictive.safetensors"
 HEADER = "# The configuration of this run, written by bayeslora.\n"
-#: All that runs and comparisons write into the folder of a run; what shows that there is a run comes last.
-WRITTEN = (
-    "adapter_config.json", "adapter_model.safetensors", "checkpoints", "metrics.json", "predictive.safetensors",
-    "posterior.safetensors", RECORD, CONFIG,
-)  # fmt: skip
 
 
 def task_of(config: RunConfig) -> Task:
@@ -106,7 +101,6 @@ def fit(
     """
     from bayeslora import inference
     from bayeslora.inference.folders import has_checkpoint, holds_fit
-    from bayeslora.posterior import check_foreign
 
     if resume and overwrite:
         raise SettingError("A run is either resumed or overwritten: give one of both.")
@@ -154,10 +148,10 @@ def check_same(folder: Path, config: RunConfig) -> None:
 def is_finished(folder: Path) -> bool:
     """Whether the folder holds a posterior whose fit came to its end; one that was stopped has a record, too."""
     try:
-        described = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+        described = read_record(folder)
+    except PosteriorError:
         return False
-    return bool(described["record"]["finished"])
+    return bool(described) and bool(described["record"]["finished"])
 
 
 def saved_config(folder: Path) -> RunConfig:
@@ -172,8 +166,12 @@ def saved_config(folder: Path) -> RunConfig:
 
 
 def remove(folder: Path) -> None:
-    """Remove what runs write into a folder, and nothing else."""
-    for name in WRITTEN:
+    """Remove what runs and comparisons write into the folder of a run, and nothing else."""
+    from bayeslora.inference.folders import CHECKPOINTS
+
+    adapter = ("adapter_config.json", "adapter_model.safetensors")
+    # What shows that there is a run comes last.
+    for name in (*adapter, CHECKPOINTS, METRICS, PREDICTIVE, TENSORS, RECORD, CONFIG):
         path = folder / name
         if path.is_dir():
             shutil.rmtree(path)

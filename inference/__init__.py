@@ -88,15 +88,15 @@ def fit(
     algorithm = build(_class(backend), settings)
     folder = None if output_dir is None else Path(output_dir)
     task = dict(getattr(data, "arguments", {})) or None  # what is tokenised already does not say
-    run = Run(seed=seed, output_dir=folder, resume=resume, progress=progress, task=task)
     rows = labelled(program, data)
+    run = Run(seed=seed, output_dir=folder, resume=resume, progress=progress, task=task, data=digest(rows))
     if folder is not None and resume:
         record = {
             "backend": backend,
             "settings": asdict(algorithm),
             "seed": seed,
             "n_data": len(rows),
-            "data": digest(rows),
+            "data": run.data,
         }
         check_same(folder, record, program)
     elif folder is not None:

@@ -30,6 +30,7 @@ class Run:
         resume: go on from the last checkpoint in ``output_dir``.
         progress: show a bar.
         task: arguments that load the task again, kept with the posterior.
+        data: digest of the training rows, kept with the posterior.
     """
 
     seed: int = 0
@@ -37,6 +38,7 @@ class Run:
     resume: bool = False
     progress: bool = True
     task: dict[str, Any] | None = None
+    data: str = ""
 
 
 class Backend(Protocol):

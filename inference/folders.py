@@ -12,7 +12,7 @@ import torch
 
 from bayeslora import files
 from bayeslora.errors import SettingError
-from bayeslora.posterior import RECORD, TENSORS, check_foreign, described
+from bayeslora.posterior import RECORD, TENSORS, check_foreign, described, read_record
 from bayeslora.program import Program
 from bayeslora.settings import differing
 
@@ -74,7 +74,7 @@ def check_same(folder: Path, record: Mapping[str, Any], program: Program) -> Non
     Raises:
         SettingError: something differs; the message says what.
     """
-    saved = _saved(folder)
+    saved = read_record(folder)
     if not saved:  # stopped before its first posterior was written
         return
     there = {name: saved["record"].get(name) for name in record} | {"program": saved["program"] | {"base": ""}}
@@ -96,12 +96,5 @@ def check_same(folder: Path, record: Mapping[str, Any], program: Program) -> Non
 
 def seconds_before(folder: Path) -> float:
     """Seconds that the fit in the folder took up to its last checkpoint; 0 if there is none."""
-    saved = _saved(folder)
+    saved = read_record(folder)
     return float(saved["record"]["cost"].get("seconds", 0.0)) if saved else 0.0
-
-
-def _saved(folder: Path) -> dict[str, Any]:
-    files.recover(folder)
-    path = folder / RECORD
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return found

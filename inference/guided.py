@@ -11,7 +11,6 @@ from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor
 
-from bayeslora.data import digest
 from bayeslora.errors import PosteriorError
 from bayeslora.inference.base import Run
 from bayeslora.inference.elbo import NegativeELBO
@@ -113,7 +112,7 @@ def optimise(
         backend=settings.name,
         settings=asdict(settings),
         n_data=len(data),
-        data=digest(data),
+        data=run.data,
         seed=run.seed,
         temperature=temperature,
         task=run.task,

@@ -12,7 +12,7 @@ import torch
 from bayeslora import files
 from bayeslora.errors import PosteriorError, unknown
 from bayeslora.likelihoods import build_likelihood
-from bayeslora.posterior import FORMAT, RECORD, TENSORS, Posterior, Record
+from bayeslora.posterior import FORMAT, RECORD, TENSORS, Posterior, Record, read_record
 from bayeslora.posterior import described as describe
 from bayeslora.program import Program, load_base
 from bayeslora.settings import differing
@@ -41,7 +41,6 @@ def load(
         PosteriorError: there is no posterior, it is damaged, or the base network is another one.
     """
     folder = Path(path)
-    files.recover(folder)
     described = _read(folder)
     if program is None:
         program = _rebuilt(folder, described["program"], base)
@@ -64,12 +63,9 @@ def load(
 
 def _read(folder: Path) -> dict[str, Any]:
     """The description of a saved posterior, once it is known to be whole."""
-    if not (folder / RECORD).is_file():
+    described = read_record(folder)
+    if not described:
         raise PosteriorError(f"There is no posterior in '{folder}': expected a file {RECORD}.")
-    try:
-        described: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise PosteriorError(f"'{folder / RECORD}' is damaged: {error}.") from error
     if described.get("format") != FORMAT:
         raise PosteriorError(
             f"'{folder}' has format {described.get('format')}; this version of bayeslora reads format {FORMAT}."

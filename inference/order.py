@@ -42,7 +42,8 @@ class Order(Sampler[int]):
         if self.lengths is None:
             return iter(rows)
         # A row of an incomplete step weighs more than others. Grouping would always leave it short rows.
-        grouped, rest = rows[: (whole := self.size - self.size % self.rows_a_step)], rows[whole:]
+        whole = self.size - self.size % self.rows_a_step
+        grouped, rest = rows[:whole], rows[whole:]
         if grouped:
             lengths = [self.lengths[row] for row in grouped]
             grouped = [grouped[i] for i in get_length_grouped_indices(lengths, self.rows_a_step, generator=generator)]
