@@ -101,13 +101,13 @@ class Posterior(ABC):
     def from_state(cls, program: Program, record: Record, state: Mapping[str, Tensor]) -> Posterior:
         """Rebuild a posterior from its saved state."""
 
+    @abstractmethod
     def log_prob(self, values: Mapping[str, Tensor]) -> Tensor:
         """Log density of one draw.
 
         Raises:
             PosteriorError: the posterior has no density (a point estimate, for example).
         """
-        raise PosteriorError(f"A {self.record.backend} posterior has no density.")
 
     @property
     def cost(self) -> dict[str, float]:
@@ -115,7 +115,11 @@ class Posterior(ABC):
         return self.record.cost
 
     def sample(self, n: int, seed: int = 0) -> dict[str, Tensor]:
-        """Draw ``n`` values of every latent site, each stacked as (n, ...); the first ones do not depend on n."""
+        """Draw ``n`` values of every latent site, each stacked as (n, ...); the first ones do not depend on n.
+
+        Raises:
+            PosteriorError: n is below 1.
+        """
         if n < 1:
             raise PosteriorError(f"At least one draw is needed, found n={n}.")
         draws = [self.draw() for _ in _seeded(n, seed, self.program.device)]

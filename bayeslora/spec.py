@@ -123,14 +123,20 @@ def task_names() -> tuple[str, ...]:
 
 
 def find_task(name: str) -> TaskSpec | None:
-    """The known task of a name, written "glue/mrpc", "glue_mrpc" or "mrpc"; None if there is none."""
+    """The known task of a name, written "glue/mrpc", "glue_mrpc" or "mrpc"; None if there is none.
+
+    Raises:
+        TaskError: the name is that of several tasks.
+    """
     names, spelling = _names(), _spelling(name)
     if "*" not in names.get(spelling, "*"):
         return _entry(names[spelling])
     for start, task in names.items():
         if "*" in task and f"{spelling}_".startswith(start):
-            word = spelling.removeprefix(start) if spelling.startswith(start) else _registry()[task].get("default")
-            return _entry(task, word) if word else None
+            word = spelling.removeprefix(start.rstrip("_")).strip("_") or _registry()[task].get("default")
+            if not word:
+                raise TaskError(f"'{name}' is several tasks: put the name of one in place of the asterisk in '{task}'.")
+            return _entry(task, word)
     return None
 
 

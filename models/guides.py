@@ -117,11 +117,13 @@ class GuideList(Guide):
         return _merged(part.mean() for part in self._guides())
 
     def log_prob(self, values: Mapping[str, Tensor]) -> Tensor:
-        """Sum over the parts that are more than points."""
-        random = [part for part in self._guides() if part.random]
-        if not random:
-            raise PosteriorError("This guide is a point estimate of every site: it has no density to evaluate.")
-        return torch.stack([part.log_prob(values) for part in random]).sum()
+        """Sum over the parts that are more than points.
+
+        Raises:
+            PosteriorError: all are points, a part has no density, or the value of a site is missing.
+        """
+        parts = [part for part in self._guides() if part.random] or self._guides()
+        return torch.stack([part.log_prob(values) for part in parts]).sum()
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """The groups of all parts, joined."""

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
-from scenarios import VOCABULARY, tiny_bert
+from scenarios import VOCABULARY, tiny_bert, tiny_program
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
@@ -102,6 +102,13 @@ def test_initial_values_do_not_follow_the_parameters() -> None:
     before = {site.name: site.initial.clone() for site in adapters.sites}
     adapters.write(other_values(adapters))
     assert all(torch.equal(site.initial, before[site.name]) for site in adapters.sites)
+
+
+def test_initial_values_of_another_network_are_refused() -> None:
+    adapters = tiny_program(rank=2).adapters
+    others = {site.name: site.initial for site in tiny_program(rank=3).adapters.sites}
+    with pytest.raises(AdapterError, match=r"do not fit the network: found .*3\).* expected .*2\)"):
+        adapters.centre(others)
 
 
 def test_layers_of_equal_shape_are_one_site_in_their_order() -> None:

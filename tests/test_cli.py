@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from scenarios import saved_base, text_program, text_rows
 
 import bayeslora as bl
 from bayeslora import cli, inference, runs
@@ -299,6 +300,13 @@ def test_what_evaluate_cannot_do(run: Path, tmp_path: Path, capsys: pytest.Captu
     ]:
         assert call("evaluate", run, *arguments) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_posterior_without_a_task_needs_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    program = text_program(saved_base(tmp_path / "base"))
+    bl.fit(program, text_rows(), "map", epochs=1, cpu=True, progress=False).save(tmp_path / "run")
+    assert call("evaluate", tmp_path / "run") == 2
+    assert "fitted without a task by name: say which one" in capsys.readouterr().err
 
 
 def test_another_task_must_have_the_same_classes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

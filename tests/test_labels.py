@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bayeslora.errors import DataError
-from bayeslora.labels import infer_labels, pick, read_labels
+from bayeslora.labels import column, infer_labels, pick, read_labels
 from bayeslora.sources import from_rows
 from bayeslora.spec import TaskSpec
 
@@ -99,6 +99,11 @@ def test_answers_that_fit_no_choice(row: dict[str, Any], message: str) -> None:
     )
     with pytest.raises(DataError, match=message):
         read_labels(from_rows([row]), spec)
+
+
+def test_a_field_that_a_column_lacks() -> None:
+    with pytest.raises(DataError, match="Column 'choices' of split 'data' has no field 'texts'"):
+        column(from_rows([{"choices": {"text": ["x"]}}]), "choices.texts")
 
 
 def test_fields_of_fields() -> None:

@@ -225,6 +225,8 @@ def test_distance_from_the_truth() -> None:
     assert found["ece_true"].value == pytest.approx((0.1 + 0.1 + 0.3) / 3)
     with np.errstate(divide="ignore"):
         assert metrics.against_truth(np.log([[0.0, 1.0]]), [[0.5, 0.5]])["kl"].value == math.inf
+    with pytest.raises(DataError, match=r"shape \(1, 2\), true probabilities \(2, 2\)"):
+        metrics.against_truth(np.log([[0.5, 0.5]]), [[0.5, 0.5], [0.5, 0.5]])
 
 
 @pytest.mark.parametrize(

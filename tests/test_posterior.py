@@ -56,6 +56,8 @@ def test_draws_are_stacked_and_reproducible(posterior: Posterior) -> None:
     assert all(torch.equal(draws[name], again[name]) for name in draws)
     assert not torch.equal(draws["linear_16x16.A"], other["linear_16x16.A"])
     assert not torch.equal(draws["linear_16x16.A"][0], draws["linear_16x16.A"][1])
+    with pytest.raises(PosteriorError, match="one draw is needed, found n=0"):
+        posterior.sample(0)
 
 
 @pytest.mark.parametrize("many", [5, 40])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from scenarios import sentence_pairs, write_rows
 
-from bayeslora.errors import DataError
+from bayeslora.errors import DataError, TaskError
 from bayeslora.spec import aliases, find_task
 from bayeslora.tasks import Task, TaskSpec, load_task, task_names
 
@@ -49,8 +49,19 @@ def test_names_are_unambiguous() -> None:
 
 
 def test_a_name_may_choose_the_configuration() -> None:
-    found = [find_task(name) for name in ("winogrande", "winogrande_s", "mmlu/college_biology", "mmlu")]
-    assert [spec and spec.config for spec in found] == ["winogrande_xl", "winogrande_s", "college_biology", None]
+    found = [find_task(name) for name in ("winogrande", "winogrande/*", "winogrande_s", "mmlu/college_biology")]
+    assert [spec and spec.config for spec in found] == [
+        "winogrande_xl",
+        "winogrande_xl",
+        "winogrande_s",
+        "college_biology",
+    ]
+
+
+@pytest.mark.parametrize("name", ["mmlu", "mmlu/*"])
+def test_a_configuration_without_a_default_has_to_be_named(name: str, tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match=r"several tasks: .* asterisk in 'mmlu/\*'"):
+        load_task(name, tmp_path)
 
 
 def test_validation_of_mnli_is_the_matched_one_unless_asked(tmp_path: Path) -> None:
@@ -79,6 +90,10 @@ def test_hidden_test_labels_make_no_test_split(tmp_path: Path) -> None:
 
 RENDERED = {
     "cola": ({"sentence": "Bill slept.", "label": 1}, "Bill slept.\n-> acceptable"),
+    "sst2": ({"sentence": "good fun", "label": 1}, "good fun\n-> positive"),
+    "mrpc": ({"sentence1": "a", "sentence2": "b", "label": 1}, "a\nb\n-> equivalent"),
+    "qqp": ({"question1": "a", "question2": "b", "label": 1}, "a\nb\n-> duplicate"),
+    "wnli": ({"sentence1": "a", "sentence2": "b", "label": 1}, "a\nb\n-> entailment"),
     "rte": ({"sentence1": "a", "sentence2": "b", "label": 1}, "a\nb\n-> not_entailment"),
     "qnli": ({"question": "q?", "sentence": "s", "label": 0}, "q?\ns\n-> entailment"),
     "stsb": ({"sentence1": "a", "sentence2": "b", "label": 3.5}, "a\nb\n-> 3.5"),
@@ -90,10 +105,19 @@ RENDERED = {
         "bank: The bank pays.\nThe bank is muddy.\n-> False",
     ),
     "trec": ({"text": "Who is he?", "label_coarse_original": "HUM"}, "Who is he?\n-> HUM"),
+    "ag_news": ({"text": "Shares fell.", "label": 2}, "Shares fell.\n-> Business"),
     "subj": ({"text": "It rains.", "label": 0}, "It rains.\n-> objective"),
     "arc-e": (
         {"question": "q", "choices": {"text": ["x", "y", "z"], "label": ["1", "2", "3"]}, "answerKey": "2"},
         "  q | x\n* q | y\n  q | z",
+    ),
+    "arc-c": (
+        {"question": "q", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "answerKey": "A"},
+        "* q | x\n  q | y",
+    ),
+    "commonsense_qa": (
+        {"question": "q", "choices": {"label": ["A", "B"], "text": ["x", "y"]}, "answerKey": "B"},
+        "  q | x\n* q | y",
     ),
     "openbookqa": (
         {"question_stem": "q", "choices": {"text": ["x", "y"], "label": ["B", "A"]}, "answerKey": "B"},
@@ -110,6 +134,12 @@ RENDERED = {
     ),
     "mmlu/law": ({"question": "q", "choices": ["x", "y", "z", "w"], "answer": 0}, "* q | x\n  q | y\n  q | z\n  q | w"),
 }
+
+
+def test_every_known_task_has_a_row() -> None:
+    rendered = {spec.name for name in RENDERED if (spec := find_task(name)) is not None}
+    known = {spec.name for name in task_names() if "*" not in name and (spec := find_task(name)) is not None}
+    assert known <= rendered and {"winogrande/xl", "mmlu/law"} <= rendered
 
 
 @pytest.mark.parametrize("name", RENDERED)

@@ -149,15 +149,22 @@ def test_a_record_is_found_from_another_folder(mrpc: Path, monkeypatch: pytest.M
 # Errors
 
 
+def test_rows_in_memory_cannot_be_loaded_again() -> None:
+    task = build_task(TaskSpec("mine", labels=("no", "yes")), {"train": [{"text": "a", "label": 0}]})
+    with pytest.raises(TaskError, match="'mine' were given in memory: .*data_dir="):
+        Task.from_dict(task.to_dict())
+
+
 def test_an_unknown_task_names_the_nearest() -> None:
     for data_dir in (None, "."):
         with pytest.raises(TaskError, match="'glue/mrcp'.* Did you mean 'glue/mrpc'.*text= and label="):
             load_task("glue/mrcp", data_dir)
 
 
-def test_a_missing_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("columns", [{}, {"text": "a", "label": "b"}])
+def test_a_missing_file(tmp_path: Path, columns: dict[str, str]) -> None:
     with pytest.raises(DataError, match="no file .*nothing.csv"):
-        load_task(tmp_path / "nothing.csv", text="a", label="b")
+        load_task(tmp_path / "nothing.csv", **columns)
 
 
 def test_a_folder_without_data(tmp_path: Path) -> None:

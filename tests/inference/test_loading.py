@@ -136,6 +136,13 @@ def test_an_unknown_format_and_an_unknown_kind_are_refused(copy: Path) -> None:
         load(copy)
 
 
+def test_parameters_of_another_guide_are_refused(saved: Path) -> None:
+    posterior = load(saved)
+    record = replace(posterior.record, settings={"guide": "mean-field"})
+    with pytest.raises(PosteriorError, match="do not fit the guide 'mean-field'"):
+        type(posterior).from_state(posterior.program, record, posterior.state())
+
+
 @pytest.mark.parametrize("name", ["posterior.safetensors", "adapter_model.safetensors"])
 @pytest.mark.parametrize("damage", ["cut", "gone", "flipped"])
 def test_a_damaged_file_is_named(copy: Path, name: str, damage: str) -> None:

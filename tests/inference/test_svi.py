@@ -153,6 +153,11 @@ def test_learning_rates_are_by_group() -> None:
             assert not torch.equal(value, start[name])
 
 
+def test_a_negative_rate_is_refused() -> None:
+    with pytest.raises(SettingError, match="scale_learning_rate cannot be negative, found -1"):
+        SVI(scale_learning_rate=-1.0)
+
+
 def test_a_renyi_bound_of_one_particle_is_refused() -> None:
     with pytest.raises(SettingError, match="particles=2"):
         SVI(elbo="renyi")
