@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from bayeslora.predictive import Predictive
     from bayeslora.tasks import Split
 
-__all__ = ["Posterior", "Record", "check_foreign", "collator", "described", "encoded", "isolated", "read_record"]
+__all__ = ["Posterior", "Record", "check_foreign", "collator", "describe", "encoded", "isolated", "read_record"]
 
 FORMAT = 1
 RECORD, TENSORS = "posterior.json", "posterior.safetensors"
@@ -228,7 +228,7 @@ class Posterior(ABC):
             "format": FORMAT,
             "kind": self.kind,
             "record": asdict(self.record),
-            "program": described(self.program),
+            "program": describe(self.program),
             "versions": {name: version(name) for name in ("torch", "pyro-ppl", "transformers", "peft")},
         }
 
@@ -259,7 +259,7 @@ def check_foreign(folder: Path) -> None:
         raise PosteriorError(f"'{folder}' holds a PEFT adapter, which would be replaced: choose another folder.")
 
 
-def described(program: Program) -> dict[str, Any]:
+def describe(program: Program) -> dict[str, Any]:
     """What tells a program from others, as plain data: base network, LoRA, Pyro model, likelihood, task, lengths."""
     config = getattr(program.network.get_base_model(), "config", None)
     encoder = program.encoder

@@ -12,7 +12,7 @@ import torch
 
 from bayeslora import files
 from bayeslora.errors import SettingError
-from bayeslora.posterior import RECORD, TENSORS, check_foreign, described, read_record
+from bayeslora.posterior import RECORD, TENSORS, check_foreign, describe, read_record
 from bayeslora.program import Program
 from bayeslora.settings import differing
 
@@ -78,7 +78,7 @@ def check_same(folder: Path, record: Mapping[str, Any], program: Program) -> Non
     if not saved:  # stopped before its first posterior was written
         return
     there = {name: saved["record"].get(name) for name in record} | {"program": saved["program"] | {"base": ""}}
-    now = {**record, "program": {**described(program), "base": ""}}
+    now = {**record, "program": {**describe(program), "base": ""}}
     changed = differing(there, json.loads(json.dumps(now)))
     if not changed:
         centre = files.read_tensors(folder / TENSORS)

@@ -12,8 +12,7 @@ import torch
 from bayeslora import files
 from bayeslora.errors import PosteriorError, unknown
 from bayeslora.likelihoods import build_likelihood
-from bayeslora.posterior import FORMAT, RECORD, TENSORS, Posterior, Record, read_record
-from bayeslora.posterior import described as describe
+from bayeslora.posterior import FORMAT, RECORD, TENSORS, Posterior, Record, describe, read_record
 from bayeslora.program import Program, load_base
 from bayeslora.settings import differing
 
