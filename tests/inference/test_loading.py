@@ -193,7 +193,7 @@ def test_a_save_that_is_killed_before_it_is_whole_leaves_the_old_posterior(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(os, "rename", killed)
+        patched.setattr(Path, "rename", killed)
         with pytest.raises(KeyboardInterrupt):
             other.save(folder)
     assert_same_predictions(load(folder), load(saved))
