@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+LOWEST := .venv-lowest
 
-.PHONY: help quickstart figures test test-slow lint bench notebooks clean
+.PHONY: help quickstart figures test test-slow test-lowest lint bench notebooks clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,6 +32,14 @@ test: $(READY)  ## Run the tests (slow ones left out)
 test-slow: $(READY)  ## Run the slow tests too
 	$(BIN)/python -m pytest -m ''
 
+test-lowest:  ## Run the tests with the lowest versions that are allowed; PYTHON=python3.10 for the oldest Python
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/pip install --quiet --upgrade pip uv
+	$(LOWEST)/bin/uv pip compile --quiet pyproject.toml --extra dev --python $(LOWEST)/bin/python --resolution lowest-direct --output-file $(LOWEST)/versions.txt
+	$(LOWEST)/bin/pip install --quiet --requirement $(LOWEST)/versions.txt
+	$(LOWEST)/bin/pip install --quiet --no-deps --editable .
+	$(LOWEST)/bin/python -m pytest -n 2
+
 lint: $(READY)  ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -43,4 +52,4 @@ notebooks: $(READY)  ## Execute the notebooks
 	$(BIN)/python scripts/run_notebooks.py
 
 clean:  ## Remove the environment and build products
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(LOWEST) build dist *.egg-info

@@ -121,6 +121,10 @@ class Adapters:
         layers = {site.name: list(site.layers) for site in self.sites if site.role != "head"}
         return {name: getattr(config, name) for name in names} | {"layers": layers}
 
+    def slots(self, name: str) -> tuple[Slot, ...]:
+        """The places of a site's values in the network, in stacking order."""
+        return self._slots[name]
+
     def to(self, device: torch.device) -> None:
         """Move the initial values (the prior's centre) to ``device``; the network moves by itself."""
         self.sites = tuple(replace(site, initial=site.initial.to(device)) for site in self.sites)

@@ -61,6 +61,10 @@ listing = typer.Typer(no_args_is_help=True, help="What there is to choose from."
 app.add_typer(listing, name="list")
 
 Model = Annotated[str | None, typer.Option(help="Base network: folder, hub name, or 'demo'.", show_default=False)]
+AdapterFolder = Annotated[
+    str | None,
+    typer.Option("--adapter", help="PEFT LoRA adapter to start from, in place of a fresh one.", show_default=False),
+]
 TaskName = Annotated[
     str | None, typer.Option(help="Known task, or path or hub name of your own data.", show_default=False)
 ]
@@ -88,7 +92,13 @@ ConfigFile = Annotated[
 ]
 Split = Annotated[str, typer.Option(help="Rows to predict: validation, test, heldout or another split of the data.")]
 Samples = Annotated[int, typer.Option(help="Number of weight draws.", min=1)]
-Method = Annotated[str, typer.Option(help="'sample' averages over draws; 'mean' is plain LoRA at the posterior mean.")]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        help="'sample' averages over draws, 'mean' is plain LoRA at the posterior mean; laplace has links besides.",
+        show_default="the posterior's own",
+    ),
+]
 
 
 @app.callback()
@@ -105,6 +115,7 @@ def fit(
     context: typer.Context,
     output: Annotated[Path, typer.Option(help="Folder of the run.", show_default=False)],
     model: Model = None,
+    adapter: AdapterFolder = None,
     task: TaskName = None,
     data_dir: DataDir = None,
     backend: Annotated[str | None, typer.Option(help="Inference algorithm.", show_default="svi")] = None,
@@ -124,7 +135,7 @@ def fit(
     from bayeslora.config import read_config, resolve
 
     flags = {
-        "model": model, "task": task, "data_dir": data_dir, "backend": backend, "program": program,
+        "model": model, "adapter": adapter, "task": task, "data_dir": data_dir, "backend": backend, "program": program,
         "train_size": train_size, "heldout_size": heldout_size, "seed": seed, "output": str(output),
     }  # fmt: skip
     given = config or assignments or any(flags[name] is not None for name in flags if name != "output")
@@ -153,7 +164,7 @@ def evaluate(
     ] = None,
     split: Split = "validation",
     samples: Samples = 10,
-    method: Method = "sample",
+    method: Method = None,
     seed: Annotated[int, typer.Option(help="Of the draws and of the intervals.")] = 0,
     base: Annotated[
         str | None, typer.Option(help="Where the base network is now, if it has moved.", show_default=False)
@@ -206,7 +217,7 @@ def compare(
     heldout_size: HeldoutSize = None,
     split: Split = "validation",
     samples: Samples = 10,
-    method: Method = "sample",
+    method: Method = None,
     assignments: Assignments = None,
     config: ConfigFile = None,
 ) -> None:

@@ -56,12 +56,12 @@ class Evaluation:
     Attributes:
         split: rows to predict, by name.
         samples: number of weight draws.
-        method: ``"sample"`` or ``"mean"``.
+        method: one of the posterior's, by default each posterior's own.
     """
 
     split: str = "validation"
     samples: int = 10
-    method: str = "sample"
+    method: str | None = None
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,9 @@ class Comparison:
             f"# {self.config.task}, {self.config.model}",
             "",
             f"{size} training rows; split '{self.evaluation.split}' of {first[0].metrics.n} rows; "
-            f"seeds {', '.join(str(outcome.seed) for outcome in first)}; prediction by {self.evaluation.method}"
-            + (f" with {self.evaluation.samples} draws." if self.evaluation.method == "sample" else "."),
+            f"seeds {', '.join(str(outcome.seed) for outcome in first)}; prediction by "
+            + (self.evaluation.method or "each posterior's own method")
+            + ("." if self.evaluation.method == "mean" else f", {self.evaluation.samples} draws of weights."),
             "Values are means over seeds" + (" ± their standard deviation." if len(first) > 1 else ": there is one."),
             "",
             "| " + " | ".join(header) + " |",

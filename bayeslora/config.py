@@ -63,6 +63,7 @@ class RunConfig:
 
     Attributes:
         model: folder or hub name of the base network; "demo" is the encoder that the package ships.
+        adapter: PEFT LoRA adapter to start from, in place of a fresh one; ``lora`` is then not looked at.
         task: name of a known task, or path or hub name of your own data (with ``task_settings``).
         data_dir: folder with the task's files; without it they come from the hub.
         backend: inference algorithm.
@@ -82,6 +83,7 @@ class RunConfig:
 
     model: str
     task: str
+    adapter: str | None = None
     data_dir: str | None = None
     backend: str = "svi"
     train_size: int | None = None
@@ -182,7 +184,8 @@ def resolve(config: RunConfig) -> RunConfig:
     return replace(
         config,
         model=_located(config.model),
-        data_dir=None if config.data_dir is None else _folder(config.data_dir),
+        adapter=None if config.adapter is None else _folder(config.adapter, "adapter"),
+        data_dir=None if config.data_dir is None else _folder(config.data_dir, "data"),
         settings=_typed(backend(config.backend), config.settings),
         program_settings=_typed(MODELS[config.program], config.program_settings),
         task_settings=task_settings(config.task_settings),
@@ -244,10 +247,10 @@ def _located(model: str) -> str:
     return model
 
 
-def _folder(data_dir: str) -> str:
-    path = Path(data_dir).expanduser()
+def _folder(name: str, what: str) -> str:
+    path = Path(name).expanduser()
     if not path.exists():
-        raise SettingError(f"There is no data folder '{data_dir}'.")
+        raise SettingError(f"There is no {what} folder '{name}'.")
     return str(path.resolve())
 
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bayeslora.errors import SettingError, unknown
 
@@ -41,6 +41,31 @@ class Categorical:
         """Class probabilities, in the shape of the logits."""
         return logits.softmax(-1)
 
+    def score(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Derivative of the log-likelihood of ``labels`` (batch,) by the logits, in their shape."""
+        return nn.functional.one_hot(labels, logits.shape[-1]) - logits.softmax(-1)
+
+    def curvature_root(self, logits: Tensor) -> Tensor:
+        """Vectors r with sum_k r_k r_k^T = diag(p) - p p^T, the Fisher information of logits: (classes - 1, *shape).
+
+        They are the columns of its Cholesky factor, known in closed form (Tanabe and Sagae, *An exact Cholesky
+        decomposition and the generalized inverse of the variance-covariance matrix of the multinomial distribution*,
+        JRSS B 1992).
+        """
+        p = logits.softmax(-1)
+        # Mass of the classes from each one on; of those after it, less the rounding of a difference.
+        rest = p.flip(-1).cumsum(-1).flip(-1)
+        after = torch.cat([rest[..., 1:], torch.zeros_like(rest[..., :1])], dim=-1)
+        diagonal = (p * after / rest.clamp(min=torch.finfo(p.dtype).tiny)).sqrt()
+        columns = []
+        for number in range(p.shape[-1] - 1):
+            scale = diagonal[..., number] / after[..., number].clamp(min=torch.finfo(p.dtype).tiny)
+            column = torch.zeros_like(p)
+            column[..., number] = diagonal[..., number]
+            column[..., number + 1 :] = -p[..., number + 1 :] * scale.unsqueeze(-1)
+            columns.append(column)
+        return torch.stack(columns)
+
 
 @dataclass(frozen=True)
 class Normal:
@@ -65,6 +90,14 @@ class Normal:
     def probabilities(self, logits: Tensor) -> Tensor:
         """The outputs themselves: a real label has no class probabilities."""
         return logits
+
+    def score(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Derivative of the log-likelihood of ``labels`` (batch,) by the outputs, in their shape."""
+        return (labels.unsqueeze(-1) - logits) / self.scale**2
+
+    def curvature_root(self, logits: Tensor) -> Tensor:
+        """The one vector whose square is the Fisher information of the output: (1, batch, 1)."""
+        return torch.full_like(logits, 1 / self.scale).unsqueeze(0)
 
 
 Likelihood = Categorical | Normal

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,19 +19,17 @@ from torch import Tensor
 
 from bayeslora import files
 from bayeslora.errors import PosteriorError
-from bayeslora.likelihoods import Categorical, to_dict
+from bayeslora.likelihoods import to_dict
+from bayeslora.passes import Rows, answers, encoded, seeded, undisturbed
 from bayeslora.program import Program
-from bayeslora.progress import track
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from bayeslora.data import Collator
-    from bayeslora.likelihoods import Likelihood
     from bayeslora.predictive import Predictive
     from bayeslora.tasks import Split
 
-__all__ = ["Posterior", "Record", "check_foreign", "collator", "describe", "encoded", "isolated", "read_record"]
+__all__ = ["Posterior", "Record", "check_foreign", "describe", "read_record"]
 
 FORMAT = 1
 RECORD, TENSORS = "posterior.json", "posterior.safetensors"
@@ -79,6 +76,8 @@ class Posterior(ABC):
     kind: ClassVar[str]
     #: Whether draws differ; a point estimate needs one pass to predict.
     random: bool = True
+    #: Ways to predict, the default first.
+    methods: ClassVar[tuple[str, ...]] = ("sample", "mean")
 
     def __init__(self, program: Program, record: Record) -> None:
         self.program = program
@@ -122,14 +121,14 @@ class Posterior(ABC):
         """
         if n < 1:
             raise PosteriorError(f"At least one draw is needed, found n={n}.")
-        draws = [self.draw() for _ in _seeded(n, seed, self.program.device)]
+        draws = [self.draw() for _ in seeded(n, seed, self.program.device)]
         return {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
 
     def predict(
         self,
         data: Split | Dataset,
         samples: int = 10,
-        method: str = "sample",
+        method: str | None = None,
         seed: int = 0,
         batch_size: int = 64,
         progress: bool = True,
@@ -140,8 +139,8 @@ class Posterior(ABC):
             data: rows of a task, or a tokenised data set. Rows of another multiple-choice task may have another number
                 of choices.
             samples: number of weight draws; a point estimate makes one pass in any case.
-            method: ``"sample"`` averages probabilities over draws; ``"mean"`` is the one pass at the posterior mean,
-                the plain-LoRA prediction.
+            method: one of `methods`, by default the first. ``"sample"`` averages probabilities over draws; ``"mean"``
+                is the one pass at the posterior mean, the plain-LoRA prediction.
             seed: of the draws; the global generators are left as they were.
             batch_size: rows a pass; it does not change the result.
             progress: show a bar.
@@ -151,48 +150,34 @@ class Posterior(ABC):
         """
         from bayeslora.predictive import Predictive
 
-        if method not in ("sample", "mean"):
-            raise PosteriorError(f"Unknown method '{method}' of prediction. Known: sample, mean.")
+        method = self.methods[0] if method is None else method
+        if method not in self.methods:
+            raise PosteriorError(f"Unknown method '{method}' of prediction. Known: {', '.join(self.methods)}.")
         if samples < 1:
             raise PosteriorError(f"At least one sample is needed to predict, found samples={samples}.")
         rows = encoded(self.program, data)
-        likelihood, names, collate = _answers(self.program, data)
-        passes = samples if self.random else 1
-        draws = range(1) if method == "mean" else _seeded(passes, seed, self.program.device)
-        network = self.program.network
-        was_training = network.training
-        network.eval()  # dropout would add noise that is not the posterior's
-        try:
-            with torch.no_grad():
-                logits = torch.stack(
-                    [
-                        self._logits(
-                            self.mean() if method == "mean" else self.draw(), rows, collate, batch_size, progress
-                        )
-                        for _ in draws
-                    ]
-                )
-        finally:
-            network.train(was_training)
-            self.program.adapters.restore()
+        likelihood, names, collate = answers(self.program, data)
+        pass_over = Rows(rows, collate, batch_size, progress)
+        with undisturbed(self.program), torch.no_grad():
+            logits, aleatoric = self._outputs(pass_over, method, samples, seed)
         labels = torch.as_tensor(rows["labels"]) if "labels" in rows.column_names else None
-        return Predictive(logits, labels, likelihood, method, names)
+        return Predictive(logits, labels, likelihood, method, names, aleatoric)
 
-    def _logits(
-        self, weights: Mapping[str, Tensor], rows: Dataset, collate: Collator, batch_size: int, progress: bool
-    ) -> Tensor:
+    def _outputs(self, rows: Rows, method: str, samples: int, seed: int) -> tuple[Tensor, Tensor | None]:
+        """Logits (samples, examples, classes) by one of `methods`; the expected entropy, where it is not theirs."""
+        if method == "mean":
+            return self._logits(self.mean(), rows).unsqueeze(0), None
+        draws = seeded(samples if self.random else 1, seed, self.program.device)
+        return torch.stack([self._logits(self.draw(), rows) for _ in draws]), None
+
+    def _logits(self, weights: Mapping[str, Tensor], rows: Rows) -> Tensor:
         """Logits (examples, classes) at one set of weights, in the order of ``rows``."""
-        from bayeslora.data import batches
-
-        device = self.program.device
         found: Tensor | None = None
-        steps = -(-len(rows) // batch_size)
-        for batch in track(batches(rows, collate, batch_size), "predict", total=steps, show=progress):
-            inputs = {key: value.to(device) for key, value in batch.items() if key not in ("labels", "index")}
-            logits = self.program.logits(weights, inputs).cpu()
+        for batch, index in rows.batches(self.program.device):
+            logits = self.program.logits(weights, batch).cpu()
             if found is None:
-                found = logits.new_empty(len(rows), logits.shape[1])
-            found[batch["index"]] = logits
+                found = logits.new_empty(len(rows.dataset), logits.shape[1])
+            found[index] = logits
         assert found is not None  # `encoded` refuses empty data
         return found
 
@@ -283,52 +268,3 @@ def _portable(name_or_path: str) -> str:
     if not path.is_dir():
         return name_or_path
     return "demo" if path.resolve() == Path(MODEL_PATH).resolve() else str(path.resolve())
-
-
-def encoded(program: Program, data: Split | Dataset) -> Dataset:
-    """Token ids, labels and row numbers of ``data``.
-
-    Raises:
-        DataError: there are no rows, or raw text and no encoder to turn it into tokens.
-    """
-    from bayeslora.data import encode
-
-    return encode(data, program.encoder)
-
-
-def collator(program: Program) -> Collator:
-    """What pads the rows of the program's data."""
-    from bayeslora.data import Collator
-
-    return Collator() if program.encoder is None else program.encoder.collator()
-
-
-def _answers(program: Program, data: Split | Dataset) -> tuple[Likelihood, tuple[str, ...], Collator]:
-    """Likelihood, class names and padding of a prediction: the program's, but for the number of choices of a task."""
-    from bayeslora.tasks import Split
-
-    collate = collator(program)
-    if program.encoder is None:
-        return program.likelihood, (), collate
-    spec = program.encoder.spec
-    if not (isinstance(data, Split) and data.spec.max_choices and spec.max_choices):
-        return program.likelihood, spec.labels, collate
-    choices = data.spec.max_choices
-    return Categorical(choices), data.spec.labels, replace(collate, choices=choices)
-
-
-def _seeded(n: int, seed: int, device: torch.device) -> Iterator[int]:
-    """Yield 0 ... n - 1, each with torch's generators seeded anew for the caller; restore them between and after."""
-    seeds = torch.randint(2**62, (n,), generator=torch.Generator().manual_seed(seed)).tolist()
-    for number, each in enumerate(seeds):
-        with isolated(each, device):
-            yield number
-
-
-@contextmanager
-def isolated(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's generators inside, and put them back after."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield

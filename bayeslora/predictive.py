@@ -40,6 +40,7 @@ class Predictive:
         likelihood: what the logits mean.
         method: ``"sample"`` for draws of the weights, ``"mean"`` for the one pass at their posterior mean.
         label_names: names of the classes, where they have some.
+        aleatoric: expected entropy (examples,) in nats, where a formula gives it in place of draws.
 
     Raises:
         DataError: the shapes do not belong together, or a logit is NaN.
@@ -50,6 +51,7 @@ class Predictive:
     likelihood: Likelihood
     method: str = "sample"
     label_names: tuple[str, ...] = ()
+    aleatoric: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.logits.ndim != 3 or self.logits.shape[-1] != self.likelihood.outputs:
@@ -93,6 +95,8 @@ class Predictive:
     def expected_entropy(self) -> Tensor:
         """Mean over draws of the entropy at each (examples,), in nats: what more data would not remove."""
         self._need_classes("entropy")
+        if self.aleatoric is not None:
+            return self.aleatoric
         return self._by_rows(lambda logits: _entropy(logits.log_softmax(-1)).mean(0))
 
     @property
@@ -174,8 +178,9 @@ class Predictive:
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         tensors = {"logits": self.logits.contiguous()}
-        if self.labels is not None:
-            tensors["labels"] = self.labels.contiguous()
+        for name in ("labels", "aleatoric"):
+            if (value := getattr(self, name)) is not None:
+                tensors[name] = value.contiguous()
         described = {
             "likelihood": to_dict(self.likelihood),
             "method": self.method,
@@ -208,6 +213,7 @@ class Predictive:
             build_likelihood(described["likelihood"]),
             described["method"],
             tuple(described["label_names"]),
+            tensors.get("aleatoric"),
         )
 
     def _chunks(self) -> list[tuple[slice, Tensor]]:

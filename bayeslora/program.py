@@ -6,6 +6,7 @@ part of it that samples weights, `Program.logits` the network at given weights.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import Field
@@ -95,6 +96,7 @@ class Program(nn.Module):
         task: Task,
         *,
         lora: LoraConfig | None = None,
+        adapter: str | Path | None = None,
         model: LoraModel | None = None,
         dtype: torch.dtype = torch.float32,
         seed: int = 0,
@@ -106,20 +108,22 @@ class Program(nn.Module):
             name_or_path: folder or hub name of the base network; ``"demo"`` is the encoder that the package ships.
             task: says the kind of network, the number of logits and how rows become text.
             lora: PEFT's configuration; rank 8, alpha 16 on all linear layers by default.
+            adapter: folder of a PEFT LoRA adapter, trained or not, to load in place of a fresh one by ``lora``.
             model: Pyro model of the LoRA weights.
             dtype: type of the frozen base weights; LoRA weights are float32 in any case.
             seed: of the initial LoRA matrices and head; the global generators are left as they were.
             max_length: longest sequence in tokens; longer texts are cut.
 
         Raises:
-            AdapterError: a target of ``lora`` does not exist or cannot be made stochastic.
+            AdapterError: a target of ``lora`` does not exist or cannot be made stochastic, or ``adapter`` does not fit
+                the base network.
         """
         from bayeslora.data import Encoder
 
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             base, tokenizer = load_base(name_or_path, task.spec, dtype)
-            network = adapt(base, task.spec, lora)
+            network = adapt(base, task.spec, lora) if adapter is None else load_adapter(base, adapter)
         positions = getattr(base.config, "max_position_embeddings", None)
         encoder = Encoder(tokenizer, task.spec, max_length=max_length, limit=positions)
         return cls(network, likelihood_of(task.spec), model, encoder=encoder)
@@ -145,6 +149,12 @@ class Program(nn.Module):
         # Covariance factors lose definiteness in the 8 bits of a bfloat16 mantissa.
         with torch.autocast(self.device.type, enabled=False):
             return self.model.sample(self.sites)
+
+    def weights(self, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weight of each site that values of all latent sites determine."""
+        with torch.no_grad():
+            found: dict[str, Tensor] = poutine.condition(self.prior, data=dict(latents))()
+        return found
 
     def logits(self, weights: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
         """Logits (batch, classes) in float32 at ``weights``, which stay in place until the next call.
@@ -229,8 +239,6 @@ def load_base(
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Without transformers' report of a head that is drawn afresh, as was asked for, and of its own deprecations."""
-    import warnings
-
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -254,6 +262,26 @@ def _demo() -> str:
     from bayeslora.demo import MODEL_PATH
 
     return str(MODEL_PATH)
+
+
+def load_adapter(base: PreTrainedModel, folder: str | Path) -> PeftModel:
+    """Put a saved LoRA adapter onto ``base``.
+
+    Raises:
+        AdapterError: there is none, or it is one of another network.
+    """
+    from peft import PeftModel
+
+    name = base.config.name_or_path
+    with warnings.catch_warnings():
+        # PEFT merely warns of weights that the adapter lacks, and they would be drawn at random.
+        warnings.filterwarnings("error", message="Found missing adapter keys")
+        try:
+            return PeftModel.from_pretrained(base, folder)
+        except KeyError as error:
+            raise AdapterError(f"The adapter '{folder}' does not fit '{name}': it lacks {error}.") from error
+        except (OSError, ValueError, RuntimeError, UserWarning) as error:
+            raise AdapterError(f"The adapter '{folder}' does not fit '{name}': {error}") from error
 
 
 def adapt(base: PreTrainedModel, spec: TaskSpec, lora: LoraConfig | None = None) -> PeftModel:

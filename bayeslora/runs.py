@@ -71,6 +71,7 @@ def build_program(config: RunConfig, task: Task) -> Program:
         config.model,
         task,
         lora=config.lora.to_peft(),
+        adapter=config.adapter,
         model=build(config.program, **config.program_settings),
         seed=config.seed,
         max_length=config.max_length,

@@ -31,6 +31,7 @@ __all__ = ["BACKENDS", "Backend", "Run", "backend", "fit", "load"]
 
 #: Name of each backend and where its class is; the module is imported when it is asked for.
 BACKENDS: dict[str, str] = {
+    "laplace": "bayeslora.inference.laplace:Laplace",
     "map": "bayeslora.inference.map:MAP",
     "mle": "bayeslora.inference.map:MLE",
     "svi": "bayeslora.inference.svi:SVI",

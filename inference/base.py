@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from bayeslora.errors import DataError
 from bayeslora.likelihoods import Categorical
-from bayeslora.posterior import Posterior, encoded
+from bayeslora.passes import encoded
+from bayeslora.posterior import Posterior
 from bayeslora.program import Program
 
 if TYPE_CHECKING:

@@ -19,7 +19,10 @@ from bayeslora.settings import differing
 __all__ = ["load"]
 
 #: Where the class of each kind of posterior is.
-POSTERIORS: dict[str, str] = {"guide": "bayeslora.inference.guided:GuidePosterior"}
+POSTERIORS: dict[str, str] = {
+    "guide": "bayeslora.inference.guided:GuidePosterior",
+    "laplace": "bayeslora.inference.curved:LaplacePosterior",
+}
 
 
 def load(

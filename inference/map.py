@@ -16,7 +16,7 @@ from bayeslora.program import Program
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["MAP", "MLE"]
+__all__ = ["MAP", "MLE", "point_estimate"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class MAP(TrainingSettings):
 
     def fit(self, program: Program, data: Dataset, run: Run) -> GuidePosterior:
         """Maximise log p(y, weights) over the weights."""
-        return _point_estimate(self, program, data, run, prior_weight=self.temperature, weight_decay=0.0)
+        return point_estimate(self, program, data, run, prior_weight=self.temperature, weight_decay=0.0)
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,10 @@ class MLE(TrainingSettings):
 
     def fit(self, program: Program, data: Dataset, run: Run) -> GuidePosterior:
         """Maximise log p(y | weights) over the weights."""
-        return _point_estimate(self, program, data, run, prior_weight=0.0, weight_decay=self.weight_decay)
+        return point_estimate(self, program, data, run, prior_weight=0.0, weight_decay=self.weight_decay)
 
 
-def _point_estimate(
+def point_estimate(
     settings: TrainingSettings,
     program: Program,
     data: Dataset,
@@ -77,6 +77,7 @@ def _point_estimate(
     prior_weight: float,
     weight_decay: float,
 ) -> GuidePosterior:
+    """Maximise log p(y | weights) + prior_weight log p(weights) over all weights, by AdamW."""
     guide = make_guide("delta", program.model, program.sites)
     weights = {
         "params": guide.parameter_groups()["location"],

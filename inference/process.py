@@ -12,7 +12,7 @@ from types import FrameType
 import numpy as np
 import torch
 
-from bayeslora.posterior import isolated
+from bayeslora.passes import isolated
 from bayeslora.program import Program
 
 __all__ = ["interrupts", "peak", "reset_peak", "restored_generators", "restored_network"]

@@ -11,7 +11,7 @@ from bayeslora.inference.elbo import bound
 from bayeslora.inference.guided import GuidePosterior, optimise
 from bayeslora.inference.training import TrainingSettings
 from bayeslora.models.guides import check_kind, make_guide
-from bayeslora.posterior import isolated
+from bayeslora.passes import isolated
 from bayeslora.program import Program
 
 if TYPE_CHECKING:

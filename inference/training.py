@@ -29,7 +29,7 @@ from bayeslora.inference.elbo import NegativeELBO
 from bayeslora.inference.folders import CHECKPOINTS, last_checkpoint, seconds_before
 from bayeslora.inference.order import Order
 from bayeslora.inference.process import interrupts, peak, reset_peak, restored_generators, restored_network
-from bayeslora.posterior import collator, isolated
+from bayeslora.passes import collator, isolated
 from bayeslora.progress import bar
 
 if TYPE_CHECKING:

@@ -20,10 +20,11 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 
 from bayeslora.adapters import Site
 from bayeslora.data import batches
+from bayeslora.inference.jacobians import as_matrices
 from bayeslora.likelihoods import Categorical, Normal
 from bayeslora.models import Gaussian, MonteCLoRA
 from bayeslora.models.guides import Guide, GuideList
-from bayeslora.posterior import collator, encoded
+from bayeslora.passes import collator, encoded
 from bayeslora.program import LoraModel, Program
 from bayeslora.tasks import Split, Task, TaskSpec
 
@@ -102,6 +103,29 @@ def text_rows(n: int = 12) -> Split:
 def tiny_batch(program: Program, rows: Dataset) -> dict[str, Tensor]:
     """All rows as one batch."""
     return next(iter(batches(encoded(program, rows), collator(program), len(rows))))
+
+
+def awake(program: Program) -> Program:
+    """With no matrix at its zero start, so that every gradient matters."""
+    generator = torch.Generator().manual_seed(0)
+    values = {site.name: 0.3 * torch.randn(site.initial.shape, generator=generator) for site in program.sites}
+    program.adapters.write(values)
+    program.adapters.centre(values)
+    return program.eval()
+
+
+def dense_jacobian(program: Program, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """d logits / d weights by autograd: (examples, outputs, layers, columns, rank) by site."""
+    weights = {site.name: site.initial for site in program.sites}
+
+    def logits(*values: Tensor) -> Tensor:
+        return program.logits(dict(zip(weights, values, strict=True)), batch)
+
+    found = torch.autograd.functional.jacobian(logits, tuple(weights.values()))
+    return {
+        site.name: torch.stack([torch.stack([as_matrices(site, row) for row in example]) for example in jacobian])
+        for site, jacobian in zip(program.sites, found, strict=True)
+    }
 
 
 def tiny_rows(n: int = 24, classes: int = 3, seed: int = 0, longest: int = 9) -> Dataset:

@@ -97,6 +97,18 @@ def test_evaluate_on_data_of_ones_own(run: Path, tmp_path: Path, capsys: pytest.
     assert "was fitted to classification into (no, unsure, yes)" in capsys.readouterr().err
 
 
+def test_laplace_around_an_adapter_keeps_its_prediction(run: Path, tmp_path: Path) -> None:
+    flags = ["--backend", "laplace", "--adapter", run, "--seed", "2", "--set", "program.centre=zero"]
+    assert call(*FIT, *flags, *QUICK, "--output", tmp_path / "laplace") == 0
+    laplace = tmp_path / "laplace"
+    for name, folder, method in (("map", run, "mean"), ("mean", laplace, "mean"), ("own", laplace, "")):
+        given = ["--method", method] if method else []
+        assert call("evaluate", folder, *given, "--split", "heldout", "--json", tmp_path / f"{name}.json") == 0
+    found = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in ("map", "mean", "own")}
+    assert found["mean"]["nll"] == found["map"]["nll"]
+    assert found["own"]["method"] == "mc-joint" and found["own"]["nll"] != found["map"]["nll"]
+
+
 def test_a_multiple_choice_posterior_predicts_any_number_of_choices(tmp_path: Path) -> None:
     def written(name: str, counts: list[int]) -> Path:
         rows = [

@@ -109,10 +109,12 @@ def test_the_table_has_means_over_seeds(finished: tuple[Path, Comparison]) -> No
         "spread": pytest.approx(np.std(values, ddof=1)),
     }
     assert [each["seed"] for each in written["arms"]["map"]["runs"]] == [0, 3]
-    assert written["evaluation"] == {"split": "heldout", "samples": 2, "method": "sample"}
+    assert written["evaluation"] == {"split": "heldout", "samples": 2, "method": None}
     text = (folder / "comparison.md").read_text()
     assert f"{np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}" in text
-    assert "seeds 0, 3; prediction by sample with 2 draws" in text and "| svi-cold |" in text
+    assert (
+        "seeds 0, 3; prediction by each posterior's own method, 2 draws of weights" in text and "| svi-cold |" in text
+    )
     assert "KL from truth" in text and "peak memory (MiB)" in text
     assert (folder / "reliability.png").read_bytes().startswith(b"\x89PNG")
 

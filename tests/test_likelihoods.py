@@ -46,3 +46,29 @@ def test_a_likelihood_survives_as_plain_data(likelihood: Likelihood) -> None:
 def test_an_unknown_likelihood_is_refused() -> None:
     with pytest.raises(SettingError, match="Unknown likelihood 'norml'. Did you mean 'normal'"):
         build_likelihood({"name": "norml"})
+
+
+@pytest.mark.parametrize("classes", [2, 3, 6])
+def test_curvature_root_is_that_of_the_multinomial_covariance(classes: int) -> None:
+    logits = 4 * torch.randn(20, classes, dtype=torch.float64)
+    logits[0, 1] = -torch.inf  # a choice that the row lacks
+    logits[1] = torch.tensor([60.0] + [0.0] * (classes - 1))
+    roots = Categorical(classes).curvature_root(logits)
+    assert roots.shape == (classes - 1, 20, classes)
+    p = logits.softmax(-1)
+    expected = p.diag_embed() - p.unsqueeze(-1) * p.unsqueeze(-2)
+    torch.testing.assert_close(torch.einsum("knc,knd->ncd", roots, roots), expected)
+    assert torch.isfinite(Categorical(classes).curvature_root(logits.float())).all()
+
+
+@pytest.mark.parametrize("likelihood", [Categorical(3), Normal(0.5)])
+def test_scores_and_curvature_are_derivatives_of_the_density(likelihood: Likelihood) -> None:
+    logits = torch.randn(5, likelihood.outputs, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([0, 2, 1, 1, 0]) if likelihood.name == "categorical" else torch.randn(5).double()
+    (score,) = torch.autograd.grad(likelihood.distribution(logits).log_prob(labels).sum(), logits)
+    torch.testing.assert_close(likelihood.score(logits.detach(), labels), score)
+    hessian = torch.autograd.functional.hessian(
+        lambda row: -likelihood.distribution(row[None]).log_prob(labels[:1]).sum(), logits[0].detach()
+    )
+    roots = likelihood.curvature_root(logits.detach())[:, 0]
+    torch.testing.assert_close(roots.mT @ roots, hessian)

@@ -9,9 +9,10 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from pyro import poutine
+from safetensors.torch import load_file, save_file
 from scenarios import SPEC, saved_base, text_program, text_rows, tiny_batch, tiny_bert, tiny_program, tiny_rows
 from torch import Tensor
-from transformers import BertConfig, BertForMultipleChoice
+from transformers import BertConfig, BertForMultipleChoice, BertForSequenceClassification
 
 from bayeslora.errors import AdapterError
 from bayeslora.likelihoods import Categorical, Normal
@@ -171,3 +172,33 @@ def test_two_programs_over_one_network_do_not_disturb_each_other() -> None:
         first = one.logits(values, batch)
         two.logits({site.name: site.initial - 1 for site in two.sites}, batch)
         assert torch.equal(one.logits(values, batch), first)
+
+
+def test_an_adapter_is_loaded_in_place_of_a_fresh_one(base: Path, tmp_path: Path) -> None:
+    first = Program.from_pretrained(base, Task(SPEC, text_rows()), seed=1)
+    first.adapters.write({site.name: site.initial + 1 for site in first.sites})
+    first.network.save_pretrained(tmp_path / "adapter")
+    second = Program.from_pretrained(base, Task(SPEC, text_rows()), adapter=tmp_path / "adapter", seed=2)
+    for one, two in zip(first.sites, second.sites, strict=True):
+        assert one.name == two.name
+        torch.testing.assert_close(two.initial, one.initial + 1)
+
+
+def test_an_adapter_of_another_network_is_refused(base: Path, tmp_path: Path) -> None:
+    lora = LoraConfig(r=2, target_modules=["query"])
+    other = Program.from_pretrained(saved_base(tmp_path / "other", seed=1), Task(SPEC, text_rows()), lora=lora)
+    other.network.save_pretrained(tmp_path / "adapter")
+    config = BertConfig.from_pretrained(base, hidden_size=32)
+    BertForSequenceClassification(config).save_pretrained(tmp_path / "wide")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "wide" / name).write_bytes((base / name).read_bytes())
+    with pytest.raises(AdapterError, match="(?s)adapter' does not fit '.*wide'.*size mismatch"):
+        Program.from_pretrained(tmp_path / "wide", Task(SPEC, text_rows()), adapter=tmp_path / "adapter")
+    with pytest.raises(AdapterError, match="nothing' does not fit"):
+        Program.from_pretrained(base, Task(SPEC, text_rows()), adapter=tmp_path / "nothing")
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    weights = load_file(path)
+    for lacking, message in (("classifier", "it lacks .*classifier.weight"), ("lora_B", "missing adapter keys")):
+        save_file({name: value for name, value in weights.items() if lacking not in name}, path)
+        with pytest.raises(AdapterError, match=message):
+            Program.from_pretrained(base, Task(SPEC, text_rows()), adapter=tmp_path / "adapter")

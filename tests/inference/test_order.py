@@ -4,7 +4,7 @@ import torch
 from scenarios import tiny_program, tiny_rows
 
 from bayeslora.inference.order import Order
-from bayeslora.posterior import encoded
+from bayeslora.passes import encoded
 
 
 def test_rows_of_like_length_share_a_batch() -> None:

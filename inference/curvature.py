@@ -1,0 +1,360 @@
+"""Curvature of the log-likelihood in the LoRA matrices: the generalised Gauss-Newton matrix F, in four forms.
+
+Each form adds up the batches of one pass over the data, and then gives F in a basis where it is diagonal once the
+prior's covariance is the identity (`Curvature.basis`). All that a Laplace posterior needs follows from there: see
+`bayeslora.inference.gaussian`.
+
+With w (x) u the gradient of one function of the logits at one token (w on the side of the columns, u on that of the
+rank), and sums over the data and the vectors r_k of the likelihood's curvature:
+
+- ``diag``: the diagonal of F, from whole examples.
+- ``kron``: for each matrix (sum w w^T) (x) (sum u u^T) / tokens; the first factor is a sketch of rank k (Nyström's, in
+  one pass: Tropp, Yurtsever, Udell and Cevher, *Fixed-rank approximation of a positive-semidefinite matrix from
+  streaming data*, NeurIPS 2017), so that nothing is as large as columns times columns.
+- ``full``: F itself, for small adapters.
+- ``exact``: the Jacobian J with F = J^T J, for few examples: what is solved is as large as examples times classes.
+
+Tokens share the weights (Eschenhagen, Immer, Turner, Schneider and Hennig, *Kronecker-factored approximate curvature
+for modern neural network architectures*, NeurIPS 2023): `expand` treats each token as an example of its own, `reduce`
+takes the mean of what entered and the sum of what came back. Both are exact for one token.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from bayeslora.adapters import Site
+from bayeslora.errors import TrainingError
+from bayeslora.inference.gaussian import Basis, BlockBasis, Roots, SharedBasis
+from bayeslora.inference.jacobians import Layer, Products, as_matrices
+
+__all__ = ["CURVATURES", "Curvature", "Diagonal", "Dual", "Full", "Kronecker", "nystrom"]
+
+Batch = Sequence[Mapping[Layer, Products]]
+
+
+class Curvature(ABC):
+    """F of the matrices of some sites.
+
+    Args:
+        sites: whose matrices.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, sites: Sequence[Site]) -> None:
+        self.shapes = {site.name: tuple(as_matrices(site, site.initial).shape) for site in sites}
+
+    @property
+    def layers(self) -> list[Layer]:
+        """Every matrix, in the order of `flat`."""
+        return [(name, place) for name, shape in self.shapes.items() for place in range(shape[0])]
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return sum(torch.Size(shape).numel() for shape in self.shapes.values())
+
+    @abstractmethod
+    def add(self, batch: Batch) -> None:
+        """Add the gradients of a batch, for each vector of the likelihood's curvature."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it, by names that `load` knows again."""
+
+    @abstractmethod
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what `tensors` gave."""
+
+    @abstractmethod
+    def gains(self, roots: Roots) -> Tensor:
+        """Eigenvalues of F where the prior's covariance is the identity, one vector; differentiable by the roots."""
+
+    @abstractmethod
+    def basis(self, roots: Roots) -> Basis:
+        """Eigenvectors of F there."""
+
+    def finish(self) -> None:
+        """Called once, after the last batch.
+
+        Raises:
+            TrainingError: F is not finite.
+        """
+        _check_finite(self.tensors())
+
+
+class Diagonal(Curvature):
+    """The diagonal of F."""
+
+    kind: ClassVar[str] = "diag"
+
+    def __init__(self, sites: Sequence[Site]) -> None:
+        super().__init__(sites)
+        self._squares = {site.name: torch.zeros_like(as_matrices(site, site.initial)) for site in sites}
+
+    def add(self, batch: Batch) -> None:
+        """Add the squares of each example's gradient."""
+        for products in batch:
+            for (name, place), product in products.items():
+                self._squares[name][place] += product.matrices().square().sum(0)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The diagonal, by site, in the shape of its matrices."""
+        return dict(self._squares)
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over a diagonal."""
+        self._squares = dict(tensors)
+
+    def gains(self, roots: Roots) -> Tensor:
+        """A block of the rank for each column: the prior may correlate the entries of a column."""
+        return torch.cat([torch.linalg.eigvalsh(self._blocks(name, roots)).flatten() for name in self.shapes])
+
+    def basis(self, roots: Roots) -> Basis:
+        """The eigenvectors of each column's block."""
+        found = {name: torch.linalg.eigh(self._blocks(name, roots)) for name in self.shapes}
+        return BlockBasis(
+            {name: None for name in found},
+            {name: vectors for name, (_, vectors) in found.items()},
+            {name: values for name, (values, _) in found.items()},
+        )
+
+    def _blocks(self, name: str, roots: Roots) -> Tensor:
+        root = roots[name].unsqueeze(1)
+        return root.mT @ (self._squares[name].to(root).unsqueeze(-1) * root)
+
+
+class Kronecker(Curvature):
+    """A Kronecker product for each matrix, its wide factor of low rank.
+
+    Args:
+        sites: whose matrices.
+        rank: of the wide factor; exact where it reaches the number of columns.
+        sharing: "expand" or "reduce".
+    """
+
+    kind: ClassVar[str] = "kron"
+
+    def __init__(self, sites: Sequence[Site], rank: int = 16, sharing: str = "expand") -> None:
+        super().__init__(sites)
+        self.rank, self.sharing = rank, sharing
+        self._test: dict[int, Tensor] = {}
+        self._sketch: dict[Layer, Tensor] = {}
+        self._narrow: dict[Layer, Tensor] = {}
+        self._counted: dict[Layer, int] = dict.fromkeys(self.layers, 0)
+        generator = torch.Generator().manual_seed(0)
+        for site in sites:
+            layers, columns, narrow = self.shapes[site.name]
+            if columns not in self._test:
+                self._test[columns] = _test_matrix(columns, rank, generator).to(site.initial)
+            for place in range(layers):
+                self._sketch[site.name, place] = torch.zeros_like(self._test[columns])
+                self._narrow[site.name, place] = site.initial.new_zeros(narrow, narrow)
+        self._factors: dict[str, Tensor] = {}
+
+    def add(self, batch: Batch) -> None:
+        """Add what entered once, and what came back for every vector of the curvature."""
+        for key in batch[0]:
+            products = [each[key] for each in batch]
+            if self.sharing == "reduce":
+                products = [product.reduced() for product in products]
+            first = products[0]
+            wide, narrow = (products[:1], products) if first.wide_is_input else (products, products[:1])
+            test = self._test[first.columns]
+            for product in wide:
+                self._sketch[key] += product.summed(product.projected(test))
+            for product in narrow:
+                rows = product.narrow.flatten(0, 1)
+                self._narrow[key] += rows.mT @ rows
+            self._counted[key] += int(first.counted.sum())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Eigenvectors (layers, columns, k) and eigenvalues (layers, k) of the wide factor, and the narrow one."""
+        return self._factors or self._finished()
+
+    def _finished(self) -> dict[str, Tensor]:
+        found = {}
+        for name, (layers, columns, _) in self.shapes.items():
+            keys = [(name, place) for place in range(layers)]
+            pairs = [nystrom(self._sketch[key], self._test[columns], self.rank) for key in keys]
+            found[f"{name}.vectors"] = torch.stack([vectors for vectors, _ in pairs])
+            values = [value / max(self._counted[key], 1) for key, (_, value) in zip(keys, pairs, strict=True)]
+            found[f"{name}.values"] = torch.stack(values)
+            found[f"{name}.narrow"] = torch.stack([self._narrow[key] for key in keys])
+        return found
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over finished factors."""
+        self._factors = dict(tensors)
+
+    def finish(self) -> None:
+        """Turn the sketches into factors, which take less room.
+
+        Raises:
+            TrainingError: F is not finite.
+        """
+        _check_finite({f"{name} {place}": value for (name, place), value in self._sketch.items()})
+        _check_finite({f"{name} {place}": value for (name, place), value in self._narrow.items()})
+        self._factors = self._finished()
+        self._sketch.clear()
+
+    def gains(self, roots: Roots) -> Tensor:
+        """All products of an eigenvalue of the wide factor and one of the narrow factor."""
+        tensors = self.tensors()
+        found = []
+        for name in self.shapes:
+            narrow = torch.linalg.eigvalsh(_congruent(tensors[f"{name}.narrow"], roots[name]))
+            found.append(_outer(tensors[f"{name}.values"].to(narrow), narrow).flatten())
+        return torch.cat(found)
+
+    def basis(self, roots: Roots) -> Basis:
+        """Kronecker products of both factors' eigenvectors."""
+        tensors = self.tensors()
+        wide, narrow, gains = {}, {}, {}
+        for name in self.shapes:
+            values, narrow[name] = torch.linalg.eigh(_congruent(tensors[f"{name}.narrow"], roots[name]))
+            wide[name] = tensors[f"{name}.vectors"].to(values)
+            gains[name] = _outer(tensors[f"{name}.values"].to(values), values)
+        return BlockBasis(wide, narrow, gains)
+
+
+class Full(Curvature):
+    """F as one matrix."""
+
+    kind: ClassVar[str] = "full"
+
+    def __init__(self, sites: Sequence[Site]) -> None:
+        super().__init__(sites)
+        self._matrix = sites[0].initial.new_zeros(self.size, self.size)
+
+    def add(self, batch: Batch) -> None:
+        """Add the squares of each example's gradient."""
+        for products in batch:
+            rows = flat(self.layers, {key: product.matrices() for key, product in products.items()})
+            self._matrix += rows.mT @ rows
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The matrix, weights in the order of `flat`."""
+        return {"matrix": self._matrix}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over a matrix."""
+        self._matrix = tensors["matrix"]
+
+    def gains(self, roots: Roots) -> Tensor:
+        """Eigenvalues of the matrix between the prior's roots."""
+        return torch.linalg.eigvalsh(self._whitened(roots))
+
+    def basis(self, roots: Roots) -> Basis:
+        """Its eigenvectors."""
+        gains, vectors = torch.linalg.eigh(self._whitened(roots))
+        return SharedBasis(vectors, gains, self.shapes)
+
+    def _whitened(self, roots: Roots) -> Tensor:
+        half = whitened_rows(self._matrix, roots, self.shapes)
+        return whitened_rows(half.mT, roots, self.shapes)
+
+
+class Dual(Curvature):
+    """F by its square root, the Jacobian of all examples."""
+
+    kind: ClassVar[str] = "exact"
+
+    def __init__(self, sites: Sequence[Site]) -> None:
+        super().__init__(sites)
+        self._rows: list[Tensor] = []
+
+    def add(self, batch: Batch) -> None:
+        """Keep each example's gradient."""
+        for products in batch:
+            self._rows.append(flat(self.layers, {key: product.matrices() for key, product in products.items()}))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The Jacobian (examples times vectors, weights)."""
+        self._rows = [torch.cat(self._rows)]
+        return {"jacobian": self._rows[0]}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over a Jacobian."""
+        self._rows = [tensors["jacobian"]]
+
+    def gains(self, roots: Roots) -> Tensor:
+        """Eigenvalues of J J^T; the others are zero."""
+        rows = self._whitened(roots)
+        return torch.linalg.eigvalsh(rows @ rows.mT).clamp(min=0)
+
+    def basis(self, roots: Roots) -> Basis:
+        """J^T v / sqrt(gain) for each eigenvector v of J J^T; directions without data are left out."""
+        rows = self._whitened(roots)
+        gains, vectors = torch.linalg.eigh(rows @ rows.mT)
+        kept = gains > gains[-1] * len(gains) * torch.finfo(gains.dtype).eps
+        return SharedBasis(rows.mT @ vectors[:, kept] / gains[kept].sqrt(), gains[kept], self.shapes)
+
+    def _whitened(self, roots: Roots) -> Tensor:
+        return whitened_rows(self.tensors()["jacobian"], roots, self.shapes)
+
+
+CURVATURES: dict[str, type[Curvature]] = {each.kind: each for each in (Diagonal, Kronecker, Full, Dual)}
+
+
+def flat(layers: Sequence[Layer], matrices: Mapping[Layer, Tensor]) -> Tensor:
+    """Matrices (..., columns, rank) of all layers as rows (..., weights)."""
+    return torch.cat([matrices[key].flatten(-2) for key in layers], dim=-1)
+
+
+def whitened_rows(rows: Tensor, roots: Roots, shapes: Mapping[str, tuple[int, ...]]) -> Tensor:
+    """Rows of gradients (n, weights) where the prior's covariance is the identity."""
+    parts = rows.to(next(iter(roots.values()))).split([torch.Size(shape).numel() for shape in shapes.values()], dim=-1)
+    return torch.cat(
+        [
+            (part.unflatten(-1, shape) @ roots[name]).flatten(-3)
+            for part, (name, shape) in zip(parts, shapes.items(), strict=True)
+        ],
+        dim=-1,
+    )
+
+
+def nystrom(sketch: Tensor, test: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Eigenvectors (columns, rank) and eigenvalues (rank,) of a positive matrix H, given its sketch H ``test``.
+
+    The best approximation of that rank within the range of the sketch; exact where the rank of H is no larger than
+    the sketch's.
+    """
+    sketch, test = sketch.double(), test.double()
+    values, vectors = torch.linalg.eigh((test.mT @ sketch + sketch.mT @ test) / 2)
+    # What single precision cannot tell from zero would be divided by.
+    floor = values[-1].clamp(min=torch.finfo(torch.float64).tiny) * len(values) * torch.finfo(torch.float32).eps
+    scale = torch.where(values > floor, values, torch.inf).rsqrt()
+    left, singular, _ = torch.linalg.svd(sketch @ (vectors * scale), full_matrices=False)
+    return left[:, :rank], singular[:rank].square()
+
+
+def _check_finite(tensors: Mapping[str, Tensor]) -> None:
+    for name, value in tensors.items():
+        if not value.isfinite().all():
+            raise TrainingError(
+                f"The curvature is not finite at '{name}': the network's outputs overflow at these weights. Train with "
+                "a smaller learning rate, or in float32."
+            )
+
+
+def _test_matrix(columns: int, rank: int, generator: torch.Generator) -> Tensor:
+    """Orthonormal columns, as many as the sketch has: twice the rank, or all."""
+    width = 2 * rank + 1
+    if width >= columns:
+        return torch.eye(columns)
+    return torch.linalg.qr(torch.randn(columns, width, generator=generator)).Q
+
+
+def _congruent(matrix: Tensor, root: Tensor) -> Tensor:
+    return root.mT @ matrix.to(root) @ root
+
+
+def _outer(one: Tensor, two: Tensor) -> Tensor:
+    return one.unsqueeze(-1) * two.clamp(min=0).unsqueeze(-2)

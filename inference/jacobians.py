@@ -1,0 +1,253 @@
+"""Jacobians of the logits with respect to LoRA matrices, example by example, and never as one matrix.
+
+A LoRA matrix meets every token of an example, so its gradient is a sum of outer products: what enters the layer times
+what comes back. A `Tape` listens to both while the network runs; nothing is stored that is as large as the examples
+times all parameters.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from bayeslora.adapters import Site, Slot
+from bayeslora.errors import AdapterError
+from bayeslora.program import Program
+
+__all__ = ["Layer", "Products", "Tape", "as_matrices", "as_value"]
+
+#: A site and the place in its stack: one weight matrix of the network.
+Layer = tuple[str, int]
+
+
+def as_matrices(site: Site, value: Tensor) -> Tensor:
+    """A site's value as (layers, columns, rank); of the head, columns are inputs and the rank stands for outputs."""
+    if site.role != "head":
+        return value
+    return value.mT.unsqueeze(0) if value.dim() == 2 else value.reshape(1, 1, -1)
+
+
+def as_value(site: Site, matrices: Tensor) -> Tensor:
+    """The inverse of `as_matrices`."""
+    if site.role != "head":
+        return matrices
+    return matrices.squeeze(0).mT if site.initial.dim() == 2 else matrices.reshape(site.initial.shape)
+
+
+@dataclass(frozen=True)
+class Products:
+    """Gradients of one function of the logits of each example with respect to one weight matrix.
+
+    The gradient of an example is the sum over its tokens of wide (x) narrow. Padding is zero on both sides.
+
+    Attributes:
+        wide: the side of the columns, (examples, tokens, columns); or row numbers (examples, tokens) of an embedding,
+            which stand for unit vectors.
+        narrow: the side of the rank, (examples, tokens, rank).
+        counted: true for tokens that are no padding, (examples, tokens).
+        columns: number of columns.
+        wide_is_input: whether the wide side entered the layer, and the narrow one came back; else the other way round.
+    """
+
+    wide: Tensor
+    narrow: Tensor
+    counted: Tensor
+    columns: int
+    wide_is_input: bool
+
+    def matrices(self) -> Tensor:
+        """The gradients (examples, columns, rank)."""
+        return self.gathered(self.narrow)
+
+    def reduced(self) -> Products:
+        """One token an example: the mean of what entered, the sum of what came back."""
+        share = self.counted.unsqueeze(-1) / self.counted.sum(1).clamp(min=1)[:, None, None]
+        one = self.counted.any(1, keepdim=True)
+        if self.wide_is_input:
+            wide, narrow = self.gathered(share.to(self.narrow)).mT, self.narrow.sum(1, keepdim=True)
+        else:
+            wide, narrow = self.wide.sum(1, keepdim=True), (self.narrow * share).sum(1, keepdim=True)
+        return Products(wide, narrow, one, self.columns, self.wide_is_input)
+
+    def projected(self, basis: Tensor) -> Tensor:
+        """Wide sides in the columns of ``basis`` (columns, k): (examples, tokens, k)."""
+        if self.wide.is_floating_point():
+            return self.wide @ basis
+        return basis[self.wide] * self.counted.unsqueeze(-1)
+
+    def gathered(self, values: Tensor) -> Tensor:
+        """Sum over tokens of wide (x) ``values`` (examples, tokens, k): (examples, columns, k)."""
+        if self.wide.is_floating_point():
+            return self.wide.mT @ values
+        values = values * self.counted.unsqueeze(-1)
+        found = values.new_zeros(len(values), self.columns, values.shape[-1])
+        return found.scatter_add_(1, self.wide.unsqueeze(-1).expand_as(values), values)
+
+    def summed(self, values: Tensor) -> Tensor:
+        """The same, summed over examples as well: (columns, k)."""
+        if self.wide.is_floating_point():
+            return self.wide.flatten(0, 1).mT @ values.flatten(0, 1)
+        values = (values * self.counted.unsqueeze(-1)).flatten(0, 1)
+        return values.new_zeros(self.columns, values.shape[-1]).index_add_(0, self.wide.flatten(), values)
+
+
+@dataclass
+class _Call:
+    """One pass through a layer: what entered, what left, and the factor between the latter and the LoRA product."""
+
+    entered: Tensor
+    left: Tensor
+    factor: float = 1.0
+
+
+class Tape:
+    """Listens to the layers of some sites while the network runs.
+
+    Use as a context; within it, run the network once with gradients enabled, then ask for `products`.
+
+    Args:
+        program: whose network it is.
+        sites: whose matrices the Jacobian is with respect to.
+
+    Raises:
+        AdapterError: a part of the head is no linear layer (the message names it).
+    """
+
+    def __init__(self, program: Program, sites: Sequence[Site]) -> None:
+        self._calls: dict[Layer, list[_Call]] = defaultdict(list)
+        self._handles: list[RemovableHandle] = []
+        self._patched: list[Any] = []
+        self._sites = sites
+        self._places = [
+            (site, place, slot) for site in sites for place, slot in enumerate(program.adapters.slots(site.name))
+        ]
+        self._network = program.network
+        for site, place, slot in self._places:
+            if site.role == "head" and not isinstance(slot.module, nn.Linear):
+                raise AdapterError(
+                    f"The head's part '{site.layers[place]}' is a {type(slot.module).__name__}: a Jacobian needs "
+                    "linear layers. Leave the head out, head=False."
+                )
+
+    def __enter__(self) -> Tape:
+        for site, place, slot in self._places:
+            self._listen(site, (site.name, place), slot)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        for layer in self._patched:
+            layer.__dict__.pop("_embed", None)
+        self._handles.clear()
+        self._patched.clear()
+        self._calls.clear()
+
+    def _listen(self, site: Site, key: Layer, slot: Slot) -> None:
+        calls = self._calls[key]
+        if isinstance(slot.module, nn.Linear):
+
+            def heard(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+                calls.append(_Call(inputs[0].detach(), _awake(output)))
+
+            self._handles.append(slot.module.register_forward_hook(heard))
+            return
+        layer: Any = self._network.get_submodule(site.layers[key[1]])
+        if site.role == "A":
+            self._listen_to_lookup(layer, lambda ids, found: calls.append(_Call(ids, _awake(found))))
+            return
+        entered: list[Tensor] = []
+        self._listen_to_lookup(layer, lambda ids, found: entered.append(found.detach()))
+        scale = layer._get_embed_scale()
+        factor = float(layer.scaling[slot.name]) * (1.0 if scale is None else float(scale))
+
+        def left(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            calls.append(_Call(entered.pop(), _awake(output), factor))
+
+        self._handles.append(layer.register_forward_hook(left))
+
+    def _listen_to_lookup(self, layer: Any, heard: Any) -> None:
+        # PEFT keeps the matrices of an embedding as bare parameters: only its own lookup sees what they give.
+        inner = layer._embed
+
+        def lookup(ids: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            found: Tensor = inner(ids, *args, **kwargs)
+            heard(ids, found)
+            return found
+
+        layer.__dict__["_embed"] = lookup
+        self._patched.append(layer)
+
+    def products(
+        self, logits: Tensor, directions: Tensor, batch: Mapping[str, Tensor]
+    ) -> Iterator[dict[Layer, Products]]:
+        """For each direction, the gradients of direction . logits with respect to every matrix.
+
+        Args:
+            logits: of the pass that was listened to, (examples, outputs).
+            directions: (directions, examples, outputs).
+            batch: its inputs, whose masks say which tokens are padding.
+
+        Raises:
+            AdapterError: a layer mixes examples, so that its gradient cannot be split between them.
+        """
+        calls = [(key, call) for key, heard in self._calls.items() for call in heard]
+        outputs = [call.left for _, call in calls]
+        for number, direction in enumerate(directions):
+            more = number + 1 < len(directions)
+            gradients = torch.autograd.grad(logits, outputs, direction, retain_graph=more, allow_unused=True)
+            found: dict[Layer, list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
+            for (key, call), gradient in zip(calls, gradients, strict=True):
+                back = torch.zeros_like(call.left) if gradient is None else gradient
+                found[key].append(_split(key, call, back, batch, len(logits)))
+            yield {key: self._joined(key, parts) for key, parts in found.items()}
+
+    def _joined(self, key: Layer, parts: list[tuple[Tensor, Tensor, Tensor]]) -> Products:
+        entered, back, counted = (torch.cat(column, dim=1) for column in zip(*parts, strict=True))
+        site = next(site for site in self._sites if site.name == key[0])
+        columns = as_matrices(site, site.initial).shape[1]
+        if site.role == "head" and site.initial.dim() == 1:  # a bias sees one
+            entered = counted.unsqueeze(-1).to(back)
+        if site.role == "B":
+            return Products(back, entered, counted, columns, wide_is_input=False)
+        return Products(entered, back, counted, columns, wide_is_input=True)
+
+
+def _awake(output: Tensor) -> Tensor:
+    """The output itself, with a gradient even where no weight before it has one."""
+    return output if output.requires_grad else output.requires_grad_()
+
+
+def _split(
+    key: Layer, call: _Call, back: Tensor, batch: Mapping[str, Tensor], examples: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What entered and what came back (examples, tokens, ...), zero at padding, and which tokens count."""
+    rows = len(call.entered)
+    if rows % examples or rows != len(back):
+        raise AdapterError(
+            f"Layer {key[1]} of site '{key[0]}' saw {rows} rows for {examples} examples: its gradient cannot be split "
+            "between them. Leave it out of target_modules."
+        )
+    counted = _counted(batch, rows, back.shape[1:-1]).reshape(examples, -1)
+    came = back.float().mul(call.factor).reshape(examples, -1, back.shape[-1]) * counted.unsqueeze(-1)
+    if not call.entered.is_floating_point():
+        return call.entered.reshape(examples, -1), came, counted
+    entered = call.entered.float().reshape(examples, -1, call.entered.shape[-1])
+    return torch.where(counted.unsqueeze(-1), entered, 0.0), came, counted
+
+
+def _counted(batch: Mapping[str, Tensor], rows: int, tokens: torch.Size) -> Tensor:
+    """Whether each token of each row of a layer is one of the text, (rows, tokens); a pooled row is one token."""
+    mask = batch["attention_mask"].bool()
+    if "choice_mask" in batch:
+        mask = (mask & batch["choice_mask"].unsqueeze(-1)).flatten(0, 1)
+    if len(tokens) == 1 and mask.shape == (rows, tokens[0]):
+        return mask
+    present = mask.any(-1, keepdim=True) if len(mask) == rows else mask.new_ones(rows, 1)
+    return present.expand(rows, max(tokens.numel(), 1))

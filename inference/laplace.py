@@ -1,0 +1,201 @@
+"""Laplace's approximation around the mode of the same program: a Gaussian whose precision is prior plus curvature.
+
+Yang, Robeyns, Wang and Aitchison, *Bayesian low-rank adaptation for large language models*, ICLR 2024 (Laplace-LoRA).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from bayeslora.adapters import Site
+from bayeslora.errors import PosteriorError, SettingError
+from bayeslora.inference.base import Run
+from bayeslora.inference.curvature import Curvature
+from bayeslora.inference.curved import LaplacePosterior, make_curvature, matrices_of
+from bayeslora.inference.evidence import SCALES, maximise, maximise_hyper, whitened
+from bayeslora.inference.jacobians import Tape
+from bayeslora.inference.map import point_estimate
+from bayeslora.inference.priors import HyperPrior, NormalPrior, normal_prior
+from bayeslora.inference.process import peak, reset_peak
+from bayeslora.inference.training import TrainingSettings
+from bayeslora.passes import Rows, collator, isolated, undisturbed
+from bayeslora.posterior import Record
+from bayeslora.program import Program
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["Laplace"]
+
+
+@dataclass(frozen=True)
+class Laplace(TrainingSettings):
+    """Laplace's approximation: N(mode, (curvature + prior precision)^-1) over the random sites of the model.
+
+    Attributes:
+        mode: "train" finds it here, by `map`; "given" takes the weights as they are, as after loading an adapter, in
+            one pass over the data; "auto" trains an adapter that is fresh (all its products B A are zero), no other.
+        curvature: "kron", "diag", "full" (small adapters) or "exact" (few examples); see
+            `bayeslora.inference.curvature`.
+        curvature_rank: rank of the wide factor of "kron"; exact where it reaches the number of columns.
+        fisher: expectation over labels: "exact", by the likelihood's curvature; "mc", one label drawn for each row; or
+            "empirical", the labels of the data (biased).
+        sharing: how "kron" treats tokens, "expand" or "reduce".
+        subset: "all" random sites, or "last-layer": the head's last layer alone.
+        head: count the head among the random sites, with the prior that the model gives it.
+        tune: "evidence" maximises Laplace's approximation of it; "none" keeps the model's prior.
+        scales: what is tuned: one prior scale for "all" sites, for each "site", for each "layer", or the hyper-sites of
+            the model ("hyper": Sigma and pi, under their own priors).
+        temperature: weight of the log prior against the whole data's log-likelihood; 1 is Bayes' rule.
+    """
+
+    name: ClassVar[str] = "laplace"
+    paper: ClassVar[str] = "Yang et al., ICLR 2024 (Laplace-LoRA)"
+
+    mode: Literal["auto", "train", "given"] = "auto"
+    curvature: Literal["kron", "diag", "full", "exact"] = "kron"
+    curvature_rank: int = 16
+    fisher: Literal["exact", "mc", "empirical"] = "exact"
+    sharing: Literal["expand", "reduce"] = "expand"
+    subset: Literal["all", "last-layer"] = "all"
+    head: bool = False
+    tune: Literal["evidence", "none"] = "evidence"
+    scales: Literal["all", "site", "layer", "hyper"] = "site"
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.temperature < math.inf:
+            raise SettingError(f"temperature must be positive, found {self.temperature}.")
+        if self.curvature_rank < 1:
+            raise SettingError(f"curvature_rank must be at least 1, found {self.curvature_rank}.")
+
+    def fit(self, program: Program, data: Dataset, run: Run) -> LaplacePosterior:
+        """Find the mode, measure the curvature there in one pass, and tune the prior."""
+        begun = time.monotonic()
+        history: list[dict[str, float]] = []
+        if self.mode == "train" or (self.mode == "auto" and _is_fresh(program)):
+            trained = point_estimate(self, program, data, run, prior_weight=self.temperature, weight_decay=0.0)
+            latents = {name: value.detach().clone() for name, value in trained.draw().items()}
+            history = trained.record.history
+        else:
+            device = "cuda" if torch.cuda.is_available() and not self.cpu else "cpu"
+            latents = program.to(device).model.initial(program.sites)
+        sites = self._sites(program)
+        prior = normal_prior(program, sites, latents)
+        curvature = make_curvature(self.curvature, sites, self.curvature_rank, self.sharing)
+        reset_peak(program.device)
+        weights = program.weights(latents)
+        log_likelihood = self._measure(program, weights, data, run, sites, curvature)
+        matrices = matrices_of(sites, weights)
+        latents, prior, trace = self._tuned(program, sites, latents, prior, matrices, curvature, log_likelihood)
+        cost = {
+            "seconds": time.monotonic() - begun,
+            "peak_memory_bytes": float(peak(program.device)),
+            "parameters": float(sum(site.initial.numel() for site in program.sites)),
+            "extra_parameters": 0.0,
+        }
+        record = Record(
+            backend=self.name,
+            settings=asdict(self),
+            n_data=len(data),
+            data=run.data,
+            seed=run.seed,
+            temperature=self.temperature,
+            cost=cost,
+            history=history + trace,
+            task=run.task,
+        )
+        return LaplacePosterior(program, record, latents, prior, curvature, log_likelihood)
+
+    def _sites(self, program: Program) -> list[Site]:
+        """The sites whose weights get a Gaussian."""
+        heads = [site for site in program.sites if site.role == "head"]
+        if self.subset == "last-layer":
+            if not heads:
+                raise SettingError("subset='last-layer' needs a head, and PEFT trains none here (modules_to_save).")
+            last = heads[-1].layers[0].rpartition(".")[0]
+            return [site for site in heads if site.layers[0].rpartition(".")[0] == last]
+        # A site that is a sum of components is random by its components.
+        random = {name.removesuffix(".components") for name in program.model.stochastic(program.sites)}
+        return [site for site in program.sites if site.name in random or (self.head and site.role == "head")]
+
+    def _measure(
+        self,
+        program: Program,
+        weights: Mapping[str, Tensor],
+        data: Dataset,
+        run: Run,
+        sites: Sequence[Site],
+        curvature: Curvature,
+    ) -> float:
+        """One pass over the data: add to ``curvature``; the tempered log-likelihood at the mode."""
+        rows = Rows(data, collator(program), self.batch_size, run.progress)
+        labels = torch.as_tensor(data["labels"])
+        total = 0.0
+        cast = torch.autocast(program.device.type, dtype=torch.bfloat16, enabled=self.bf16)
+        with undisturbed(program), isolated(run.seed, program.device), torch.enable_grad():
+            for batch, index in rows.batches(program.device, "curvature"):
+                with Tape(program, sites) as tape:
+                    with cast:
+                        logits = program.logits(weights, batch)
+                    known = labels[index].to(logits.device)
+                    total += float(program.likelihood.distribution(logits.detach()).log_prob(known).double().sum())
+                    roots = self._directions(program, logits.detach(), known) / math.sqrt(self.temperature)
+                    curvature.add(list(tape.products(logits, roots, batch)))
+        curvature.finish()
+        return total / self.temperature
+
+    def _directions(self, program: Program, logits: Tensor, labels: Tensor) -> Tensor:
+        """Vectors (vectors, examples, outputs) whose squares add up to the Fisher information of the logits."""
+        likelihood = program.likelihood
+        if not hasattr(likelihood, "curvature_root"):
+            raise PosteriorError(
+                f"The likelihood '{likelihood.name}' has no curvature_root, which Laplace's approximation needs."
+            )
+        if self.fisher == "exact":
+            return likelihood.curvature_root(logits)
+        if self.fisher == "mc":
+            labels = likelihood.distribution(logits).sample()
+        return likelihood.score(logits, labels).unsqueeze(0)
+
+    def _tuned(
+        self,
+        program: Program,
+        sites: Sequence[Site],
+        latents: dict[str, Tensor],
+        prior: NormalPrior,
+        matrices: Mapping[str, Tensor],
+        curvature: Curvature,
+        log_likelihood: float,
+    ) -> tuple[dict[str, Tensor], NormalPrior, list[dict[str, float]]]:
+        if self.tune == "none":
+            return latents, prior, []
+        if not any(value.any() for value in whitened(prior, matrices).values()):
+            raise SettingError(
+                "The prior is centred on the very weights that are given, so that its best scale is zero: choose "
+                "centre='zero', or tune='none'."
+            )
+        if self.scales != "hyper":
+            tuned, trace = maximise(log_likelihood, prior, matrices, curvature, self.scales)
+            return latents, tuned, trace
+        hyper = HyperPrior(program, sites, latents)
+        if not hyper:
+            raise SettingError(
+                f"scales='hyper' needs a model with hyper-sites, and '{program.model.name}' has none: choose one of "
+                f"{', '.join(SCALES)}."
+            )
+        values, trace = maximise_hyper(log_likelihood, hyper, matrices, curvature)
+        found = latents | {name: value.to(latents[name]) for name, value in values.items()}
+        return found, normal_prior(program, sites, found), trace
+
+
+def _is_fresh(program: Program) -> bool:
+    return all(not site.initial.any() for site in program.sites if site.role == "B")

@@ -1,0 +1,63 @@
+"""From a Gaussian over logits to probabilities: the links of a linearised network.
+
+With f the logits at the mode and V their covariance:
+
+- ``probit``: softmax(f_i / sqrt(1 + pi V_ii / 8)), after MacKay, *The evidence framework applied to classification
+  networks*, Neural Computation 1992.
+- ``bridge``: the Dirichlet that matches the Gaussian in the logits' space (Hobbhahn, Kristiadi and Hennig, *Fast
+  predictive uncertainty for classification with Bayesian deep networks*, UAI 2022), its mean.
+- ``mc-indep`` and ``mc-joint``: draws of the logits, from the diagonal of V or from V.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["LINKS", "bridge", "draws", "probit"]
+
+LINKS = ("probit", "bridge", "mc-indep", "mc-joint")
+
+
+def probit(mean: Tensor, covariance: Tensor) -> Tensor:
+    """Logits (examples, classes) of the probabilities, given logits (examples, classes) and their covariance."""
+    return mean / (1 + math.pi / 8 * covariance.diagonal(dim1=-2, dim2=-1)).sqrt()
+
+
+def bridge(mean: Tensor, covariance: Tensor) -> Tensor:
+    """Concentrations of the Dirichlet distribution (examples, classes); zero for choices that a row lacks.
+
+    The map leaves one direction open, the sum of the logits, so that the Gaussian is first put on sum zero.
+    """
+    present = mean.isfinite()
+    count = present.sum(-1, keepdim=True).to(mean)
+    f = torch.where(present, mean, 0.0)
+    v = covariance * (present.unsqueeze(-1) & present.unsqueeze(-2))
+    sums = v.sum(-1)
+    total = sums.sum(-1, keepdim=True)
+    f = f - sums / total.clamp(min=torch.finfo(f.dtype).tiny) * f.sum(-1, keepdim=True)
+    variance = v.diagonal(dim1=-2, dim2=-1) - sums.square() / total.clamp(min=torch.finfo(f.dtype).tiny)
+    # A logit that is known exactly has infinite concentration: the floor keeps it finite.
+    variance = variance.clamp(min=1e-6)
+    inverse = torch.where(present, (-f).exp(), 0.0).sum(-1, keepdim=True)
+    found = (1 - 2 / count + f.exp() / count.square() * inverse) / variance
+    return torch.where(present, found, 0.0)
+
+
+def dirichlet_entropy(concentration: Tensor) -> Tensor:
+    """Expected entropy (examples,) in nats of probabilities with a Dirichlet distribution."""
+    total = concentration.sum(-1, keepdim=True)
+    return (concentration / total * ((total + 1).digamma() - (concentration + 1).digamma())).sum(-1)
+
+
+def draws(mean: Tensor, covariance: Tensor, joint: bool, n: int, seed: int) -> Tensor:
+    """Logits (n, examples, classes) from N(mean, covariance), or from its diagonal."""
+    generator = torch.Generator(mean.device).manual_seed(seed)
+    noise = torch.randn((n, *mean.shape), generator=generator, dtype=mean.dtype, device=mean.device)
+    if not joint:
+        return mean + noise * covariance.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
+    values, vectors = torch.linalg.eigh(covariance)
+    root = vectors * values.clamp(min=0).sqrt().unsqueeze(-2)
+    return mean + torch.einsum("nij,snj->sni", root, noise)

@@ -1,0 +1,107 @@
+"""Gaussian priors of LoRA matrices, read from the trace of the program."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import Independent, biject_to
+
+from bayeslora.adapters import Site
+from bayeslora.errors import PosteriorError
+from bayeslora.inference.gaussian import Roots
+from bayeslora.inference.jacobians import as_matrices
+from bayeslora.models.distributions import ColumnNormal, IsotropicNormal
+from bayeslora.program import Program
+
+__all__ = ["HyperPrior", "NormalPrior", "normal_prior"]
+
+
+@dataclass(frozen=True)
+class NormalPrior:
+    """Independent columns of each matrix, a ~ N(centre, R R^T), in the layout of `as_matrices`.
+
+    Attributes:
+        centres: (layers, columns, rank) by site.
+        roots: R (layers, rank, rank) by site, in double precision.
+    """
+
+    centres: Mapping[str, Tensor]
+    roots: Roots
+
+
+def normal_prior(program: Program, sites: Sequence[Site], latents: Mapping[str, Tensor]) -> NormalPrior:
+    """The prior of ``sites`` with all other latent sites at the values in ``latents``.
+
+    Raises:
+        PosteriorError: the prior of a site is not normal, or its columns differ in covariance (the message names it).
+    """
+    trace = poutine.trace(poutine.condition(program.prior, data=dict(latents))).get_trace()
+    centres, roots = {}, {}
+    for site in sites:
+        mean, covariance = _moments(site, trace.nodes[site.name])
+        centres[site.name] = as_matrices(site, mean.expand(site.initial.shape))
+        roots[site.name] = torch.linalg.cholesky(covariance.double())
+    return NormalPrior(centres, roots)
+
+
+def _moments(site: Site, node: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Mean, and covariance (layers, rank, rank) of a column."""
+    if node["infer"].get("_deterministic"):
+        raise PosteriorError(f"Site '{site.name}' is a sum of draws, not a draw: give the model collapse=True.")
+    law: TorchDistribution = node["fn"]
+    while isinstance(law, Independent):
+        law = law.base_dist
+    layers, _, rank = as_matrices(site, site.initial).shape
+    if isinstance(law, ColumnNormal):
+        return law.mean, law.covariance_matrix.expand(layers, rank, rank)
+    if isinstance(law, IsotropicNormal):
+        eye = torch.eye(rank, dtype=law.scale.dtype, device=law.scale.device)
+        return law.mean, (law.scale.square() * eye).expand(layers, rank, rank)
+    raise PosteriorError(
+        f"The prior of site '{site.name}' is a {type(law).__name__}; Laplace's approximation needs a ColumnNormal or "
+        "an IsotropicNormal there. Choose another model of the weights."
+    )
+
+
+class HyperPrior:
+    """The prior of ``sites`` as a function of the model's hyper-sites, in their unconstrained spaces.
+
+    Args:
+        program: whose prior.
+        sites: whose matrices.
+        latents: values of all latent sites; those that are no weights are the start.
+    """
+
+    def __init__(self, program: Program, sites: Sequence[Site], latents: Mapping[str, Tensor]) -> None:
+        self._program, self._sites, self._latents = program, sites, dict(latents)
+        weights = {site.name for site in program.sites}
+        trace = poutine.trace(poutine.condition(program.prior, data=self._latents)).get_trace()
+        self._transforms = {
+            name: biject_to(node["fn"].support)
+            for name, node in trace.nodes.items()
+            if name in self._latents and name not in weights
+        }
+        self.start = {
+            name: transform.inv(self._latents[name]).detach().clone() for name, transform in self._transforms.items()
+        }
+
+    def __bool__(self) -> bool:
+        return bool(self.start)
+
+    def constrained(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The hyper-sites' values."""
+        return {name: transform(values[name]) for name, transform in self._transforms.items()}
+
+    def at(self, values: Mapping[str, Tensor]) -> tuple[NormalPrior, Tensor]:
+        """The prior of the weights, and the log density of the hyper-sites."""
+        latents = self._latents | self.constrained(values)
+        prior = normal_prior(self._program, self._sites, latents)
+        trace = poutine.trace(poutine.condition(self._program.prior, data=latents)).get_trace()
+        trace.compute_log_prob(lambda name, node: name in self._transforms)
+        return prior, torch.stack([trace.nodes[name]["log_prob_sum"].double() for name in self._transforms]).sum()

@@ -1,0 +1,101 @@
+"""Jacobians from one backward pass an output against autograd, example by example."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from scenarios import VOCABULARY, awake, dense_jacobian, tiny_batch, tiny_bert, tiny_program, tiny_rows
+from transformers import BertConfig, BertForMultipleChoice, GPT2Config, GPT2ForSequenceClassification
+
+from bayeslora.errors import AdapterError
+from bayeslora.inference.jacobians import Tape, as_matrices, as_value
+from bayeslora.likelihoods import Categorical
+from bayeslora.models import Gaussian
+from bayeslora.program import Program
+
+
+def embedded() -> Program:
+    """LoRA on an embedding and the linear layers behind it."""
+    lora = LoraConfig(r=2, target_modules=["word_embeddings", "query", "dense"], task_type="SEQ_CLS")
+    return awake(Program(get_peft_model(tiny_bert(), lora), Categorical(3), Gaussian()))
+
+
+def convolved() -> Program:
+    """LoRA on GPT-2's transposed layers."""
+    sizes = {"n_embd": 8, "n_layer": 2, "n_head": 2, "vocab_size": VOCABULARY, "n_positions": 16}
+    network = GPT2ForSequenceClassification(GPT2Config(**sizes, num_labels=3, pad_token_id=0, initializer_range=0.3))
+    lora = LoraConfig(r=2, target_modules=["c_attn", "c_proj"], task_type="SEQ_CLS", fan_in_fan_out=True)
+    return awake(Program(get_peft_model(network, lora), Categorical(3), Gaussian()))
+
+
+PROGRAMS = {"linear": lambda: tiny_program().eval(), "embedding": embedded, "conv1d": convolved}
+
+
+@pytest.mark.parametrize("kind", PROGRAMS)
+def test_products_are_the_jacobian(kind: str) -> None:
+    program = PROGRAMS[kind]()
+    batch = tiny_batch(program, tiny_rows(5))
+    expected = dense_jacobian(program, batch)
+    weights = {site.name: site.initial for site in program.sites}
+    with Tape(program, program.sites) as tape:
+        logits = program.logits(weights, batch)
+        directions = torch.eye(3).unsqueeze(1).expand(3, 5, 3)
+        for output, products in enumerate(tape.products(logits, directions, batch)):
+            for (name, place), product in products.items():
+                torch.testing.assert_close(product.matrices(), expected[name][:, output, place], rtol=1e-4, atol=1e-5)
+                assert not product.narrow[~product.counted].any()
+    assert all(not module._forward_hooks for module in program.network.modules())
+    assert all("_embed" not in module.__dict__ for module in program.network.modules())
+
+
+def test_choices_of_a_row_are_its_tokens() -> None:
+    config = BertConfig(
+        vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24,
+        max_position_embeddings=32, initializer_range=0.3,
+    )  # fmt: skip
+    lora = LoraConfig(r=2, target_modules=["query", "dense"], modules_to_save=["classifier"])
+    program = awake(Program(get_peft_model(BertForMultipleChoice(config), lora), Categorical(3), Gaussian()))
+    batch = {
+        "input_ids": torch.randint(1, VOCABULARY, (4, 3, 6)),
+        "attention_mask": (torch.arange(6) < torch.tensor([[6, 4, 3]]).mT).long().expand(4, 3, 6).clone(),
+        "choice_mask": torch.tensor([[True, True, True], [True, True, False]] * 2),
+    }
+    expected = dense_jacobian(program, batch)
+    weights = {site.name: site.initial for site in program.sites}
+    with Tape(program, program.sites) as tape:
+        logits = program.logits(weights, batch)
+        for output, products in enumerate(tape.products(logits, torch.eye(3).unsqueeze(1).expand(3, 4, 3), batch)):
+            for (name, place), product in products.items():
+                torch.testing.assert_close(product.matrices(), expected[name][:, output, place], rtol=1e-4, atol=1e-5)
+
+
+def test_padding_is_zero_on_both_sides_and_does_not_count() -> None:
+    program = tiny_program().eval()
+    rows = tiny_rows(4)
+    batch = tiny_batch(program, rows)
+    weights = {site.name: site.initial for site in program.sites}
+    with Tape(program, program.sites) as tape:
+        logits = program.logits(weights, batch)
+        (products,) = tape.products(logits, torch.ones(1, 4, 3), batch)
+        for product in products.values():
+            tokens = product.counted.sum()
+            assert tokens in (int(batch["attention_mask"].sum()), 4)  # the pooler and the head see one a row
+            assert not product.wide[~product.counted].any()
+
+
+def test_matrices_of_a_site_and_back() -> None:
+    for site in tiny_program().sites:
+        matrices = as_matrices(site, site.initial)
+        assert matrices.dim() == 3
+        assert torch.equal(as_value(site, matrices), site.initial)
+
+
+def test_a_layer_that_mixes_examples_is_named() -> None:
+    lora = LoraConfig(r=2, target_modules=["position_embeddings"], task_type="SEQ_CLS")
+    program = awake(Program(get_peft_model(tiny_bert(), lora), Categorical(3), Gaussian()))
+    batch = tiny_batch(program, tiny_rows(4))
+    with Tape(program, program.sites) as tape:
+        logits = program.logits({site.name: site.initial for site in program.sites}, batch)
+        with pytest.raises(AdapterError, match="'embedding_32x16.*saw 1 rows for 4 examples"):
+            list(tape.products(logits, torch.ones(1, 4, 3), batch))
