@@ -60,6 +60,10 @@ class Curvature(ABC):
         """Number of weights."""
         return sum(torch.Size(shape).numel() for shape in self.shapes.values())
 
+    def room(self, vectors: int) -> int:
+        """Bytes that it takes for so many gradients: rows of the data times vectors of the likelihood's curvature."""
+        return 4 * self.size
+
     @abstractmethod
     def add(self, batch: Batch) -> None:
         """Add the gradients of a batch, for each vector of the likelihood's curvature."""
@@ -231,16 +235,21 @@ class Full(Curvature):
 
     def __init__(self, sites: Sequence[Site]) -> None:
         super().__init__(sites)
-        self._matrix = sites[0].initial.new_zeros(self.size, self.size)
+        self._matrix: Tensor | None = None
+
+    def room(self, vectors: int) -> int:
+        """The matrix in single precision, and its eigenvectors in double."""
+        return 12 * self.size**2
 
     def add(self, batch: Batch) -> None:
         """Add the squares of each example's gradient."""
         for products in batch:
             rows = flat(self.layers, {key: product.matrices() for key, product in products.items()})
-            self._matrix += rows.mT @ rows
+            self._matrix = rows.mT @ rows if self._matrix is None else self._matrix.addmm_(rows.mT, rows)
 
     def tensors(self) -> dict[str, Tensor]:
         """The matrix, weights in the order of `flat`."""
+        assert self._matrix is not None  # there are rows
         return {"matrix": self._matrix}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
@@ -257,7 +266,7 @@ class Full(Curvature):
         return SharedBasis(vectors, gains, self.shapes)
 
     def _whitened(self, roots: Roots) -> Tensor:
-        half = whitened_rows(self._matrix, roots, self.shapes)
+        half = whitened_rows(self.tensors()["matrix"], roots, self.shapes)
         return whitened_rows(half.mT, roots, self.shapes)
 
 
@@ -269,6 +278,10 @@ class Dual(Curvature):
     def __init__(self, sites: Sequence[Site]) -> None:
         super().__init__(sites)
         self._rows: list[Tensor] = []
+
+    def room(self, vectors: int) -> int:
+        """The Jacobian in single precision, and twice in double for the basis; products of its rows."""
+        return 20 * vectors * self.size + 16 * vectors**2
 
     def add(self, batch: Batch) -> None:
         """Keep each example's gradient."""

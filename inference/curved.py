@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bayeslora.adapters import Site
+from bayeslora.errors import PosteriorError
 from bayeslora.inference import links
 from bayeslora.inference.curvature import CURVATURES, Curvature, Kronecker
 from bayeslora.inference.evidence import log_evidence, whitened
@@ -139,6 +140,8 @@ class LaplacePosterior(Posterior):
     def _outputs(self, rows: Rows, method: str, samples: int, seed: int) -> tuple[Tensor, Tensor | None]:
         if method not in links.LINKS:
             return super()._outputs(rows, method, samples, seed)
+        if method in ("probit", "bridge") and self.program.likelihood.name == "normal":
+            raise PosteriorError(f"The link '{method}' is one to class probabilities; for real labels use 'mc-joint'.")
         means, covariances = self.linearised(rows)
         if method == "bridge":
             concentration = links.bridge(means, covariances)

@@ -23,7 +23,7 @@ from bayeslora.inference.evidence import SCALES, maximise, maximise_hyper, white
 from bayeslora.inference.jacobians import Tape
 from bayeslora.inference.map import point_estimate
 from bayeslora.inference.priors import HyperPrior, NormalPrior, normal_prior
-from bayeslora.inference.process import peak, reset_peak
+from bayeslora.inference.process import available, peak, reset_peak
 from bayeslora.inference.training import TrainingSettings
 from bayeslora.passes import Rows, collator, isolated, undisturbed
 from bayeslora.posterior import Record
@@ -43,7 +43,8 @@ class Laplace(TrainingSettings):
         mode: "train" finds it here, by `map`; "given" takes the weights as they are, as after loading an adapter, in
             one pass over the data; "auto" trains an adapter that is fresh (all its products B A are zero), no other.
         curvature: "kron", "diag", "full" (small adapters) or "exact" (few examples); see
-            `bayeslora.inference.curvature`.
+            `bayeslora.inference.curvature`. What the last two need is compared with the memory that is free before
+            the pass.
         curvature_rank: rank of the wide factor of "kron"; exact where it reaches the number of columns.
         fisher: expectation over labels: "exact", by the likelihood's curvature; "mc", one label drawn for each row; or
             "empirical", the labels of the data (biased).
@@ -91,6 +92,7 @@ class Laplace(TrainingSettings):
         sites = self._sites(program)
         prior = normal_prior(program, sites, latents)
         curvature = make_curvature(self.curvature, sites, self.curvature_rank, self.sharing)
+        self._check_room(program, curvature, len(data))
         reset_peak(program.device)
         weights = program.weights(latents)
         log_likelihood = self._measure(program, weights, data, run, sites, curvature)
@@ -114,6 +116,15 @@ class Laplace(TrainingSettings):
             task=run.task,
         )
         return LaplacePosterior(program, record, latents, prior, curvature, log_likelihood)
+
+    def _check_room(self, program: Program, curvature: Curvature, rows: int) -> None:
+        vectors = program.likelihood.outputs if self.fisher == "exact" else 1
+        needed, free = curvature.room(rows * vectors), available(program.device)
+        if needed > free:
+            raise SettingError(
+                f"curvature='{self.curvature}' needs {needed / 2**30:.1f} GiB for {curvature.size:,} weights and "
+                f"{rows:,} rows, and {free / 2**30:.1f} GiB are free: choose 'kron' or 'diag', or fewer sites."
+            )
 
     def _sites(self, program: Program) -> list[Site]:
         """The sites whose weights get a Gaussian."""

@@ -10,12 +10,13 @@ from pathlib import Path
 from types import FrameType
 
 import numpy as np
+import psutil
 import torch
 
 from bayeslora.passes import isolated
 from bayeslora.program import Program
 
-__all__ = ["interrupts", "peak", "reset_peak", "restored_generators", "restored_network"]
+__all__ = ["available", "interrupts", "peak", "reset_peak", "restored_generators", "restored_network"]
 
 
 @contextmanager
@@ -87,3 +88,10 @@ def peak(device: torch.device) -> int:
 
     high = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(high if sys.platform == "darwin" else high * 1024)
+
+
+def available(device: torch.device) -> int:
+    """Bytes of memory that can still be had on the device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return int(psutil.virtual_memory().available)

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from bayeslora.adapters import Site
 from bayeslora.errors import PosteriorError, SettingError, TrainingError
-from bayeslora.inference import fit, load
+from bayeslora.inference import fit, laplace, load
 from bayeslora.inference.curved import LaplacePosterior
 from bayeslora.inference.evidence import log_evidence, scaled
 from bayeslora.inference.priors import normal_prior
@@ -398,3 +398,21 @@ def test_curvature_that_overflows_is_refused() -> None:
 def test_settings_out_of_range(setting: dict[str, Any]) -> None:
     with pytest.raises(SettingError, match=next(iter(setting))):
         given(tiny(), tiny_rows(6), **setting)
+
+
+@pytest.mark.parametrize("kind", ["full", "exact"])
+def test_too_little_memory_is_said_before_the_pass(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(laplace, "available", lambda device: 2**20)
+    with pytest.raises(SettingError, match=rf"curvature='{kind}' needs .* for 896 weights and 600 rows, and 0.0 GiB"):
+        given(tiny(), tiny_rows(600), curvature=kind)
+
+
+def test_links_to_probabilities_are_for_classes(known: Regression) -> None:
+    posterior = fit(known.program, known.rows, "laplace", mode="given", tune="none", progress=False)
+    for method in ("probit", "bridge"):
+        with pytest.raises(PosteriorError, match=f"link '{method}' is one to class probabilities"):
+            posterior.predict(known.rows, method=method, progress=False)
+    joint = posterior.predict(known.rows, progress=False)
+    exact, _ = posterior.linearised(Rows(encoded(known.program, known.rows), collator(known.program), 8, False))
+    # 1,000 draws: the mean has a standard error of a thirtieth of the spread of the outputs.
+    assert ((joint.mean - exact[:, 0]).abs() < 5 * (joint.variance / 1000).sqrt()).all()
