@@ -37,7 +37,7 @@ class SVI(TrainingSettings):
         temperature: weight of the Kullback-Leibler term against the whole data's log-likelihood; 1 is Bayes' rule,
             less gives a colder posterior (accuracy / NLL / ECE-15 of `WeightModel`'s example at 1: .842 / .364 / .030;
             at 0.1: .831 / .395 / .063).
-        kl_warmup: part of all steps in which that weight rises linearly from zero.
+        kl_warmup: part of all steps in which that weight rises linearly from zero (0.5: .840 / .361 / .027).
         scale_learning_rate: learning rate of what shapes the noise: scales, Wishart and Dirichlet parameters.
         init_scale: standard deviation that Pyro's autoguides start from, in their unconstrained space.
 
