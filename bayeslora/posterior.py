@@ -160,7 +160,7 @@ class Posterior(ABC):
         pass_over = Rows(rows, collate, batch_size, progress)
         with undisturbed(self.program), torch.no_grad():
             logits, aleatoric = self._outputs(pass_over, method, samples, seed)
-        labels = torch.as_tensor(rows["labels"]) if "labels" in rows.column_names else None
+        labels = torch.as_tensor(rows["labels"][:]) if "labels" in rows.column_names else None
         return Predictive(logits, labels, likelihood, method, names, aleatoric)
 
     def _outputs(self, rows: Rows, method: str, samples: int, seed: int) -> tuple[Tensor, Tensor | None]:

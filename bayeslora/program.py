@@ -270,18 +270,26 @@ def load_adapter(base: PreTrainedModel, folder: str | Path) -> PeftModel:
     Raises:
         AdapterError: there is none, or it is one of another network.
     """
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict
+    from peft.utils import load_peft_weights
 
     name = base.config.name_or_path
     with warnings.catch_warnings():
         # PEFT merely warns of weights that the adapter lacks, and they would be drawn at random.
         warnings.filterwarnings("error", message="Found missing adapter keys")
         try:
-            return PeftModel.from_pretrained(base, folder)
+            network: PeftModel = PeftModel.from_pretrained(base, folder)
         except KeyError as error:
             raise AdapterError(f"The adapter '{folder}' does not fit '{name}': it lacks {error}.") from error
         except (OSError, ValueError, RuntimeError, UserWarning) as error:
             raise AdapterError(f"The adapter '{folder}' does not fit '{name}': {error}") from error
+    left = sorted(set(load_peft_weights(str(folder), device="cpu")) - set(get_peft_model_state_dict(network)))
+    if left:
+        raise AdapterError(
+            f"The adapter '{folder}' does not fit '{name}': it holds '{left[0]}' ({len(left)} such weights), for which "
+            "there is no place."
+        )
+    return network
 
 
 def adapt(base: PreTrainedModel, spec: TaskSpec, lora: LoraConfig | None = None) -> PeftModel:

@@ -151,7 +151,7 @@ class Kronecker(Curvature):
         self._test: dict[int, Tensor] = {}
         self._sketch: dict[Layer, Tensor] = {}
         self._narrow: dict[Layer, Tensor] = {}
-        self._counted: dict[Layer, int] = dict.fromkeys(self.layers, 0)
+        self._counted = {key: sites[0].initial.new_zeros((), dtype=torch.long) for key in self.layers}
         generator = torch.Generator().manual_seed(0)
         for site in sites:
             layers, columns, narrow = self.shapes[site.name]
@@ -176,7 +176,7 @@ class Kronecker(Curvature):
             for product in narrow:
                 rows = product.narrow.flatten(0, 1)
                 self._narrow[key] += rows.mT @ rows
-            self._counted[key] += int(first.counted.sum())
+            self._counted[key] += first.counted.sum()
 
     def tensors(self) -> dict[str, Tensor]:
         """Eigenvectors (layers, columns, k) and eigenvalues (layers, k) of the wide factor, and the narrow one."""
@@ -188,7 +188,7 @@ class Kronecker(Curvature):
             keys = [(name, place) for place in range(layers)]
             pairs = [nystrom(self._sketch[key], self._test[columns], self.rank) for key in keys]
             found[f"{name}.vectors"] = torch.stack([vectors for vectors, _ in pairs])
-            values = [value / max(self._counted[key], 1) for key, (_, value) in zip(keys, pairs, strict=True)]
+            values = [value / self._counted[key].clamp(min=1) for key, (_, value) in zip(keys, pairs, strict=True)]
             found[f"{name}.values"] = torch.stack(values)
             found[f"{name}.narrow"] = torch.stack([self._narrow[key] for key in keys])
         return found
@@ -196,6 +196,7 @@ class Kronecker(Curvature):
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over finished factors."""
         self._factors = dict(tensors)
+        self._sketch.clear()
 
     def finish(self) -> None:
         """Turn the sketches into factors, which take less room.
@@ -238,13 +239,14 @@ class Full(Curvature):
         self._matrix: Tensor | None = None
 
     def room(self, vectors: int) -> int:
-        """The matrix in single precision, and its eigenvectors in double."""
-        return 12 * self.size**2
+        """In double precision the matrix and, while its eigenvalues are differentiated, some eight more."""
+        return 72 * self.size**2
 
     def add(self, batch: Batch) -> None:
         """Add the squares of each example's gradient."""
         for products in batch:
-            rows = flat(self.layers, {key: product.matrices() for key, product in products.items()})
+            # In double precision: directions without data must not gain from the rounding of others.
+            rows = flat(self.layers, {key: product.matrices() for key, product in products.items()}).double()
             self._matrix = rows.mT @ rows if self._matrix is None else self._matrix.addmm_(rows.mT, rows)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -263,7 +265,7 @@ class Full(Curvature):
     def basis(self, roots: Roots) -> Basis:
         """Its eigenvectors."""
         gains, vectors = torch.linalg.eigh(self._whitened(roots))
-        return SharedBasis(vectors, gains, self.shapes)
+        return SharedBasis(vectors, gains.clamp(min=0), self.shapes)
 
     def _whitened(self, roots: Roots) -> Tensor:
         half = whitened_rows(self.tensors()["matrix"], roots, self.shapes)
@@ -280,8 +282,8 @@ class Dual(Curvature):
         self._rows: list[Tensor] = []
 
     def room(self, vectors: int) -> int:
-        """The Jacobian in single precision, and twice in double for the basis; products of its rows."""
-        return 20 * vectors * self.size + 16 * vectors**2
+        """The Jacobian in single precision and, while the prior is tuned, in double; products of its rows."""
+        return 40 * vectors * self.size + 48 * vectors**2
 
     def add(self, batch: Batch) -> None:
         """Keep each example's gradient."""
@@ -336,8 +338,7 @@ def whitened_rows(rows: Tensor, roots: Roots, shapes: Mapping[str, tuple[int, ..
 def nystrom(sketch: Tensor, test: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Eigenvectors (columns, rank) and eigenvalues (rank,) of a positive matrix H, given its sketch H ``test``.
 
-    The best approximation of that rank within the range of the sketch; exact where the rank of H is no larger than
-    the sketch's.
+    The best approximation of that rank to what the sketch tells of H; exact where the rank of H is no larger.
     """
     sketch, test = sketch.double(), test.double()
     values, vectors = torch.linalg.eigh((test.mT @ sketch + sketch.mT @ test) / 2)

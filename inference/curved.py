@@ -23,7 +23,7 @@ from bayeslora.program import Program
 
 __all__ = ["LaplacePosterior", "make_curvature", "matrices_of"]
 
-#: Logits drawn for each row by the links that draw: they cost no pass of the network.
+#: Logits drawn for each row by the links that draw: no pass of the network, and so not what `samples` counts.
 LOGIT_DRAWS = 1000
 
 
@@ -147,11 +147,12 @@ class LaplacePosterior(Posterior):
             concentration = links.bridge(means, covariances)
             shares = concentration / concentration.sum(-1, keepdim=True)
             return shares.log().float().unsqueeze(0), links.dirichlet_entropy(concentration)
-        drawn = links.draws(means, covariances, method != "mc-indep", LOGIT_DRAWS, seed).float()
-        if method == "probit":
-            aleatoric = torch.special.entr(drawn.softmax(-1)).sum(-1).mean(0).double()
-            return links.probit(means, covariances).float().unsqueeze(0), aleatoric
-        return drawn, None
+        joint = method != "mc-indep"
+        if self.program.likelihood.name == "normal":
+            return links.draws(means, covariances, joint, LOGIT_DRAWS, seed).float(), None
+        logs, aleatoric = links.averaged(means, covariances, joint, LOGIT_DRAWS, seed)
+        logits = links.probit(means, covariances) if method == "probit" else logs
+        return logits.float().unsqueeze(0), aleatoric
 
     def _mode(self, key: Layer) -> Tensor:
         site = next(site for site in self.sites if site.name == key[0])

@@ -72,7 +72,11 @@ def maximise(
 
     def objective() -> tuple[Tensor, dict[str, float]]:
         value = log_evidence(log_likelihood, scaled(prior, by_site()), mode, curvature)
-        multiples = {f"scale/{name}": float(each.detach().exp().mean()) for name, each in by_site().items()}
+        multiples = {
+            f"scale/{name}" + (f"/{place}" if len(each) > 1 else ""): float(multiple)
+            for name, each in by_site().items()
+            for place, multiple in enumerate(each.detach().exp())
+        }
         return value, {"log_evidence": float(value.detach())} | multiples
 
     trace = _ascend([logs], objective)

@@ -53,6 +53,8 @@ class Products:
         counted: true for tokens that are no padding, (examples, tokens).
         columns: number of columns.
         wide_is_input: whether the wide side entered the layer, and the narrow one came back; else the other way round.
+        groups: sequences of an example, one after another among its tokens: choices of multiple choice, and passes of a
+            layer that is used again.
     """
 
     wide: Tensor
@@ -60,20 +62,30 @@ class Products:
     counted: Tensor
     columns: int
     wide_is_input: bool
+    groups: int = 1
 
     def matrices(self) -> Tensor:
         """The gradients (examples, columns, rank)."""
         return self.gathered(self.narrow)
 
     def reduced(self) -> Products:
-        """One token an example: the mean of what entered, the sum of what came back."""
-        share = self.counted.unsqueeze(-1) / self.counted.sum(1).clamp(min=1)[:, None, None]
-        one = self.counted.any(1, keepdim=True)
+        """One token a sequence: the mean of what entered, the sum of what came back."""
+        examples = len(self.counted)
+        counted = self.counted.reshape(examples * self.groups, -1)
+        wide, narrow = (
+            side.reshape(len(counted), counted.shape[1], *side.shape[2:]) for side in (self.wide, self.narrow)
+        )
+        one = Products(wide, narrow, counted, self.columns, self.wide_is_input)
+        share = (counted / counted.sum(1, keepdim=True).clamp(min=1)).unsqueeze(-1).to(narrow)
         if self.wide_is_input:
-            wide, narrow = self.gathered(share.to(self.narrow)).mT, self.narrow.sum(1, keepdim=True)
+            wide, narrow = one.gathered(share).mT, narrow.sum(1, keepdim=True)
         else:
-            wide, narrow = self.wide.sum(1, keepdim=True), (self.narrow * share).sum(1, keepdim=True)
-        return Products(wide, narrow, one, self.columns, self.wide_is_input)
+            wide, narrow = wide.sum(1, keepdim=True), (narrow * share).sum(1, keepdim=True)
+        wide, narrow, counted = (
+            side.reshape(examples, self.groups, *side.shape[2:])
+            for side in (wide, narrow, counted.any(1, keepdim=True))
+        )
+        return Products(wide, narrow, counted, self.columns, self.wide_is_input, self.groups)
 
     def projected(self, basis: Tensor) -> Tensor:
         """Wide sides in the columns of ``basis`` (columns, k): (examples, tokens, k)."""
@@ -123,7 +135,7 @@ class Tape:
         self._calls: dict[Layer, list[_Call]] = defaultdict(list)
         self._handles: list[RemovableHandle] = []
         self._patched: list[Any] = []
-        self._sites = sites
+        self._sites = {site.name: site for site in sites}
         self._places = [
             (site, place, slot) for site in sites for place, slot in enumerate(program.adapters.slots(site.name))
         ]
@@ -199,24 +211,54 @@ class Tape:
         """
         calls = [(key, call) for key, heard in self._calls.items() for call in heard]
         outputs = [call.left for _, call in calls]
+        # What entered a layer is the same for every direction.
+        inputs = {key: self._entered(key, heard, batch, len(logits)) for key, heard in self._calls.items()}
         for number, direction in enumerate(directions):
             more = number + 1 < len(directions)
             gradients = torch.autograd.grad(logits, outputs, direction, retain_graph=more, allow_unused=True)
-            found: dict[Layer, list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
+            came: dict[Layer, list[Tensor]] = {key: [] for key in self._calls}
             for (key, call), gradient in zip(calls, gradients, strict=True):
                 back = torch.zeros_like(call.left) if gradient is None else gradient
-                found[key].append(_split(key, call, back, batch, len(logits)))
-            yield {key: self._joined(key, parts) for key, parts in found.items()}
+                came[key].append(back.float().mul(call.factor).reshape(len(logits), -1, back.shape[-1]))
+            yield {key: self._product(key, *inputs[key], came[key]) for key in came}
 
-    def _joined(self, key: Layer, parts: list[tuple[Tensor, Tensor, Tensor]]) -> Products:
-        entered, back, counted = (torch.cat(column, dim=1) for column in zip(*parts, strict=True))
-        site = next(site for site in self._sites if site.name == key[0])
-        columns = as_matrices(site, site.initial).shape[1]
-        if site.role == "head" and site.initial.dim() == 1:  # a bias sees one
-            entered = counted.unsqueeze(-1).to(back)
+    def _entered(
+        self, key: Layer, calls: list[_Call], batch: Mapping[str, Tensor], examples: int
+    ) -> tuple[Tensor, Tensor, int]:
+        """What entered a layer (examples, tokens, ...), zero at padding; which tokens count; rows an example."""
+        if not calls:  # a layer that the network leaves out
+            nothing = self._sites[key[0]].initial.new_zeros(examples, 0)
+            return nothing.unsqueeze(-1), nothing.bool(), 1
+        entered, counted, groups = [], [], 0
+        for call in calls:
+            rows, tokens = len(call.entered), call.left.shape[1:-1]
+            each = _counted(key, batch, rows, tokens, examples).reshape(examples, -1)
+            if call.entered.is_floating_point():
+                value = call.entered.float().reshape(examples, -1, call.entered.shape[-1])
+                value = torch.where(each.unsqueeze(-1), value, 0.0)
+            else:
+                value = call.entered.reshape(examples, -1)
+            entered.append(value)
+            counted.append(each)
+            groups += max(rows // examples, 1) if tokens else 1
+        return torch.cat(entered, dim=1), torch.cat(counted, dim=1), groups
+
+    def _product(self, key: Layer, entered: Tensor, counted: Tensor, groups: int, came: list[Tensor]) -> Products:
+        site = self._sites[key[0]]
+        columns, rank = as_matrices(site, site.initial).shape[1:]
+        if not came:
+            narrow, wide = entered.expand(-1, -1, rank), entered.expand(-1, -1, columns)
+            return Products(wide, narrow, counted, columns, site.role != "B")
+        back = torch.cat(came, dim=1) * counted.unsqueeze(-1)
+        if site.role == "head":
+            # A head may score every token, of which one is looked at.
+            counted = counted & back.ne(0).any(-1)
+            entered = torch.where(counted.unsqueeze(-1), entered, 0.0)
+            if site.initial.dim() == 1:  # a bias sees one
+                entered = counted.unsqueeze(-1).to(back)
         if site.role == "B":
-            return Products(back, entered, counted, columns, wide_is_input=False)
-        return Products(entered, back, counted, columns, wide_is_input=True)
+            return Products(back, entered, counted, columns, False, groups)
+        return Products(entered, back, counted, columns, True, groups)
 
 
 def _awake(output: Tensor) -> Tensor:
@@ -224,30 +266,18 @@ def _awake(output: Tensor) -> Tensor:
     return output if output.requires_grad else output.requires_grad_()
 
 
-def _split(
-    key: Layer, call: _Call, back: Tensor, batch: Mapping[str, Tensor], examples: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What entered and what came back (examples, tokens, ...), zero at padding, and which tokens count."""
-    rows = len(call.entered)
-    if rows % examples or rows != len(back):
-        raise AdapterError(
-            f"Layer {key[1]} of site '{key[0]}' saw {rows} rows for {examples} examples: its gradient cannot be split "
-            "between them. Leave it out of target_modules."
-        )
-    counted = _counted(batch, rows, back.shape[1:-1]).reshape(examples, -1)
-    came = back.float().mul(call.factor).reshape(examples, -1, back.shape[-1]) * counted.unsqueeze(-1)
-    if not call.entered.is_floating_point():
-        return call.entered.reshape(examples, -1), came, counted
-    entered = call.entered.float().reshape(examples, -1, call.entered.shape[-1])
-    return torch.where(counted.unsqueeze(-1), entered, 0.0), came, counted
-
-
-def _counted(batch: Mapping[str, Tensor], rows: int, tokens: torch.Size) -> Tensor:
+def _counted(key: Layer, batch: Mapping[str, Tensor], rows: int, tokens: torch.Size, examples: int) -> Tensor:
     """Whether each token of each row of a layer is one of the text, (rows, tokens); a pooled row is one token."""
     mask = batch["attention_mask"].bool()
     if "choice_mask" in batch:
         mask = (mask & batch["choice_mask"].unsqueeze(-1)).flatten(0, 1)
     if len(tokens) == 1 and mask.shape == (rows, tokens[0]):
         return mask
-    present = mask.any(-1, keepdim=True) if len(mask) == rows else mask.new_ones(rows, 1)
-    return present.expand(rows, max(tokens.numel(), 1))
+    if not tokens and rows == mask.numel():
+        return mask.reshape(examples, -1)
+    if len(mask) != rows:
+        raise AdapterError(
+            f"Layer {key[1]} of site '{key[0]}' saw {rows} rows for {examples} examples: its gradient cannot be split "
+            "between them. Leave it out of target_modules."
+        )
+    return mask.any(-1, keepdim=True).expand(rows, max(tokens.numel(), 1))

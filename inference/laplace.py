@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
@@ -41,7 +41,8 @@ class Laplace(TrainingSettings):
 
     Attributes:
         mode: "train" finds it here, by `map`; "given" takes the weights as they are, as after loading an adapter, in
-            one pass over the data; "auto" trains an adapter that is fresh (all its products B A are zero), no other.
+            one pass over the data; "auto" trains an adapter whose products B A are all zero, as PEFT starts them, and
+            takes any other as given.
         curvature: "kron", "diag", "full" (small adapters) or "exact" (few examples); see
             `bayeslora.inference.curvature`. What the last two need is compared with the memory that is free before
             the pass.
@@ -81,29 +82,17 @@ class Laplace(TrainingSettings):
     def fit(self, program: Program, data: Dataset, run: Run) -> LaplacePosterior:
         """Find the mode, measure the curvature there in one pass, and tune the prior."""
         begun = time.monotonic()
-        history: list[dict[str, float]] = []
-        if self.mode == "train" or (self.mode == "auto" and _is_fresh(program)):
-            trained = point_estimate(self, program, data, run, prior_weight=self.temperature, weight_decay=0.0)
-            latents = {name: value.detach().clone() for name, value in trained.draw().items()}
-            history = trained.record.history
-        else:
-            device = "cuda" if torch.cuda.is_available() and not self.cpu else "cpu"
-            latents = program.to(device).model.initial(program.sites)
+        program.to("cuda" if torch.cuda.is_available() and not self.cpu else "cpu")
         sites = self._sites(program)
-        prior = normal_prior(program, sites, latents)
         curvature = make_curvature(self.curvature, sites, self.curvature_rank, self.sharing)
-        self._check_room(program, curvature, len(data))
-        reset_peak(program.device)
+        self._check(program, sites, curvature, len(data))
+        latents, history, cost = self._mode(program, data, run)
         weights = program.weights(latents)
+        matrices, prior = matrices_of(sites, weights), normal_prior(program, sites, latents)
+        self._check_distance(prior, matrices)
+        reset_peak(program.device)
         log_likelihood = self._measure(program, weights, data, run, sites, curvature)
-        matrices = matrices_of(sites, weights)
         latents, prior, trace = self._tuned(program, sites, latents, prior, matrices, curvature, log_likelihood)
-        cost = {
-            "seconds": time.monotonic() - begun,
-            "peak_memory_bytes": float(peak(program.device)),
-            "parameters": float(sum(site.initial.numel() for site in program.sites)),
-            "extra_parameters": 0.0,
-        }
         record = Record(
             backend=self.name,
             settings=asdict(self),
@@ -111,19 +100,62 @@ class Laplace(TrainingSettings):
             data=run.data,
             seed=run.seed,
             temperature=self.temperature,
-            cost=cost,
             history=history + trace,
             task=run.task,
         )
-        return LaplacePosterior(program, record, latents, prior, curvature, log_likelihood)
+        posterior = LaplacePosterior(program, record, latents, prior, curvature, log_likelihood)
+        cost = {
+            # A mode that was found over several sittings has its own count of seconds.
+            "seconds": max(time.monotonic() - begun, cost.get("seconds", 0.0)),
+            "peak_memory_bytes": max(float(peak(program.device)), cost.get("peak_memory_bytes", 0.0)),
+            "parameters": float(sum(site.initial.numel() for site in program.sites)),
+            "extra_parameters": 0.0,
+        }
+        posterior.record = replace(record, cost=cost)
+        return posterior
 
-    def _check_room(self, program: Program, curvature: Curvature, rows: int) -> None:
-        vectors = program.likelihood.outputs if self.fisher == "exact" else 1
+    def _mode(
+        self, program: Program, data: Dataset, run: Run
+    ) -> tuple[dict[str, Tensor], list[dict[str, float]], dict[str, float]]:
+        """The mode of every latent site, and what its training logged and cost."""
+        if self.mode == "given" or (self.mode == "auto" and not _is_fresh(program)):
+            latents = program.model.initial(program.sites)
+            stored = program.adapters.stored()
+            return {name: stored.get(name, value) for name, value in latents.items()}, [], {}
+        trained = point_estimate(self, program, data, run, prior_weight=self.temperature, weight_decay=0.0)
+        latents = {name: value.detach().clone() for name, value in trained.draw().items()}
+        return latents, trained.record.history, trained.record.cost
+
+    def _check(self, program: Program, sites: Sequence[Site], curvature: Curvature, rows: int) -> None:
+        """Refuse what cannot work before the time of training and of a pass is spent."""
+        likelihood = program.likelihood
+        if not hasattr(likelihood, "curvature_root"):
+            raise PosteriorError(
+                f"The likelihood '{likelihood.name}' has no curvature_root, which Laplace's approximation needs."
+            )
+        latents = program.model.initial(program.sites)
+        normal_prior(program, sites, latents)
+        if self.tune == "evidence" and self.scales == "hyper" and not HyperPrior(program, sites, latents):
+            raise SettingError(
+                f"scales='hyper' needs a model with hyper-sites, and '{program.model.name}' has none: choose one of "
+                f"{', '.join(SCALES)}."
+            )
+        Tape(program, sites)
+        vectors = likelihood.outputs if self.fisher == "exact" else 1
         needed, free = curvature.room(rows * vectors), available(program.device)
         if needed > free:
             raise SettingError(
                 f"curvature='{self.curvature}' needs {needed / 2**30:.1f} GiB for {curvature.size:,} weights and "
                 f"{rows:,} rows, and {free / 2**30:.1f} GiB are free: choose 'kron' or 'diag', or fewer sites."
+            )
+
+    def _check_distance(self, prior: NormalPrior, matrices: Mapping[str, Tensor]) -> None:
+        """Without distance from its centre, the scale of a prior has no reason to be larger than zero."""
+        at_centre = [name for name, value in whitened(prior, matrices).items() if not value.any()]
+        if self.tune == "evidence" and at_centre:
+            raise SettingError(
+                f"The prior of site '{at_centre[0]}' is centred on the very weights that are given, so that its best "
+                "scale is zero: give the model centre='zero', or tune='none'."
             )
 
     def _sites(self, program: Program) -> list[Site]:
@@ -149,7 +181,7 @@ class Laplace(TrainingSettings):
     ) -> float:
         """One pass over the data: add to ``curvature``; the tempered log-likelihood at the mode."""
         rows = Rows(data, collator(program), self.batch_size, run.progress)
-        labels = torch.as_tensor(data["labels"])
+        labels = torch.as_tensor(data["labels"][:])
         total = 0.0
         cast = torch.autocast(program.device.type, dtype=torch.bfloat16, enabled=self.bf16)
         with undisturbed(program), isolated(run.seed, program.device), torch.enable_grad():
@@ -167,10 +199,6 @@ class Laplace(TrainingSettings):
     def _directions(self, program: Program, logits: Tensor, labels: Tensor) -> Tensor:
         """Vectors (vectors, examples, outputs) whose squares add up to the Fisher information of the logits."""
         likelihood = program.likelihood
-        if not hasattr(likelihood, "curvature_root"):
-            raise PosteriorError(
-                f"The likelihood '{likelihood.name}' has no curvature_root, which Laplace's approximation needs."
-            )
         if self.fisher == "exact":
             return likelihood.curvature_root(logits)
         if self.fisher == "mc":
@@ -189,24 +217,16 @@ class Laplace(TrainingSettings):
     ) -> tuple[dict[str, Tensor], NormalPrior, list[dict[str, float]]]:
         if self.tune == "none":
             return latents, prior, []
-        if not any(value.any() for value in whitened(prior, matrices).values()):
-            raise SettingError(
-                "The prior is centred on the very weights that are given, so that its best scale is zero: choose "
-                "centre='zero', or tune='none'."
-            )
         if self.scales != "hyper":
             tuned, trace = maximise(log_likelihood, prior, matrices, curvature, self.scales)
             return latents, tuned, trace
-        hyper = HyperPrior(program, sites, latents)
-        if not hyper:
-            raise SettingError(
-                f"scales='hyper' needs a model with hyper-sites, and '{program.model.name}' has none: choose one of "
-                f"{', '.join(SCALES)}."
-            )
-        values, trace = maximise_hyper(log_likelihood, hyper, matrices, curvature)
+        values, trace = maximise_hyper(log_likelihood, HyperPrior(program, sites, latents), matrices, curvature)
         found = latents | {name: value.to(latents[name]) for name, value in values.items()}
         return found, normal_prior(program, sites, found), trace
 
 
 def _is_fresh(program: Program) -> bool:
-    return all(not site.initial.any() for site in program.sites if site.role == "B")
+    """Whether no layer's LoRA product changes the network: A or B is zero in each."""
+    stored = program.adapters.stored()
+    zero = {site.name: ~stored[site.name].flatten(1).any(1) for site in program.sites if site.role != "head"}
+    return all(bool((zero[name] | zero[f"{name[:-2]}.B"]).all()) for name in zero if name.endswith(".A"))

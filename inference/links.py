@@ -5,7 +5,8 @@ With f the logits at the mode and V their covariance:
 - ``probit``: softmax(f_i / sqrt(1 + pi V_ii / 8)), after MacKay, *The evidence framework applied to classification
   networks*, Neural Computation 1992.
 - ``bridge``: the Dirichlet that matches the Gaussian in the logits' space (Hobbhahn, Kristiadi and Hennig, *Fast
-  predictive uncertainty for classification with Bayesian deep networks*, UAI 2022), its mean.
+  predictive uncertainty for classification with Bayesian deep networks*, UAI 2022), its mean. As published: for two
+  classes the mean does not depend on the size of V, and for more it is not the softmax where V vanishes.
 - ``mc-indep`` and ``mc-joint``: draws of the logits, from the diagonal of V or from V.
 """
 
@@ -16,8 +17,10 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["LINKS", "bridge", "draws", "probit"]
+__all__ = ["LINKS", "averaged", "bridge", "dirichlet_entropy", "draws", "probit"]
 
+#: Numbers drawn at once.
+CHUNK = 2**22
 LINKS = ("probit", "bridge", "mc-indep", "mc-joint")
 
 
@@ -53,11 +56,32 @@ def dirichlet_entropy(concentration: Tensor) -> Tensor:
 
 
 def draws(mean: Tensor, covariance: Tensor, joint: bool, n: int, seed: int) -> Tensor:
-    """Logits (n, examples, classes) from N(mean, covariance), or from its diagonal."""
+    """Logits (n, examples, classes) from N(mean, covariance), or from its diagonal.
+
+    The noise comes in pairs of opposite sign and is the same for every example, so that a draw's average is exactly the
+    mean and an example's draws do not depend on which others there are.
+    """
     generator = torch.Generator(mean.device).manual_seed(seed)
-    noise = torch.randn((n, *mean.shape), generator=generator, dtype=mean.dtype, device=mean.device)
+    half = torch.randn((n // 2, mean.shape[1]), generator=generator, dtype=mean.dtype, device=mean.device)
+    noise = torch.cat([half, -half])
     if not joint:
-        return mean + noise * covariance.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
+        return mean + noise.unsqueeze(1) * covariance.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
     values, vectors = torch.linalg.eigh(covariance)
-    root = vectors * values.clamp(min=0).sqrt().unsqueeze(-2)
-    return mean + torch.einsum("nij,snj->sni", root, noise)
+    # The symmetric root: signs and order of the eigenvectors do not matter.
+    root = (vectors * values.clamp(min=0).sqrt().unsqueeze(-2)) @ vectors.mT
+    return mean + torch.einsum("nij,sj->sni", root, noise)
+
+
+def averaged(mean: Tensor, covariance: Tensor, joint: bool, n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Log of the class probabilities averaged over `draws` (examples, classes), and their expected entropy in nats.
+
+    Some examples at a time, so that memory does not grow with their number.
+    """
+    step = max(1, CHUNK // (n * mean.shape[1]))
+    logs, entropies = [], []
+    for start in range(0, len(mean), step):
+        rows = slice(start, start + step)
+        each = draws(mean[rows], covariance[rows], joint, n, seed).log_softmax(-1)
+        logs.append(each.logsumexp(0) - math.log(len(each)))
+        entropies.append(torch.special.entr(each.exp()).sum(-1).mean(0))
+    return torch.cat(logs), torch.cat(entropies)

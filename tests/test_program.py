@@ -196,6 +196,10 @@ def test_an_adapter_of_another_network_is_refused(base: Path, tmp_path: Path) ->
         Program.from_pretrained(tmp_path / "wide", Task(SPEC, text_rows()), adapter=tmp_path / "adapter")
     with pytest.raises(AdapterError, match="nothing' does not fit"):
         Program.from_pretrained(base, Task(SPEC, text_rows()), adapter=tmp_path / "nothing")
+    short = BertForSequenceClassification(BertConfig.from_pretrained(base, num_hidden_layers=1))
+    short.save_pretrained(tmp_path / "wide")
+    with pytest.raises(AdapterError, match="it holds '.*layer.1.*' \\(2 such weights\\), for which there is no place"):
+        Program.from_pretrained(tmp_path / "wide", Task(SPEC, text_rows()), adapter=tmp_path / "adapter")
     path = tmp_path / "adapter" / "adapter_model.safetensors"
     weights = load_file(path)
     for lacking, message in (("classifier", "it lacks .*classifier.weight"), ("lora_B", "missing adapter keys")):

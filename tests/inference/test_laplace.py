@@ -11,8 +11,10 @@ import pyro
 import pytest
 import torch
 from datasets import Dataset, concatenate_datasets
+from peft import LoraConfig, get_peft_model
 from pyro.distributions import StudentT
 from scenarios import (
+    VOCABULARY,
     Regression,
     awake,
     dense_jacobian,
@@ -21,10 +23,12 @@ from scenarios import (
     text_program,
     text_rows,
     tiny_batch,
+    tiny_bert,
     tiny_program,
     tiny_rows,
 )
 from torch import Tensor
+from transformers import BertConfig, BertForMultipleChoice, GPT2Config, GPT2ForSequenceClassification
 
 from bayeslora.adapters import Site
 from bayeslora.errors import PosteriorError, SettingError, TrainingError
@@ -318,7 +322,9 @@ def test_hyper_sites_are_tuned_under_their_own_priors(wishart_on: str) -> None:
 @pytest.mark.parametrize("kind", ["full", "exact", "diag", "kron"])
 def test_a_loaded_posterior_predicts_the_same(kind: str, tmp_path: Path) -> None:
     program = text_program(saved_base(tmp_path / "base"), Gaussian(sites="both"))
-    posterior = fit(program, text_rows(), "laplace", epochs=1, curvature=kind, head=True, progress=False, cpu=True)
+    posterior = fit(
+        program, text_rows(), "laplace", epochs=4, batch_size=4, curvature=kind, head=True, progress=False, cpu=True
+    )
     posterior.save(tmp_path / "run")
     loaded = load(tmp_path / "run")
     assert loaded.record == posterior.record
@@ -337,6 +343,64 @@ def test_a_given_adapter_keeps_its_prediction() -> None:
     order = tiny_batch(program, rows)["index"]
     found = given(program, rows).predict(rows, method="mean", progress=False)
     torch.testing.assert_close(found.logits[0][order], before.logits)
+
+
+def test_given_are_the_weights_that_the_network_has() -> None:
+    program = tiny()
+    moved = {site.name: site.initial + 1 for site in program.sites}
+    program.adapters.write(moved)
+    posterior = given(program, tiny_rows(6))
+    assert all(torch.equal(value, moved[name]) for name, value in posterior.mean().items())
+
+
+@pytest.mark.parametrize("targets", [["query"], ["word_embeddings", "query"]])
+def test_a_fresh_adapter_is_trained_and_no_other(targets: list[str]) -> None:
+    lora = LoraConfig(r=2, target_modules=targets, task_type="SEQ_CLS")
+    fresh = Program(get_peft_model(tiny_bert(), lora), Categorical(3), Gaussian(zero_scale=1.0))
+    settings = {"epochs": 2, "batch_size": 8, "progress": False, "tune": "none"}
+    trained = fit(fresh, tiny_rows(16), "laplace", **settings)
+    assert trained.record.history
+    assert trained.cost["seconds"] > 0 and trained.cost["peak_memory_bytes"] > 0
+    assert not fit(awake(fresh), tiny_rows(16), "laplace", **settings).record.history
+
+
+def test_a_layer_that_the_network_leaves_out_keeps_its_prior() -> None:
+    program = tiny()
+    encoder = program.network.base_model.model.bert.encoder
+    encoder.layer = encoder.layer[:1]
+    for kind in ("full", "exact", "diag", "kron"):
+        posterior = given(program, tiny_rows(6), curvature=kind)
+        key = ("linear_24x16.B", 1)  # of the second layer
+        coordinates = posterior.basis.project(key, torch.ones(1, 16, 2, dtype=torch.float64))
+        assert float((posterior.basis.gains(key) * coordinates**2).sum()) == pytest.approx(0, abs=1e-6)
+
+
+def test_reduced_tokens_are_those_of_one_choice() -> None:
+    config = BertConfig(
+        vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24,
+        max_position_embeddings=32, initializer_range=0.3,
+    )  # fmt: skip
+    lora = LoraConfig(r=2, target_modules=["query", "dense"], modules_to_save=["classifier"])
+    model = Gaussian(sites="both", centre="zero")
+    program = awake(Program(get_peft_model(BertForMultipleChoice(config), lora), Categorical(3), model))
+    ids = torch.randint(1, VOCABULARY, (6, 3, 5), generator=torch.Generator().manual_seed(0)).tolist()
+    rows = Dataset.from_dict({"input_ids": ids, "labels": [0, 1, 2, 0, 1, 2]})
+    exact = matrix_of(given(program, rows, curvature="full")).trace()
+    for sharing in ("expand", "reduce"):
+        found = matrix_of(given(program, rows, curvature="kron", curvature_rank=24, sharing=sharing)).trace()
+        assert 0.05 < float(found / exact) < 20
+
+
+def test_a_head_that_scores_every_token_counts_the_one_that_is_looked_at() -> None:
+    sizes = {"n_embd": 8, "n_layer": 1, "n_head": 2, "vocab_size": VOCABULARY, "n_positions": 16}
+    network = GPT2ForSequenceClassification(GPT2Config(**sizes, num_labels=2, pad_token_id=0, initializer_range=0.3))
+    lora = LoraConfig(r=2, target_modules=["c_attn"], task_type="SEQ_CLS", fan_in_fan_out=True)
+    program = awake(Program(get_peft_model(network, lora), Categorical(2), Gaussian()))
+    last = {"subset": "last-layer", "curvature_rank": 8}
+    exact = matrix_of(given(program, tiny_rows(1), curvature="full", **last))
+    for sharing in ("expand", "reduce"):
+        found = matrix_of(given(program, tiny_rows(1), curvature="kron", sharing=sharing, **last))
+        assert relative(found, exact) < 1e-5
 
 
 def test_only_the_last_layer() -> None:
@@ -371,7 +435,7 @@ def test_a_prior_that_is_not_normal_is_named() -> None:
 
 def test_a_prior_around_the_given_weights_cannot_be_tuned() -> None:
     program = awake(tiny_program(Gaussian(sites="both")))
-    with pytest.raises(SettingError, match="centred on the very weights"):
+    with pytest.raises(SettingError, match="prior of site .* is centred on the very weights"):
         given(program, tiny_rows(6), tune="evidence")
 
 
@@ -389,7 +453,7 @@ def test_a_likelihood_without_curvature_is_named() -> None:
 
 def test_curvature_that_overflows_is_refused() -> None:
     program = tiny()
-    program.adapters.centre({site.name: site.initial * 1e15 for site in program.sites})
+    program.adapters.write({site.name: site.initial * 1e15 for site in program.sites})
     with pytest.raises(TrainingError, match="curvature is not finite"):
         given(program, tiny_rows(6))
 
