@@ -170,7 +170,8 @@ class NegativeELBO(nn.Module):
                     found["kl/auxiliary"] = found.get("kl/auxiliary", 0.0) + entropy
         return found
 
-    # torch declares overloads, one for a positional argument that it has deprecated; this takes what either takes.
+    # torch types this method by overloads that differ in what they return for a `destination`: no one signature stands
+    # for them, and all arguments go on to the guide's own method as they are.
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The guide's state: the frozen network is not part of a checkpoint."""
         state = self.guide.state_dict(*args, **kwargs)
@@ -211,5 +212,5 @@ def _divergence(p: dict[str, Any], q: dict[str, Any]) -> Tensor:
     """Divergence of one latent site, or an estimate of it where none is known in closed form."""
     try:
         return kl_divergence(q["fn"], p["fn"]).sum()
-    except NotImplementedError:  # no closed form is registered for this pair of laws
+    except NotImplementedError:  # how `kl_divergence` says that no closed form is registered for this pair of laws
         return q["fn"].log_prob(q["value"]).sum() - p["fn"].log_prob(q["value"]).sum()

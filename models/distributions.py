@@ -362,7 +362,8 @@ def _kl_column_normal(q: ColumnNormal, p: ColumnNormal) -> Tensor:
 def _kl_normal_column_normal(q: Independent, p: ColumnNormal) -> Tensor:
     """KL (...) of independent normal entries, (..., n, r) with both dimensions in the event, to columns."""
     if not isinstance(q.base_dist, Normal) or q.reinterpreted_batch_ndims != 2:
-        # `kl_divergence` raises the same where no closed form is registered: bounds then estimate the divergence.
+        # Formulas are registered by type alone, and `Independent` is one type for many laws: the others are told what
+        # `kl_divergence` tells where nothing is registered, so that a bound estimates the divergence.
         raise NotImplementedError
     columns, rank = q.event_shape
     variances = q.variance.sum(-2)

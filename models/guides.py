@@ -251,7 +251,7 @@ class AutoGuide(Guide):
         try:
             with pyro.settings.context(module_local_params=True):
                 medians = {decoded(name): value.detach() for name, value in self.auto.median().items()}
-        except NotImplementedError:  # Pyro's guides by flows have no median
+        except NotImplementedError:  # what Pyro's `median` raises in guides that have none, those by flows
             return self._average()
         return self._combine(medians)
 

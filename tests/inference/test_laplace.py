@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyro
@@ -444,11 +443,10 @@ def test_a_model_without_hyper_sites_cannot_tune_them() -> None:
         given(tiny(), tiny_rows(6), tune="evidence", scales="hyper")
 
 
-def test_a_likelihood_without_curvature_is_named() -> None:
-    program = tiny()
-    program.likelihood = SimpleNamespace(name="odd", distribution=Categorical(3).distribution, classes=3)  # type: ignore[assignment]
-    with pytest.raises(PosteriorError, match="likelihood 'odd' has no curvature_root"):
-        given(program, tiny_rows(6))
+def test_a_likelihood_without_curvature_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(Categorical, "curvature_root")
+    with pytest.raises(PosteriorError, match="likelihood 'categorical' has no curvature_root"):
+        given(tiny(), tiny_rows(6))
 
 
 def test_curvature_that_overflows_is_refused() -> None:
