@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from bayeslora.errors import DataError
 from bayeslora.likelihoods import Categorical
 from bayeslora.passes import encoded
-from bayeslora.posterior import Posterior
+from bayeslora.posterior import Posterior, Record
 from bayeslora.program import Program
 
 if TYPE_CHECKING:
@@ -40,6 +40,19 @@ class Run:
     progress: bool = True
     task: dict[str, Any] | None = None
     data: str = ""
+
+    def record(self, backend: str, settings: dict[str, Any], n_data: int, temperature: float) -> Record:
+        """What is known of a posterior before it is fitted: all but what the fit costs and logs."""
+        return Record(
+            backend=backend,
+            settings=settings,
+            n_data=n_data,
+            data=self.data,
+            seed=self.seed,
+            temperature=temperature,
+            task=self.task,
+            finished=False,
+        )
 
 
 class Backend(Protocol):

@@ -108,16 +108,7 @@ def optimise(
         TrainingError: the loss became infinite or not a number.
     """
     loss = NegativeELBO(program, guide, elbo, len(data))
-    record = Record(
-        backend=settings.name,
-        settings=asdict(settings),
-        n_data=len(data),
-        data=run.data,
-        seed=run.seed,
-        temperature=temperature,
-        task=run.task,
-        finished=False,
-    )
+    record = run.record(settings.name, asdict(settings), len(data), temperature)
     posterior = GuidePosterior(program, record, guide)
 
     learned = sum(value.numel() for value in guide.parameters() if value.requires_grad)

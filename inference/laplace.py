@@ -26,7 +26,6 @@ from bayeslora.inference.priors import HyperPrior, NormalPrior, normal_prior
 from bayeslora.inference.process import available, peak, reset_peak
 from bayeslora.inference.training import TrainingSettings
 from bayeslora.passes import Rows, collator, isolated, undisturbed
-from bayeslora.posterior import Record
 from bayeslora.program import Program
 
 if TYPE_CHECKING:
@@ -93,16 +92,7 @@ class Laplace(TrainingSettings):
         reset_peak(program.device)
         log_likelihood = self._measure(program, weights, data, run, sites, curvature)
         latents, prior, trace = self._tuned(program, sites, latents, prior, matrices, curvature, log_likelihood)
-        record = Record(
-            backend=self.name,
-            settings=asdict(self),
-            n_data=len(data),
-            data=run.data,
-            seed=run.seed,
-            temperature=self.temperature,
-            history=history + trace,
-            task=run.task,
-        )
+        record = run.record(self.name, asdict(self), len(data), self.temperature)
         posterior = LaplacePosterior(program, record, latents, prior, curvature, log_likelihood)
         cost = {
             # A mode that was found over several sittings has its own count of seconds.
@@ -111,7 +101,7 @@ class Laplace(TrainingSettings):
             "parameters": float(sum(site.initial.numel() for site in program.sites)),
             "extra_parameters": 0.0,
         }
-        posterior.record = replace(record, cost=cost)
+        posterior.record = replace(record, cost=cost, history=history + trace, finished=True)
         return posterior
 
     def _mode(

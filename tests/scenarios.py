@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor, nn
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+from transformers import BertConfig, BertForMultipleChoice, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from bayeslora.adapters import Site
 from bayeslora.data import batches
@@ -126,6 +126,16 @@ def dense_jacobian(program: Program, batch: dict[str, Tensor]) -> dict[str, Tens
         site.name: torch.stack([torch.stack([as_matrices(site, row) for row in example]) for example in jacobian])
         for site, jacobian in zip(program.sites, found, strict=True)
     }
+
+
+def tiny_choices(model: LoraModel | None = None) -> Program:
+    """LoRA on a random one-layer encoder that chooses among up to three texts, with no matrix at its zero start."""
+    config = BertConfig(
+        vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24,
+        max_position_embeddings=32, initializer_range=0.3,
+    )  # fmt: skip
+    lora = LoraConfig(r=2, target_modules=["query", "dense"], modules_to_save=["classifier"])
+    return awake(Program(get_peft_model(BertForMultipleChoice(config), lora), Categorical(3), model or MonteCLoRA()))
 
 
 def tiny_rows(n: int = 24, classes: int = 3, seed: int = 0, longest: int = 9) -> Dataset:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from scenarios import VOCABULARY, awake, dense_jacobian, tiny_batch, tiny_bert, tiny_program, tiny_rows
-from transformers import BertConfig, BertForMultipleChoice, GPT2Config, GPT2ForSequenceClassification
+from scenarios import VOCABULARY, awake, dense_jacobian, tiny_batch, tiny_bert, tiny_choices, tiny_program, tiny_rows
+from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from bayeslora.errors import AdapterError
 from bayeslora.inference.jacobians import Tape, as_matrices, as_value
@@ -50,12 +50,7 @@ def test_products_are_the_jacobian(kind: str) -> None:
 
 
 def test_choices_of_a_row_are_its_tokens() -> None:
-    config = BertConfig(
-        vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24,
-        max_position_embeddings=32, initializer_range=0.3,
-    )  # fmt: skip
-    lora = LoraConfig(r=2, target_modules=["query", "dense"], modules_to_save=["classifier"])
-    program = awake(Program(get_peft_model(BertForMultipleChoice(config), lora), Categorical(3), Gaussian()))
+    program = tiny_choices(Gaussian())
     batch = {
         "input_ids": torch.randint(1, VOCABULARY, (4, 3, 6)),
         "attention_mask": (torch.arange(6) < torch.tensor([[6, 4, 3]]).mT).long().expand(4, 3, 6).clone(),
