@@ -33,7 +33,7 @@ from bayeslora.errors import TrainingError
 from bayeslora.inference.gaussian import Basis, BlockBasis, Roots, SharedBasis
 from bayeslora.inference.jacobians import Layer, Products, as_matrices
 
-__all__ = ["CURVATURES", "Curvature", "Diagonal", "Dual", "Full", "Kronecker", "nystrom"]
+__all__ = ["CURVATURES", "Curvature", "Diagonal", "Dual", "Full", "Kronecker", "make_curvature", "nystrom"]
 
 Batch = Sequence[Mapping[Layer, Products]]
 
@@ -180,7 +180,7 @@ class Kronecker(Curvature):
 
     def tensors(self) -> dict[str, Tensor]:
         """Eigenvectors (layers, columns, k) and eigenvalues (layers, k) of the wide factor, and the narrow one."""
-        return self._factors or self._finished()
+        return self._factors
 
     def _finished(self) -> dict[str, Tensor]:
         found = {}
@@ -197,6 +197,7 @@ class Kronecker(Curvature):
         """Take over finished factors."""
         self._factors = dict(tensors)
         self._sketch.clear()
+        self._narrow.clear()
 
     def finish(self) -> None:
         """Turn the sketches into factors, which take less room.
@@ -206,8 +207,7 @@ class Kronecker(Curvature):
         """
         _check_finite({f"{name} {place}": value for (name, place), value in self._sketch.items()})
         _check_finite({f"{name} {place}": value for (name, place), value in self._narrow.items()})
-        self._factors = self._finished()
-        self._sketch.clear()
+        self.load(self._finished())
 
     def gains(self, roots: Roots) -> Tensor:
         """All products of an eigenvalue of the wide factor and one of the narrow factor."""
@@ -316,6 +316,11 @@ class Dual(Curvature):
 
 
 CURVATURES: dict[str, type[Curvature]] = {each.kind: each for each in (Diagonal, Kronecker, Full, Dual)}
+
+
+def make_curvature(kind: str, sites: Sequence[Site], rank: int, sharing: str) -> Curvature:
+    """Curvature of a kind, zero so far; ``rank`` and ``sharing`` are of "kron"."""
+    return Kronecker(sites, rank, sharing) if kind == "kron" else CURVATURES[kind](sites)
 
 
 def flat(layers: Sequence[Layer], matrices: Mapping[Layer, Tensor]) -> Tensor:

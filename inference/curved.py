@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from bayeslora.adapters import Site
 from bayeslora.errors import PosteriorError
 from bayeslora.inference import links
-from bayeslora.inference.curvature import CURVATURES, Curvature, Kronecker
-from bayeslora.inference.evidence import log_evidence, whitened
-from bayeslora.inference.gaussian import covariance, draw, quadratic
-from bayeslora.inference.jacobians import Layer, Tape, as_matrices, as_value
+from bayeslora.inference.curvature import Curvature, make_curvature
+from bayeslora.inference.evidence import log_evidence
+from bayeslora.inference.gaussian import covariance, draw, log_det, quadratic
+from bayeslora.inference.jacobians import Layer, Tape, as_matrices, as_value, matrices_of
 from bayeslora.inference.priors import NormalPrior
 from bayeslora.passes import Rows, undisturbed
 from bayeslora.posterior import Posterior, Record
 from bayeslora.program import Program
 
-__all__ = ["LaplacePosterior", "make_curvature", "matrices_of"]
+__all__ = ["LaplacePosterior"]
 
 #: Logits drawn for each row by the links that draw: no pass of the network, and so not what `samples` counts.
 LOGIT_DRAWS = 1000
@@ -77,11 +76,10 @@ class LaplacePosterior(Posterior):
 
     def log_prob(self, values: Mapping[str, Tensor]) -> Tensor:
         """Log density of the Gaussian at values of its sites; those of other sites are not looked at."""
-        shifted = {site.name: as_matrices(site, values[site.name] - self.latents[site.name]) for site in self.sites}
-        centred = NormalPrior({name: torch.zeros_like(value) for name, value in shifted.items()}, self.prior.roots)
-        rows = whitened(centred, shifted)
+        around_mode = NormalPrior(matrices_of(self.sites, self.latents), self.prior.roots)
+        rows = around_mode.whitened(matrices_of(self.sites, values))
         layers = {(name, place): row for name, value in rows.items() for place, row in enumerate(value)}
-        logs = self.curvature.gains(self.prior.roots).clamp(min=0).log1p().sum() / 2
+        logs = log_det(self.basis, self.curvature.layers) / 2
         for name, root in self.prior.roots.items():
             logs = logs - rows[name].shape[1] * root.diagonal(dim1=-2, dim2=-1).log().sum()
         size = self.curvature.size
@@ -122,10 +120,10 @@ class LaplacePosterior(Posterior):
             Means (examples, classes) and covariances (examples, classes, classes), double precision, on the CPU.
         """
         means: Tensor | None = None
-        weights = self.mean()
+        weights, tape = self.mean(), Tape(self.program, self.sites)
         with undisturbed(self.program), torch.enable_grad():
             for batch, index in rows.batches(self.program.device):
-                with Tape(self.program, self.sites) as tape:
+                with tape:
                     logits = self.program.logits(weights, batch)
                     count = logits.shape[1]
                     outputs = torch.eye(count).to(logits).unsqueeze(1).expand(count, *logits.shape)
@@ -169,13 +167,3 @@ class LaplacePosterior(Posterior):
             )
             for site in self.sites
         }
-
-
-def matrices_of(sites: Sequence[Site], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of ``sites`` as stacks of matrices."""
-    return {site.name: as_matrices(site, weights[site.name]) for site in sites}
-
-
-def make_curvature(kind: str, sites: Sequence[Site], rank: int, sharing: str) -> Curvature:
-    """Curvature of a kind, zero so far; ``rank`` and ``sharing`` are of "kron"."""
-    return Kronecker(sites, rank, sharing) if kind == "kron" else CURVATURES[kind](sites)

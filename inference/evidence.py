@@ -11,19 +11,11 @@ from torch import Tensor
 from bayeslora.inference.curvature import Curvature
 from bayeslora.inference.priors import HyperPrior, NormalPrior
 
-__all__ = ["SCALES", "log_evidence", "maximise", "scaled", "whitened"]
+__all__ = ["SCALES", "log_evidence", "maximise", "maximise_hyper"]
 
 #: What has a prior scale of its own when the scales are tuned.
 SCALES = ("all", "site", "layer")
 STEPS = 50
-
-
-def whitened(prior: NormalPrior, mode: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The mode (layers, columns, rank) by site, where the prior is standard normal."""
-    return {
-        name: torch.linalg.solve_triangular(root, (mode[name] - prior.centres[name]).to(root).mT, upper=False).mT
-        for name, root in prior.roots.items()
-    }
 
 
 def log_evidence(log_likelihood: float, prior: NormalPrior, mode: Mapping[str, Tensor], curvature: Curvature) -> Tensor:
@@ -31,15 +23,8 @@ def log_evidence(log_likelihood: float, prior: NormalPrior, mode: Mapping[str, T
 
     The determinants of prior and posterior leave just that of I + F in the coordinates phi of a standard normal prior.
     """
-    distance = torch.stack([value.square().sum() for value in whitened(prior, mode).values()]).sum()
+    distance = torch.stack([value.square().sum() for value in prior.whitened(mode).values()]).sum()
     return log_likelihood - distance / 2 - curvature.gains(prior.roots).clamp(min=0).log1p().sum() / 2
-
-
-def scaled(prior: NormalPrior, logs: Mapping[str, Tensor]) -> NormalPrior:
-    """The prior with the standard deviations of a site multiplied by exp(logs), (1,) or (layers,)."""
-    return NormalPrior(
-        prior.centres, {name: logs[name].exp()[:, None, None] * root for name, root in prior.roots.items()}
-    )
 
 
 def maximise(
@@ -71,7 +56,7 @@ def maximise(
         return dict(zip(prior.roots, logs.split(sizes), strict=True))
 
     def objective() -> tuple[Tensor, dict[str, float]]:
-        value = log_evidence(log_likelihood, scaled(prior, by_site()), mode, curvature)
+        value = log_evidence(log_likelihood, prior.scaled(by_site()), mode, curvature)
         multiples = {
             f"scale/{name}" + (f"/{place}" if len(each) > 1 else ""): float(multiple)
             for name, each in by_site().items()
@@ -80,7 +65,7 @@ def maximise(
         return value, {"log_evidence": float(value.detach())} | multiples
 
     trace = _ascend([logs], objective)
-    return scaled(prior, {name: each.detach() for name, each in by_site().items()}), trace
+    return prior.scaled({name: each.detach() for name, each in by_site().items()}), trace
 
 
 def maximise_hyper(

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from bayeslora.inference.jacobians import Layer, Products
 
-__all__ = ["Basis", "BlockBasis", "Roots", "SharedBasis", "covariance", "draw", "quadratic"]
+__all__ = ["Basis", "BlockBasis", "Roots", "SharedBasis", "covariance", "draw", "log_det", "quadratic"]
 
 #: Root R (layers, rank, rank) of the prior covariance R R^T of a column, by site; double precision.
 Roots = Mapping[str, Tensor]
@@ -116,10 +116,16 @@ class SharedBasis(Basis):
         return self._gains
 
 
+def log_det(basis: Basis, layers: Sequence[Layer]) -> Tensor:
+    """Log det (I + F), a scalar."""
+    keys = layers if basis.local else layers[:1]
+    return torch.stack([basis.gains(key).log1p().sum() for key in keys]).sum()
+
+
 def quadratic(basis: Basis, matrices: Mapping[Layer, Tensor]) -> Tensor:
     """phi^T (I + F) phi, a scalar."""
     total = torch.stack([value.double().square().sum() for value in matrices.values()]).sum()
-    for gains, coordinates in _coordinates(basis, matrices):
+    for _, gains, coordinates in _grouped(basis, matrices):
         total = total + (gains * coordinates.double().square()).sum()
     return total
 
@@ -175,7 +181,3 @@ def _grouped(basis: Basis, matrices: Mapping[Layer, Tensor]) -> list[tuple[list[
         return parts
     together = torch.stack([coordinates for _, _, coordinates in parts]).sum(0)
     return [(list(matrices), parts[0][1], together)]
-
-
-def _coordinates(basis: Basis, matrices: Mapping[Layer, Tensor]) -> list[tuple[Tensor, Tensor]]:
-    return [(gains, coordinates) for _, gains, coordinates in _grouped(basis, matrices)]

@@ -20,7 +20,7 @@ from bayeslora.adapters import Site, Slot
 from bayeslora.errors import AdapterError
 from bayeslora.program import Program
 
-__all__ = ["Layer", "Products", "Tape", "as_matrices", "as_value"]
+__all__ = ["Layer", "Products", "Tape", "as_matrices", "as_value", "matrices_of"]
 
 #: A site and the place in its stack: one weight matrix of the network.
 Layer = tuple[str, int]
@@ -38,6 +38,11 @@ def as_value(site: Site, matrices: Tensor) -> Tensor:
     if site.role != "head":
         return matrices
     return matrices.squeeze(0).mT if site.initial.dim() == 2 else matrices.reshape(site.initial.shape)
+
+
+def matrices_of(sites: Sequence[Site], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The values of ``sites`` as stacks of matrices."""
+    return {site.name: as_matrices(site, values[site.name]) for site in sites}
 
 
 @dataclass(frozen=True)
@@ -225,11 +230,11 @@ class Tape:
     def _entered(
         self, key: Layer, calls: list[_Call], batch: Mapping[str, Tensor], examples: int
     ) -> tuple[Tensor, Tensor, int]:
-        """What entered a layer (examples, tokens, ...), zero at padding; which tokens count; rows an example."""
+        """What entered a layer (examples, tokens, ...), zero at padding; which tokens count; sequences an example."""
         if not calls:  # a layer that the network leaves out
             nothing = self._sites[key[0]].initial.new_zeros(examples, 0)
             return nothing.unsqueeze(-1), nothing.bool(), 1
-        entered, counted, groups = [], [], 0
+        entered, counted = [], []
         for call in calls:
             rows, tokens = len(call.entered), call.left.shape[1:-1]
             each = _counted(key, batch, rows, tokens, examples).reshape(examples, -1)
@@ -240,8 +245,8 @@ class Tape:
                 value = call.entered.reshape(examples, -1)
             entered.append(value)
             counted.append(each)
-            groups += max(rows // examples, 1) if tokens else 1
-        return torch.cat(entered, dim=1), torch.cat(counted, dim=1), groups
+        choices = batch["choice_mask"].shape[1] if "choice_mask" in batch else 1
+        return torch.cat(entered, dim=1), torch.cat(counted, dim=1), choices * len(calls)
 
     def _product(self, key: Layer, entered: Tensor, counted: Tensor, groups: int, came: list[Tensor]) -> Products:
         site = self._sites[key[0]]

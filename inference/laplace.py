@@ -17,10 +17,10 @@ from torch import Tensor
 from bayeslora.adapters import Site
 from bayeslora.errors import PosteriorError, SettingError
 from bayeslora.inference.base import Run
-from bayeslora.inference.curvature import Curvature
-from bayeslora.inference.curved import LaplacePosterior, make_curvature, matrices_of
-from bayeslora.inference.evidence import SCALES, maximise, maximise_hyper, whitened
-from bayeslora.inference.jacobians import Tape
+from bayeslora.inference.curvature import Curvature, make_curvature
+from bayeslora.inference.curved import LaplacePosterior
+from bayeslora.inference.evidence import SCALES, maximise, maximise_hyper
+from bayeslora.inference.jacobians import Tape, matrices_of
 from bayeslora.inference.map import point_estimate
 from bayeslora.inference.priors import HyperPrior, NormalPrior, normal_prior
 from bayeslora.inference.process import available, peak, reset_peak
@@ -84,13 +84,14 @@ class Laplace(TrainingSettings):
         program.to("cuda" if torch.cuda.is_available() and not self.cpu else "cpu")
         sites = self._sites(program)
         curvature = make_curvature(self.curvature, sites, self.curvature_rank, self.sharing)
+        tape = Tape(program, sites)
         self._check(program, sites, curvature, len(data))
         latents, history, cost = self._mode(program, data, run)
         weights = program.weights(latents)
         matrices, prior = matrices_of(sites, weights), normal_prior(program, sites, latents)
         self._check_distance(prior, matrices)
         reset_peak(program.device)
-        log_likelihood = self._measure(program, weights, data, run, sites, curvature)
+        log_likelihood = self._measure(program, weights, data, run, tape, curvature)
         latents, prior, trace = self._tuned(program, sites, latents, prior, matrices, curvature, log_likelihood)
         record = run.record(self.name, asdict(self), len(data), self.temperature)
         posterior = LaplacePosterior(program, record, latents, prior, curvature, log_likelihood)
@@ -130,7 +131,6 @@ class Laplace(TrainingSettings):
                 f"scales='hyper' needs a model with hyper-sites, and '{program.model.name}' has none: choose one of "
                 f"{', '.join(SCALES)}."
             )
-        Tape(program, sites)
         vectors = likelihood.outputs if self.fisher == "exact" else 1
         needed, free = curvature.room(rows * vectors), available(program.device)
         if needed > free:
@@ -141,7 +141,7 @@ class Laplace(TrainingSettings):
 
     def _check_distance(self, prior: NormalPrior, matrices: Mapping[str, Tensor]) -> None:
         """Without distance from its centre, the scale of a prior has no reason to be larger than zero."""
-        at_centre = [name for name, value in whitened(prior, matrices).items() if not value.any()]
+        at_centre = [name for name, value in prior.whitened(matrices).items() if not value.any()]
         if self.tune == "evidence" and at_centre:
             raise SettingError(
                 f"The prior of site '{at_centre[0]}' is centred on the very weights that are given, so that its best "
@@ -166,7 +166,7 @@ class Laplace(TrainingSettings):
         weights: Mapping[str, Tensor],
         data: Dataset,
         run: Run,
-        sites: Sequence[Site],
+        tape: Tape,
         curvature: Curvature,
     ) -> float:
         """One pass over the data: add to ``curvature``; the tempered log-likelihood at the mode."""
@@ -176,7 +176,7 @@ class Laplace(TrainingSettings):
         cast = torch.autocast(program.device.type, dtype=torch.bfloat16, enabled=self.bf16)
         with undisturbed(program), isolated(run.seed, program.device), torch.enable_grad():
             for batch, index in rows.batches(program.device, "curvature"):
-                with Tape(program, sites) as tape:
+                with tape:
                     with cast:
                         logits = program.logits(weights, batch)
                     known = labels[index].to(logits.device)

@@ -13,7 +13,7 @@ from bayeslora import files
 from bayeslora.errors import PosteriorError, unknown
 from bayeslora.likelihoods import build_likelihood
 from bayeslora.posterior import FORMAT, RECORD, TENSORS, Posterior, Record, describe, read_record
-from bayeslora.program import Program, load_base
+from bayeslora.program import Program, load_adapter, load_base
 from bayeslora.settings import differing
 
 __all__ = ["load"]
@@ -89,8 +89,6 @@ def _check(program: Program, folder: Path, saved: dict[str, Any]) -> None:
 
 
 def _rebuilt(folder: Path, described: dict[str, Any], base: str | Path | None) -> Program:
-    from peft import PeftModel
-
     from bayeslora.data import Encoder
     from bayeslora.models import build as build_model
     from bayeslora.tasks import TaskSpec
@@ -115,7 +113,7 @@ def _rebuilt(folder: Path, described: dict[str, Any], base: str | Path | None) -
                 f"'{folder}' was fitted on '{described['base']}' (configuration {described['base_config']}), and does "
                 f"not fit '{name}' (configuration {found}). Give the folder of the right network as base."
             )
-        adapted = PeftModel.from_pretrained(network, folder)
+        adapted = load_adapter(network, folder)
     model = build_model(described["model"]["name"], **described["model"]["settings"])
     encoder = Encoder(tokenizer, spec, max_length=described["max_length"])
     return Program(adapted, build_likelihood(described["likelihood"]), model, encoder=encoder)

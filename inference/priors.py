@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,6 +34,17 @@ class NormalPrior:
     centres: Mapping[str, Tensor]
     roots: Roots
 
+    def whitened(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Values (layers, columns, rank) by site, where the prior is standard normal."""
+        return {
+            name: torch.linalg.solve_triangular(root, (values[name] - self.centres[name]).to(root).mT, upper=False).mT
+            for name, root in self.roots.items()
+        }
+
+    def scaled(self, logs: Mapping[str, Tensor]) -> NormalPrior:
+        """The prior with the standard deviations of a site multiplied by exp(logs), (1,) or (layers,)."""
+        return replace(self, roots={name: logs[name].exp()[:, None, None] * root for name, root in self.roots.items()})
+
 
 def normal_prior(program: Program, sites: Sequence[Site], latents: Mapping[str, Tensor]) -> NormalPrior:
     """The prior of ``sites`` with all other latent sites at the values in ``latents``.
@@ -41,7 +52,14 @@ def normal_prior(program: Program, sites: Sequence[Site], latents: Mapping[str, 
     Raises:
         PosteriorError: the prior of a site is not normal, or its columns differ in covariance (the message names it).
     """
-    trace = poutine.trace(poutine.condition(program.prior, data=dict(latents))).get_trace()
+    return _normal_prior(_trace(program, latents), sites)
+
+
+def _trace(program: Program, latents: Mapping[str, Tensor]) -> poutine.Trace:
+    return poutine.trace(poutine.condition(program.prior, data=dict(latents))).get_trace()
+
+
+def _normal_prior(trace: poutine.Trace, sites: Sequence[Site]) -> NormalPrior:
     centres, roots = {}, {}
     for site in sites:
         mean, covariance = _moments(site, trace.nodes[site.name])
@@ -81,10 +99,9 @@ class HyperPrior:
     def __init__(self, program: Program, sites: Sequence[Site], latents: Mapping[str, Tensor]) -> None:
         self._program, self._sites, self._latents = program, sites, dict(latents)
         weights = {site.name for site in program.sites}
-        trace = poutine.trace(poutine.condition(program.prior, data=self._latents)).get_trace()
         self._transforms = {
             name: biject_to(node["fn"].support)
-            for name, node in trace.nodes.items()
+            for name, node in _trace(program, latents).nodes.items()
             if name in self._latents and name not in weights
         }
         self.start = {
@@ -100,8 +117,7 @@ class HyperPrior:
 
     def at(self, values: Mapping[str, Tensor]) -> tuple[NormalPrior, Tensor]:
         """The prior of the weights, and the log density of the hyper-sites."""
-        latents = self._latents | self.constrained(values)
-        prior = normal_prior(self._program, self._sites, latents)
-        trace = poutine.trace(poutine.condition(self._program.prior, data=latents)).get_trace()
+        trace = _trace(self._program, self._latents | self.constrained(values))
         trace.compute_log_prob(lambda name, node: name in self._transforms)
-        return prior, torch.stack([trace.nodes[name]["log_prob_sum"].double() for name in self._transforms]).sum()
+        density = torch.stack([trace.nodes[name]["log_prob_sum"].double() for name in self._transforms]).sum()
+        return _normal_prior(trace, self._sites), density

@@ -115,6 +115,10 @@ def test_reduced_tokens_are_those_of_one_choice() -> None:
     for sharing in ("expand", "reduce"):
         found = matrix_of(given(program, rows, curvature="kron", curvature_rank=24, sharing=sharing)).trace()
         assert 0.05 < float(found / exact) < 20
+    # The head sees one pooled token a choice, so that both ways of sharing are one.
+    last = {"curvature": "kron", "curvature_rank": 24, "subset": "last-layer"}
+    one, other = (matrix_of(given(program, rows, sharing=sharing, **last)) for sharing in ("expand", "reduce"))
+    assert one.trace() > 0 and relative(one, other) < 1e-5
 
 
 def test_a_head_that_scores_every_token_counts_the_one_that_is_looked_at() -> None:
