@@ -137,9 +137,10 @@ def make_step(arm: str, base: Any, options: Namespace, batch: dict[str, Tensor])
     def step() -> float:
         _wait(options.device)
         start = time.perf_counter()
-        optimiser.zero_grad()
         loss().backward()
         optimiser.step()
+        # At the end, as transformers' Trainer has it: else the step of the next arm finds these gradients in memory.
+        optimiser.zero_grad()
         _wait(options.device)
         return time.perf_counter() - start
 
