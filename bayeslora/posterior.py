@@ -49,6 +49,7 @@ class Record:
             maximum likelihood.
         cost: ``seconds``, ``peak_memory_bytes``, ``parameters`` (learned) and ``extra_parameters`` (over LoRA).
         history: what training logged, step by step.
+        point_sites: latent sites that have the same value in every draw, as point estimates and fixed hyper-sites have.
         finished: false for a fit that was stopped on its way.
         task: arguments of `bayeslora.load_task` that give the task again, where they are known.
     """
@@ -61,6 +62,7 @@ class Record:
     temperature: float = 1.0
     cost: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
+    point_sites: list[str] = field(default_factory=list)
     finished: bool = True
     task: dict[str, Any] | None = None
 

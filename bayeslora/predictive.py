@@ -38,7 +38,7 @@ class Predictive:
             lacks have minus infinity.
         labels: true labels (examples,), where they are known.
         likelihood: what the logits mean.
-        method: ``"sample"`` for draws of the weights, ``"mean"`` for the one pass at their posterior mean.
+        method: how it was made, one of the posterior's `methods`.
         label_names: names of the classes, where they have some.
         aleatoric: expected entropy (examples,) in nats, where a formula gives it in place of draws.
 

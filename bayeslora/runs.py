@@ -129,6 +129,7 @@ def fit(
         output_dir=folder,
         resume=resume and has_checkpoint(folder),  # it may have been stopped before its first one
         progress=progress,
+        heldout=task.heldout,
         **config.settings,
     )
 

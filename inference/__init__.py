@@ -60,6 +60,7 @@ def fit(
     output_dir: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
+    heldout: Split | Dataset | None = None,
     **settings: Any,
 ) -> Posterior:
     """Infer the posterior of a program's weights given data.
@@ -72,6 +73,7 @@ def fit(
         output_dir: new folder for checkpoints and the posterior; without it, nothing is written.
         resume: go on from the last checkpoint in ``output_dir``, to the same result as without the stop.
         progress: show a bar.
+        heldout: rows that the weights are not trained on, for a backend that chooses something on such rows.
         **settings: of the backend, by name.
 
     Returns:
@@ -90,7 +92,15 @@ def fit(
     folder = None if output_dir is None else Path(output_dir)
     task = dict(getattr(data, "arguments", {})) or None  # what is tokenised already does not say
     rows = labelled(program, data)
-    run = Run(seed=seed, output_dir=folder, resume=resume, progress=progress, task=task, data=digest(rows))
+    run = Run(
+        seed=seed,
+        output_dir=folder,
+        resume=resume,
+        progress=progress,
+        task=task,
+        data=digest(rows),
+        heldout=None if heldout is None else labelled(program, heldout),
+    )
     if folder is not None and resume:
         record = {
             "backend": backend,

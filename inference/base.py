@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import Field, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -32,6 +33,7 @@ class Run:
         progress: show a bar.
         task: arguments that load the task again, kept with the posterior.
         data: digest of the training rows, kept with the posterior.
+        heldout: tokenised rows that nothing is trained on, for what is chosen on such rows.
     """
 
     seed: int = 0
@@ -40,8 +42,11 @@ class Run:
     progress: bool = True
     task: dict[str, Any] | None = None
     data: str = ""
+    heldout: Dataset | None = None
 
-    def record(self, backend: str, settings: dict[str, Any], n_data: int, temperature: float) -> Record:
+    def record(
+        self, backend: str, settings: dict[str, Any], n_data: int, temperature: float, point_sites: Iterable[str]
+    ) -> Record:
         """What is known of a posterior before it is fitted: all but what the fit costs and logs."""
         return Record(
             backend=backend,
@@ -50,6 +55,7 @@ class Run:
             data=self.data,
             seed=self.seed,
             temperature=temperature,
+            point_sites=sorted(point_sites),
             task=self.task,
             finished=False,
         )

@@ -22,7 +22,7 @@ takes the mean of what entered and the sum of what came back. Both are exact for
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -35,7 +35,8 @@ from bayeslora.inference.jacobians import Layer, Products, as_matrices
 
 __all__ = ["CURVATURES", "Curvature", "Diagonal", "Dual", "Full", "Kronecker", "make_curvature", "nystrom"]
 
-Batch = Sequence[Mapping[Layer, Products]]
+#: Gradients of a batch, one mapping for each vector of the likelihood's curvature; made as they are asked for.
+Batch = Iterable[Mapping[Layer, Products]]
 
 
 class Curvature(ABC):
@@ -102,6 +103,10 @@ class Diagonal(Curvature):
         super().__init__(sites)
         self._squares = {site.name: torch.zeros_like(as_matrices(site, site.initial)) for site in sites}
 
+    def room(self, vectors: int) -> int:
+        """The diagonal, and in double precision a block of the rank for each column, with its eigenvectors."""
+        return 4 * self.size + 32 * sum(layers * columns * rank**2 for layers, columns, rank in self.shapes.values())
+
     def add(self, batch: Batch) -> None:
         """Add the squares of each example's gradient."""
         for products in batch:
@@ -164,19 +169,18 @@ class Kronecker(Curvature):
 
     def add(self, batch: Batch) -> None:
         """Add what entered once, and what came back for every vector of the curvature."""
-        for key in batch[0]:
-            products = [each[key] for each in batch]
-            if self.sharing == "reduce":
-                products = [product.reduced() for product in products]
-            first = products[0]
-            wide, narrow = (products[:1], products) if first.wide_is_input else (products, products[:1])
-            test = self._test[first.columns]
-            for product in wide:
-                self._sketch[key] += product.summed(product.projected(test))
-            for product in narrow:
-                rows = product.narrow.flatten(0, 1)
-                self._narrow[key] += rows.mT @ rows
-            self._counted[key] += first.counted.sum()
+        for number, products in enumerate(batch):
+            for key, product in products.items():
+                self._add(key, product.reduced() if self.sharing == "reduce" else product, first=number == 0)
+
+    def _add(self, key: Layer, product: Products, first: bool) -> None:
+        if first or not product.wide_is_input:
+            self._sketch[key] += product.summed(product.projected(self._test[product.columns]))
+        if first or product.wide_is_input:
+            rows = product.narrow.flatten(0, 1)
+            self._narrow[key] += rows.mT @ rows
+        if first:
+            self._counted[key] += product.counted.sum()
 
     def tensors(self) -> dict[str, Tensor]:
         """Eigenvectors (layers, columns, k) and eigenvalues (layers, k) of the wide factor, and the narrow one."""

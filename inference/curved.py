@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -13,10 +14,10 @@ from bayeslora.errors import PosteriorError
 from bayeslora.inference import links
 from bayeslora.inference.curvature import Curvature, make_curvature
 from bayeslora.inference.evidence import log_evidence
-from bayeslora.inference.gaussian import covariance, draw, log_det, quadratic
-from bayeslora.inference.jacobians import Layer, Tape, as_matrices, as_value, matrices_of
+from bayeslora.inference.gaussian import Basis, covariances, draw, log_det, quadratic
+from bayeslora.inference.jacobians import Layer, as_matrices, as_value, jacobians, matrices_of
 from bayeslora.inference.priors import NormalPrior
-from bayeslora.passes import Rows, undisturbed
+from bayeslora.passes import Rows, seeded
 from bayeslora.posterior import Posterior, Record
 from bayeslora.program import Program
 
@@ -29,6 +30,10 @@ LOGIT_DRAWS = 1000
 class LaplacePosterior(Posterior):
     """A Gaussian over the matrices of some sites; all other latent sites stay at the mode.
 
+    Predictions are those of the network that is linear in the weights around the mode, through a link of
+    `bayeslora.inference.links`; or "linear" draws of that network, one set of weights for all rows; or "sample", draws
+    of the weights in the network as it is; or "mean", the mode.
+
     Args:
         program: the program.
         record: how the posterior came about.
@@ -39,7 +44,7 @@ class LaplacePosterior(Posterior):
     """
 
     kind: ClassVar[str] = "laplace"
-    methods: ClassVar[tuple[str, ...]] = ("mc-joint", "mc-indep", "probit", "bridge", "sample", "mean")
+    methods: ClassVar[tuple[str, ...]] = ("mc-joint", "mc-indep", "probit", "bridge", "linear", "sample", "mean")
 
     def __init__(
         self,
@@ -53,8 +58,12 @@ class LaplacePosterior(Posterior):
         super().__init__(program, record)
         self.latents, self.prior, self.curvature = dict(latents), prior, curvature
         self.sites = [site for site in program.sites if site.name in prior.roots]
-        self.basis = curvature.basis(prior.roots)
         self.log_likelihood = log_likelihood
+
+    @cached_property
+    def basis(self) -> Basis:
+        """Eigenvectors of the curvature where the prior is standard normal."""
+        return self.curvature.basis(self.prior.roots)
 
     @property
     def log_evidence(self) -> float:
@@ -64,9 +73,7 @@ class LaplacePosterior(Posterior):
 
     def draw(self) -> dict[str, Tensor]:
         """One draw of every latent site: the Gaussian's, and the mode of the others."""
-        noise = {key: torch.randn_like(self._mode(key)) for key in self.curvature.layers}
-        found = draw(self.basis, noise)
-        matrices = {key: self._mode(key) + value @ self._root(key).mT.to(value) for key, value in found.items()}
+        matrices = {key: self._mode(key) + shift for key, shift in self._shift().items()}
         latents = self.latents | self._values(matrices)
         return latents | self.program.weights(latents)
 
@@ -113,44 +120,71 @@ class LaplacePosterior(Posterior):
     def linearised(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """The network that is linear in the weights around the mode: logits' means and covariances.
 
-        The Jacobian of a batch is contracted layer by layer; what is held is the layers' inputs and gradients of one
-        batch, once for each class.
-
         Returns:
             Means (examples, classes) and covariances (examples, classes, classes), double precision, on the CPU.
         """
-        means: Tensor | None = None
-        weights, tape = self.mean(), Tape(self.program, self.sites)
-        with undisturbed(self.program), torch.enable_grad():
-            for batch, index in rows.batches(self.program.device):
-                with tape:
-                    logits = self.program.logits(weights, batch)
-                    count = logits.shape[1]
-                    outputs = torch.eye(count).to(logits).unsqueeze(1).expand(count, *logits.shape)
-                    found = covariance(self.basis, list(tape.products(logits, outputs, batch)), self.prior.roots)
-                if means is None:
-                    means = torch.empty(len(rows.dataset), count, dtype=torch.float64)
-                    covariances = torch.empty(len(rows.dataset), count, count, dtype=torch.float64)
-                means[index], covariances[index] = logits.detach().double().cpu(), found.cpu()
-        assert means is not None  # `encoded` refuses empty data
-        return means, covariances
+        means, found = self.linearised_at(rows, torch.ones(1))
+        return means, found[0]
 
-    def _outputs(self, rows: Rows, method: str, samples: int, seed: int) -> tuple[Tensor, Tensor | None]:
-        if method not in links.LINKS:
-            return super()._outputs(rows, method, samples, seed)
-        if method in ("probit", "bridge") and self.program.likelihood.name == "normal":
+    def linearised_at(self, rows: Rows, multiples: Tensor) -> tuple[Tensor, Tensor]:
+        """The same under priors of which each is one of ``multiples`` (multiples,) times as wide, in one pass.
+
+        Returns:
+            Means (examples, classes) and covariances (multiples, examples, classes, classes).
+        """
+        order, means, found = [], [], []
+        for index, logits, gradients in jacobians(self.program, self.sites, self.mean(), rows):
+            order.append(index)
+            means.append(logits.double().cpu())
+            found.append(covariances(self.basis, gradients, self.prior.roots, multiples).cpu())
+        places = torch.cat(order).argsort()
+        return torch.cat(means)[places], torch.cat(found, dim=1)[:, places]
+
+    def answer(self, means: Tensor, covariance: Tensor, method: str, seed: int) -> tuple[Tensor, Tensor | None]:
+        """What a link makes of a Gaussian over logits: logits (samples, examples, classes), and expected entropies.
+
+        Raises:
+            PosteriorError: the link is one to class probabilities, and the labels are real.
+        """
+        real = self.program.likelihood.name == "normal"
+        if method in ("probit", "bridge") and real:
             raise PosteriorError(f"The link '{method}' is one to class probabilities; for real labels use 'mc-joint'.")
-        means, covariances = self.linearised(rows)
         if method == "bridge":
-            concentration = links.bridge(means, covariances)
+            concentration = links.bridge(means, covariance)
             shares = concentration / concentration.sum(-1, keepdim=True)
             return shares.log().float().unsqueeze(0), links.dirichlet_entropy(concentration)
         joint = method != "mc-indep"
-        if self.program.likelihood.name == "normal":
-            return links.draws(means, covariances, joint, LOGIT_DRAWS, seed).float(), None
-        logs, aleatoric = links.averaged(means, covariances, joint, LOGIT_DRAWS, seed)
-        logits = links.probit(means, covariances) if method == "probit" else logs
+        if real:
+            return links.draws(means, covariance, joint, LOGIT_DRAWS, seed).float(), None
+        logs, aleatoric = links.averaged(means, covariance, joint, LOGIT_DRAWS, seed)
+        logits = links.probit(means, covariance) if method == "probit" else logs
         return logits.float().unsqueeze(0), aleatoric
+
+    def _outputs(self, rows: Rows, method: str, samples: int, seed: int) -> tuple[Tensor, Tensor | None]:
+        if method in links.LINKS:
+            return self.answer(*self.linearised(rows), method, seed)
+        if method == "linear":
+            return self._linear(rows, samples, seed), None
+        return super()._outputs(rows, method, samples, seed)
+
+    def _linear(self, rows: Rows, samples: int, seed: int) -> Tensor:
+        """Logits (samples, examples, classes) of the linear network, each draw of the weights for all examples."""
+        shifts = [self._shift() for _ in seeded(samples, seed, self.program.device)]
+        stacked = {key: torch.stack([shift[key] for shift in shifts]) for key in shifts[0]}
+        order, found = [], []
+        for index, logits, gradients in jacobians(self.program, self.sites, self.mean(), rows):
+            changes = [
+                torch.stack([torch.einsum("ncr,scr->sn", each[key].matrices(), stacked[key]) for key in each]).sum(0)
+                for each in gradients
+            ]
+            order.append(index)
+            found.append((logits + torch.stack(changes, dim=-1)).cpu())
+        return torch.cat(found, dim=1)[:, torch.cat(order).argsort()]
+
+    def _shift(self) -> dict[Layer, Tensor]:
+        """One draw of the matrices, less the mode."""
+        noise = {key: torch.randn_like(self._mode(key)) for key in self.curvature.layers}
+        return {key: value @ self._root(key).mT.to(value) for key, value in draw(self.basis, noise).items()}
 
     def _mode(self, key: Layer) -> Tensor:
         site = next(site for site in self.sites if site.name == key[0])

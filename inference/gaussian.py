@@ -22,7 +22,7 @@ from torch import Tensor
 
 from bayeslora.inference.jacobians import Layer, Products
 
-__all__ = ["Basis", "BlockBasis", "Roots", "SharedBasis", "covariance", "draw", "log_det", "quadratic"]
+__all__ = ["Basis", "BlockBasis", "Roots", "SharedBasis", "covariances", "draw", "log_det", "quadratic"]
 
 #: Root R (layers, rank, rank) of the prior covariance R R^T of a column, by site; double precision.
 Roots = Mapping[str, Tensor]
@@ -140,19 +140,24 @@ def draw(basis: Basis, noise: Mapping[Layer, Tensor]) -> dict[Layer, Tensor]:
     return found
 
 
-def covariance(basis: Basis, jacobian: Sequence[Mapping[Layer, Products]], roots: Roots) -> Tensor:
-    """J (I + F)^{-1} J^T of each example, layer by layer.
+def covariances(basis: Basis, jacobian: Sequence[Mapping[Layer, Products]], roots: Roots, multiples: Tensor) -> Tensor:
+    """J (I + F)^{-1} J^T of each example, layer by layer, for several scales of the prior.
+
+    With a prior m times as wide, gradients are m times and gains m^2 times as large, and the basis is the same.
 
     Args:
         basis: of F.
         jacobian: gradients of each output.
         roots: of the prior covariance, which take gradients to the coordinates phi.
+        multiples: of the prior's standard deviations (multiples,).
 
     Returns:
-        Covariance of the outputs (examples, outputs, outputs).
+        Covariances of the outputs (multiples, examples, outputs, outputs).
     """
+    squares = multiples.double().square().tolist()
     total: Tensor | float = 0.0
     shared: Tensor | float = 0.0
+    shrunk: list[Tensor | float] = [0.0] * len(squares)
     for key in jacobian[0]:
         root = roots[key[0]][key[1]]
         # In double precision: a posterior far narrower than the prior is a small difference of large numbers.
@@ -161,13 +166,15 @@ def covariance(basis: Basis, jacobian: Sequence[Mapping[Layer, Products]], roots
         total = total + rows @ rows.mT
         coordinates = basis.project(key, gradients)
         if basis.local:
-            total = total - _shrunk(coordinates, basis.gains(key))
+            shrunk = [
+                each + _shrunk(coordinates, square * basis.gains(key))
+                for each, square in zip(shrunk, squares, strict=True)
+            ]
         else:
             shared = shared + coordinates
     if isinstance(shared, Tensor):
-        total = total - _shrunk(shared, basis.gains(key))
-    assert isinstance(total, Tensor)  # there is a layer
-    return total
+        shrunk = [_shrunk(shared, square * basis.gains(key)) for square in squares]
+    return torch.stack([square * (total - each) for square, each in zip(squares, shrunk, strict=True)])
 
 
 def _shrunk(coordinates: Tensor, gains: Tensor) -> Tensor:

@@ -108,7 +108,7 @@ def optimise(
         TrainingError: the loss became infinite or not a number.
     """
     loss = NegativeELBO(program, guide, elbo, len(data))
-    record = run.record(settings.name, asdict(settings), len(data), temperature)
+    record = run.record(settings.name, asdict(settings), len(data), temperature, guide.point_sites)
     posterior = GuidePosterior(program, record, guide)
 
     learned = sum(value.numel() for value in guide.parameters() if value.requires_grad)

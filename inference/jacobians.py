@@ -18,9 +18,10 @@ from torch.utils.hooks import RemovableHandle
 
 from bayeslora.adapters import Site, Slot
 from bayeslora.errors import AdapterError
+from bayeslora.passes import Rows, undisturbed
 from bayeslora.program import Program
 
-__all__ = ["Layer", "Products", "Tape", "as_matrices", "as_value", "matrices_of"]
+__all__ = ["Layer", "Products", "Tape", "as_matrices", "as_value", "jacobians", "matrices_of"]
 
 #: A site and the place in its stack: one weight matrix of the network.
 Layer = tuple[str, int]
@@ -264,6 +265,26 @@ class Tape:
         if site.role == "B":
             return Products(back, entered, counted, columns, False, groups)
         return Products(entered, back, counted, columns, True, groups)
+
+
+def jacobians(
+    program: Program, sites: Sequence[Site], weights: Mapping[str, Tensor], rows: Rows
+) -> Iterator[tuple[Tensor, Tensor, list[dict[Layer, Products]]]]:
+    """Logits at ``weights`` and their gradients, one batch at a time.
+
+    What is held is what enters and comes back to the layers of a batch, the latter once for each output.
+
+    Yields:
+        Which rows they are, logits (examples, outputs), and for each output the gradients by layer.
+    """
+    tape = Tape(program, sites)
+    with undisturbed(program):
+        for batch, index in rows.batches(program.device):
+            with torch.enable_grad(), tape:
+                logits = program.logits(weights, batch)
+                directions = torch.eye(logits.shape[1]).to(logits).unsqueeze(1).expand(-1, *logits.shape)
+                gradients = list(tape.products(logits, directions, batch))
+            yield index, logits.detach(), gradients
 
 
 def _awake(output: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from bayeslora.inference.base import Run
 from bayeslora.inference.curvature import Curvature, make_curvature
 from bayeslora.inference.curved import LaplacePosterior
 from bayeslora.inference.evidence import SCALES, maximise, maximise_hyper
+from bayeslora.inference.heldout import best_width
 from bayeslora.inference.jacobians import Tape, matrices_of
 from bayeslora.inference.map import point_estimate
 from bayeslora.inference.priors import HyperPrior, NormalPrior, normal_prior
@@ -51,9 +52,10 @@ class Laplace(TrainingSettings):
         sharing: how "kron" treats tokens, "expand" or "reduce".
         subset: "all" random sites, or "last-layer": the head's last layer alone.
         head: count the head among the random sites, with the prior that the model gives it.
-        tune: "evidence" maximises Laplace's approximation of it; "none" keeps the model's prior.
-        scales: what is tuned: one prior scale for "all" sites, for each "site", for each "layer", or the hyper-sites of
-            the model ("hyper": Sigma and pi, under their own priors).
+        tune: "evidence" maximises Laplace's approximation of it; "heldout" takes the prior so many times as wide that
+            rows which `fit` was given as ``heldout`` are predicted best; "none" keeps the model's prior.
+        scales: what the evidence tunes: one prior scale for "all" sites, for each "site", for each "layer", or the
+            hyper-sites of the model ("hyper": Sigma and pi, under their own priors).
         temperature: weight of the log prior against the whole data's log-likelihood; 1 is Bayes' rule.
     """
 
@@ -67,7 +69,7 @@ class Laplace(TrainingSettings):
     sharing: Literal["expand", "reduce"] = "expand"
     subset: Literal["all", "last-layer"] = "all"
     head: bool = False
-    tune: Literal["evidence", "none"] = "evidence"
+    tune: Literal["evidence", "heldout", "none"] = "evidence"
     scales: Literal["all", "site", "layer", "hyper"] = "site"
     temperature: float = 1.0
 
@@ -85,15 +87,17 @@ class Laplace(TrainingSettings):
         sites = self._sites(program)
         curvature = make_curvature(self.curvature, sites, self.curvature_rank, self.sharing)
         tape = Tape(program, sites)
-        self._check(program, sites, curvature, len(data))
+        self._check(program, sites, curvature, len(data), run)
         latents, history, cost = self._mode(program, data, run)
         weights = program.weights(latents)
         matrices, prior = matrices_of(sites, weights), normal_prior(program, sites, latents)
         self._check_distance(prior, matrices)
         reset_peak(program.device)
         log_likelihood = self._measure(program, weights, data, run, tape, curvature)
-        latents, prior, trace = self._tuned(program, sites, latents, prior, matrices, curvature, log_likelihood)
-        record = run.record(self.name, asdict(self), len(data), self.temperature)
+        fixed = latents.keys() - prior.roots.keys()
+        record = run.record(self.name, asdict(self), len(data), self.temperature, fixed)
+        posterior = LaplacePosterior(program, record, latents, prior, curvature, log_likelihood)
+        latents, prior, trace = self._tuned(posterior, run)
         posterior = LaplacePosterior(program, record, latents, prior, curvature, log_likelihood)
         cost = {
             # A mode that was found over several sittings has its own count of seconds.
@@ -117,7 +121,7 @@ class Laplace(TrainingSettings):
         latents = {name: value.detach().clone() for name, value in trained.draw().items()}
         return latents, trained.record.history, trained.record.cost
 
-    def _check(self, program: Program, sites: Sequence[Site], curvature: Curvature, rows: int) -> None:
+    def _check(self, program: Program, sites: Sequence[Site], curvature: Curvature, rows: int, run: Run) -> None:
         """Refuse what cannot work before the time of training and of a pass is spent."""
         likelihood = program.likelihood
         if not hasattr(likelihood, "curvature_root"):
@@ -130,6 +134,11 @@ class Laplace(TrainingSettings):
             raise SettingError(
                 f"scales='hyper' needs a model with hyper-sites, and '{program.model.name}' has none: choose one of "
                 f"{', '.join(SCALES)}."
+            )
+        if self.tune == "heldout" and run.heldout is None:
+            raise SettingError(
+                "tune='heldout' needs rows to tune on: set some of the training rows aside (heldout_size), and give "
+                "fit(..., heldout=task.heldout)."
             )
         vectors = likelihood.outputs if self.fisher == "exact" else 1
         needed, free = curvature.room(rows * vectors), available(program.device)
@@ -182,7 +191,7 @@ class Laplace(TrainingSettings):
                     known = labels[index].to(logits.device)
                     total += float(program.likelihood.distribution(logits.detach()).log_prob(known).double().sum())
                     roots = self._directions(program, logits.detach(), known) / math.sqrt(self.temperature)
-                    curvature.add(list(tape.products(logits, roots, batch)))
+                    curvature.add(tape.products(logits, roots, batch))
         curvature.finish()
         return total / self.temperature
 
@@ -196,20 +205,19 @@ class Laplace(TrainingSettings):
         return likelihood.score(logits, labels).unsqueeze(0)
 
     def _tuned(
-        self,
-        program: Program,
-        sites: Sequence[Site],
-        latents: dict[str, Tensor],
-        prior: NormalPrior,
-        matrices: Mapping[str, Tensor],
-        curvature: Curvature,
-        log_likelihood: float,
+        self, posterior: LaplacePosterior, run: Run
     ) -> tuple[dict[str, Tensor], NormalPrior, list[dict[str, float]]]:
+        """Every latent site and the prior after tuning, and its trace."""
+        latents, prior, curvature = posterior.latents, posterior.prior, posterior.curvature
         if self.tune == "none":
             return latents, prior, []
+        if self.tune == "heldout":
+            assert run.heldout is not None  # `_check` refuses
+            return latents, *best_width(posterior, run.heldout, self.batch_size, run.progress)
+        matrices, log_likelihood = matrices_of(posterior.sites, latents), posterior.log_likelihood
         if self.scales != "hyper":
-            tuned, trace = maximise(log_likelihood, prior, matrices, curvature, self.scales)
-            return latents, tuned, trace
+            return latents, *maximise(log_likelihood, prior, matrices, curvature, self.scales)
+        program, sites = posterior.program, posterior.sites
         values, trace = maximise_hyper(log_likelihood, HyperPrior(program, sites, latents), matrices, curvature)
         found = latents | {name: value.to(latents[name]) for name, value in values.items()}
         return found, normal_prior(program, sites, found), trace

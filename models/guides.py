@@ -66,6 +66,11 @@ class Guide(nn.Module, ABC):
         super().__init__()
         self.latents = tuple(latents)
 
+    @property
+    def point_sites(self) -> tuple[str, ...]:
+        """Names of the latent sites that have the same value in every draw."""
+        return () if self.random else self.latents
+
     @abstractmethod
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Sample every latent site in Pyro; the arguments (those of the model) are not used."""
@@ -104,6 +109,11 @@ class GuideList(Guide):
         super().__init__(name for part in parts for name in part.latents)
         self.parts = nn.ModuleList(parts)
         self.random = any(part.random for part in parts)
+
+    @property
+    def point_sites(self) -> tuple[str, ...]:
+        """Those of all parts."""
+        return tuple(name for part in self._guides() for name in part.point_sites)
 
     def _guides(self) -> list[Guide]:
         return cast("list[Guide]", list(self.parts))

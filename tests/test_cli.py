@@ -107,6 +107,8 @@ def test_laplace_around_an_adapter_keeps_its_prediction(run: Path, tmp_path: Pat
     found = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in ("map", "mean", "own")}
     assert found["mean"]["nll"] == found["map"]["nll"]
     assert found["own"]["method"] == "mc-joint" and found["own"]["nll"] != found["map"]["nll"]
+    assert call(*FIT, *flags, *QUICK, "--set", "tune=heldout", "--output", tmp_path / "heldout") == 0
+    assert min(row["heldout_nll"] for row in bl.load(tmp_path / "heldout").record.history) > 0
 
 
 def test_a_multiple_choice_posterior_predicts_any_number_of_choices(tmp_path: Path) -> None:

@@ -129,6 +129,35 @@ def test_predictive_draws_and_density_follow_from_the_curvature(kind: str) -> No
 
 
 @pytest.mark.parametrize("kind", ["full", "exact", "diag", "kron"])
+def test_linear_draws_share_one_set_of_weights(kind: str) -> None:
+    program, rows = tiny(), tiny_rows(12)
+    posterior = given(program, rows, curvature=kind)
+    batch = tiny_batch(program, rows)
+    jacobian = dense_jacobian(program, batch)
+    flat = torch.cat([jacobian[name].flatten(2) for name in posterior.curvature.shapes], dim=2)
+    weights = posterior.sample(4, seed=3)
+    shifts = torch.cat([(weights[name] - posterior.latents[name]).flatten(1) for name in posterior.curvature.shapes], 1)
+    at_mode = posterior.predict(rows, method="mean", progress=False).logits[:, batch["index"]]
+    found = posterior.predict(rows, samples=4, seed=3, method="linear", batch_size=5, progress=False)
+    expected = at_mode + torch.einsum("ncp,sp->snc", flat, shifts)
+    torch.testing.assert_close(found.logits[:, batch["index"]], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["full", "exact", "diag", "kron"])
+def test_one_pass_gives_the_covariance_under_priors_of_several_widths(kind: str) -> None:
+    program, rows = tiny(), tiny_rows(12)
+    posterior = given(program, rows, curvature=kind)
+    over = Rows(encoded(program, rows), collator(program), 5, False)
+    _, found = posterior.linearised_at(over, torch.tensor([0.1, 3.0]))
+    for multiple, covariance in zip((0.1, 3.0), found, strict=True):
+        logs = {name: torch.tensor([math.log(multiple)], dtype=torch.float64) for name in posterior.prior.roots}
+        other = LaplacePosterior(
+            program, posterior.record, posterior.latents, posterior.prior.scaled(logs), posterior.curvature, 0.0
+        )
+        torch.testing.assert_close(covariance, other.linearised(over)[1], rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["full", "exact", "diag", "kron"])
 def test_a_loaded_posterior_predicts_the_same(kind: str, tmp_path: Path) -> None:
     program = text_program(saved_base(tmp_path / "base"), Gaussian(sites="both"))
     posterior = fit(

@@ -13,7 +13,7 @@ from scenarios import awake, tiny_batch, tiny_bert, tiny_program, tiny_rows
 from bayeslora.errors import PosteriorError, SettingError
 from bayeslora.inference import fit, laplace
 from bayeslora.likelihoods import Categorical
-from bayeslora.models import Gaussian
+from bayeslora.models import Gaussian, MonteCLoRA
 from bayeslora.program import Program
 
 
@@ -57,6 +57,14 @@ def test_a_trained_mode_is_that_of_map() -> None:
     mode = fit(tiny_program(Gaussian(sites="both")), rows, "map", **settings).mean()
     found = fit(tiny_program(Gaussian(sites="both")), rows, "laplace", mode="train", **settings).mean()
     assert all(torch.equal(mode[name], found[name]) for name in mode)
+
+
+def test_the_record_says_which_sites_stay_at_the_mode() -> None:
+    posterior = given(awake(tiny_program(MonteCLoRA())), tiny_rows(6))
+    kept = {name.rpartition(".")[2] for name in posterior.record.point_sites}
+    assert kept == {"scale_tril", "mixture", "B", "weight", "bias"}
+    draws = posterior.sample(2)
+    assert all(draws[name][0].equal(draws[name][1]) for name in posterior.record.point_sites)
 
 
 def test_a_prior_around_the_given_weights_cannot_be_tuned() -> None:

@@ -112,6 +112,9 @@ def test_every_guide_trains_under_every_bound(guide: str, elbo: str) -> None:
     losses = [entry["loss"] for entry in posterior.record.history if "loss" in entry]
     assert len(losses) == 2
     assert all(math.isfinite(loss) for loss in losses)
+    draws = posterior.sample(2)
+    same = {name for name, value in draws.items() if value[0].equal(value[1])}
+    assert set(posterior.record.point_sites) == same
     samples = 1 if guide == "delta" else 2
     assert posterior.predict(tiny_rows(3), samples=2, progress=False).logits.shape == (samples, 3, 3)
 
