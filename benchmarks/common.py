@@ -13,7 +13,7 @@ import os
 import platform
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
@@ -83,6 +83,10 @@ class Run:
         return replace(self, train_size=32, heldout_size=16, epochs=1, batch_size=8, samples=2)
 
 
+#: What does a run, given the base network, the folder of the data and that of the results: what its JSON holds.
+Measure = Callable[[Run, str, str | None, Path], dict[str, Any]]
+
+
 def add_arguments(parser: ArgumentParser, output: str) -> None:
     """Options that every benchmark of quality takes."""
     parser.add_argument("--model", required=True, help="folder or hub name of the base network")
@@ -92,8 +96,8 @@ def add_arguments(parser: ArgumentParser, output: str) -> None:
     parser.add_argument("--quick", action="store_true", help="32 rows, one epoch: to see that it works")
 
 
-def work(runs: Iterable[Run], options: Namespace) -> None:
-    """Do every run that is not finished and that no other process holds."""
+def work(runs: Iterable[Run], options: Namespace, measure: Measure | None = None) -> None:
+    """Do every run that is not finished and that no other process holds; ``measure`` says what a run is."""
     from transformers.utils import logging
 
     # Every run loads the base network anew and would report each time that its head is new.
@@ -110,13 +114,13 @@ def work(runs: Iterable[Run], options: Namespace) -> None:
             elif finished(run, options.output):
                 say(f"{run.name}: finished before")
             else:
-                _attempt(run, options)
+                _attempt(run, options, measure or measured)
 
 
-def _attempt(run: Run, options: Namespace) -> None:
+def _attempt(run: Run, options: Namespace, measure: Measure) -> None:
     say(f"{run.name}: started")
     try:
-        record = execute(run, options.model, options.data_dir, options.output)
+        record = execute(run, options.model, options.data_dir, options.output, measure)
     except TrainingError as error:
         say(f"{run.name}: no result. {error}")
         return
@@ -125,19 +129,20 @@ def _attempt(run: Run, options: Namespace) -> None:
         say(f"{run.name}: {arm}: {shown} ({record['seconds']['fit']:.0f} s)")
 
 
-def execute(run: Run, model: str, data_dir: str | None, output: Path) -> dict[str, Any]:
-    """Fit, evaluate and write one run; return what its JSON holds."""
+def execute(run: Run, model: str, data_dir: str | None, output: Path, measure: Measure) -> dict[str, Any]:
+    """Do one run and write its JSON; return what that holds."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(run.precision)
     try:
-        record = _measured(run, model, data_dir, output)
+        record = measure(run, model, data_dir, output)
     finally:
         torch.set_float32_matmul_precision(before)
     write_json(output / f"{run.name}.json", record)
     return record
 
 
-def _measured(run: Run, model: str, data_dir: str | None, output: Path) -> dict[str, Any]:
+def measured(run: Run, model: str, data_dir: str | None, output: Path) -> dict[str, Any]:
+    """Fit one backend, and evaluate each of its arms."""
     from peft import LoraConfig
 
     task = bl.load_task(run.task, data_dir, train_size=run.train_size, heldout_size=run.heldout_size, seed=run.seed)

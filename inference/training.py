@@ -59,6 +59,7 @@ class TrainingSettings:
         bf16: run the network under bfloat16 autocast; priors and guides stay in float32.
         group_by_length: put rows of like length into the same batch, which saves padding.
         log_every: steps between two entries of the log.
+        keep_checkpoints: number of epochs whose checkpoints stay in the output folder, the last ones; resuming needs one.
         report_to: trackers of transformers, such as ``"tensorboard"`` or ``"wandb"``.
         cpu: stay on the CPU even if there is a GPU.
     """
@@ -76,6 +77,7 @@ class TrainingSettings:
     bf16: bool = False
     group_by_length: bool = True
     log_every: int = 10
+    keep_checkpoints: int = 1
     report_to: str = "none"
     cpu: bool = False
 
@@ -87,6 +89,7 @@ class TrainingSettings:
             "max_grad_norm",
             "gradient_accumulation_steps",
             "log_every",
+            "keep_checkpoints",
         )
         for name in positive:
             if not 0 < getattr(self, name) < float("inf"):
@@ -284,7 +287,7 @@ def _arguments(settings: TrainingSettings, run: Run, folder: Path) -> TrainingAr
         logging_nan_inf_filter=False,  # `training_step` looks already, and each look waits for the device
         report_to=settings.report_to,
         save_strategy="epoch" if run.output_dir else "no",
-        save_total_limit=1,
+        save_total_limit=settings.keep_checkpoints,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available() and not settings.cpu,
         disable_tqdm=True,  # its bar prints the log as well

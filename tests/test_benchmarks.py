@@ -24,12 +24,13 @@ def benchmarks() -> Iterator[SimpleNamespace]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(FOLDER))
         import common
+        import epochs
         import quality
         import robustness
         import speed
 
-        yield SimpleNamespace(common=common, quality=quality, robustness=robustness, speed=speed)
-        for name in ("common", "quality", "robustness", "speed", "reliability"):
+        yield SimpleNamespace(common=common, epochs=epochs, quality=quality, robustness=robustness, speed=speed)
+        for name in ("common", "epochs", "quality", "robustness", "speed", "reliability"):
             sys.modules.pop(name, None)
 
 
@@ -144,6 +145,37 @@ def test_quality_verdicts_judge_means_over_tasks(benchmarks: SimpleNamespace) ->
     )
     # NLL 0.5 on average, against 1.0 of plain LoRA and 0.5 with temperature, which is beaten on MRPC alone.
     assert [verdict["met"] for verdict in benchmarks.quality.verdicts(figures)] == [True, True, False, True, True]
+
+
+def test_laplace_by_epoch_runs_and_reports(
+    benchmarks: SimpleNamespace, base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, results, picture = tmp_path / "runs", tmp_path / "epochs.json", tmp_path / "epochs.png"
+    benchmarks.epochs.main(
+        ["run", "--model", str(base), "--data-dir", str(data), "--output", str(output), "--quick"]
+        + ["--tasks", "sst2", "--seeds", "0"]
+    )
+    benchmarks.epochs.main(["report", "--output", str(output), "--results", str(results), "--figure", str(picture)])
+    kept = json.loads(results.read_text(encoding="utf-8"))
+    (run,) = kept["runs"]
+    assert set(run["epochs"]["1"]) == {*benchmarks.epochs.CURVES, *benchmarks.epochs.LAST}
+    # The figures are those of the saved logits.
+    saved = Predictive.load(output / "sst2-laplace-seed0-lr0.002" / "mle.safetensors").metrics(intervals=False)
+    assert run["epochs"]["1"]["mle"]["nll"] == pytest.approx(saved["nll"].value, rel=1e-9)
+    assert len(kept["verdicts"]) == 4
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "SST-2 | Laplace, last layer" in capsys.readouterr().out
+
+
+def test_laplace_verdicts_judge_the_last_epoch(benchmarks: SimpleNamespace) -> None:
+    def arm(accuracy: float, nll: float, ece: float) -> dict[str, float]:
+        return {"accuracy": accuracy, "nll": nll, "ece_15": ece}
+
+    scaled, la, mle = "mle+temperature", "la", "mle"
+    last = {("mrpc", mle): arm(0.8, 2.0, 0.3), ("mrpc", la): arm(0.8, 1.1, 0.09), ("mrpc", scaled): arm(0.8, 0.7, 0.0)}
+    last |= {("rte", mle): arm(0.5, 0.9, 0.3), ("rte", la): arm(0.6, 0.1, 0.09), ("rte", scaled): arm(0.5, 0.6, 0.0)}
+    # The NLL of MRPC alone is above 1, and it is not halved; RTE's accuracy is not judged.
+    assert [verdict["met"] for verdict in benchmarks.epochs.verdicts(last)] == [True, False, True, True]
 
 
 def test_robustness_runs_and_reports(

@@ -19,9 +19,11 @@ from scenarios import saved_base, text_program, text_rows, tiny_program, tiny_ro
 from torch import Tensor
 
 import bayeslora
+from bayeslora import files
 from bayeslora.errors import DataError, PosteriorError, SettingError, TrainingError
 from bayeslora.inference import fit, load
 from bayeslora.inference.elbo import NegativeELBO
+from bayeslora.inference.guided import GuidePosterior
 from bayeslora.inference.training import SCHEDULES, _Steps
 from bayeslora.models import MonteCLoRA
 from bayeslora.posterior import Posterior
@@ -77,6 +79,18 @@ def test_bf16_trains_the_network_alone_and_does_not_outlive_its_fit() -> None:
     assert all(value.dtype == torch.float32 for value in reduced.state().values())
     assert all(np.isfinite(entry["loss"]) for entry in reduced.record.history if "loss" in entry)
     assert same(parameters(plain), parameters(fit(tiny_program(), rows, **QUICK)))
+
+
+def test_as_many_checkpoints_stay_as_are_asked_for(tmp_path: Path) -> None:
+    posterior = fit(
+        tiny_program(), tiny_rows(12), "mle", output_dir=tmp_path / "run", keep_checkpoints=2, **QUICK | {"epochs": 3}
+    )
+    folders = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    assert len(folders) == 2
+    states = [files.read_tensors(folder / "model.safetensors") for folder in folders]
+    last = GuidePosterior.from_state(posterior.program, posterior.record, states[1]).mean()
+    assert all(value.equal(last[name]) for name, value in posterior.mean().items())
+    assert any(not value.equal(states[1][name]) for name, value in states[0].items())
 
 
 def test_gradient_checkpointing_gives_the_same_fit_and_is_off_after() -> None:
@@ -255,6 +269,7 @@ def test_two_processes_train_one_posterior(tmp_path: Path) -> None:
         from scenarios import text_program, text_rows
         from bayeslora.inference import fit
         from bayeslora.inference.elbo import NegativeELBO
+from bayeslora.inference.guided import GuidePosterior
         seen, forward = [], NegativeELBO.forward
         NegativeELBO.forward = lambda loss, batch: (
             # Without gradients, it is the look at the weights before a checkpoint.

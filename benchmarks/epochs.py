@@ -1,0 +1,277 @@
+"""Laplace's approximation along a fit that overfits: plain LoRA at several epochs, and a Gaussian around each.
+
+    python benchmarks/epochs.py run --model sentence-transformers/all-MiniLM-L6-v2 --threads 1
+    python benchmarks/epochs.py report
+
+After figure 1 of Yang et al. (ICLR 2024): plain LoRA (`mle`) as in quality.py, whose checkpoints are taken as given by
+`laplace`, with the same training rows and an isotropic prior around zero for A and for B of each group of layers, tuned
+by the evidence. Nothing is chosen on the validation split; the temperature of plain LoRA, and the width of the prior in
+the arm that says so, on 300 training rows that were held back. A run with MiniLM takes a quarter of an hour on one CPU
+core; processes share the runs. The report prints a table and verdicts, and writes benchmarks/results/epochs.json and
+docs/images/epochs.png.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from common import (
+    METRICS,
+    RESULTS,
+    TRAIN_SIZES,
+    Run,
+    add_arguments,
+    best_temperature,
+    environment,
+    markdown,
+    read_runs,
+    tempered,
+    work,
+)
+from quality import NAMES as GLUE
+from quality import NOT_LEARNED
+
+import bayeslora as bl
+from bayeslora.files import read_tensors, write_json
+from bayeslora.inference.guided import GuidePosterior
+from bayeslora.predictive import Predictive
+
+OUTPUT = "runs/epochs"
+FIGURE = RESULTS.parent.parent / "docs" / "images" / "epochs.png"
+SIZES = TRAIN_SIZES | {"openbookqa": 1000}
+NAMES = GLUE | {"openbookqa": "OpenBookQA"}
+#: Epochs at which a Gaussian is laid around the weights.
+EPOCHS = (1, 2, 3, 5, 7, 10)
+#: Arms at every one of them, and at the last alone.
+CURVES = {
+    "mle": "plain LoRA",
+    "mle+temperature": "plain LoRA, temperature scaled",
+    "la": "Laplace",
+    "llla": "Laplace, last layer",
+}
+LAST = {
+    "la-mc-indep": "Laplace, link mc-indep",
+    "la-probit": "Laplace, link probit",
+    "la-bridge": "Laplace, link bridge",
+    "la-sample": "Laplace, 10 draws of the weights",
+    "la-heldout": "Laplace, prior by held-out rows",
+}
+COLUMNS = {"accuracy": "accuracy", "nll": "NLL", "brier": "Brier", "ece_15": "ECE-15"}
+LARGEST_ECE_RATIO, OVERFITTED, LARGEST_NLL_RATIO, LARGEST_CHANGE = 1 / 3, 1.0, 0.5, 0.005
+
+
+def measured(run: Run, model: str, data_dir: str | None, output: Path) -> dict[str, Any]:
+    """Train plain LoRA, and evaluate it and its approximations epoch by epoch."""
+    from peft import LoraConfig
+
+    task = bl.load_task(run.task, data_dir, train_size=run.train_size, heldout_size=run.heldout_size, seed=run.seed)
+    lora = LoraConfig(r=run.rank, lora_alpha=run.lora_alpha, target_modules="all-linear")
+    prior = bl.models.build("gaussian", sites="both", centre="zero", **run.program)
+    program = bl.Program.from_pretrained(model, task, lora=lora, model=prior, seed=run.seed)
+    last = int(run.epochs)
+    by_epoch, evidence = {}, {}
+    with TemporaryDirectory() as scratch:
+        trained = bl.fit(
+            program, task.train, "mle", seed=run.seed, progress=False, output_dir=Path(scratch) / "run",
+            epochs=last, batch_size=run.batch_size, learning_rate=run.learning_rate, keep_checkpoints=last,
+        )  # fmt: skip
+        checkpoints = sorted((Path(scratch) / "run" / "checkpoints").glob("checkpoint-*"), key=_steps)
+        for epoch in sorted({min(epoch, last) for epoch in EPOCHS} | {last}):
+            state = read_tensors(checkpoints[epoch - 1] / "model.safetensors")
+            at_epoch = GuidePosterior.from_state(program, trained.record, state)
+            arms, evidence[epoch] = _arms(run, task, at_epoch, everything=epoch == last)
+            by_epoch[epoch] = {arm: found.metrics().to_dict() for arm, found in arms.items()}
+    for arm, found in arms.items():
+        found.save(output / run.name / f"{arm}.safetensors")
+    return {
+        "run": asdict(run),
+        "arms": by_epoch[last],
+        "epochs": by_epoch,
+        "evidence": evidence,
+        "seconds": {"fit": trained.cost["seconds"]},
+        "environment": environment(program.device),
+    }
+
+
+def _steps(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _arms(
+    run: Run, task: bl.Task, trained: GuidePosterior, everything: bool
+) -> tuple[dict[str, Predictive], dict[str, float]]:
+    """Predictions of all arms at one epoch, and what the evidence found: itself and the prior's scales."""
+    rows, heldout, program = task.split(run.split), task.heldout, trained.program
+    assert heldout is not None
+    plain = trained.predict(rows, method="mean", progress=False)
+    temperature = best_temperature(trained.predict(heldout, method="mean", progress=False))
+    program.adapters.write(trained.mean())
+    common: dict[str, Any] = {"mode": "given", "seed": run.seed, "progress": False, "batch_size": run.batch_size}
+    laplace = bl.fit(program, task.train, "laplace", **common, **run.settings)
+    last_layer = bl.fit(program, task.train, "laplace", subset="last-layer", **common, **run.settings)
+    arms = {
+        "mle": plain,
+        "mle+temperature": tempered(plain, temperature),
+        "la": laplace.predict(rows, progress=False),
+        "llla": last_layer.predict(rows, progress=False),
+    }
+    if everything:
+        for link in ("mc-indep", "probit", "bridge"):
+            arms[f"la-{link}"] = laplace.predict(rows, method=link, progress=False)
+        arms["la-sample"] = laplace.predict(rows, method="sample", samples=run.samples, seed=run.seed, progress=False)
+        tuned = bl.fit(
+            program, task.train, "laplace", heldout=heldout, **common, **(run.settings | {"tune": "heldout"})
+        )
+        arms["la-heldout"] = tuned.predict(rows, progress=False)
+    best = max(laplace.record.history, key=lambda row: row["log_evidence"])
+    return arms, best
+
+
+def plan(tasks: Sequence[str], seeds: Sequence[int]) -> list[Run]:
+    """All runs, seed by seed."""
+    return [Run(task, "laplace", seed, SIZES[task]) for seed in seeds for task in tasks]
+
+
+def table(last: Mapping[tuple[str, str], Mapping[str, float]]) -> str:
+    """Means over seeds at the last epoch."""
+    rows = []
+    for task in (task for task in NAMES if (task, "mle") in last):
+        for arm, title in (CURVES | LAST).items():
+            figures = last[task, arm]
+            cells = [f"{100 * figures[name]:.1f}" if name == "accuracy" else f"{figures[name]:.3f}" for name in COLUMNS]
+            rows.append([NAMES[task], title, *cells])
+    return markdown(["task", "last epoch", *COLUMNS.values()], rows)
+
+
+def verdicts(last: Mapping[tuple[str, str], Mapping[str, float]]) -> list[dict[str, Any]]:
+    """Each target of Laplace's approximation at the last epoch, what was found, and whether it is met."""
+    tasks = [task for task in NAMES if (task, "mle") in last]
+
+    def of(arm: str, metric: str) -> dict[str, float]:
+        return {task: last[task, arm][metric] for task in tasks}
+
+    errors = {task: of("la", "ece_15")[task] / of("mle", "ece_15")[task] for task in tasks}
+    overfitted = [task for task in tasks if of("mle", "nll")[task] > OVERFITTED]
+    losses = {task: of("la", "nll")[task] / of("mle", "nll")[task] for task in overfitted}
+    changes = {task: of("la", "accuracy")[task] - of("mle", "accuracy")[task] for task in tasks}
+    ours, scaled = (fmean(of(arm, "nll").values()) for arm in ("la", "mle+temperature"))
+    learned = [change for task, change in changes.items() if task not in NOT_LEARNED]
+    return [
+        _verdict("ECE-15 at most a third of plain LoRA's", errors, max(errors.values()) <= LARGEST_ECE_RATIO),
+        _verdict(
+            "NLL at most half of plain LoRA's where that is above 1",
+            losses,
+            all(ratio <= LARGEST_NLL_RATIO for ratio in losses.values()),
+        ),
+        _verdict(
+            "accuracy within half a point of plain LoRA's on every task that is learned",
+            changes,
+            all(abs(change) <= LARGEST_CHANGE for change in learned),
+        ),
+        {
+            "target": "NLL no worse than with a fitted temperature, on average over tasks",
+            "found": f"{ours:.3f} against {scaled:.3f}",
+            "met": ours <= scaled,
+        },
+    ]
+
+
+def _verdict(target: str, found: Mapping[str, float], met: bool) -> dict[str, Any]:
+    listed = ", ".join(f"{NAMES[task]} {figure:.3f}" for task, figure in found.items())
+    return {"target": target, "found": listed, "met": met}
+
+
+def report(options: Namespace) -> None:
+    """Print table and verdicts, write the figures that are kept, and draw the curves."""
+    records = read_runs(options.output)
+    curves: dict[tuple[str, str, str], dict[int, dict[str, float]]] = {}
+    for record in records:
+        for epoch, arms in record["epochs"].items():
+            for arm, metrics in arms.items():
+                figures = {name: float(metrics[name]["value"]) for name in METRICS}
+                curves.setdefault((record["run"]["task"], arm, epoch), {})[record["run"]["seed"]] = figures
+    means = {
+        key: {name: fmean(each[name] for each in seeds.values()) for name in METRICS} for key, seeds in curves.items()
+    }
+    end = str(int(records[0]["run"]["epochs"]))
+    last = {(task, arm): figures for (task, arm, epoch), figures in means.items() if epoch == end}
+    judged = verdicts(last)
+    print(table(last), end="\n\n")
+    for verdict in judged:
+        print(f"- {'met' if verdict['met'] else 'NOT met'}: {verdict['target']}. Found: {verdict['found']}.")
+    runs = [
+        {"task": record["run"]["task"], "seed": record["run"]["seed"], "evidence": record["evidence"]}
+        | {"epochs": {epoch: _values(arms) for epoch, arms in record["epochs"].items()}}
+        for record in records
+    ]
+    differing = ("task", "seed", "train_size")
+    protocol = {key: item for key, item in records[0]["run"].items() if key not in differing} | {"train_size": SIZES}
+    kept = {"protocol": protocol, "environment": records[0]["environment"], "verdicts": judged, "runs": runs}
+    write_json(options.results, kept)
+    draw(means, options.figure)
+    print(f"\nWrote {options.results} and {options.figure}.")
+
+
+def _values(arms: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    return {arm: {name: float(metrics[name]["value"]) for name in METRICS} for arm, metrics in arms.items()}
+
+
+def draw(means: Mapping[tuple[str, str, str], Mapping[str, float]], path: Path) -> None:
+    """Accuracy, NLL and ECE by epoch, a column a task."""
+    from matplotlib.figure import Figure
+    from reliability import COLOURS, INK
+
+    from bayeslora.plots import save_figure
+
+    tasks = [task for task in NAMES if any(key[0] == task for key in means)]
+    shown = {"accuracy": "accuracy", "nll": "NLL", "ece_15": "ECE (15 bins)"}
+    figure = Figure(figsize=(2.7 * len(tasks) + 0.6, 6.6), dpi=160, layout="constrained")
+    axes = figure.subplots(len(shown), len(tasks), sharex=True, squeeze=False)
+    styles = dict(
+        zip(CURVES, [(COLOURS[0], "-"), (COLOURS[0], ":"), (COLOURS[1], "-"), (COLOURS[2], "-")], strict=True)
+    )
+    for row, (metric, label) in zip(axes, shown.items(), strict=True):
+        for axis, task in zip(row, tasks, strict=True):
+            for arm, (colour, line) in styles.items():
+                points = sorted(
+                    (int(key[2]), figures[metric]) for key, figures in means.items() if key[:2] == (task, arm)
+                )
+                axis.plot(*zip(*points, strict=True), line, color=colour, marker=".", label=CURVES[arm])
+            axis.spines[["top", "right"]].set_visible(False)
+            if metric != "accuracy":
+                axis.set_ylim(bottom=0)
+        row[0].set_ylabel(label, color=INK)
+    for axis, task in zip(axes[0], tasks, strict=True):
+        axis.set_title(NAMES[task], loc="left", fontweight="bold", color=INK)
+    for axis in axes[-1]:
+        axis.set_xlabel("epoch", color=INK)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(CURVES), frameon=False)
+    save_figure(figure, path)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run or report."""
+    parser = ArgumentParser(description="Laplace's approximation along a fit that overfits.")
+    commands = parser.add_subparsers(required=True)
+    running = commands.add_parser("run", help="do the runs that are not finished")
+    add_arguments(running, OUTPUT)
+    running.add_argument("--tasks", nargs="+", choices=SIZES, default=list(SIZES))
+    running.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    running.set_defaults(do=lambda options: work(plan(options.tasks, options.seeds), options, measured))
+    reporting = commands.add_parser("report", help="make the table, the verdicts and the figure")
+    reporting.add_argument("--output", type=Path, default=Path(OUTPUT), help="where the runs are")
+    reporting.add_argument("--results", type=Path, default=RESULTS / "epochs.json", help="figures that are kept")
+    reporting.add_argument("--figure", type=Path, default=FIGURE, help="curves by epoch")
+    reporting.set_defaults(do=report)
+    options = parser.parse_args(arguments)
+    options.do(options)
+
+
+if __name__ == "__main__":
+    main()
