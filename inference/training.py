@@ -59,7 +59,7 @@ class TrainingSettings:
         bf16: run the network under bfloat16 autocast; priors and guides stay in float32.
         group_by_length: put rows of like length into the same batch, which saves padding.
         log_every: steps between two entries of the log.
-        keep_checkpoints: number of epochs whose checkpoints stay in the output folder, the last ones; resuming needs one.
+        keep_checkpoints: number of epochs, the last ones, whose checkpoints stay in the output folder.
         report_to: trackers of transformers, such as ``"tensorboard"`` or ``"wandb"``.
         cpu: stay on the CPU even if there is a GPU.
     """
