@@ -173,12 +173,9 @@ class LaplacePosterior(Posterior):
         stacked = {key: torch.stack([shift[key] for shift in shifts]) for key in shifts[0]}
         order, found = [], []
         for index, logits, gradients in jacobians(self.program, self.sites, self.mean(), rows):
-            changes = [
-                torch.stack([torch.einsum("ncr,scr->sn", each[key].matrices(), stacked[key]) for key in each]).sum(0)
-                for each in gradients
-            ]
+            changes = [torch.einsum("noab,sab->sno", each, stacked[key]) for key, each in gradients.items()]
             order.append(index)
-            found.append((logits + torch.stack(changes, dim=-1)).cpu())
+            found.append((logits + torch.stack(changes).sum(0)).cpu())
         return torch.cat(found, dim=1)[:, torch.cat(order).argsort()]
 
     def _shift(self) -> dict[Layer, Tensor]:

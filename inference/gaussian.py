@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bayeslora.inference.jacobians import Layer, Products
+from bayeslora.inference.jacobians import Layer
 
 __all__ = ["Basis", "BlockBasis", "Roots", "SharedBasis", "covariances", "draw", "log_det", "quadratic"]
 
@@ -140,14 +140,14 @@ def draw(basis: Basis, noise: Mapping[Layer, Tensor]) -> dict[Layer, Tensor]:
     return found
 
 
-def covariances(basis: Basis, jacobian: Sequence[Mapping[Layer, Products]], roots: Roots, multiples: Tensor) -> Tensor:
+def covariances(basis: Basis, jacobian: Mapping[Layer, Tensor], roots: Roots, multiples: Tensor) -> Tensor:
     """J (I + F)^{-1} J^T of each example, layer by layer, for several scales of the prior.
 
     With a prior m times as wide, gradients are m times and gains m^2 times as large, and the basis is the same.
 
     Args:
         basis: of F.
-        jacobian: gradients of each output.
+        jacobian: gradients (examples, outputs, columns, rank) by layer.
         roots: of the prior covariance, which take gradients to the coordinates phi.
         multiples: of the prior's standard deviations (multiples,).
 
@@ -158,10 +158,10 @@ def covariances(basis: Basis, jacobian: Sequence[Mapping[Layer, Products]], root
     total: Tensor | float = 0.0
     shared: Tensor | float = 0.0
     shrunk: list[Tensor | float] = [0.0] * len(squares)
-    for key in jacobian[0]:
+    for key, matrices in jacobian.items():
         root = roots[key[0]][key[1]]
         # In double precision: a posterior far narrower than the prior is a small difference of large numbers.
-        gradients = torch.stack([products[key].matrices() for products in jacobian], dim=1).double() @ root
+        gradients = matrices.double() @ root
         rows = gradients.flatten(-2)
         total = total + rows @ rows.mT
         coordinates = basis.project(key, gradients)

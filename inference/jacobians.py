@@ -50,7 +50,8 @@ def matrices_of(sites: Sequence[Site], values: Mapping[str, Tensor]) -> dict[str
 class Products:
     """Gradients of one function of the logits of each example with respect to one weight matrix.
 
-    The gradient of an example is the sum over its tokens of wide (x) narrow. Padding is zero on both sides.
+    The gradient of an example is the sum over its tokens of wide (x) narrow. The narrow side is zero at padding, the
+    wide side anything finite.
 
     Attributes:
         wide: the side of the columns, (examples, tokens, columns); or row numbers (examples, tokens) of an embedding,
@@ -86,7 +87,8 @@ class Products:
         if self.wide_is_input:
             wide, narrow = one.gathered(share).mT, narrow.sum(1, keepdim=True)
         else:
-            wide, narrow = wide.sum(1, keepdim=True), (narrow * share).sum(1, keepdim=True)
+            ones = counted.unsqueeze(-1).to(narrow)
+            wide, narrow = one.gathered(ones).mT, (narrow * share).sum(1, keepdim=True)
         wide, narrow, counted = (
             side.reshape(examples, self.groups, *side.shape[2:])
             for side in (wide, narrow, counted.any(1, keepdim=True))
@@ -94,16 +96,14 @@ class Products:
         return Products(wide, narrow, counted, self.columns, self.wide_is_input, self.groups)
 
     def projected(self, basis: Tensor) -> Tensor:
-        """Wide sides in the columns of ``basis`` (columns, k): (examples, tokens, k)."""
-        if self.wide.is_floating_point():
-            return self.wide @ basis
-        return basis[self.wide] * self.counted.unsqueeze(-1)
+        """Wide sides in the columns of ``basis`` (columns, k): (examples, tokens, k), zero at padding."""
+        found = self.wide @ basis if self.wide.is_floating_point() else basis[self.wide]
+        return found * self.counted.unsqueeze(-1)
 
     def gathered(self, values: Tensor) -> Tensor:
-        """Sum over tokens of wide (x) ``values`` (examples, tokens, k): (examples, columns, k)."""
+        """Sum over tokens of wide (x) ``values`` (examples, tokens, k), zero at padding: (examples, columns, k)."""
         if self.wide.is_floating_point():
             return self.wide.mT @ values
-        values = values * self.counted.unsqueeze(-1)
         found = values.new_zeros(len(values), self.columns, values.shape[-1])
         return found.scatter_add_(1, self.wide.unsqueeze(-1).expand_as(values), values)
 
@@ -111,7 +111,7 @@ class Products:
         """The same, summed over examples as well: (columns, k)."""
         if self.wide.is_floating_point():
             return self.wide.flatten(0, 1).mT @ values.flatten(0, 1)
-        values = (values * self.counted.unsqueeze(-1)).flatten(0, 1)
+        values = values.flatten(0, 1)
         return values.new_zeros(self.columns, values.shape[-1]).index_add_(0, self.wide.flatten(), values)
 
 
@@ -217,21 +217,24 @@ class Tape:
         """
         calls = [(key, call) for key, heard in self._calls.items() for call in heard]
         outputs = [call.left for _, call in calls]
+        # A sequence that begins with padding may leave attention there without a key, and what follows is not finite.
+        finite = "choice_mask" not in batch and bool(batch["attention_mask"][..., 0].all())
         # What entered a layer is the same for every direction.
-        inputs = {key: self._entered(key, heard, batch, len(logits)) for key, heard in self._calls.items()}
+        inputs = {key: self._entered(key, heard, batch, len(logits), finite) for key, heard in self._calls.items()}
         for number, direction in enumerate(directions):
             more = number + 1 < len(directions)
             gradients = torch.autograd.grad(logits, outputs, direction, retain_graph=more, allow_unused=True)
             came: dict[Layer, list[Tensor]] = {key: [] for key in self._calls}
             for (key, call), gradient in zip(calls, gradients, strict=True):
-                back = torch.zeros_like(call.left) if gradient is None else gradient
-                came[key].append(back.float().mul(call.factor).reshape(len(logits), -1, back.shape[-1]))
+                back = (torch.zeros_like(call.left) if gradient is None else gradient).float()
+                back = back if call.factor == 1 else back * call.factor
+                came[key].append(back.reshape(len(logits), -1, back.shape[-1]))
             yield {key: self._product(key, *inputs[key], came[key]) for key in came}
 
     def _entered(
-        self, key: Layer, calls: list[_Call], batch: Mapping[str, Tensor], examples: int
+        self, key: Layer, calls: list[_Call], batch: Mapping[str, Tensor], examples: int, finite: bool
     ) -> tuple[Tensor, Tensor, int]:
-        """What entered a layer (examples, tokens, ...), zero at padding; which tokens count; sequences an example."""
+        """What entered a layer (examples, tokens, ...); which tokens count; sequences an example."""
         if not calls:  # a layer that the network leaves out
             nothing = self._sites[key[0]].initial.new_zeros(examples, 0)
             return nothing.unsqueeze(-1), nothing.bool(), 1
@@ -241,13 +244,13 @@ class Tape:
             each = _counted(key, batch, rows, tokens, examples).reshape(examples, -1)
             if call.entered.is_floating_point():
                 value = call.entered.float().reshape(examples, -1, call.entered.shape[-1])
-                value = torch.where(each.unsqueeze(-1), value, 0.0)
+                value = value if finite else torch.where(each.unsqueeze(-1), value, 0.0)
             else:
                 value = call.entered.reshape(examples, -1)
             entered.append(value)
             counted.append(each)
         choices = batch["choice_mask"].shape[1] if "choice_mask" in batch else 1
-        return torch.cat(entered, dim=1), torch.cat(counted, dim=1), choices * len(calls)
+        return _joined(entered), _joined(counted), choices * len(calls)
 
     def _product(self, key: Layer, entered: Tensor, counted: Tensor, groups: int, came: list[Tensor]) -> Products:
         site = self._sites[key[0]]
@@ -255,27 +258,27 @@ class Tape:
         if not came:
             narrow, wide = entered.expand(-1, -1, rank), entered.expand(-1, -1, columns)
             return Products(wide, narrow, counted, columns, site.role != "B")
-        back = torch.cat(came, dim=1) * counted.unsqueeze(-1)
+        back = _joined(came)
+        if site.role == "B":
+            return Products(back, entered * counted.unsqueeze(-1), counted, columns, False, groups)
+        back = back * counted.unsqueeze(-1)
         if site.role == "head":
             # A head may score every token, of which one is looked at.
             counted = counted & back.ne(0).any(-1)
-            entered = torch.where(counted.unsqueeze(-1), entered, 0.0)
             if site.initial.dim() == 1:  # a bias sees one
                 entered = counted.unsqueeze(-1).to(back)
-        if site.role == "B":
-            return Products(back, entered, counted, columns, False, groups)
         return Products(entered, back, counted, columns, True, groups)
 
 
 def jacobians(
     program: Program, sites: Sequence[Site], weights: Mapping[str, Tensor], rows: Rows
-) -> Iterator[tuple[Tensor, Tensor, list[dict[Layer, Products]]]]:
+) -> Iterator[tuple[Tensor, Tensor, dict[Layer, Tensor]]]:
     """Logits at ``weights`` and their gradients, one batch at a time.
 
-    What is held is what enters and comes back to the layers of a batch, the latter once for each output.
+    What is held is what enters and comes back to the layers of a batch, and its gradients.
 
     Yields:
-        Which rows they are, logits (examples, outputs), and for each output the gradients by layer.
+        Which rows they are, logits (examples, outputs), and gradients (examples, outputs, columns, rank) by layer.
     """
     tape = Tape(program, sites)
     with undisturbed(program):
@@ -283,8 +286,16 @@ def jacobians(
             with torch.enable_grad(), tape:
                 logits = program.logits(weights, batch)
                 directions = torch.eye(logits.shape[1]).to(logits).unsqueeze(1).expand(-1, *logits.shape)
-                gradients = list(tape.products(logits, directions, batch))
-            yield index, logits.detach(), gradients
+                each = [
+                    {key: product.matrices() for key, product in products.items()}
+                    for products in tape.products(logits, directions, batch)
+                ]
+            yield index, logits.detach(), {key: torch.stack([found[key] for found in each], dim=1) for key in each[0]}
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """All tokens; the one part itself, without a copy."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 def _awake(output: Tensor) -> Tensor:

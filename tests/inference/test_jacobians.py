@@ -65,10 +65,13 @@ def test_choices_of_a_row_are_its_tokens() -> None:
                 torch.testing.assert_close(product.matrices(), expected[name][:, output, place], rtol=1e-4, atol=1e-5)
 
 
-def test_padding_is_zero_on_both_sides_and_does_not_count() -> None:
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padding_adds_nothing_and_does_not_count(side: str) -> None:
     program = tiny_program().eval()
     rows = tiny_rows(4)
     batch = tiny_batch(program, rows)
+    if side == "left":
+        batch |= {name: batch[name].flip(1) for name in ("input_ids", "attention_mask")}
     weights = {site.name: site.initial for site in program.sites}
     with Tape(program, program.sites) as tape:
         logits = program.logits(weights, batch)
@@ -76,7 +79,11 @@ def test_padding_is_zero_on_both_sides_and_does_not_count() -> None:
         for product in products.values():
             tokens = product.counted.sum()
             assert tokens in (int(batch["attention_mask"].sum()), 4)  # the pooler and the head see one a row
-            assert not product.wide[~product.counted].any()
+            assert not product.narrow[~product.counted].any()
+            assert not product.projected(torch.eye(product.columns))[~product.counted].any()
+            # Attention without a key may leave what is not finite where a sequence begins with padding.
+            entered = product.wide if product.wide_is_input else product.narrow
+            assert side == "right" or not entered[~product.counted].any()
 
 
 def test_matrices_of_a_site_and_back() -> None:
