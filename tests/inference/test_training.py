@@ -269,7 +269,6 @@ def test_two_processes_train_one_posterior(tmp_path: Path) -> None:
         from scenarios import text_program, text_rows
         from bayeslora.inference import fit
         from bayeslora.inference.elbo import NegativeELBO
-from bayeslora.inference.guided import GuidePosterior
         seen, forward = [], NegativeELBO.forward
         NegativeELBO.forward = lambda loss, batch: (
             # Without gradients, it is the look at the weights before a checkpoint.
