@@ -87,13 +87,35 @@ class Run:
 Measure = Callable[[Run, str, str | None, Path], dict[str, Any]]
 
 
-def add_arguments(parser: ArgumentParser, output: str) -> None:
-    """Options that every benchmark of quality takes."""
-    parser.add_argument("--model", required=True, help="folder or hub name of the base network")
-    parser.add_argument("--data-dir", help="folder with a folder of files for each task; the hub by default")
-    parser.add_argument("--output", type=Path, default=Path(output), help="where runs are written")
-    parser.add_argument("--threads", type=int, help="threads of this process")
-    parser.add_argument("--quick", action="store_true", help="32 rows, one epoch: to see that it works")
+def command_line(
+    description: str, name: str, report: Callable[[Namespace], None], figure: Path | None = None
+) -> tuple[ArgumentParser, ArgumentParser]:
+    """The commands ``run`` and ``report`` of a benchmark of quality.
+
+    Args:
+        description: of the benchmark.
+        name: of the folder of its runs and of the file of its results.
+        report: what the second command does; the first one is for the caller to say (``do``).
+        figure: default place of the picture, if there is one.
+
+    Returns:
+        The parser, and that of ``run``.
+    """
+    parser = ArgumentParser(description=description)
+    commands = parser.add_subparsers(required=True)
+    running = commands.add_parser("run", help="do the runs that are not finished")
+    running.add_argument("--model", required=True, help="folder or hub name of the base network")
+    running.add_argument("--data-dir", help="folder with a folder of files for each task; the hub by default")
+    running.add_argument("--threads", type=int, help="threads of this process")
+    running.add_argument("--quick", action="store_true", help="32 rows, one epoch: to see that it works")
+    reporting = commands.add_parser("report", help="tables and figures of the runs that are there")
+    reporting.add_argument("--results", type=Path, default=RESULTS / f"{name}.json", help="figures that are kept")
+    if figure is not None:
+        reporting.add_argument("--figure", type=Path, default=figure, help="picture")
+    reporting.set_defaults(do=report)
+    for each in (running, reporting):
+        each.add_argument("--output", type=Path, default=Path("runs") / name, help="where the runs are")
+    return parser, running
 
 
 def work(runs: Iterable[Run], options: Namespace, measure: Measure | None = None) -> None:

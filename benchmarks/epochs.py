@@ -13,7 +13,7 @@ docs/images/epochs.png.
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -26,8 +26,8 @@ from common import (
     RESULTS,
     TRAIN_SIZES,
     Run,
-    add_arguments,
     best_temperature,
+    command_line,
     environment,
     markdown,
     read_runs,
@@ -42,7 +42,6 @@ from bayeslora.files import read_tensors, write_json
 from bayeslora.inference.guided import GuidePosterior
 from bayeslora.predictive import Predictive
 
-OUTPUT = "runs/epochs"
 FIGURE = RESULTS.parent.parent / "docs" / "images" / "epochs.png"
 SIZES = TRAIN_SIZES | {"openbookqa": 1000}
 NAMES = GLUE | {"openbookqa": "OpenBookQA"}
@@ -257,18 +256,10 @@ def draw(means: Mapping[tuple[str, str, str], Mapping[str, float]], path: Path) 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run or report."""
-    parser = ArgumentParser(description="Laplace's approximation along a fit that overfits.")
-    commands = parser.add_subparsers(required=True)
-    running = commands.add_parser("run", help="do the runs that are not finished")
-    add_arguments(running, OUTPUT)
+    parser, running = command_line("Laplace's approximation along a fit that overfits.", "epochs", report, FIGURE)
     running.add_argument("--tasks", nargs="+", choices=SIZES, default=list(SIZES))
     running.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     running.set_defaults(do=lambda options: work(plan(options.tasks, options.seeds), options, measured))
-    reporting = commands.add_parser("report", help="make the table, the verdicts and the figure")
-    reporting.add_argument("--output", type=Path, default=Path(OUTPUT), help="where the runs are")
-    reporting.add_argument("--results", type=Path, default=RESULTS / "epochs.json", help="figures that are kept")
-    reporting.add_argument("--figure", type=Path, default=FIGURE, help="curves by epoch")
-    reporting.set_defaults(do=report)
     options = parser.parse_args(arguments)
     options.do(options)
 

@@ -12,17 +12,16 @@ writes benchmarks/results/quality.json and docs/images/reliability-glue.png. It 
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from common import ARMS, METRICS, RESULTS, TITLES, TRAIN_SIZES, Run, add_arguments, markdown, read_runs, value, work
+from common import ARMS, METRICS, RESULTS, TITLES, TRAIN_SIZES, Run, command_line, markdown, read_runs, value, work
 
 from bayeslora.files import write_json
 
-OUTPUT = "runs/quality"
 FIGURE = RESULTS.parent.parent / "docs" / "images" / "reliability-glue.png"
 NAMES = {"mrpc": "MRPC", "sst2": "SST-2", "cola": "CoLA", "rte": "RTE"}
 #: At 1,000 rows plain LoRA is hardly better than guessing on RTE, so a point of accuracy there says nothing.
@@ -238,19 +237,11 @@ def figure(output: Path, figures: Figures, path: Path) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run or report."""
-    parser = ArgumentParser(description="Accuracy and calibration of SVI against plain LoRA.")
-    commands = parser.add_subparsers(required=True)
-    running = commands.add_parser("run", help="do the runs that are not finished")
-    add_arguments(running, OUTPUT)
+    parser, running = command_line("Accuracy and calibration of SVI against plain LoRA.", "quality", report, FIGURE)
     running.add_argument("--tasks", nargs="+", choices=TRAIN_SIZES, default=list(TRAIN_SIZES))
     running.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     running.add_argument("--backends", nargs="+", choices=ARMS, default=list(ARMS))
     running.set_defaults(do=lambda options: work(plan(options.tasks, options.seeds, options.backends), options))
-    reporting = commands.add_parser("report", help="make the table, the verdicts and the figure")
-    reporting.add_argument("--output", type=Path, default=Path(OUTPUT), help="where the runs are")
-    reporting.add_argument("--results", type=Path, default=RESULTS / "quality.json", help="figures that are kept")
-    reporting.add_argument("--figure", type=Path, default=FIGURE, help="reliability diagrams")
-    reporting.set_defaults(do=report)
     options = parser.parse_args(arguments)
     options.do(options)
 

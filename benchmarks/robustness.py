@@ -12,19 +12,17 @@ accuracy (TMLR 2025). The shape of the noise keeps its own learning rate, which 
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from common import (
     METRICS,
-    RESULTS,
     TITLES,
     TRAIN_SIZES,
     Run,
-    add_arguments,
+    command_line,
     markdown,
     read_runs,
     value,
@@ -33,7 +31,6 @@ from common import (
 
 from bayeslora.files import write_json
 
-OUTPUT = "runs/robustness"
 TASK = "mrpc"
 BACKENDS = ("mle", "svi")
 LEARNING_RATES = (2e-4, 5e-4, 1e-3, 2e-3, 5e-3)
@@ -116,16 +113,10 @@ def _measures(found: dict[str, Any]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run or report."""
-    parser = ArgumentParser(description="How much SVI and plain LoRA depend on the learning rate.")
-    commands = parser.add_subparsers(required=True)
-    running = commands.add_parser("run", help="do the runs that are not finished")
-    add_arguments(running, OUTPUT)
+    title = "How much SVI and plain LoRA depend on the learning rate."
+    parser, running = command_line(title, "robustness", report)
     running.add_argument("--learning-rates", nargs="+", type=float, default=list(LEARNING_RATES))
     running.set_defaults(do=lambda options: work(plan(options.learning_rates), options))
-    reporting = commands.add_parser("report", help="make the tables")
-    reporting.add_argument("--output", type=Path, default=Path(OUTPUT), help="where the runs are")
-    reporting.add_argument("--results", type=Path, default=RESULTS / "robustness.json", help="figures that are kept")
-    reporting.set_defaults(do=report)
     options = parser.parse_args(arguments)
     options.do(options)
 

@@ -10,16 +10,14 @@ prints a table and writes benchmarks/results/settings.json, from which the docst
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from common import RESULTS, TRAIN_SIZES, Run, add_arguments, markdown, read_runs, value, work
+from common import TRAIN_SIZES, Run, command_line, markdown, read_runs, value, work
 
 from bayeslora.files import write_json
 
-OUTPUT = "runs/settings"
 TASK = "sst2"
 COLUMNS = {"accuracy": "accuracy", "nll": "NLL", "ece_15": "ECE-15"}
 #: Changes of the Pyro model and of the backend by variant; plain LoRA stands beside them.
@@ -70,16 +68,11 @@ def report(options: Namespace) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    parser = ArgumentParser(description="What the settings of the prior and the guide do.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    running = commands.add_parser("run", help="do what is not done yet")
-    add_arguments(running, OUTPUT)
+    parser, running = command_line("What the settings of the prior and the guide do.", "settings", report)
     running.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    reporting = commands.add_parser("report", help="table and figures")
-    reporting.add_argument("--output", type=Path, default=Path(OUTPUT), help="where the runs are")
-    reporting.add_argument("--results", type=Path, default=RESULTS / "settings.json", help="figures that are kept")
+    running.set_defaults(do=lambda options: work(plan(options.variants), options))
     options = parser.parse_args(arguments)
-    work(plan(options.variants), options) if options.command == "run" else report(options)
+    options.do(options)
 
 
 if __name__ == "__main__":
