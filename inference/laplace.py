@@ -49,7 +49,7 @@ class Laplace(TrainingSettings):
         curvature_rank: rank of the wide factor of "kron"; exact where it reaches the number of columns.
         fisher: expectation over labels: "exact", by the likelihood's curvature; "mc", one label drawn for each row; or
             "empirical", the labels of the data (biased).
-        sharing: how "kron" treats tokens, "expand" or "reduce".
+        sharing: how "kron" treats the tokens of an example, "sum", "expand" or "reduce"; the first is much the nearest.
         subset: "all" random sites, or "last-layer": the head's last layer alone.
         head: count the head among the random sites, with the prior that the model gives it.
         tune: "evidence" maximises Laplace's approximation of it; "heldout" takes the prior so many times as wide that
@@ -66,7 +66,7 @@ class Laplace(TrainingSettings):
     curvature: Literal["kron", "diag", "full", "exact"] = "kron"
     curvature_rank: int = 16
     fisher: Literal["exact", "mc", "empirical"] = "exact"
-    sharing: Literal["expand", "reduce"] = "expand"
+    sharing: Literal["sum", "expand", "reduce"] = "sum"
     subset: Literal["all", "last-layer"] = "all"
     head: bool = False
     tune: Literal["evidence", "heldout", "none"] = "evidence"

@@ -24,13 +24,14 @@ def benchmarks() -> Iterator[SimpleNamespace]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(FOLDER))
         import common
+        import curvature
         import epochs
         import peers
         import quality
         import robustness
         import speed
 
-        scripts = {each.__name__: each for each in (common, epochs, peers, quality, robustness, speed)}
+        scripts = {each.__name__: each for each in (common, curvature, epochs, peers, quality, robustness, speed)}
         yield SimpleNamespace(**scripts)
         for name in (*scripts, "peer_parts", "reliability"):
             sys.modules.pop(name, None)
@@ -167,6 +168,14 @@ def test_laplace_by_epoch_runs_and_reports(
     assert len(kept["verdicts"]) == 4
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "SST-2 | Laplace, last layer" in capsys.readouterr().out
+
+
+def test_curvature_is_compared_with_itself(benchmarks: SimpleNamespace, tmp_path: Path) -> None:
+    benchmarks.curvature.main(["--quick", "--results", str(tmp_path / "curvature.json")])
+    forms = json.loads((tmp_path / "curvature.json").read_text(encoding="utf-8"))["forms"]
+    assert forms["full"]["matrix"] == pytest.approx(0, abs=1e-6)
+    assert forms["full"]["variance"] == pytest.approx(0, abs=1e-6)
+    assert 0 < forms["kron, sum, rank 64"]["blocks"] < 1
 
 
 def test_laplace_verdicts_judge_the_last_epoch(benchmarks: SimpleNamespace) -> None:

@@ -31,6 +31,9 @@ def dense_curvature(program: Program, rows: Dataset) -> Tensor:
     return total
 
 
+SHARINGS = [{"curvature": "kron", "sharing": sharing} for sharing in ("sum", "expand", "reduce")]
+
+
 @pytest.fixture(scope="module")
 def transformer() -> tuple[Program, Dataset, Tensor]:
     program, rows = tiny(), tiny_rows(12)
@@ -55,7 +58,7 @@ def test_diagonal_curvature_is_the_dense_diagonal(transformer: tuple[Program, Da
     torch.testing.assert_close(found.diagonal(), expected.diagonal(), rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("sharing", ["expand", "reduce"])
+@pytest.mark.parametrize("sharing", ["sum", "expand", "reduce"])
 def test_a_kronecker_product_of_full_rank_is_exact_for_one_token(sharing: str) -> None:
     rows = tiny_rows(1).map(lambda row: {"input_ids": row["input_ids"][:1], "attention_mask": [1]})
     # Two classes: the likelihood's curvature has one vector, and one row and token make one outer product.
@@ -67,16 +70,31 @@ def test_a_kronecker_product_of_full_rank_is_exact_for_one_token(sharing: str) -
     assert relative(found, torch.where(blocks, expected, 0.0)) < 1e-5
 
 
-@pytest.mark.parametrize("kind", ["full", "diag", "kron"])
-def test_curvature_does_not_depend_on_batches_padding_or_order(kind: str) -> None:
+@pytest.mark.parametrize("form", [{"curvature": "full"}, {"curvature": "diag"}, *SHARINGS])
+def test_curvature_does_not_depend_on_batches_padding_or_order(form: dict[str, str]) -> None:
     program, rows = tiny(), tiny_rows(11)
-    expected = matrix_of(given(program, rows, curvature=kind))
-    assert relative(matrix_of(given(program, rows, curvature=kind, batch_size=1)), expected) < 1e-4
-    assert relative(matrix_of(given(program, rows, curvature=kind, batch_size=11)), expected) < 1e-4
+    expected = matrix_of(given(program, rows, **form))
+    assert relative(matrix_of(given(program, rows, batch_size=1, **form)), expected) < 1e-4
+    assert relative(matrix_of(given(program, rows, batch_size=11, **form)), expected) < 1e-4
     turned = rows.select(list(reversed(range(11))))
-    assert relative(matrix_of(given(program, turned, curvature=kind)), expected) < 1e-4
+    assert relative(matrix_of(given(program, turned, **form)), expected) < 1e-4
     twice = concatenate_datasets([rows, rows])
-    assert relative(matrix_of(given(program, twice, curvature=kind)), 2 * expected) < 1e-4
+    assert relative(matrix_of(given(program, twice, **form)), 2 * expected) < 1e-4
+
+
+def test_whole_examples_have_the_trace_of_the_whole_matrix_and_are_nearest_to_it(
+    transformer: tuple[Program, Dataset, Tensor],
+) -> None:
+    program, rows, exact = transformer
+    sizes = [shape[1] * shape[2] for shape in curvature_shapes(program)]
+    blocks = torch.block_diag(*(torch.ones(size, size) for size in sizes)) * exact
+    errors = {}
+    for form in SHARINGS:
+        found = matrix_of(given(program, rows, curvature_rank=24, **form))
+        errors[form["sharing"]] = relative(found, blocks)
+        if form["sharing"] == "sum":
+            assert float(found.trace()) == pytest.approx(float(exact.trace()), rel=1e-4)
+    assert errors["sum"] < min(errors["expand"], errors["reduce"])
 
 
 def test_dropout_is_off_while_curvature_is_measured() -> None:
@@ -112,7 +130,7 @@ def test_reduced_tokens_are_those_of_one_choice() -> None:
     ids = torch.randint(1, VOCABULARY, (6, 3, 5), generator=torch.Generator().manual_seed(0)).tolist()
     rows = Dataset.from_dict({"input_ids": ids, "labels": [0, 1, 2, 0, 1, 2]})
     exact = matrix_of(given(program, rows, curvature="full")).trace()
-    for sharing in ("expand", "reduce"):
+    for sharing in ("sum", "expand", "reduce"):
         found = matrix_of(given(program, rows, curvature="kron", curvature_rank=24, sharing=sharing)).trace()
         assert 0.05 < float(found / exact) < 20
     # The head sees one pooled token a choice, so that both ways of sharing are one.
@@ -128,7 +146,7 @@ def test_a_head_that_scores_every_token_counts_the_one_that_is_looked_at() -> No
     program = awake(Program(get_peft_model(network, lora), Categorical(2), Gaussian()))
     last = {"subset": "last-layer", "curvature_rank": 8}
     exact = matrix_of(given(program, tiny_rows(1), curvature="full", **last))
-    for sharing in ("expand", "reduce"):
+    for sharing in ("sum", "expand", "reduce"):
         found = matrix_of(given(program, tiny_rows(1), curvature="kron", sharing=sharing, **last))
         assert relative(found, exact) < 1e-5
 
