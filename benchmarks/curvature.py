@@ -127,9 +127,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and write."""
     parser = ArgumentParser(description="How far each form of curvature is from the whole matrix.")
     parser.add_argument("--results", type=Path, default=RESULTS / "curvature.json")
-    parser.add_argument("--quick", action="store_true", help="few rows, one epoch: to see that it works")
+    parser.add_argument("--quick", action="store_true", help="few rows, two epochs: to see that it works")
     options = parser.parse_args(arguments)
-    found = measure(16, 8, 1) if options.quick else measure()
+    found = measure(48, 8, 2) if options.quick else measure()
     print(table(found))
     write_json(options.results, {"environment": environment(torch.device("cpu")), "forms": found})
     print(f"\nWrote {options.results}.")
