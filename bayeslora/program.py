@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import Field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import pyro
 import torch
@@ -122,11 +122,14 @@ class Program(nn.Module):
 
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            base, tokenizer = load_base(name_or_path, task.spec, dtype)
-            network = adapt(base, task.spec, lora) if adapter is None else load_adapter(base, adapter)
-        positions = getattr(base.config, "max_position_embeddings", None)
-        encoder = Encoder(tokenizer, task.spec, max_length=max_length, limit=positions)
-        return cls(network, likelihood_of(task.spec), model, encoder=encoder)
+            base = load_base(name_or_path, task.spec, dtype)
+            network = adapt(base.network, task.spec, lora) if adapter is None else load_adapter(base.network, adapter)
+        positions = getattr(base.network.config, "max_position_embeddings", None)
+        encoder = Encoder(base.tokenizer, task.spec, max_length=max_length, limit=positions)
+        program = cls(network, likelihood_of(task.spec), model, encoder=encoder)
+        if adapter is not None:
+            _refuse_random(program, base, adapter)
+        return program
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -212,10 +215,16 @@ def likelihood_of(spec: TaskSpec) -> Likelihood:
     return Categorical(spec.max_choices if spec.kind == "multiple-choice" else len(spec.labels))
 
 
-def load_base(
-    name_or_path: str | Path, spec: TaskSpec, dtype: torch.dtype = torch.float32
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The base network with the head that the task needs, drawn afresh if it has none, and the tokenizer."""
+class Base(NamedTuple):
+    """A base network, its tokenizer, and the names of weights that are drawn at random, since its files lack them."""
+
+    network: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    random: frozenset[str]
+
+
+def load_base(name_or_path: str | Path, spec: TaskSpec, dtype: torch.dtype = torch.float32) -> Base:
+    """The base network with the head that the task needs, drawn afresh if it has none."""
     from transformers import AutoModelForMultipleChoice, AutoModelForSequenceClassification, AutoTokenizer
 
     path = _demo() if str(name_or_path) == "demo" else str(name_or_path)
@@ -223,17 +232,18 @@ def load_base(
         tokenizer = AutoTokenizer.from_pretrained(path)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
+        kind: Any = AutoModelForSequenceClassification
+        settings: dict[str, Any] = {}
         if spec.kind == "multiple-choice":
-            base = AutoModelForMultipleChoice.from_pretrained(path, dtype=dtype)
+            kind = AutoModelForMultipleChoice
         elif spec.kind == "regression":
-            base = AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype, num_labels=1)
+            settings = {"num_labels": 1}
         else:
             names = dict(enumerate(spec.labels))
-            base = AutoModelForSequenceClassification.from_pretrained(
-                path, dtype=dtype, id2label=names, label2id={name: number for number, name in names.items()}
-            )
+            settings = {"id2label": names, "label2id": {name: number for number, name in names.items()}}
+        base, found = kind.from_pretrained(path, dtype=dtype, output_loading_info=True, **settings)
     base.config.pad_token_id = tokenizer.pad_token_id
-    return base, tokenizer
+    return Base(base, tokenizer, frozenset(found["missing_keys"]))
 
 
 @contextmanager
@@ -290,6 +300,21 @@ def load_adapter(base: PreTrainedModel, folder: str | Path) -> PeftModel:
             "there is no place."
         )
     return network
+
+
+def _refuse_random(program: Program, base: Base, adapter: str | Path) -> None:
+    """Make sure that an adapter holds what its base network lacks.
+
+    Raises:
+        AdapterError: it does not, and predictions would depend on the weights that were drawn.
+    """
+    held = {layer for site in program.sites if site.role == "head" for layer in site.layers}
+    left = sorted(base.random - held)
+    if left:
+        raise AdapterError(
+            f"The adapter '{adapter}' does not fit '{base.network.config.name_or_path}': neither has '{left[0]}' "
+            f"({len(left)} such weights), which would be drawn at random. Save it with the adapter (modules_to_save)."
+        )
 
 
 def adapt(base: PreTrainedModel, spec: TaskSpec, lora: LoraConfig | None = None) -> PeftModel:

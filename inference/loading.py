@@ -102,7 +102,7 @@ def _rebuilt(folder: Path, described: dict[str, Any], base: str | Path | None) -
     spec = TaskSpec.from_dict(described["spec"])
     with torch.random.fork_rng():
         try:
-            network, tokenizer = load_base(name, spec, getattr(torch, described["dtype"]))
+            network, tokenizer, _ = load_base(name, spec, getattr(torch, described["dtype"]))
         except (OSError, ValueError) as error:
             raise PosteriorError(
                 f"The base network '{name}' of '{folder}' cannot be loaded; give base=...: {error}"

@@ -184,6 +184,19 @@ def test_an_adapter_is_loaded_in_place_of_a_fresh_one(base: Path, tmp_path: Path
         torch.testing.assert_close(two.initial, one.initial + 1)
 
 
+def test_an_adapter_without_the_head_that_the_base_lacks_is_refused(tmp_path: Path) -> None:
+    base = saved_base(tmp_path / "base")
+    network = BertForSequenceClassification.from_pretrained(base)
+    network.bert.save_pretrained(tmp_path / "headless")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "headless" / name).write_bytes((base / name).read_bytes())
+    get_peft_model(network, LoraConfig(r=2, target_modules=["query"])).save_pretrained(tmp_path / "adapter")
+    # The base network itself has a head of its own, which the adapter was trained with.
+    Program.from_pretrained(base, Task(SPEC, text_rows()), adapter=tmp_path / "adapter")
+    with pytest.raises(AdapterError, match="neither has 'classifier.bias' \\(2 such weights\\), which would be drawn"):
+        Program.from_pretrained(tmp_path / "headless", Task(SPEC, text_rows()), adapter=tmp_path / "adapter")
+
+
 def test_an_adapter_of_another_network_is_refused(base: Path, tmp_path: Path) -> None:
     lora = LoraConfig(r=2, target_modules=["query"])
     other = Program.from_pretrained(saved_base(tmp_path / "other", seed=1), Task(SPEC, text_rows()), lora=lora)
