@@ -250,7 +250,8 @@ def draw(means: Mapping[tuple[str, str, str], Mapping[str, float]], path: Path) 
         axis.set_title(NAMES[task], loc="left", fontweight="bold", color=INK)
     for axis in axes[-1]:
         axis.set_xlabel("epoch", color=INK)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(CURVES), frameon=False)
+    columns = len(CURVES) if len(tasks) > 3 else 2
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=columns, frameon=False)
     save_figure(figure, path)
 
 
