@@ -4,28 +4,12 @@ Each form adds up the batches of one pass over the data, and then gives F in a b
 prior's covariance is the identity (`Curvature.basis`). All that a Laplace posterior needs follows from there: see
 `bayeslora.inference.gaussian`.
 
-With w (x) u the gradient of one function of the logits at one token (w on the side of the columns, u on that of the
-rank), and sums over the data and the vectors r_k of the likelihood's curvature:
+Here is what all forms share; they are
 
-- ``diag``: the diagonal of F, from whole examples.
-- ``kron``: for each matrix a Kronecker product of a factor of the columns and one of the rank; the first is a sketch of
-  rank k (Nyström's, in one pass: Tropp, Yurtsever, Udell and Cevher, *Fixed-rank approximation of a
-  positive-semidefinite matrix from streaming data*, NeurIPS 2017): nothing is as large as columns times columns.
+- ``diag`` (`bayeslora.inference.forms`, with the two below): the diagonal of F, from whole examples.
 - ``full``: F itself, for small adapters.
 - ``exact``: the Jacobian J with F = J^T J, for few examples: what is solved is as large as examples times classes.
-
-Tokens share the weights, and the Kronecker factors have to say how. With G = sum w u^T over the tokens of an example:
-
-- ``sum``: (sum G G^T) (x) (sum G^T G) / sum |G|^2, from whole examples (Morwani, Shapira, Vyas, Malach, Kakade and
-  Janson, *A new perspective on Shampoo's preconditioner*, ICLR 2025: a step of power iteration towards the nearest
-  Kronecker product). Its trace is that of F.
-- ``expand``: (sum w w^T) (x) (sum u u^T) / tokens, as if each token were an example of its own.
-- ``reduce``: the same of the mean of what entered and the sum of what came back. Both are from Eschenhagen, Immer,
-  Turner, Schneider and Hennig, *Kronecker-factored approximate curvature for modern neural network architectures*,
-  NeurIPS 2023.
-
-All three are exact for one token if what comes back, up to its size, is the same for every example. On the embedded
-demo, at rank 64, the variances of the logits are off by 8, 52 and 117 % (`benchmarks/curvature.py`).
+- ``kron`` (`bayeslora.inference.kronecker`): a Kronecker product for each matrix.
 """
 
 from __future__ import annotations
@@ -39,10 +23,10 @@ from torch import Tensor
 
 from bayeslora.adapters import Site
 from bayeslora.errors import TrainingError
-from bayeslora.inference.gaussian import Basis, BlockBasis, Roots, SharedBasis
+from bayeslora.inference.gaussian import Basis, Roots
 from bayeslora.inference.jacobians import Layer, Products, as_matrices
 
-__all__ = ["CURVATURES", "Curvature", "Diagonal", "Dual", "Full", "Kronecker", "make_curvature", "nystrom"]
+__all__ = ["Batch", "Curvature", "check_finite"]
 
 #: Gradients of a batch, one mapping for each vector of the likelihood's curvature; made as they are asked for.
 Batch = Iterable[Mapping[Layer, Products]]
@@ -100,306 +84,18 @@ class Curvature(ABC):
         Raises:
             TrainingError: F is not finite.
         """
-        _check_finite(self.tensors())
+        check_finite(self.tensors())
 
 
-class Diagonal(Curvature):
-    """The diagonal of F."""
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Make sure that the factors are.
 
-    kind: ClassVar[str] = "diag"
-
-    def __init__(self, sites: Sequence[Site]) -> None:
-        super().__init__(sites)
-        self._squares = {site.name: torch.zeros_like(as_matrices(site, site.initial)) for site in sites}
-
-    def room(self, vectors: int) -> int:
-        """The diagonal, and in double precision a block of the rank for each column, with its eigenvectors."""
-        return 4 * self.size + 32 * sum(layers * columns * rank**2 for layers, columns, rank in self.shapes.values())
-
-    def add(self, batch: Batch) -> None:
-        """Add the squares of each example's gradient."""
-        for products in batch:
-            for (name, place), product in products.items():
-                self._squares[name][place] += product.matrices().square().sum(0)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The diagonal, by site, in the shape of its matrices."""
-        return dict(self._squares)
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over a diagonal."""
-        self._squares = dict(tensors)
-
-    def gains(self, roots: Roots) -> Tensor:
-        """A block of the rank for each column: the prior may correlate the entries of a column."""
-        return torch.cat([torch.linalg.eigvalsh(self._blocks(name, roots)).flatten() for name in self.shapes])
-
-    def basis(self, roots: Roots) -> Basis:
-        """The eigenvectors of each column's block."""
-        found = {name: torch.linalg.eigh(self._blocks(name, roots)) for name in self.shapes}
-        return BlockBasis(
-            {name: None for name in found},
-            {name: vectors for name, (_, vectors) in found.items()},
-            {name: values for name, (values, _) in found.items()},
-        )
-
-    def _blocks(self, name: str, roots: Roots) -> Tensor:
-        root = roots[name].unsqueeze(1)
-        return root.mT @ (self._squares[name].to(root).unsqueeze(-1) * root)
-
-
-class Kronecker(Curvature):
-    """A Kronecker product for each matrix, its wide factor of low rank.
-
-    Args:
-        sites: whose matrices.
-        rank: of the wide factor; exact where it reaches the number of columns.
-        sharing: "sum", "expand" or "reduce".
+    Raises:
+        TrainingError: they are not (the message names the first).
     """
-
-    kind: ClassVar[str] = "kron"
-
-    def __init__(self, sites: Sequence[Site], rank: int = 16, sharing: str = "sum") -> None:
-        super().__init__(sites)
-        self.rank, self.sharing = rank, sharing
-        self._test: dict[int, Tensor] = {}
-        self._sketch: dict[Layer, Tensor] = {}
-        self._narrow: dict[Layer, Tensor] = {}
-        self._divisor = {key: sites[0].initial.new_zeros((), dtype=torch.float64) for key in self.layers}
-        generator = torch.Generator().manual_seed(0)
-        for site in sites:
-            layers, columns, narrow = self.shapes[site.name]
-            if columns not in self._test:
-                self._test[columns] = _test_matrix(columns, rank, generator).to(site.initial)
-            for place in range(layers):
-                self._sketch[site.name, place] = torch.zeros_like(self._test[columns])
-                self._narrow[site.name, place] = site.initial.new_zeros(narrow, narrow)
-        self._factors: dict[str, Tensor] = {}
-
-    def add(self, batch: Batch) -> None:
-        """Add the examples' gradients, or their tokens'."""
-        for number, products in enumerate(batch):
-            for key, product in products.items():
-                if self.sharing == "sum":
-                    self._add_examples(key, product)
-                else:
-                    self._add_tokens(key, product.reduced() if self.sharing == "reduce" else product, number == 0)
-
-    def _add_examples(self, key: Layer, product: Products) -> None:
-        gradients = product.matrices()
-        wide, narrow = gradients.mT.flatten(0, 1), gradients.flatten(0, 1)
-        self._sketch[key] += wide.mT @ (wide @ self._test[product.columns])
-        self._narrow[key] += narrow.mT @ narrow
-        self._divisor[key] += gradients.square().sum()
-
-    def _add_tokens(self, key: Layer, product: Products, first: bool) -> None:
-        """What entered is the same for every vector of the curvature, and counts once."""
-        if first or not product.wide_is_input:
-            self._sketch[key] += product.summed(product.projected(self._test[product.columns]))
-        if first or product.wide_is_input:
-            rows = product.narrow.flatten(0, 1)
-            self._narrow[key] += rows.mT @ rows
-        if first:
-            self._divisor[key] += product.counted.sum()
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Eigenvectors (layers, columns, k) and eigenvalues (layers, k) of the wide factor, and the narrow one."""
-        return self._factors
-
-    def _finished(self) -> dict[str, Tensor]:
-        found = {}
-        for name, (layers, columns, _) in self.shapes.items():
-            keys = [(name, place) for place in range(layers)]
-            pairs = [nystrom(self._sketch[key], self._test[columns], self.rank) for key in keys]
-            found[f"{name}.vectors"] = torch.stack([vectors for vectors, _ in pairs])
-            divisors = torch.stack([self._divisor[key] for key in keys])
-            values = torch.stack([values for _, values in pairs])
-            # A layer without gradients has none to divide.
-            found[f"{name}.values"] = values / torch.where(divisors > 0, divisors, 1.0).unsqueeze(-1)
-            found[f"{name}.narrow"] = torch.stack([self._narrow[key] for key in keys])
-        return found
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over finished factors."""
-        self._factors = dict(tensors)
-        self._sketch.clear()
-        self._narrow.clear()
-
-    def finish(self) -> None:
-        """Turn the sketches into factors, which take less room.
-
-        Raises:
-            TrainingError: F is not finite.
-        """
-        _check_finite({f"{name} {place}": value for (name, place), value in self._sketch.items()})
-        _check_finite({f"{name} {place}": value for (name, place), value in self._narrow.items()})
-        self.load(self._finished())
-
-    def gains(self, roots: Roots) -> Tensor:
-        """All products of an eigenvalue of the wide factor and one of the narrow factor."""
-        tensors = self.tensors()
-        found = []
-        for name in self.shapes:
-            narrow = torch.linalg.eigvalsh(_congruent(tensors[f"{name}.narrow"], roots[name]))
-            found.append(_outer(tensors[f"{name}.values"].to(narrow), narrow).flatten())
-        return torch.cat(found)
-
-    def basis(self, roots: Roots) -> Basis:
-        """Kronecker products of both factors' eigenvectors."""
-        tensors = self.tensors()
-        wide, narrow, gains = {}, {}, {}
-        for name in self.shapes:
-            values, narrow[name] = torch.linalg.eigh(_congruent(tensors[f"{name}.narrow"], roots[name]))
-            wide[name] = tensors[f"{name}.vectors"].to(values)
-            gains[name] = _outer(tensors[f"{name}.values"].to(values), values)
-        return BlockBasis(wide, narrow, gains)
-
-
-class Full(Curvature):
-    """F as one matrix."""
-
-    kind: ClassVar[str] = "full"
-
-    def __init__(self, sites: Sequence[Site]) -> None:
-        super().__init__(sites)
-        self._matrix: Tensor | None = None
-
-    def room(self, vectors: int) -> int:
-        """In double precision the matrix and, while its eigenvalues are differentiated, some eight more."""
-        return 72 * self.size**2
-
-    def add(self, batch: Batch) -> None:
-        """Add the squares of each example's gradient."""
-        for products in batch:
-            # In double precision: directions without data must not gain from the rounding of others.
-            rows = flat(self.layers, {key: product.matrices() for key, product in products.items()}).double()
-            self._matrix = rows.mT @ rows if self._matrix is None else self._matrix.addmm_(rows.mT, rows)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The matrix, weights in the order of `flat`."""
-        assert self._matrix is not None  # there are rows
-        return {"matrix": self._matrix}
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over a matrix."""
-        self._matrix = tensors["matrix"]
-
-    def gains(self, roots: Roots) -> Tensor:
-        """Eigenvalues of the matrix between the prior's roots."""
-        return torch.linalg.eigvalsh(self._whitened(roots))
-
-    def basis(self, roots: Roots) -> Basis:
-        """Its eigenvectors."""
-        gains, vectors = torch.linalg.eigh(self._whitened(roots))
-        return SharedBasis(vectors, gains.clamp(min=0), self.shapes)
-
-    def _whitened(self, roots: Roots) -> Tensor:
-        half = whitened_rows(self.tensors()["matrix"], roots, self.shapes)
-        return whitened_rows(half.mT, roots, self.shapes)
-
-
-class Dual(Curvature):
-    """F by its square root, the Jacobian of all examples."""
-
-    kind: ClassVar[str] = "exact"
-
-    def __init__(self, sites: Sequence[Site]) -> None:
-        super().__init__(sites)
-        self._rows: list[Tensor] = []
-
-    def room(self, vectors: int) -> int:
-        """The Jacobian in single precision and, while the prior is tuned, in double; products of its rows."""
-        return 40 * vectors * self.size + 48 * vectors**2
-
-    def add(self, batch: Batch) -> None:
-        """Keep each example's gradient."""
-        for products in batch:
-            self._rows.append(flat(self.layers, {key: product.matrices() for key, product in products.items()}))
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The Jacobian (examples times vectors, weights)."""
-        self._rows = [torch.cat(self._rows)]
-        return {"jacobian": self._rows[0]}
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over a Jacobian."""
-        self._rows = [tensors["jacobian"]]
-
-    def gains(self, roots: Roots) -> Tensor:
-        """Eigenvalues of J J^T; the others are zero."""
-        rows = self._whitened(roots)
-        return torch.linalg.eigvalsh(rows @ rows.mT).clamp(min=0)
-
-    def basis(self, roots: Roots) -> Basis:
-        """J^T v / sqrt(gain) for each eigenvector v of J J^T; directions without data are left out."""
-        rows = self._whitened(roots)
-        gains, vectors = torch.linalg.eigh(rows @ rows.mT)
-        kept = gains > gains[-1] * len(gains) * torch.finfo(gains.dtype).eps
-        return SharedBasis(rows.mT @ vectors[:, kept] / gains[kept].sqrt(), gains[kept], self.shapes)
-
-    def _whitened(self, roots: Roots) -> Tensor:
-        return whitened_rows(self.tensors()["jacobian"], roots, self.shapes)
-
-
-CURVATURES: dict[str, type[Curvature]] = {each.kind: each for each in (Diagonal, Kronecker, Full, Dual)}
-
-
-def make_curvature(kind: str, sites: Sequence[Site], rank: int, sharing: str) -> Curvature:
-    """Curvature of a kind, zero so far; ``rank`` and ``sharing`` are of "kron"."""
-    return Kronecker(sites, rank, sharing) if kind == "kron" else CURVATURES[kind](sites)
-
-
-def flat(layers: Sequence[Layer], matrices: Mapping[Layer, Tensor]) -> Tensor:
-    """Matrices (..., columns, rank) of all layers as rows (..., weights)."""
-    return torch.cat([matrices[key].flatten(-2) for key in layers], dim=-1)
-
-
-def whitened_rows(rows: Tensor, roots: Roots, shapes: Mapping[str, tuple[int, ...]]) -> Tensor:
-    """Rows of gradients (n, weights) where the prior's covariance is the identity."""
-    parts = rows.to(next(iter(roots.values()))).split([torch.Size(shape).numel() for shape in shapes.values()], dim=-1)
-    return torch.cat(
-        [
-            (part.unflatten(-1, shape) @ roots[name]).flatten(-3)
-            for part, (name, shape) in zip(parts, shapes.items(), strict=True)
-        ],
-        dim=-1,
-    )
-
-
-def nystrom(sketch: Tensor, test: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Eigenvectors (columns, rank) and eigenvalues (rank,) of a positive matrix H, given its sketch H ``test``.
-
-    The best approximation of that rank to what the sketch tells of H; exact where the rank of H is no larger.
-    """
-    sketch, test = sketch.double(), test.double()
-    values, vectors = torch.linalg.eigh((test.mT @ sketch + sketch.mT @ test) / 2)
-    # What single precision cannot tell from zero would be divided by.
-    floor = values[-1].clamp(min=torch.finfo(torch.float64).tiny) * len(values) * torch.finfo(torch.float32).eps
-    scale = torch.where(values > floor, values, torch.inf).rsqrt()
-    left, singular, _ = torch.linalg.svd(sketch @ (vectors * scale), full_matrices=False)
-    return left[:, :rank], singular[:rank].square()
-
-
-def _check_finite(tensors: Mapping[str, Tensor]) -> None:
     for name, value in tensors.items():
         if not value.isfinite().all():
             raise TrainingError(
                 f"The curvature is not finite at '{name}': the network's outputs overflow at these weights. Train with "
                 "a smaller learning rate, or in float32."
             )
-
-
-def _test_matrix(columns: int, rank: int, generator: torch.Generator) -> Tensor:
-    """Orthonormal columns, as many as the sketch has: twice the rank, or all."""
-    width = 2 * rank + 1
-    if width >= columns:
-        return torch.eye(columns)
-    return torch.linalg.qr(torch.randn(columns, width, generator=generator)).Q
-
-
-def _congruent(matrix: Tensor, root: Tensor) -> Tensor:
-    return root.mT @ matrix.to(root) @ root
-
-
-def _outer(one: Tensor, two: Tensor) -> Tensor:
-    return one.unsqueeze(-1) * two.clamp(min=0).unsqueeze(-2)

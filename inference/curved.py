@@ -12,8 +12,9 @@ from torch import Tensor
 
 from bayeslora.errors import PosteriorError
 from bayeslora.inference import links
-from bayeslora.inference.curvature import Curvature, make_curvature
+from bayeslora.inference.curvature import Curvature
 from bayeslora.inference.evidence import log_evidence
+from bayeslora.inference.forms import make_curvature
 from bayeslora.inference.gaussian import Basis, covariances, draw, log_det, quadratic
 from bayeslora.inference.jacobians import Layer, as_matrices, as_value, jacobians, matrices_of
 from bayeslora.inference.priors import NormalPrior

@@ -170,9 +170,7 @@ class NegativeELBO(nn.Module):
                     found["kl/auxiliary"] = found.get("kl/auxiliary", 0.0) + entropy
         return found
 
-    # torch types this method by overloads that differ in what they return for a `destination`: no one signature stands
-    # for them, and all arguments go on to the guide's own method as they are.
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """The guide's state: the frozen network is not part of a checkpoint."""
         state = self.guide.state_dict(*args, **kwargs)
         # Some of Pyro's guides keep views of one tensor, which safetensors refuses to write.
@@ -212,5 +210,5 @@ def _divergence(p: dict[str, Any], q: dict[str, Any]) -> Tensor:
     """Divergence of one latent site, or an estimate of it where none is known in closed form."""
     try:
         return kl_divergence(q["fn"], p["fn"]).sum()
-    except NotImplementedError:  # how `kl_divergence` says that no closed form is registered for this pair of laws
+    except NotImplementedError:  # documented: torch has no closed form for this pair of laws; one draw estimates it
         return q["fn"].log_prob(q["value"]).sum() - p["fn"].log_prob(q["value"]).sum()

@@ -17,9 +17,10 @@ from torch import Tensor
 from bayeslora.adapters import Site
 from bayeslora.errors import PosteriorError, SettingError
 from bayeslora.inference.base import Run
-from bayeslora.inference.curvature import Curvature, make_curvature
+from bayeslora.inference.curvature import Curvature
 from bayeslora.inference.curved import LaplacePosterior
 from bayeslora.inference.evidence import SCALES, maximise, maximise_hyper
+from bayeslora.inference.forms import make_curvature
 from bayeslora.inference.heldout import best_width
 from bayeslora.inference.jacobians import Tape, matrices_of
 from bayeslora.inference.map import point_estimate

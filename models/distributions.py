@@ -362,9 +362,9 @@ def _kl_column_normal(q: ColumnNormal, p: ColumnNormal) -> Tensor:
 def _kl_normal_column_normal(q: Independent, p: ColumnNormal) -> Tensor:
     """KL (...) of independent normal entries, (..., n, r) with both dimensions in the event, to columns."""
     if not isinstance(q.base_dist, Normal) or q.reinterpreted_batch_ndims != 2:
-        # Formulas are registered by type alone, and `Independent` is one type for many laws: the others are told what
-        # `kl_divergence` tells where nothing is registered, so that a bound estimates the divergence.
-        raise NotImplementedError
+        # Formulas are registered by type alone, and `Independent` is one type for many laws: for others this is what
+        # `kl_divergence` itself raises where nothing is registered, and callers estimate the divergence.
+        raise NotImplementedError(f"No closed form of the divergence from {q} to columns of normal entries.")
     columns, rank = q.event_shape
     variances = q.variance.sum(-2)
     trace = (variances * p.precision_matrix.diagonal(dim1=-2, dim2=-1)).sum(-1)

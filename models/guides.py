@@ -261,7 +261,7 @@ class AutoGuide(Guide):
         try:
             with pyro.settings.context(module_local_params=True):
                 medians = {decoded(name): value.detach() for name, value in self.auto.median().items()}
-        except NotImplementedError:  # what Pyro's `median` raises in guides that have none, those by flows
+        except NotImplementedError:  # Pyro's word for a guide without a closed-form median, as those by flows are
             return self._average()
         return self._combine(medians)
 
