@@ -45,6 +45,10 @@ class Categorical:
         """Derivative of the log-likelihood of ``labels`` (batch,) by the logits, in their shape."""
         return nn.functional.one_hot(labels, logits.shape[-1]) - logits.softmax(-1)
 
+    def gain(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """How much the log-likelihood of ``labels`` (batch,) could rise at most, with other logits: (batch,)."""
+        return -self.distribution(logits).log_prob(labels)
+
     def curvature_root(self, logits: Tensor) -> Tensor:
         """Vectors r with sum_k r_k r_k^T = diag(p) - p p^T, the Fisher information of logits: (classes - 1, *shape).
 
@@ -94,6 +98,10 @@ class Normal:
     def score(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Derivative of the log-likelihood of ``labels`` (batch,) by the outputs, in their shape."""
         return (labels.unsqueeze(-1) - logits) / self.scale**2
+
+    def gain(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """How much the log-likelihood of ``labels`` (batch,) could rise at most, with other outputs: (batch,)."""
+        return ((labels - logits.squeeze(-1)) / self.scale).square() / 2
 
     def curvature_root(self, logits: Tensor) -> Tensor:
         """The one vector whose square is the Fisher information of the output: (1, batch, 1)."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from bayeslora.errors import PosteriorError
 from bayeslora.inference import links
 from bayeslora.inference.curvature import Curvature
-from bayeslora.inference.evidence import log_evidence
+from bayeslora.inference.evidence import ModeEvidence
 from bayeslora.inference.forms import make_curvature
 from bayeslora.inference.gaussian import Basis, covariances, draw, log_det, quadratic
 from bayeslora.inference.jacobians import Layer, as_matrices, as_value, jacobians, matrices_of
@@ -42,6 +42,8 @@ class LaplacePosterior(Posterior):
         prior: of the sites that are random.
         curvature: of the log-likelihood in them.
         log_likelihood: of the data at the mode, in nats, divided by the temperature.
+        log_evidence: log p(rows) of the linear model, likewise, for the rows that
+            `bayeslora.inference.evidence.counted` chooses: all, if they are some thousand.
     """
 
     kind: ClassVar[str] = "laplace"
@@ -55,11 +57,12 @@ class LaplacePosterior(Posterior):
         prior: NormalPrior,
         curvature: Curvature,
         log_likelihood: float,
+        log_evidence: float,
     ) -> None:
         super().__init__(program, record)
         self.latents, self.prior, self.curvature = dict(latents), prior, curvature
         self.sites = [site for site in program.sites if site.name in prior.roots]
-        self.log_likelihood = log_likelihood
+        self.log_likelihood, self.log_evidence = log_likelihood, log_evidence
 
     @cached_property
     def basis(self) -> Basis:
@@ -67,10 +70,9 @@ class LaplacePosterior(Posterior):
         return self.curvature.basis(self.prior.roots)
 
     @property
-    def log_evidence(self) -> float:
-        """Laplace's approximation of log p(data), in nats; the log-likelihood counts by one over the temperature."""
-        matrices = matrices_of(self.sites, self.latents)
-        return float(log_evidence(self.log_likelihood, self.prior, matrices, self.curvature))
+    def mode_evidence(self) -> ModeEvidence:
+        """Log p(data) under any prior as Laplace-LoRA has it: see `bayeslora.inference.evidence`."""
+        return ModeEvidence(self.log_likelihood, matrices_of(self.sites, self.latents), self.curvature)
 
     def draw(self) -> dict[str, Tensor]:
         """One draw of every latent site: the Gaussian's, and the mode of the others."""
@@ -100,7 +102,10 @@ class LaplacePosterior(Posterior):
             "centre": self.prior.centres,
             "root": self.prior.roots,
             "curvature": self.curvature.tensors(),
-            "data": {"log_likelihood": torch.tensor(self.log_likelihood, dtype=torch.float64)},
+            "data": {
+                "log_likelihood": torch.tensor(self.log_likelihood, dtype=torch.float64),
+                "log_evidence": torch.tensor(self.log_evidence, dtype=torch.float64),
+            },
         }
         return {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
 
@@ -116,7 +121,8 @@ class LaplacePosterior(Posterior):
         curvature = make_curvature(settings["curvature"], sites, settings["curvature_rank"], settings["sharing"])
         curvature.load(parts["curvature"])
         prior = NormalPrior(parts["centre"], parts["root"])
-        return cls(program, record, parts["mode"], prior, curvature, float(parts["data"]["log_likelihood"]))
+        data = {name: float(value) for name, value in parts["data"].items()}
+        return cls(program, record, parts["mode"], prior, curvature, **data)
 
     def linearised(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """The network that is linear in the weights around the mode: logits' means and covariances.

@@ -17,9 +17,9 @@ from torch import Tensor
 from bayeslora.adapters import Site
 from bayeslora.errors import PosteriorError, SettingError
 from bayeslora.inference.base import Run
-from bayeslora.inference.curvature import Curvature
+from bayeslora.inference.curvature import Curvature, check_finite
 from bayeslora.inference.curved import LaplacePosterior
-from bayeslora.inference.evidence import SCALES, maximise, maximise_hyper
+from bayeslora.inference.evidence import Evidence, LinearEvidence, counted, offsets
 from bayeslora.inference.forms import make_curvature
 from bayeslora.inference.heldout import best_width
 from bayeslora.inference.jacobians import Tape, matrices_of
@@ -27,6 +27,7 @@ from bayeslora.inference.map import point_estimate
 from bayeslora.inference.priors import HyperPrior, NormalPrior, normal_prior
 from bayeslora.inference.process import available, peak, reset_peak
 from bayeslora.inference.training import TrainingSettings
+from bayeslora.inference.tuning import tuned_hyper, tuned_scales, tuned_width
 from bayeslora.passes import Rows, collator, isolated, undisturbed
 from bayeslora.program import Program
 
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 __all__ = ["Laplace"]
+
+
+#: Ways to tune that maximise an evidence.
+EVIDENCES = ("evidence", "mode-evidence")
 
 
 @dataclass(frozen=True)
@@ -53,8 +58,10 @@ class Laplace(TrainingSettings):
         sharing: how "kron" treats the tokens of an example, "sum", "expand" or "reduce"; the first is much the nearest.
         subset: "all" random sites, or "last-layer": the head's last layer alone.
         head: count the head among the random sites, with the prior that the model gives it.
-        tune: "evidence" maximises Laplace's approximation of it; "heldout" takes the prior so many times as wide that
-            rows which `fit` was given as ``heldout`` are predicted best; "none" keeps the model's prior.
+        tune: "evidence" maximises that of the linear model around the mode; "mode-evidence" does as published, and
+            takes the weights for a mode under every prior; "heldout" takes the prior so many times as wide that rows
+            which `fit` was given as ``heldout`` are predicted best; "none" keeps the model's prior. See
+            `bayeslora.inference.evidence`.
         scales: what the evidence tunes: one prior scale for "all" sites, for each "site", for each "layer", or the
             hyper-sites of the model ("hyper": Sigma and pi, under their own priors).
         temperature: weight of the log prior against the whole data's log-likelihood; 1 is Bayes' rule.
@@ -70,8 +77,8 @@ class Laplace(TrainingSettings):
     sharing: Literal["sum", "expand", "reduce"] = "sum"
     subset: Literal["all", "last-layer"] = "all"
     head: bool = False
-    tune: Literal["evidence", "heldout", "none"] = "evidence"
-    scales: Literal["all", "site", "layer", "hyper"] = "site"
+    tune: Literal["evidence", "mode-evidence", "heldout", "none"] = "evidence"
+    scales: Literal["all", "site", "layer", "hyper"] = "all"
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
@@ -94,12 +101,14 @@ class Laplace(TrainingSettings):
         matrices, prior = matrices_of(sites, weights), normal_prior(program, sites, latents)
         self._check_distance(prior, matrices)
         reset_peak(program.device)
-        log_likelihood = self._measure(program, weights, data, run, tape, curvature)
+        evidence = LinearEvidence(matrices, prior)
+        log_likelihood = self._measure(program, weights, data, run, tape, curvature, evidence)
         fixed = latents.keys() - prior.roots.keys()
         record = run.record(self.name, asdict(self), len(data), self.temperature, fixed)
-        posterior = LaplacePosterior(program, record, latents, prior, curvature, log_likelihood)
-        latents, prior, trace = self._tuned(posterior, run)
-        posterior = LaplacePosterior(program, record, latents, prior, curvature, log_likelihood)
+        measured = curvature, log_likelihood
+        posterior = LaplacePosterior(program, record, latents, prior, *measured, float(evidence(prior)))
+        latents, prior, trace = self._tuned(posterior, evidence, run)
+        posterior = LaplacePosterior(program, record, latents, prior, *measured, float(evidence(prior)))
         cost = {
             # A mode that was found over several sittings has its own count of seconds.
             "seconds": max(time.monotonic() - begun, cost.get("seconds", 0.0)),
@@ -131,18 +140,17 @@ class Laplace(TrainingSettings):
             )
         latents = program.model.initial(program.sites)
         normal_prior(program, sites, latents)
-        if self.tune == "evidence" and self.scales == "hyper" and not HyperPrior(program, sites, latents):
+        if self.tune in EVIDENCES and self.scales == "hyper" and not HyperPrior(program, sites, latents):
             raise SettingError(
-                f"scales='hyper' needs a model with hyper-sites, and '{program.model.name}' has none: choose one of "
-                f"{', '.join(SCALES)}."
+                f"scales='hyper' needs a model with hyper-sites, and '{program.model.name}' has none: choose 'all', "
+                "'site' or 'layer'."
             )
         if self.tune == "heldout" and run.heldout is None:
             raise SettingError(
                 "tune='heldout' needs rows to tune on: set some of the training rows aside (heldout_size), and give "
                 "fit(..., heldout=task.heldout)."
             )
-        vectors = likelihood.outputs if self.fisher == "exact" else 1
-        needed, free = curvature.room(rows * vectors), available(program.device)
+        needed, free = curvature.room(rows * self._vectors(program)), available(program.device)
         if needed > free:
             raise SettingError(
                 f"curvature='{self.curvature}' needs {needed / 2**30:.1f} GiB for {curvature.size:,} weights and "
@@ -152,7 +160,7 @@ class Laplace(TrainingSettings):
     def _check_distance(self, prior: NormalPrior, matrices: Mapping[str, Tensor]) -> None:
         """Without distance from its centre, the scale of a prior has no reason to be larger than zero."""
         at_centre = [name for name, value in prior.whitened(matrices).items() if not value.any()]
-        if self.tune == "evidence" and at_centre:
+        if self.tune in EVIDENCES and at_centre:
             raise SettingError(
                 f"The prior of site '{at_centre[0]}' is centred on the very weights that are given, so that its best "
                 "scale is zero: give the model centre='zero', or tune='none'."
@@ -178,10 +186,12 @@ class Laplace(TrainingSettings):
         run: Run,
         tape: Tape,
         curvature: Curvature,
+        evidence: LinearEvidence,
     ) -> float:
-        """One pass over the data: add to ``curvature``; the tempered log-likelihood at the mode."""
+        """One pass over the data: add to curvature and evidence; the tempered log-likelihood at the mode."""
         rows = Rows(data, collator(program), self.batch_size, run.progress)
         labels = torch.as_tensor(data["labels"][:])
+        chosen = counted(len(data), self._vectors(program))
         total = 0.0
         cast = torch.autocast(program.device.type, dtype=torch.bfloat16, enabled=self.bf16)
         with undisturbed(program), isolated(run.seed, program.device), torch.enable_grad():
@@ -189,12 +199,22 @@ class Laplace(TrainingSettings):
                 with tape:
                     with cast:
                         logits = program.logits(weights, batch)
-                    known = labels[index].to(logits.device)
-                    total += float(program.likelihood.distribution(logits.detach()).log_prob(known).double().sum())
-                    roots = self._directions(program, logits.detach(), known) / math.sqrt(self.temperature)
-                    curvature.add(tape.products(logits, roots, batch))
+                    at, known = logits.detach().double(), labels[index].to(logits.device)
+                    values = program.likelihood.distribution(at).log_prob(known) / self.temperature
+                    roots = self._directions(program, at, known) / math.sqrt(self.temperature)
+                    score = program.likelihood.score(at, known) / self.temperature
+                    check_finite({"the logits": score})
+                    gain = program.likelihood.gain(at, known) / self.temperature
+                    products = tape.products(logits, roots.to(logits), batch)
+                    watched = evidence.watched(products, offsets(roots, score, gain), values, chosen[index])
+                    curvature.add(watched)
+                    total += float(values.sum())
         curvature.finish()
-        return total / self.temperature
+        return total
+
+    def _vectors(self, program: Program) -> int:
+        """Vectors that `_directions` gives at most."""
+        return program.likelihood.outputs if self.fisher == "exact" else 1
 
     def _directions(self, program: Program, logits: Tensor, labels: Tensor) -> Tensor:
         """Vectors (vectors, examples, outputs) whose squares add up to the Fisher information of the logits."""
@@ -206,20 +226,22 @@ class Laplace(TrainingSettings):
         return likelihood.score(logits, labels).unsqueeze(0)
 
     def _tuned(
-        self, posterior: LaplacePosterior, run: Run
+        self, posterior: LaplacePosterior, linear: LinearEvidence, run: Run
     ) -> tuple[dict[str, Tensor], NormalPrior, list[dict[str, float]]]:
         """Every latent site and the prior after tuning, and its trace."""
-        latents, prior, curvature = posterior.latents, posterior.prior, posterior.curvature
+        latents, prior = posterior.latents, posterior.prior
         if self.tune == "none":
             return latents, prior, []
         if self.tune == "heldout":
             assert run.heldout is not None  # `_check` refuses
             return latents, *best_width(posterior, run.heldout, self.batch_size, run.progress)
-        matrices, log_likelihood = matrices_of(posterior.sites, latents), posterior.log_likelihood
+        evidence: Evidence = posterior.mode_evidence if self.tune == "mode-evidence" else linear
+        if self.scales == "all":
+            return latents, *tuned_width(evidence, prior)
         if self.scales != "hyper":
-            return latents, *maximise(log_likelihood, prior, matrices, curvature, self.scales)
+            return latents, *tuned_scales(evidence, prior, self.scales)
         program, sites = posterior.program, posterior.sites
-        values, trace = maximise_hyper(log_likelihood, HyperPrior(program, sites, latents), matrices, curvature)
+        values, trace = tuned_hyper(evidence, HyperPrior(program, sites, latents))
         found = latents | {name: value.to(latents[name]) for name, value in values.items()}
         return found, normal_prior(program, sites, found), trace
 

@@ -72,3 +72,15 @@ def test_scores_and_curvature_are_derivatives_of_the_density(likelihood: Likelih
     )
     roots = likelihood.curvature_root(logits.detach())[:, 0]
     torch.testing.assert_close(roots.mT @ roots, hessian)
+
+
+@pytest.mark.parametrize("likelihood", [Categorical(3), Normal(0.5)])
+def test_no_logits_gain_more_than_the_gain(likelihood: Likelihood) -> None:
+    logits = torch.randn(6, likelihood.outputs, dtype=torch.float64)
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    gain = likelihood.gain(logits, labels)
+    assert gain.shape == (6,) and (gain > 0).all()
+    # The best logits there are: nearly all mass on the label, or the label itself.
+    best = 60 * torch.eye(3)[labels] if likelihood.outputs == 3 else labels.unsqueeze(-1)
+    rise = likelihood.distribution(best.double()).log_prob(labels) - likelihood.distribution(logits).log_prob(labels)
+    torch.testing.assert_close(gain, rise)

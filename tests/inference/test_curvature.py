@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from curvature_scenarios import given, matrix_of, relative, tiny
 from datasets import Dataset, concatenate_datasets
 from peft import LoraConfig, get_peft_model
-from scenarios import VOCABULARY, awake, dense_jacobian, tiny_batch, tiny_choices, tiny_rows
+from scenarios import (
+    VOCABULARY,
+    awake,
+    dense_jacobian,
+    saved_base,
+    text_program,
+    text_rows,
+    tiny_batch,
+    tiny_choices,
+    tiny_rows,
+)
 from torch import Tensor
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
@@ -101,6 +113,18 @@ def test_dropout_is_off_while_curvature_is_measured() -> None:
     rows = tiny_rows(8)
     still, noisy = (given(tiny(dropout=rate), rows, curvature="diag") for rate in (0.0, 0.5))
     torch.testing.assert_close(matrix_of(still), matrix_of(noisy))
+
+
+def test_a_bfloat16_base_has_the_curvature_in_single_precision(tmp_path: Path) -> None:
+    base = saved_base(tmp_path)
+    model = Gaussian(sites="both", centre="zero")
+    whole, half = (awake(text_program(base, model, dtype=dtype)) for dtype in (torch.float32, torch.bfloat16))
+    found, expected = (given(program, text_rows(), head=True) for program in (half, whole))
+    assert next(half.network.parameters()).dtype == torch.bfloat16
+    assert all(value.dtype in (torch.float32, torch.float64) for value in found.curvature.tensors().values())
+    # Activations have 8 bits: a relative error of 2^-9 in each of some ten layers, and F is of second order in them.
+    assert relative(matrix_of(found), matrix_of(expected)) < 2 * 10 * 2**-9
+    assert found.log_evidence == pytest.approx(expected.log_evidence, rel=0.05)
 
 
 def test_sampled_labels_have_the_exact_curvature_on_average() -> None:
