@@ -18,7 +18,7 @@ from bayeslora.likelihoods import Categorical
 from bayeslora.passes import Rows, collator, encoded
 from bayeslora.program import Program
 
-#: Prior standard deviation of every entry, after `absolute`; rank of the wide Kronecker factors.
+#: Prior standard deviation of every entry; rank of the wide Kronecker factors.
 SCALE, CURVATURE_RANK = 0.1, 16
 #: Rows that a posterior is fitted to whose predictions are measured: their cost does not depend on it.
 FEW_ROWS = 8
@@ -89,13 +89,7 @@ def small_rows(rows: int, classes: int) -> Dataset:
 
 def prior() -> bl.models.Gaussian:
     """An isotropic normal prior of both matrices around zero."""
-    return bl.models.Gaussian(sites="both", centre="zero", zero_scale=SCALE)
-
-
-def absolute(program: Program) -> Program:
-    """Make `SCALE` the prior's scale in every layer: it is a multiple of the initial matrix, unless that is zero."""
-    program.adapters.centre({site.name: torch.zeros_like(site.initial) for site in program.sites})
-    return program
+    return bl.models.Gaussian(sites="both", centre="zero", deviation=SCALE)
 
 
 def laplace_fit(program: Program, rows: Dataset, batch_size: int, curvature: str = "kron") -> LaplacePosterior:
@@ -165,7 +159,7 @@ def agreement(backend: str) -> dict[str, float]:
     rows = encoded(program, small_rows(SMALL_ROWS, SMALL_CLASSES))
     trained = bl.fit(program, rows, "map", progress=False, cpu=True, epochs=5, batch_size=8, learning_rate=1e-2)
     program.adapters.write(trained.mean())
-    ours = laplace_fit(absolute(program), rows, 8, curvature="full")
+    ours = laplace_fit(program, rows, 8, curvature="full")
     _, covariances = ours.linearised(Rows(rows, collator(program), SMALL_ROWS, progress=False))
     theirs = laplace_torch(program, backend, "full")
     theirs.fit(loader(program, rows, 8))
@@ -175,7 +169,7 @@ def agreement(backend: str) -> dict[str, float]:
     jacobian, _ = theirs.backend.jacobians(batch)
     return {
         "GGN": relative(ours.curvature.tensors()["matrix"], theirs.H[place][:, place]),
-        "log evidence": relative(torch.tensor(ours.log_evidence), theirs.log_marginal_likelihood()),
+        "log evidence": relative(ours.mode_evidence(ours.prior), theirs.log_marginal_likelihood()),
         "variance of the logits": relative(covariances[index], theirs.functional_variance(jacobian)),
     }
 
@@ -203,7 +197,7 @@ def map_epoch(found: Subject, batch_size: int) -> Action:
 
 def our_fit(found: Subject, batch_size: int) -> Action:
     """The pass that gives the curvature."""
-    program = absolute(found.program)
+    program = found.program
     return lambda rows: laplace_fit(program, rows, batch_size)
 
 
@@ -211,7 +205,7 @@ def our_prediction(method: str) -> Callable[[Subject, int], Action]:
     """A prediction by one of our methods."""
 
     def prepare(found: Subject, batch_size: int) -> Action:
-        posterior = laplace_fit(absolute(found.program), found.train.select(range(FEW_ROWS)), FEW_ROWS)
+        posterior = laplace_fit(found.program, found.train.select(range(FEW_ROWS)), FEW_ROWS)
         return lambda rows: posterior.predict(rows, method=method, batch_size=batch_size, progress=False)
 
     return prepare

@@ -9,8 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from peft import LoraConfig
 from transformers import BertConfig, BertModel, BertTokenizer
 
+import bayeslora as bl
 from bayeslora.likelihoods import Categorical
 from bayeslora.predictive import Predictive
 
@@ -25,13 +27,16 @@ def benchmarks() -> Iterator[SimpleNamespace]:
         patch.syspath_prepend(str(FOLDER))
         import common
         import curvature
+        import epoch_parts
         import epochs
         import peers
         import quality
         import robustness
         import speed
 
-        scripts = {each.__name__: each for each in (common, curvature, epochs, peers, quality, robustness, speed)}
+        scripts = {
+            each.__name__: each for each in (common, curvature, epoch_parts, epochs, peers, quality, robustness, speed)
+        }
         yield SimpleNamespace(**scripts)
         for name in (*scripts, "peer_parts", "reliability"):
             sys.modules.pop(name, None)
@@ -50,11 +55,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Rows in the columns of SST-2 and MRPC."""
+    """Rows in the columns of SST-2, MRPC and CoLA."""
     folder = tmp_path_factory.mktemp("data")
-    for task in ("sst2", "mrpc"):
+    for task in ("sst2", "mrpc", "cola"):
         (folder / task).mkdir()
-        for split, size in (("train", 60), ("validation", 20)):
+        for split, size in (("train", 60), ("validation", 20), ("validation_ood", 12)):
             rows = [_row(task, number) for number in range(size)]
             (folder / task / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     return folder
@@ -62,7 +67,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _row(task: str, number: int) -> dict[str, object]:
     text = f"the {WORDS[3 + number % 5]} film was {WORDS[number % 2]}"
-    texts = {"sentence": text} if task == "sst2" else {"sentence1": text, "sentence2": f"a {WORDS[number % 3]}"}
+    texts = (
+        {"sentence": text} if task in ("sst2", "cola") else {"sentence1": text, "sentence2": f"a {WORDS[number % 3]}"}
+    )
     return texts | {"label": number % 2, "idx": number}
 
 
@@ -156,18 +163,46 @@ def test_laplace_by_epoch_runs_and_reports(
     output, results, picture = tmp_path / "runs", tmp_path / "epochs.json", tmp_path / "epochs.png"
     benchmarks.epochs.main(
         ["run", "--model", str(base), "--data-dir", str(data), "--output", str(output), "--quick"]
-        + ["--tasks", "sst2", "--seeds", "0"]
+        + ["--tasks", "cola", "--seeds", "0"]
     )
     benchmarks.epochs.main(["report", "--output", str(output), "--results", str(results), "--figure", str(picture)])
     kept = json.loads(results.read_text(encoding="utf-8"))
     (run,) = kept["runs"]
     assert set(run["epochs"]["1"]) == {*benchmarks.epochs.CURVES, *benchmarks.epochs.LAST}
     # The figures are those of the saved logits.
-    saved = Predictive.load(output / "sst2-laplace-seed0-lr0.002" / "mle.safetensors").metrics(intervals=False)
+    saved = Predictive.load(output / "cola-laplace-seed0-lr0.002" / "mle.safetensors").metrics(intervals=False)
     assert run["epochs"]["1"]["mle"]["nll"] == pytest.approx(saved["nll"].value, rel=1e-9)
     assert len(kept["verdicts"]) == 4
     assert picture.read_bytes().startswith(b"\x89PNG")
-    assert "SST-2 | Laplace, last layer" in capsys.readouterr().out
+    assert set(run["shift"]["CoLA, other domains"]) == set(benchmarks.epochs.CURVES)
+    assert 0 <= run["shift"]["CoLA, other domains"]["la"]["auroc_entropy"] <= 1
+    printed = capsys.readouterr().out
+    assert "CoLA | Laplace, last layer" in printed and "CoLA | CoLA, other domains | Laplace" in printed
+
+
+def test_a_multiple_of_the_width_is_the_fit_that_finds_it(
+    benchmarks: SimpleNamespace, base: Path, data: Path, tmp_path: Path
+) -> None:
+    run = benchmarks.common.Run("sst2", "laplace", 0, 40, heldout_size=10, batch_size=8)
+    task = bl.load_task("sst2", data, train_size=40, heldout_size=10)
+    weights = bl.models.build("gaussian", sites="both", centre="zero")
+    lora = LoraConfig(r=2, target_modules=["query", "dense"])
+    program = bl.Program.from_pretrained(str(base), task, lora=lora, model=weights)
+    trained = bl.fit(program, task.train, "mle", epochs=8, learning_rate=1e-2, batch_size=8, progress=False)
+    fitted = benchmarks.epoch_parts.Fitted.around(trained, task, run)
+    arms = fitted.predict(task.validation) | fitted.more(task)
+    common = {"mode": "given", "progress": False, "batch_size": 8}
+    published = bl.fit(program, task.train, "laplace", tune="mode-evidence", **common)
+    heldout = bl.fit(program, task.train, "laplace", tune="heldout", heldout=task.heldout, **common)
+    tuned = bl.fit(program, task.train, "laplace", **common)
+    for arm, posterior, link in (
+        ("la", tuned, "mc-joint"), ("la-probit", tuned, "probit"), ("la-mode", published, "mc-joint"),
+    ):  # fmt: skip
+        expected = posterior.predict(task.validation, method=link, progress=False).probabilities
+        torch.testing.assert_close(arms[arm].probabilities, expected, rtol=0, atol=1e-4)
+    # Widths by held-out rows lie on a grid, which begins at the prior that the evidence found or at the model's own.
+    expected = heldout.predict(task.validation, progress=False).metrics(intervals=False)["nll"].value
+    assert arms["la-heldout"].metrics(intervals=False)["nll"].value == pytest.approx(expected, abs=0.02)
 
 
 def test_curvature_is_compared_with_itself(benchmarks: SimpleNamespace, tmp_path: Path) -> None:
