@@ -14,7 +14,16 @@ from bayeslora.settings import build, check_seed, coerce, differing
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-__all__ = ["LoraSettings", "RunConfig", "assign", "differences", "read_config", "resolve", "task_settings"]
+__all__ = [
+    "LoraSettings",
+    "RunConfig",
+    "assign",
+    "differences",
+    "model_of",
+    "read_config",
+    "resolve",
+    "task_settings",
+]
 
 #: Where an assignment with a prefix goes; one without goes to the settings of the backend.
 PREFIXES = {"program": "program_settings", "lora": "lora", "task": "task_settings"}
@@ -71,7 +80,8 @@ class RunConfig:
         heldout_size: number of training rows to set aside.
         seed: of the choice of rows, the initial weights and the fit.
         max_length: longest sequence in tokens.
-        program: Pyro model of the LoRA weights.
+        program: Pyro model of the LoRA weights; by default "monteclora", but for an adapter that `laplace` is given
+            "gaussian" around zero over both matrices, as in Laplace-LoRA.
         program_settings: settings of that model.
         lora: LoRA layers.
         task_settings: further arguments of `bayeslora.load_task`.
@@ -90,7 +100,7 @@ class RunConfig:
     heldout_size: int = 0
     seed: int = 0
     max_length: int = 256
-    program: str = "monteclora"
+    program: str | None = None
     program_settings: dict[str, Any] = field(default_factory=dict)
     lora: LoraSettings = field(default_factory=LoraSettings)
     task_settings: dict[str, Any] = field(default_factory=dict)
@@ -179,17 +189,27 @@ def resolve(config: RunConfig) -> RunConfig:
     from bayeslora.inference import backend
     from bayeslora.models import MODELS
 
-    if config.program not in MODELS:
-        raise SettingError(unknown("model of LoRA weights", config.program, MODELS))
+    program, program_settings = model_of(config)
+    if program not in MODELS:
+        raise SettingError(unknown("model of LoRA weights", program, MODELS))
     return replace(
         config,
+        program=program,
         model=_located(config.model),
         adapter=None if config.adapter is None else _folder(config.adapter, "adapter"),
         data_dir=None if config.data_dir is None else _folder(config.data_dir, "data"),
         settings=_typed(backend(config.backend), config.settings),
-        program_settings=_typed(MODELS[config.program], config.program_settings),
+        program_settings=_typed(MODELS[program], program_settings),
         task_settings=task_settings(config.task_settings),
     )
+
+
+def model_of(config: RunConfig) -> tuple[str, dict[str, Any]]:
+    """Name and settings of the Pyro model of a run."""
+    if config.program is None and config.adapter is not None and config.backend == "laplace":
+        # Around the very weights that are given, the widest prior would be the best one, or the narrowest.
+        return "gaussian", {"sites": "both", "centre": "zero"} | config.program_settings
+    return config.program or "monteclora", config.program_settings
 
 
 def differences(one: RunConfig, other: RunConfig) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bayeslora import files
-from bayeslora.config import RunConfig, differences, read_config, resolve
+from bayeslora.config import RunConfig, differences, model_of, read_config, resolve
 from bayeslora.errors import PosteriorError, SettingError, TaskError
 from bayeslora.posterior import RECORD, TENSORS, check_foreign, read_record
 
@@ -67,12 +67,13 @@ def build_program(config: RunConfig, task: Task) -> Program:
     from bayeslora.models import build
     from bayeslora.program import Program
 
+    model, settings = model_of(config)
     return Program.from_pretrained(
         config.model,
         task,
         lora=config.lora.to_peft(),
         adapter=config.adapter,
-        model=build(config.program, **config.program_settings),
+        model=build(model, **settings),
         seed=config.seed,
         max_length=config.max_length,
     )

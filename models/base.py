@@ -48,6 +48,8 @@ class WeightModel(ABC):
         weight_scale: standard deviation of the zero-mean normal prior of LoRA matrices that are point estimates (0.1:
             .814 / .426 / .075).
         head_scale: the same for the head.
+        deviation: prior standard deviation of an entry in the weight's own unit, in all layers, in place of ``scale``
+            and ``zero_scale``: lambda^(-1/2) where others have a prior precision lambda.
     """
 
     name: ClassVar[str]
@@ -59,12 +61,15 @@ class WeightModel(ABC):
     eps: float = 1.0
     weight_scale: float = 1.0
     head_scale: float = 1.0
+    deviation: float | None = None
 
     def __post_init__(self) -> None:
         self._require_one_of("sites", ("A", "B", "both"))
         self._require_one_of("centre", ("init", "zero"))
         for name in ("scale", "zero_scale", "eps", "weight_scale", "head_scale"):
             self._require_positive(name)
+        if self.deviation is not None:
+            self._require_positive("deviation")
 
     def sample(self, sites: Sequence[Site]) -> dict[str, Tensor]:
         """Sample every latent site in Pyro.
@@ -106,6 +111,8 @@ class WeightModel(ABC):
     def sigma0(self, site: Site) -> Tensor:
         """Prior standard deviation of an entry, (layers, 1, 1): each layer's own, so that grouping has no effect."""
         size = site.initial.square().mean((-2, -1), keepdim=True).sqrt()
+        if self.deviation is not None:
+            return torch.full_like(size, self.deviation)
         return torch.where(size > 0, self.scale * size, self.zero_scale)
 
     def prior_mean(self, site: Site) -> Tensor:

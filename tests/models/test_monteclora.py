@@ -146,6 +146,13 @@ class TestScale:
         torch.testing.assert_close(found[:, 0, 0], 0.5 * sites[0].initial.square().mean((1, 2)).sqrt())
         torch.testing.assert_close(model.sigma0(sites[1]), torch.full((3, 1, 1), 0.07, dtype=torch.float64))
 
+    def test_deviation_is_absolute_in_every_layer(self, sites: tuple[Site, ...]) -> None:
+        model = MonteCLoRA(sites="both", deviation=0.3)
+        for site in sites[:2]:
+            torch.testing.assert_close(model.sigma0(site), torch.full((3, 1, 1), 0.3, dtype=torch.float64))
+        with pytest.raises(SettingError, match="deviation=0.0 must be a positive number"):
+            MonteCLoRA(deviation=0.0)
+
     def test_centre(self, sites: tuple[Site, ...]) -> None:
         assert (MonteCLoRA(centre="zero").prior_mean(sites[0]) == 0).all()
         assert (MonteCLoRA().prior_mean(sites[0]) == sites[0].initial).all()
