@@ -207,7 +207,7 @@ def resolve(config: RunConfig) -> RunConfig:
 def model_of(config: RunConfig) -> tuple[str, dict[str, Any]]:
     """Name and settings of the Pyro model of a run."""
     if config.program is None and config.adapter is not None and config.backend == "laplace":
-        # Around the very weights that are given, the widest prior would be the best one, or the narrowest.
+        # A prior around the very weights that are given has no width that could be found.
         return "gaussian", {"sites": "both", "centre": "zero"} | config.program_settings
     return config.program or "monteclora", config.program_settings
 

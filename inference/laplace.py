@@ -213,8 +213,9 @@ class Laplace(TrainingSettings):
         return total
 
     def _vectors(self, program: Program) -> int:
-        """Vectors that `_directions` gives at most."""
-        return program.likelihood.outputs if self.fisher == "exact" else 1
+        """How many vectors `_directions` gives for each row."""
+        likelihood = program.likelihood
+        return len(likelihood.curvature_root(torch.zeros(1, likelihood.outputs))) if self.fisher == "exact" else 1
 
     def _directions(self, program: Program, logits: Tensor, labels: Tensor) -> Tensor:
         """Vectors (vectors, examples, outputs) whose squares add up to the Fisher information of the logits."""

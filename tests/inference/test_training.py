@@ -186,6 +186,18 @@ def test_a_resumed_fit_is_the_uninterrupted_one(
     assert losses == pytest.approx([entry["loss"] for entry in whole.record.history if "loss" in entry])
 
 
+def test_a_resumed_mode_has_the_same_gaussian_around_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved_base(tmp_path / "base", dropout=0.1)
+    data, settings = text_rows(12), {**QUICK, "backend": "laplace"}
+    whole = fit(text_program(tmp_path / "base"), data, **settings)
+    interrupted(tmp_path / "run", 4, monkeypatch, data, **settings)
+    resumed = fit(text_program(tmp_path / "base"), data, output_dir=tmp_path / "run", resume=True, **settings)
+    for name, value in parameters(whole).items():
+        torch.testing.assert_close(parameters(resumed)[name], value, rtol=1e-5, atol=1e-6)
+    assert same(parameters(load(tmp_path / "run")), parameters(resumed))
+    assert resumed.record.finished and "tuning" in resumed.record.history[-1]
+
+
 def test_an_infinite_loss_stops_training_and_keeps_the_last_posterior(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
