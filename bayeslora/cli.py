@@ -68,12 +68,19 @@ AdapterFolder = Annotated[
 TaskName = Annotated[
     str | None, typer.Option(help="Known task, or path or hub name of your own data.", show_default=False)
 ]
+#: In words.
+DEFAULT_PROGRAM = "monteclora; gaussian around an adapter that laplace is given"
 DataDir = Annotated[
     str | None,
     typer.Option(help="Folder with the task's files; without it they come from the hub.", show_default=False),
 ]
 ModelOfWeights = Annotated[
-    str | None, typer.Option("--program", help="Pyro model of the weights.", show_default="monteclora")
+    str | None,
+    typer.Option(
+        "--program",
+        help="Pyro model of the weights.",
+        show_default="monteclora; gaussian for an adapter given to laplace",
+    ),
 ]
 TrainSize = Annotated[int | None, typer.Option(help="Number of training rows.", show_default="all")]
 HeldoutSize = Annotated[int | None, typer.Option(help="Training rows to set aside.", show_default="0")]

@@ -81,7 +81,7 @@ class RunConfig:
         seed: of the choice of rows, the initial weights and the fit.
         max_length: longest sequence in tokens.
         program: Pyro model of the LoRA weights; by default "monteclora", but for an adapter that `laplace` is given
-            "gaussian" around zero over both matrices, as in Laplace-LoRA.
+            "gaussian", isotropic around zero over both matrices, as in Laplace-LoRA.
         program_settings: settings of that model.
         lora: LoRA layers.
         task_settings: further arguments of `bayeslora.load_task`.
@@ -206,9 +206,9 @@ def resolve(config: RunConfig) -> RunConfig:
 
 def model_of(config: RunConfig) -> tuple[str, dict[str, Any]]:
     """Name and settings of the Pyro model of a run."""
-    if config.program is None and config.adapter is not None and config.backend == "laplace":
-        # A prior around the very weights that are given has no width that could be found.
-        return "gaussian", {"sites": "both", "centre": "zero"} | config.program_settings
+    if config.adapter is not None and config.backend == "laplace" and config.program in (None, "gaussian"):
+        # A prior around the very weights that are given says little of how wide it should be.
+        return "gaussian", {"sites": "both", "centre": "zero", "deviation": 0.1} | config.program_settings
     return config.program or "monteclora", config.program_settings
 
 

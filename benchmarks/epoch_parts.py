@@ -13,7 +13,6 @@ from torch import Tensor
 import bayeslora as bl
 from bayeslora.inference.curved import LaplacePosterior
 from bayeslora.inference.heldout import best_width
-from bayeslora.inference.priors import normal_prior
 from bayeslora.inference.tuning import tuned_width
 from bayeslora.passes import Rows, answers, encoded
 from bayeslora.posterior import Posterior
@@ -87,10 +86,9 @@ class Fitted:
 
     @property
     def evidence(self) -> dict[str, float]:
-        """Log evidence, and the widths of the priors as multiples of the model's own."""
-        name, root = next(iter(self.laplace.prior.roots.items()))
-        start = normal_prior(self.plain.program, self.laplace.sites, self.laplace.latents).roots[name]
-        width = float(root[0, 0, 0] / start[0, 0, 0])
+        """Log evidence, and the standard deviations of the priors."""
+        root = next(iter(self.laplace.prior.roots.values()))
+        width = float(root[0, 0, 0])
         return {"log_evidence": self.laplace.log_evidence, "la": width, "la-mode": width * self.published}
 
     def predict(self, rows: bl.Split) -> dict[str, Predictive]:

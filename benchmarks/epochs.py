@@ -64,7 +64,7 @@ def measured(run: Run, model: str, data_dir: str | None, output: Path) -> dict[s
 
     task = bl.load_task(run.task, data_dir, train_size=run.train_size, heldout_size=run.heldout_size, seed=run.seed)
     lora = LoraConfig(r=run.rank, lora_alpha=run.lora_alpha, target_modules="all-linear")
-    prior = bl.models.build("gaussian", sites="both", centre="zero", **run.program)
+    prior = bl.models.build("gaussian", sites="both", centre="zero", deviation=0.1, **run.program)
     program = bl.Program.from_pretrained(model, task, lora=lora, model=prior, seed=run.seed)
     last = int(run.epochs)
     by_epoch, evidence = {}, {}

@@ -19,17 +19,18 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from bayeslora.errors import TrainingError
 from bayeslora.inference.curvature import Batch, Curvature
 from bayeslora.inference.jacobians import Layer, Products
 from bayeslora.inference.priors import NormalPrior
 
-__all__ = ["Evidence", "LinearEvidence", "ModeEvidence", "counted", "offsets"]
+__all__ = ["Evidence", "LinearEvidence", "ModeEvidence", "offsets"]
 
-#: Rows times vectors of the likelihood's curvature that the evidence counts at most.
-VECTORS = 2048
-#: Numbers that stand for the gradient of a row: kernels of the rows of 72 matrices of rank 8 are off by some 2 %. All
-#: rows together take 256 MiB at most.
-FEATURES = 32768
+#: Random directions for the columns of all matrices together, a multiple of `VECTORS`: between so many rows the noise
+#: of their kernel moves an eigenvalue by a factor of (1 +- sqrt(VECTORS / DIRECTIONS))^2 at the very most.
+DIRECTIONS = 4096
+#: Rows times vectors of the likelihood's curvature that count at most, and the room for what is kept of them, in bytes.
+VECTORS, ROOM = 1024, 2**28
 
 
 class Evidence(Protocol):
@@ -39,33 +40,41 @@ class Evidence(Protocol):
         """Under a prior; a scalar that is differentiable by the prior's roots."""
 
     def along(self, prior: NormalPrior) -> Callable[[Tensor], Tensor]:
-        """Under all multiples of a prior: a function of the log of a multiple (1,)."""
+        """Under all multiples of a prior, cheaply: a function of the log of a multiple (1,)."""
+
+    def by_scale(self, prior: NormalPrior, by_layer: bool) -> Callable[[Mapping[str, Tensor]], Tensor]:
+        """Under a prior whose sites, or layers, are multiples of it: a function of logs by site, (1,) or (layers,)."""
 
 
 class LinearEvidence:
     """Log p(data) of the model that is linear in the weights, with the likelihood to second order.
 
     Row i of the data and each vector r of the likelihood's curvature there see the weights through a = J_i^T r, and
-    want a^T theta = t = a^T mode + c, where the c of a row give back its score, sum_r c_r r. With A and t of all rows,
+    want a^T theta = t = a^T mode + c, where the c of a row give back its score, sum_r c_r r (`offsets`). With A and t
+    of all rows, and theta, like the mode, as a distance from the prior's centre,
 
         log p(data | theta) = value + |c|^2 / 2 - |t - A theta|^2 / 2
 
     and the integral over theta is known. A row's |c|^2 / 2 is how much its likelihood would gain by Newton's step, and
     is cut to what it can gain at all: for labels that are thought impossible the step is far too long.
 
-    In the kernel A A^T of the rows, A is replaced by A W, where W takes the columns of each matrix to a few random
-    directions (Johnson and Lindenstrauss: inner products of A's rows stay, up to noise); t is exact. There is no noise
-    where the directions are as many as the columns. Of many rows, `counted` ones stand for all: the prior does not
-    depend on how many there are.
+    In the kernel A A^T of the rows, A is replaced by A W, where W takes the columns of each matrix to random directions
+    (Johnson and Lindenstrauss: inner products of A's rows stay, up to noise); t is exact. There is no noise where the
+    directions are as many as the columns; elsewhere the log evidence may be off by some nats. Of many rows those that
+    `counted` draws stand for all: how wide the prior is does not depend on how many rows there are, but for chance.
 
     Args:
         mode: matrices (layers, columns, rank) by site.
         prior: its centres; its roots do not matter.
-        features: numbers that stand for a row's gradient, about so many.
+        rows: of the data.
+        vectors: of the likelihood's curvature for each row.
+        directions: for the columns of all matrices together.
     """
 
-    def __init__(self, mode: Mapping[str, Tensor], prior: NormalPrior, features: int = FEATURES) -> None:
-        wide = max(1, features // sum(value.shape[0] * value.shape[2] for value in mode.values()))
+    def __init__(
+        self, mode: Mapping[str, Tensor], prior: NormalPrior, rows: int, vectors: int, directions: int = DIRECTIONS
+    ) -> None:
+        wide = max(1, directions // sum(len(value) for value in mode.values()))
         generator = torch.Generator().manual_seed(0)
         self._shapes: dict[str, tuple[int, ...]] = {}
         #: What each matrix's columns meet: the random directions, and the distance of the mode from the centre.
@@ -74,30 +83,33 @@ class LinearEvidence:
             layers, columns, rank = value.shape
             self._shapes[name] = (layers, min(wide, columns), rank)
             for place in range(layers):
-                random = _directions(columns, wide, generator).to(value)
+                random = _columns_seen(columns, wide, generator).to(value)
                 self._sides[name, place] = torch.cat([random, value[place] - prior.centres[name][place]], dim=1)
+        size = sum(torch.Size(shape).numel() for shape in self._shapes.values())
+        self.counted = counted(rows, min(VECTORS, ROOM // (4 * size)) // vectors)
         self._features: list[Tensor] = []
         self._targets: list[Tensor] = []
         self._constant = 0.0
 
     def watched(
-        self, batch: Batch, offsets: Tensor, log_likelihoods: Tensor, counts: Tensor
+        self, batch: Batch, index: Tensor, shifts: Tensor, log_likelihoods: Tensor
     ) -> Iterator[Mapping[Layer, Products]]:
         """Pass on the gradients of a batch, and keep what the evidence needs of them.
 
         Args:
             batch: gradients for each vector of the likelihood's curvature.
-            offsets: c (vectors, examples).
+            index: which rows of the data they are (examples,).
+            shifts: c (vectors, examples), as `offsets` gives them.
             log_likelihoods: at the mode (examples,).
-            counts: whether an example is one of those that count (examples,).
         """
+        counts = self.counted[index].to(shifts.device)
         self._constant += float(log_likelihoods[counts].sum())
-        for products, offset in zip(batch, offsets, strict=True):
-            self._add(products, offset, counts)
+        for products, shift in zip(batch, shifts, strict=True):
+            self._add(products, shift, counts)
             yield products
 
-    def _add(self, products: Mapping[Layer, Products], offset: Tensor, counts: Tensor) -> None:
-        seen, target = [], offset.clone()
+    def _add(self, products: Mapping[Layer, Products], shift: Tensor, counts: Tensor) -> None:
+        seen, target = [], shift.clone()
         for key, side in self._sides.items():
             product, wide = products[key], self._shapes[key[0]][1]
             sides = product.projected(side)
@@ -105,18 +117,19 @@ class LinearEvidence:
             target += (sides[..., wide:] * product.narrow).sum((1, 2))
         self._features.append(torch.cat(seen, dim=1)[counts])
         self._targets.append(target[counts])
-        self._constant += float(offset[counts].square().sum()) / 2
+        self._constant += float(shift[counts].square().sum()) / 2
 
     def __call__(self, prior: NormalPrior) -> Tensor:
-        """Log p(data) under a prior with the same centres."""
-        kernel = self._kernel(prior)
-        root = torch.linalg.cholesky(kernel + torch.eye(len(kernel)).to(kernel))
-        rest = torch.linalg.solve_triangular(root, torch.cat(self._targets).unsqueeze(1), upper=False)
-        return self._constant - rest.square().sum() / 2 - root.diagonal().log().sum()
+        """Log p(data) under a prior with the same centres.
+
+        Raises:
+            TrainingError: the prior is so wide that rounding hides the likelihood.
+        """
+        return self._of_kernel(torch.cat(self._kernels(prior, by_layer=False)).sum(0))
 
     def along(self, prior: NormalPrior) -> Callable[[Tensor], Tensor]:
-        """The same under all multiples of a prior."""
-        values, vectors = torch.linalg.eigh(self._kernel(prior))
+        """The same under all multiples of a prior, given the log of one (1,)."""
+        values, vectors = torch.linalg.eigh(torch.cat(self._kernels(prior, by_layer=False)).sum(0))
         squares = (vectors.mT @ torch.cat(self._targets)).square()
 
         def evidence(log: Tensor) -> Tensor:
@@ -125,44 +138,69 @@ class LinearEvidence:
 
         return evidence
 
-    def _kernel(self, prior: NormalPrior) -> Tensor:
-        """Inner products of the rows' gradients where the prior's covariance is the identity."""
-        sizes = [torch.Size(shape).numel() for shape in self._shapes.values()]
+    def by_scale(self, prior: NormalPrior, by_layer: bool) -> Callable[[Mapping[str, Tensor]], Tensor]:
+        """The same where sites or layers are multiples of a prior, given logs by site."""
+        kernels = torch.cat(self._kernels(prior, by_layer))
+
+        def evidence(logs: Mapping[str, Tensor]) -> Tensor:
+            squares = (2 * torch.cat([logs[name] for name in self._shapes])).exp()
+            return self._of_kernel(torch.einsum("g,gij->ij", squares, kernels))
+
+        return evidence
+
+    def _kernels(self, prior: NormalPrior, by_layer: bool) -> list[Tensor]:
+        """Inner products of the rows' gradients where the prior's covariance is the identity: (groups, rows, rows)."""
         self._features = [torch.cat(self._features)]
-        parts = self._features[0].split(sizes, dim=1)
-        total: Tensor | float = 0.0
-        for part, (name, shape) in zip(parts, self._shapes.items(), strict=True):
+        sizes = [torch.Size(shape).numel() for shape in self._shapes.values()]
+        found = []
+        for part, (name, shape) in zip(self._features[0].split(sizes, dim=1), self._shapes.items(), strict=True):
             root = prior.roots[name]
-            rows = (part.to(root).unflatten(-1, shape) @ root).flatten(1)
-            total = total + rows @ rows.mT
-        assert isinstance(total, Tensor)  # there are sites
-        return total
+            rows = part.to(root).unflatten(-1, shape) @ root
+            rows = rows.flatten(2).transpose(0, 1) if by_layer else rows.flatten(1).unsqueeze(0)
+            found.append(rows @ rows.mT)
+        return found
+
+    def _of_kernel(self, kernel: Tensor) -> Tensor:
+        try:
+            root = torch.linalg.cholesky(kernel + torch.eye(len(kernel)).to(kernel))
+        except torch.linalg.LinAlgError as error:
+            raise TrainingError(
+                "The evidence cannot be computed under a prior that is so wide: start from a narrower one "
+                "(deviation=0.1 of the model of the weights, or a smaller scale)."
+            ) from error
+        rest = torch.linalg.solve_triangular(root, torch.cat(self._targets).unsqueeze(1), upper=False)
+        return self._constant - rest.square().sum() / 2 - root.diagonal().log().sum()
 
 
-def counted(rows: int, vectors: int) -> Tensor:
-    """Which rows of the data the evidence counts (rows,): all, or so many at random that it can be computed."""
+def counted(rows: int, most: int) -> Tensor:
+    """Which rows of the data count (rows,): all, or as many as may, at random, but one at least."""
     found = torch.zeros(rows, dtype=torch.bool)
-    found[torch.randperm(rows, generator=torch.Generator().manual_seed(0))[: max(1, VECTORS // vectors)]] = True
+    found[torch.randperm(rows, generator=torch.Generator().manual_seed(0))[: max(1, most)]] = True
     return found
 
 
-def _directions(columns: int, wide: int, generator: torch.Generator) -> Tensor:
+def _columns_seen(columns: int, wide: int, generator: torch.Generator) -> Tensor:
     if wide >= columns:
         return torch.eye(columns)
     return torch.randn(columns, wide, generator=generator) / math.sqrt(wide)
 
 
-def offsets(roots: Tensor, score: Tensor, gain: Tensor) -> Tensor:
-    """The c (vectors, examples) of `LinearEvidence`: coordinates of scores in the vectors of the curvature.
+def offsets(roots: Tensor, metric: Tensor, score: Tensor, gain: Tensor) -> Tensor:
+    """The c (vectors, examples) of `LinearEvidence`: r^T (sum_m m m^T)^+ score for each r.
+
+    With the vectors themselves for m, the c give the score back; if they are drawn, and m are the exact ones, the c do
+    on average.
 
     Args:
-        roots: (vectors, examples, outputs).
+        roots: vectors r (vectors, examples, outputs).
+        metric: vectors m, in the same shape but for their number.
         score: (examples, outputs).
         gain: how much each example's log-likelihood can rise at most (examples,).
     """
-    found = (torch.linalg.pinv(roots.permute(1, 2, 0)) @ score.unsqueeze(-1)).squeeze(-1)
-    length = found.norm(dim=-1).clamp(min=torch.finfo(found.dtype).tiny)
-    return (found * ((2 * gain).sqrt() / length).clamp(max=1).unsqueeze(-1)).mT
+    inverse = torch.linalg.pinv(metric.permute(1, 2, 0))
+    found = torch.einsum("vnc,nmc,nmd,nd->vn", roots, inverse, inverse, score)
+    length = found.norm(dim=0).clamp(min=torch.finfo(found.dtype).tiny)
+    return found * ((2 * gain).sqrt() / length).clamp(max=1)
 
 
 @dataclass(frozen=True)
@@ -195,3 +233,7 @@ class ModeEvidence:
             return self.log_likelihood - (distance / square).sum() / 2 - (square * gains).log1p().sum() / 2
 
         return evidence
+
+    def by_scale(self, prior: NormalPrior, by_layer: bool) -> Callable[[Mapping[str, Tensor]], Tensor]:
+        """The same where sites or layers are multiples of a prior, given logs by site."""
+        return lambda logs: self(prior.scaled(logs))

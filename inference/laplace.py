@@ -19,7 +19,7 @@ from bayeslora.errors import PosteriorError, SettingError
 from bayeslora.inference.base import Run
 from bayeslora.inference.curvature import Curvature, check_finite
 from bayeslora.inference.curved import LaplacePosterior
-from bayeslora.inference.evidence import Evidence, LinearEvidence, counted, offsets
+from bayeslora.inference.evidence import Evidence, LinearEvidence, offsets
 from bayeslora.inference.forms import make_curvature
 from bayeslora.inference.heldout import best_width
 from bayeslora.inference.jacobians import Tape, matrices_of
@@ -101,12 +101,12 @@ class Laplace(TrainingSettings):
         matrices, prior = matrices_of(sites, weights), normal_prior(program, sites, latents)
         self._check_distance(prior, matrices)
         reset_peak(program.device)
-        evidence = LinearEvidence(matrices, prior)
+        evidence = LinearEvidence(matrices, prior, len(data), self._vectors(program))
         log_likelihood = self._measure(program, weights, data, run, tape, curvature, evidence)
         fixed = latents.keys() - prior.roots.keys()
         record = run.record(self.name, asdict(self), len(data), self.temperature, fixed)
         measured = curvature, log_likelihood
-        posterior = LaplacePosterior(program, record, latents, prior, *measured, float(evidence(prior)))
+        posterior = LaplacePosterior(program, record, latents, prior, *measured, log_evidence=math.nan)
         latents, prior, trace = self._tuned(posterior, evidence, run)
         posterior = LaplacePosterior(program, record, latents, prior, *measured, float(evidence(prior)))
         cost = {
@@ -158,12 +158,13 @@ class Laplace(TrainingSettings):
             )
 
     def _check_distance(self, prior: NormalPrior, matrices: Mapping[str, Tensor]) -> None:
-        """Without distance from its centre, the scale of a prior has no reason to be larger than zero."""
+        """Without distance from its centre, a mode gives the scale of a prior no reason to be larger than zero."""
         at_centre = [name for name, value in prior.whitened(matrices).items() if not value.any()]
-        if self.tune in EVIDENCES and at_centre:
+        if self.tune == "mode-evidence" and at_centre:
             raise SettingError(
-                f"The prior of site '{at_centre[0]}' is centred on the very weights that are given, so that its best "
-                "scale is zero: give the model centre='zero', or tune='none'."
+                f"The prior of site '{at_centre[0]}' is centred on the very weights that are given, so that by this "
+                "evidence its best scale is zero: give the model centre='zero' (--set program.centre=zero), or "
+                "tune='evidence'."
             )
 
     def _sites(self, program: Program) -> list[Site]:
@@ -191,7 +192,6 @@ class Laplace(TrainingSettings):
         """One pass over the data: add to curvature and evidence; the tempered log-likelihood at the mode."""
         rows = Rows(data, collator(program), self.batch_size, run.progress)
         labels = torch.as_tensor(data["labels"][:])
-        chosen = counted(len(data), self._vectors(program))
         total = 0.0
         cast = torch.autocast(program.device.type, dtype=torch.bfloat16, enabled=self.bf16)
         with undisturbed(program), isolated(run.seed, program.device), torch.enable_grad():
@@ -202,12 +202,9 @@ class Laplace(TrainingSettings):
                     at, known = logits.detach().double(), labels[index].to(logits.device)
                     values = program.likelihood.distribution(at).log_prob(known) / self.temperature
                     roots = self._directions(program, at, known) / math.sqrt(self.temperature)
-                    score = program.likelihood.score(at, known) / self.temperature
-                    check_finite({"the logits": score})
-                    gain = program.likelihood.gain(at, known) / self.temperature
+                    shifts = self._shifts(program, at, known, roots)
                     products = tape.products(logits, roots.to(logits), batch)
-                    watched = evidence.watched(products, offsets(roots, score, gain), values, chosen[index])
-                    curvature.add(watched)
+                    curvature.add(evidence.watched(products, index, shifts, values))
                     total += float(values.sum())
         curvature.finish()
         return total
@@ -225,6 +222,15 @@ class Laplace(TrainingSettings):
         if self.fisher == "mc":
             labels = likelihood.distribution(logits).sample()
         return likelihood.score(logits, labels).unsqueeze(0)
+
+    def _shifts(self, program: Program, logits: Tensor, labels: Tensor, roots: Tensor) -> Tensor:
+        """The `offsets` of the evidence."""
+        likelihood = program.likelihood
+        score = likelihood.score(logits, labels) / self.temperature
+        check_finite({"the logits": score})
+        drawn = self.fisher == "mc"
+        metric = likelihood.curvature_root(logits) / math.sqrt(self.temperature) if drawn else roots
+        return offsets(roots, metric, score, likelihood.gain(logits, labels) / self.temperature)
 
     def _tuned(
         self, posterior: LaplacePosterior, linear: LinearEvidence, run: Run

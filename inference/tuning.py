@@ -14,6 +14,8 @@ from bayeslora.inference.priors import HyperPrior, NormalPrior
 __all__ = ["tuned_hyper", "tuned_scales", "tuned_width"]
 
 STEPS = 50
+#: Logs of multiples where the search for a width begins.
+GRID = [number / 2 for number in range(-30, 31)]
 
 
 def tuned_width(evidence: Evidence, prior: NormalPrior) -> tuple[NormalPrior, list[dict[str, float]]]:
@@ -23,7 +25,10 @@ def tuned_width(evidence: Evidence, prior: NormalPrior) -> tuple[NormalPrior, li
         The prior, and the log evidence and the multiple at each step.
     """
     along = evidence.along(prior)
-    log = next(iter(prior.roots.values())).new_zeros(1, requires_grad=True)
+    like = next(iter(prior.roots.values()))
+    # Far from the best width the evidence is flat on one side: the search begins at the best of a grid.
+    grid = [like.new_full((1,), log) for log in GRID]
+    log = max(grid, key=lambda each: float(along(each))).requires_grad_()
 
     def objective() -> tuple[Tensor, dict[str, float]]:
         value = along(log)
@@ -38,12 +43,14 @@ def tuned_scales(evidence: Evidence, prior: NormalPrior, scales: str) -> tuple[N
 
     Args:
         evidence: of a prior.
-        prior: where the search starts.
+        prior: whose multiples; the search starts where one number for all is best.
         scales: "site" or "layer".
 
     Returns:
         The prior, and the log evidence and multiples at each step.
     """
+    prior, trace = tuned_width(evidence, prior)
+    by_scale = evidence.by_scale(prior, by_layer=scales == "layer")
     sizes = [1 if scales == "site" else len(root) for root in prior.roots.values()]
     logs = next(iter(prior.roots.values())).new_zeros(sum(sizes), requires_grad=True)
 
@@ -51,7 +58,7 @@ def tuned_scales(evidence: Evidence, prior: NormalPrior, scales: str) -> tuple[N
         return dict(zip(prior.roots, logs.split(sizes), strict=True))
 
     def objective() -> tuple[Tensor, dict[str, float]]:
-        value = evidence(prior.scaled(by_site()))
+        value = by_scale(by_site())
         multiples = {
             f"scale/{name}" + (f"/{place}" if len(each) > 1 else ""): float(multiple)
             for name, each in by_site().items()
@@ -59,7 +66,7 @@ def tuned_scales(evidence: Evidence, prior: NormalPrior, scales: str) -> tuple[N
         }
         return value, {"log_evidence": float(value.detach())} | multiples
 
-    trace = _ascend([logs], objective)
+    trace += _ascend([logs], objective)
     return prior.scaled({name: each.detach() for name, each in by_site().items()}), trace
 
 
