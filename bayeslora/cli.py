@@ -68,8 +68,6 @@ AdapterFolder = Annotated[
 TaskName = Annotated[
     str | None, typer.Option(help="Known task, or path or hub name of your own data.", show_default=False)
 ]
-#: In words.
-DEFAULT_PROGRAM = "monteclora; gaussian around an adapter that laplace is given"
 DataDir = Annotated[
     str | None,
     typer.Option(help="Folder with the task's files; without it they come from the hub.", show_default=False),
