@@ -17,7 +17,7 @@ over the data and the vectors of the likelihood's curvature:
   NeurIPS 2023.
 
 All three are exact for one token if what comes back, up to its size, is the same for every example. On the embedded
-demo, at rank 64, the variances of the logits are off by 8, 52 and 117 % (`benchmarks/curvature.py`).
+demo, at rank 64, the variances of the logits are off by 8, 41 and 89 % (`benchmarks/curvature.py`).
 """
 
 from __future__ import annotations
