@@ -5,20 +5,15 @@ What is heavy is imported inside the commands, so that help comes at once.
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from bayeslora.errors import BayesLoraError, SettingError, unknown
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from bayeslora.metrics import Metrics
+from bayeslora.terminal import explain, metrics_table, new_table, quiet, say, show, show_classes
 
 __all__ = ["app", "main"]
 
@@ -34,18 +29,18 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            _say("Interrupted.", ctx.obj.get("resume", str)())
+            say("Interrupted.", ctx.obj.get("resume", str)())
             ctx.exit(INTERRUPTED)
         except (BayesLoraError, OSError) as error:
             if ctx.params.get("debug"):
                 raise
-            _say(f"Error: {error}", _explain(error))
+            say(f"Error: {error}", explain(error))
             ctx.exit(FAILED)
         except Exception as error:
             # Exits and usage errors of typer are its own; what is left is a fault of a library below, or of this one.
             if ctx.params.get("debug") or type(error).__module__.startswith(("typer", "click")):
                 raise
-            _say(f"Error: {type(error).__name__}: {error}", _explain(error))
+            say(f"Error: {type(error).__name__}: {error}", explain(error))
             ctx.exit(FAILED)
 
 
@@ -112,7 +107,7 @@ def options(
 ) -> None:
     """Bayesian LoRA of Hugging Face transformers: one program, many inference algorithms."""
     if not debug:
-        _quiet()
+        quiet()
 
 
 @app.command()
@@ -152,7 +147,7 @@ def fit(
     context.obj["resume"] = lambda: again if (output / runs.CONFIG).exists() else "Nothing was fitted yet."
     posterior = runs.fit(run, output, resume=resume, overwrite=overwrite)
     cost = posterior.cost
-    _print(
+    show(
         f"{run.backend} on {posterior.record.n_data:,} rows of {run.task}: {cost['parameters']:,.0f} parameters, "
         f"{cost['seconds']:.1f} s, {cost['peak_memory_bytes'] / 2**20:,.0f} MiB. Saved in {output}"
     )
@@ -203,8 +198,8 @@ def evaluate(
         title = f"{posterior.record.backend} on {rows.spec.name}, {split}"
         truth = runs.true_probabilities(rows)
         save_figure(reliability_diagram(prediction, truth=truth, title=title), plot)
-    _print(
-        _metrics_table(runs.measure(prediction, rows, seed), f"{posterior.record.backend} on {rows.spec.name}, {split}")
+    show(
+        metrics_table(runs.measure(prediction, rows, seed), f"{posterior.record.backend} on {rows.spec.name}, {split}")
     )
 
 
@@ -250,13 +245,13 @@ def compare(
         evaluation=Evaluation(split, samples, method),
     )
     header, *body = zip(*found.rows(), strict=True)  # arms side by side: metrics are many
-    table = _table(f"{found.config.task}, {split}: mean over seeds {seeds}", list(header))
+    table = new_table(f"{found.config.task}, {split}: mean over seeds {seeds}", list(header))
     for row in body:
         table.add_row(*row)
-    _print(table)
-    _print(f"Written into {output}: comparison.md, comparison.json and a folder for each run.")
+    show(table)
+    show(f"Written into {output}: comparison.md, comparison.json and a folder for each run.")
     if (output / "reliability.png").exists():
-        _print(f"Reliability diagram: {output / 'reliability.png'}")
+        show(f"Reliability diagram: {output / 'reliability.png'}")
 
 
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the settings of each.")]
@@ -268,7 +263,7 @@ def list_backends(verbose: Verbose = False) -> None:
     from bayeslora.inference import BACKENDS, backend
 
     classes = {name: backend(name) for name in BACKENDS}
-    _list("backends", classes, {name: cls.paper for name, cls in classes.items()}, verbose)
+    show_classes("backends", classes, {name: cls.paper for name, cls in classes.items()}, verbose)
 
 
 @listing.command("models")
@@ -276,7 +271,7 @@ def list_models(verbose: Verbose = False) -> None:
     """Pyro models of the LoRA weights (--program), and with -v their settings."""
     from bayeslora.models import MODELS
 
-    _list("models", MODELS, {}, verbose)
+    show_classes("models", MODELS, {}, verbose)
 
 
 @listing.command("tasks")
@@ -284,7 +279,7 @@ def list_tasks() -> None:
     """Tasks that are known by name; "*" stands for a configuration, as in mmlu/*."""
     from bayeslora.tasks import task_names
 
-    _print("\n".join(task_names()))
+    show("\n".join(task_names()))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -292,68 +287,6 @@ def main(arguments: list[str] | None = None) -> None:
     words = sys.argv[1:] if arguments is None else arguments
     rest = [word for word in words if word != "--debug"]
     app(["--debug"] * (len(rest) < len(words)) + rest, prog_name="bayeslora")
-
-
-def _list(title: str, classes: Any, papers: dict[str, str], verbose: bool) -> None:
-    """A table of classes with their first line of documentation, or each with its settings."""
-    from bayeslora.settings import describe
-
-    if not verbose:
-        table = _table(title, ["name", "what it is", *(["paper"] if papers else [])])
-        for name, cls in classes.items():
-            table.add_row(name, _first_line(cls), *([papers[name]] if papers else []))
-        _print(table)
-        return
-    for name, cls in classes.items():
-        table = _table(f"{name}: {_first_line(cls)}", ["setting", "type", "default", "meaning"])
-        for setting in describe(cls):
-            table.add_row(setting.name, setting.type, str(setting.default), setting.help)
-        _print(table)
-
-
-def _first_line(cls: type) -> str:
-    return (cls.__doc__ or "").strip().partition("\n")[0]
-
-
-def _metrics_table(found: Metrics, title: str) -> Table:
-    table = _table(title, ["metric", "value", "95 % interval"])
-    for name, interval in found.items():
-        table.add_row(name, f"{interval.value:.4f}", f"{interval.low:.4f} to {interval.high:.4f}")
-    table.caption = f"{found.n:,} rows, samples={found.samples}, method={found.method}"
-    return table
-
-
-def _table(title: str, header: list[str]) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for column in header:
-        table.add_column(column)
-    return table
-
-
-def _print(what: Any) -> None:
-    from rich.console import Console
-
-    # A path or a list must not be coloured or broken at the width of a terminal that is not there.
-    console = Console(highlight=False, soft_wrap=isinstance(what, str))
-    console.print(what, markup=False) if isinstance(what, str) else console.print(what)
-
-
-def _say(*messages: str) -> None:
-    for message in messages:
-        if message:
-            typer.echo(message, err=True)
-
-
-def _explain(error: Exception) -> str:
-    """What to do about an error of the operating system or the hub."""
-    if isinstance(error, BayesLoraError):
-        return ""
-    if re.search(r"\bhub\b|huggingface|offline|connect", str(error).lower()):
-        return "Without the hub, give a local folder: --model for the network, --data-dir for the data."
-    return "Run with --debug for the traceback."
 
 
 def _words(text: str) -> list[str]:
@@ -385,20 +318,6 @@ def _by_backend(assignments: list[str], names: list[str]) -> tuple[list[str], di
         else:
             shared.append(assignment)
     return shared, own
-
-
-def _quiet() -> None:
-    """Keep the libraries below from telling a person what only their developers want to know."""
-    import os
-    import warnings
-
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    for name, value in {
-        "TRANSFORMERS_VERBOSITY": "error",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "TQDM_MININTERVAL": "0.5",
-    }.items():
-        os.environ.setdefault(name, value)
 
 
 if __name__ == "__main__":

@@ -362,8 +362,9 @@ def _kl_column_normal(q: ColumnNormal, p: ColumnNormal) -> Tensor:
 def _kl_normal_column_normal(q: Independent, p: ColumnNormal) -> Tensor:
     """KL (...) of independent normal entries, (..., n, r) with both dimensions in the event, to columns."""
     if not isinstance(q.base_dist, Normal) or q.reinterpreted_batch_ndims != 2:
-        # Formulas are registered by type alone, and `Independent` is one type for many laws: for others this is what
-        # `kl_divergence` itself raises where nothing is registered, and callers estimate the divergence.
+        # Formulas are registered by type, and `Independent` is one type for many laws. For those that this formula is
+        # not about, PyTorch's protocol is this exception: it raises it too where nothing is registered, and
+        # callers of `kl_divergence` (Pyro's and ours) then take a draw for an estimate.
         raise NotImplementedError(f"No closed form of the divergence from {q} to columns of normal entries.")
     columns, rank = q.event_shape
     variances = q.variance.sum(-2)

@@ -258,10 +258,11 @@ class AutoGuide(Guide):
 
     def mean(self) -> dict[str, Tensor]:
         """The weights at the median, for a normal guide the mean; mixture weights at the image of their median."""
+        # Pyro's guides all have the method `median`, and those by flows, which know none, raise this from it.
         try:
             with pyro.settings.context(module_local_params=True):
                 medians = {decoded(name): value.detach() for name, value in self.auto.median().items()}
-        except NotImplementedError:  # Pyro's word for a guide without a closed-form median, as those by flows are
+        except NotImplementedError:  # no median in closed form: draws have a mean
             return self._average()
         return self._combine(medians)
 
