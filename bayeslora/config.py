@@ -206,9 +206,11 @@ def resolve(config: RunConfig) -> RunConfig:
 
 def model_of(config: RunConfig) -> tuple[str, dict[str, Any]]:
     """Name and settings of the Pyro model of a run."""
-    if config.adapter is not None and config.backend == "laplace" and config.program in (None, "gaussian"):
-        # A prior around the very weights that are given says little of how wide it should be.
-        return "gaussian", {"sites": "both", "centre": "zero", "deviation": 0.1} | config.program_settings
+    from bayeslora.inference import backend
+
+    name, settings = backend(config.backend).around_adapter or (None, {})
+    if name is not None and config.adapter is not None and config.program in (None, name):
+        return name, settings | config.program_settings
     return config.program or "monteclora", config.program_settings
 
 

@@ -62,10 +62,18 @@ class Run:
 
 
 class Backend(Protocol):
-    """An inference algorithm: a frozen dataclass whose fields are its settings."""
+    """An inference algorithm: a frozen dataclass whose fields are its settings.
+
+    Attributes:
+        name: of the backend.
+        paper: source of the algorithm.
+        around_adapter: name and settings of the Pyro model that a run has by default when it starts from an adapter, if
+            that is another than without.
+    """
 
     name: ClassVar[str]
     paper: ClassVar[str]
+    around_adapter: ClassVar[tuple[str, dict[str, Any]] | None]
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     def fit(self, program: Program, data: Dataset, run: Run) -> Posterior:

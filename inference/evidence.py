@@ -27,7 +27,7 @@ from bayeslora.inference.priors import NormalPrior
 __all__ = ["Evidence", "LinearEvidence", "ModeEvidence", "offsets"]
 
 #: Random directions for the columns of all matrices together, a multiple of `VECTORS`: between so many rows the noise
-#: of their kernel moves an eigenvalue by a factor of (1 +- sqrt(VECTORS / DIRECTIONS))^2 at the very most.
+#: of their kernel moves eigenvalues that are all alike by factors of up to (1 +- sqrt(VECTORS / DIRECTIONS))^2.
 DIRECTIONS = 4096
 #: Rows times vectors of the likelihood's curvature that count at most, and the room for what is kept of them, in bytes.
 VECTORS, ROOM = 1024, 2**28

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -69,6 +69,11 @@ class Laplace(TrainingSettings):
 
     name: ClassVar[str] = "laplace"
     paper: ClassVar[str] = "Yang et al., ICLR 2024 (Laplace-LoRA)"
+    # A prior around the very weights that are given says little of how wide it should be.
+    around_adapter: ClassVar[tuple[str, dict[str, Any]] | None] = (
+        "gaussian",
+        {"sites": "both", "centre": "zero", "deviation": 0.1},
+    )
 
     mode: Literal["auto", "train", "given"] = "auto"
     curvature: Literal["kron", "diag", "full", "exact"] = "kron"

@@ -65,6 +65,7 @@ class TrainingSettings:
     """
 
     name: ClassVar[str]
+    around_adapter: ClassVar[tuple[str, dict[str, Any]] | None] = None
 
     epochs: float = 10.0
     batch_size: int = 32
