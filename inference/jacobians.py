@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, starmap
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ __all__ = ["Layer", "Products", "Tape", "as_matrices", "as_value", "jacobians", 
 
 #: A site and the place in its stack: one weight matrix of the network.
 Layer = tuple[str, int]
+#: Tokens whose activations a backward pass of a prediction keeps at most, but for one row: 2 GB of a MiniLM.
+TOKENS = 4096
 
 
 def as_matrices(site: Site, value: Tensor) -> Tensor:
@@ -275,14 +278,15 @@ def jacobians(
 ) -> Iterator[tuple[Tensor, Tensor, dict[Layer, Tensor]]]:
     """Logits at ``weights`` and their gradients, one batch at a time.
 
-    What is held is what enters and comes back to the layers of a batch, and its gradients.
+    What is held is what enters and comes back to the layers, and the gradients, of at most `TOKENS` tokens at once (or
+    of one row): a batch with more is split.
 
     Yields:
         Which rows they are, logits (examples, outputs), and gradients (examples, outputs, columns, rank) by layer.
     """
     tape = Tape(program, sites)
     with undisturbed(program):
-        for batch, index in rows.batches(program.device):
+        for batch, index in chain.from_iterable(starmap(_pieces, rows.batches(program.device))):
             with torch.enable_grad(), tape:
                 logits = program.logits(weights, batch)
                 directions = torch.eye(logits.shape[1]).to(logits).unsqueeze(1).expand(-1, *logits.shape)
@@ -291,6 +295,14 @@ def jacobians(
                     for products in tape.products(logits, directions, batch)
                 ]
             yield index, logits.detach(), {key: torch.stack([found[key] for found in each], dim=1) for key in each[0]}
+
+
+def _pieces(batch: Mapping[str, Tensor], index: Tensor) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+    """A batch in parts of at most `TOKENS` tokens, padding and all choices counted."""
+    step = max(1, TOKENS // batch["input_ids"][0].numel())
+    for start in range(0, len(index), step):
+        rows = slice(start, start + step)
+        yield {name: value[rows] for name, value in batch.items()}, index[rows]
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

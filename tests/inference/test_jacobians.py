@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from scenarios import VOCABULARY, awake, dense_jacobian, tiny_batch, tiny_bert, tiny_choices, tiny_program, tiny_rows
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from bayeslora.errors import AdapterError
-from bayeslora.inference.jacobians import Tape, as_matrices, as_value
+from bayeslora.inference.jacobians import Tape, as_matrices, as_value, jacobians
 from bayeslora.likelihoods import Categorical
 from bayeslora.models import Gaussian
+from bayeslora.passes import Rows, collator, encoded
 from bayeslora.program import Program
 
 
@@ -101,3 +105,20 @@ def test_a_layer_that_mixes_examples_is_named() -> None:
         logits = program.logits({site.name: site.initial for site in program.sites}, batch)
         with pytest.raises(AdapterError, match="'embedding_32x16.*saw 1 rows for 4 examples"):
             list(tape.products(logits, torch.ones(1, 4, 3), batch))
+
+
+@pytest.mark.parametrize("make", [lambda: (awake(tiny_program()), tiny_rows(7)), lambda: (tiny_choices(), None)])
+def test_a_batch_of_many_tokens_is_split(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    program, rows = make()
+    if rows is None:
+        rows = Dataset.from_dict({"input_ids": [[[1, 2, 3], [4, 5]], [[6], [7, 8], [9, 10]]], "labels": [0, 1]})
+    weights = {site.name: site.initial for site in program.sites}
+    over = Rows(encoded(program, rows), collator(program), 7, False)
+    [(index, logits, gradients)] = jacobians(program, program.sites, weights, over)
+    monkeypatch.setattr("bayeslora.inference.jacobians.TOKENS", 8)  # fewer than one row has, with padding
+    pieces = list(jacobians(program, program.sites, weights, over))
+    assert len(pieces) == len(rows)
+    assert torch.equal(torch.cat([piece[0] for piece in pieces]), index)
+    torch.testing.assert_close(torch.cat([piece[1] for piece in pieces]), logits)
+    for key, value in gradients.items():
+        torch.testing.assert_close(torch.cat([piece[2][key] for piece in pieces]), value, rtol=1e-4, atol=1e-6)
