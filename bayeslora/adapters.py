@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,7 @@ class Site:
         initial: float32 value when the program was made; A: (layers, columns, rank), B: (layers, outputs, rank),
             head: the tensor's own shape.
         layers: names of the layers, in stacking order.
+        scaling: by which each layer multiplies the product B A; empty for the head.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Site:
     group: str
     initial: Tensor
     layers: tuple[str, ...]
+    scaling: tuple[float, ...] = ()
 
 
 class Adapters:
@@ -91,17 +93,27 @@ class Adapters:
         for group, members in _grouped(network, adapter).items():
             for role in ("A", "B"):
                 slots = tuple(_lora_slot(layer, adapter, role) for _, layer in members)
-                self._add(f"{group}.{role}", role, group, slots, tuple(path for path, _ in members))
+                layers = tuple(path for path, _ in members)
+                scaling = tuple(float(cast("Any", layer).scaling[adapter]) for _, layer in members)
+                self._add(f"{group}.{role}", role, group, slots, layers, scaling)
         for name, slot in _head_slots(network, adapter):
             self._add(f"head.{name}", "head", "head", (slot,), (name,))
         self._refuse_leftovers(network)
         network.requires_grad_(False)
 
-    def _add(self, name: str, role: str, group: str, slots: tuple[Slot, ...], layers: tuple[str, ...]) -> None:
+    def _add(
+        self,
+        name: str,
+        role: str,
+        group: str,
+        slots: tuple[Slot, ...],
+        layers: tuple[str, ...],
+        scaling: tuple[float, ...] = (),
+    ) -> None:
         self._slots[name] = slots
         initial = slots[0].stored() if role == "head" else torch.stack([slot.stored() for slot in slots])
         # A copy in any case: the prior's centre must not follow the parameters when `write` changes them.
-        site = Site(name, role, group, initial.to(torch.float32, copy=True).contiguous(), layers)
+        site = Site(name, role, group, initial.to(torch.float32, copy=True).contiguous(), layers, scaling)
         self.sites += (site,)
 
     def _refuse_leftovers(self, network: nn.Module) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from bayeslora.likelihoods import Likelihood
     from bayeslora.tasks import Split
 
-__all__ = ["Rows", "answers", "collator", "encoded", "isolated", "seeded", "undisturbed"]
+__all__ = ["Rows", "answers", "collator", "encoded", "isolated", "logits_at", "seeded", "undisturbed"]
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,18 @@ def answers(program: Program, data: Split | Dataset) -> tuple[Likelihood, tuple[
         return program.likelihood, spec.labels, collate
     choices = data.spec.max_choices
     return Categorical(choices), data.spec.labels, replace(collate, choices=choices)
+
+
+def logits_at(program: Program, weights: Mapping[str, Tensor], rows: Rows) -> Tensor:
+    """Logits (examples, classes) at one set of weights, in the order of ``rows``."""
+    found: Tensor | None = None
+    for batch, index in rows.batches(program.device):
+        logits = program.logits(weights, batch).cpu()
+        if found is None:
+            found = logits.new_empty(len(rows.dataset), logits.shape[1])
+        found[index] = logits
+    assert found is not None  # `encoded` refuses empty data
+    return found
 
 
 def seeded(n: int, seed: int, device: torch.device) -> Iterator[int]:

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from pyro import poutine
 from torch import Tensor
 
 from bayeslora import files
 from bayeslora.errors import PosteriorError
 from bayeslora.likelihoods import to_dict
-from bayeslora.passes import Rows, answers, encoded, seeded, undisturbed
+from bayeslora.passes import Rows, answers, encoded, logits_at, seeded, undisturbed
 from bayeslora.program import Program
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ class Record:
         point_sites: latent sites that have the same value in every draw, as point estimates and fixed hyper-sites have.
         finished: false for a fit that was stopped on its way.
         task: arguments of `bayeslora.load_task` that give the task again, where they are known.
+        chains: number of independent fits of which the posterior is the mixture.
+        members: their records, as plain data; the costs of the whole are theirs together.
     """
 
     backend: str
@@ -65,6 +68,8 @@ class Record:
     point_sites: list[str] = field(default_factory=list)
     finished: bool = True
     task: dict[str, Any] | None = None
+    chains: int = 1
+    members: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Posterior(ABC):
@@ -78,8 +83,9 @@ class Posterior(ABC):
     kind: ClassVar[str]
     #: Whether draws differ; a point estimate needs one pass to predict.
     random: bool = True
-    #: Ways to predict, the default first.
-    methods: ClassVar[tuple[str, ...]] = ("sample", "mean")
+    #: Ways to predict, the default first, and those among them that predict by draws of the weights.
+    methods: tuple[str, ...] = ("sample", "mean")
+    by_draws: tuple[str, ...] = ("sample",)
 
     def __init__(self, program: Program, record: Record) -> None:
         self.program = program
@@ -115,15 +121,55 @@ class Posterior(ABC):
         """What the fit cost: seconds, bytes of peak memory, parameters."""
         return self.record.cost
 
+    def draws(self, n: int, seed: int = 0) -> Iterator[dict[str, Tensor]]:
+        """Yield ``n`` draws as `draw` makes them; of independent draws the first ones do not depend on n."""
+        for _ in seeded(n, seed, self.program.device):
+            yield self.draw()
+
+    @property
+    def chains(self) -> tuple[Posterior, ...]:
+        """The independent fits of which this is the mixture: itself, if it is one."""
+        return (self,)
+
+    @property
+    def dense(self) -> bool:
+        """Whether `log_prob` gives a density."""
+        return self.random
+
+    @property
+    def independent_layers(self) -> bool:
+        """Whether the weights of one layer say nothing of another's."""
+        return False
+
+    def prior_draw(self) -> dict[str, Tensor]:
+        """One draw of every latent site, and the weights, from the prior."""
+        with torch.no_grad():
+            trace = poutine.trace(self.program.prior).get_trace()
+        latents = {name: trace.nodes[name]["value"] for name in trace.stochastic_nodes}
+        return latents | self.program.weights(latents)
+
+    def log_prior(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Log density of the prior at a draw, by site, of the sites that are random; the model's factors with them."""
+        if not self.random:
+            return {}
+        fixed = set(self.record.point_sites)
+        with torch.no_grad():
+            trace = poutine.trace(poutine.condition(self.program.prior, data=dict(values))).get_trace()
+        return {
+            name: node["fn"].log_prob(node["value"]).sum()
+            for name, node in trace.nodes.items()
+            if node["type"] == "sample" and not node["infer"].get("_deterministic") and name not in fixed
+        }
+
     def sample(self, n: int, seed: int = 0) -> dict[str, Tensor]:
-        """Draw ``n`` values of every latent site, each stacked as (n, ...); the first ones do not depend on n.
+        """Draw ``n`` values of every latent site, each stacked as (n, ...).
 
         Raises:
             PosteriorError: n is below 1.
         """
         if n < 1:
             raise PosteriorError(f"At least one draw is needed, found n={n}.")
-        draws = [self.draw() for _ in seeded(n, seed, self.program.device)]
+        draws = list(self.draws(n, seed))
         return {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
 
     def predict(
@@ -161,27 +207,22 @@ class Posterior(ABC):
         likelihood, names, collate = answers(self.program, data)
         pass_over = Rows(rows, collate, batch_size, progress)
         with undisturbed(self.program), torch.no_grad():
-            logits, aleatoric = self._outputs(pass_over, method, samples, seed)
+            logits, aleatoric = self.outputs(pass_over, method, samples, seed)
         labels = torch.as_tensor(rows["labels"][:]) if "labels" in rows.column_names else None
         return Predictive(logits, labels, likelihood, method, names, aleatoric)
 
-    def _outputs(self, rows: Rows, method: str, samples: int, seed: int) -> tuple[Tensor, Tensor | None]:
+    def outputs(self, rows: Rows, method: str, samples: int, seed: int) -> tuple[Tensor, Tensor | None]:
         """Logits (samples, examples, classes) by one of `methods`; the expected entropy, where it is not theirs."""
         if method == "mean":
-            return self._logits(self.mean(), rows).unsqueeze(0), None
-        draws = seeded(samples if self.random else 1, seed, self.program.device)
-        return torch.stack([self._logits(self.draw(), rows) for _ in draws]), None
+            return logits_at(self.program, self.mean(), rows).unsqueeze(0), None
+        draws = self.draws(samples if self.random else 1, seed)
+        return torch.stack([logits_at(self.program, draw, rows) for draw in draws]), None
 
-    def _logits(self, weights: Mapping[str, Tensor], rows: Rows) -> Tensor:
-        """Logits (examples, classes) at one set of weights, in the order of ``rows``."""
-        found: Tensor | None = None
-        for batch, index in rows.batches(self.program.device):
-            logits = self.program.logits(weights, batch).cpu()
-            if found is None:
-                found = logits.new_empty(len(rows.dataset), logits.shape[1])
-            found[index] = logits
-        assert found is not None  # `encoded` refuses empty data
-        return found
+    def to_inference_data(self, data: Split | Dataset, **settings: Any) -> Any:
+        """The posterior as data of arviz: see `bayeslora.diagnostics.to_inference_data`."""
+        from bayeslora.diagnostics import to_inference_data
+
+        return to_inference_data(self, data, **settings)
 
     def save(self, path: str | Path) -> None:
         """Write the posterior into the folder ``path``: a process that is killed leaves the old one or the new one.

@@ -8,6 +8,7 @@ from __future__ import annotations
 if __name__ != "bayeslora.inference":
     raise ImportError(f"import bayeslora.inference, not {__name__}: a second copy would break the registry")
 
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -16,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 from bayeslora.data import digest
 from bayeslora.errors import SettingError, unknown
 from bayeslora.inference.base import Backend, Run, is_main_process, labelled
-from bayeslora.inference.folders import check_new, check_same
+from bayeslora.inference.folders import check_new, check_same, is_finished
 from bayeslora.inference.loading import load
+from bayeslora.inference.refits import refitted
 from bayeslora.posterior import Posterior
 from bayeslora.program import Program
 from bayeslora.settings import build, check_seed
@@ -34,6 +36,9 @@ BACKENDS: dict[str, str] = {
     "laplace": "bayeslora.inference.laplace:Laplace",
     "map": "bayeslora.inference.map:MAP",
     "mle": "bayeslora.inference.map:MLE",
+    "nuts": "bayeslora.inference.nuts:NUTS",
+    "sghmc": "bayeslora.inference.sghmc:SGHMC",
+    "sgld": "bayeslora.inference.sgld:SGLD",
     "svi": "bayeslora.inference.svi:SVI",
 }
 
@@ -61,6 +66,7 @@ def fit(
     resume: bool = False,
     progress: bool = True,
     heldout: Split | Dataset | None = None,
+    chains: int = 1,
     **settings: Any,
 ) -> Posterior:
     """Infer the posterior of a program's weights given data.
@@ -74,6 +80,8 @@ def fit(
         resume: go on from the last checkpoint in ``output_dir``, to the same result as without the stop.
         progress: show a bar.
         heldout: rows that the weights are not trained on, for a backend that chooses something on such rows.
+        chains: number of independent fits, with the seeds from ``seed`` on; the posterior is their mixture. They are
+            kept in folders ``chain-0``, ... of ``output_dir``.
         **settings: of the backend, by name.
 
     Returns:
@@ -87,7 +95,9 @@ def fit(
     """
     if resume and output_dir is None:
         raise SettingError("resume=True needs the output_dir of the fit that was stopped.")
-    check_seed(seed)
+    if chains < 1:
+        raise SettingError(f"chains must be at least 1, found {chains}.")
+    check_seed(seed + chains - 1)
     algorithm = build(_class(backend), settings)
     folder = None if output_dir is None else Path(output_dir)
     task = dict(getattr(data, "arguments", {})) or None  # what is tokenised already does not say
@@ -101,18 +111,43 @@ def fit(
         data=digest(rows),
         heldout=None if heldout is None else labelled(program, heldout),
     )
-    if folder is not None and resume:
+    if chains == 1:
+        return _one(program, rows, algorithm, run)
+    return _saved(program, rows, algorithm, run, chains, lambda: refitted(_each(program, rows, algorithm, run, chains)))
+
+
+def _one(program: Program, rows: Dataset, algorithm: Backend, run: Run) -> Posterior:
+    return _saved(program, rows, algorithm, run, 1, lambda: algorithm.fit(program, rows, run))
+
+
+def _each(program: Program, rows: Dataset, algorithm: Backend, run: Run, chains: int) -> Iterator[Posterior]:
+    """Independent fits, all from what the adapter holds now: a posterior that is saved leaves its mean there."""
+    stored = {name: value.clone() for name, value in program.adapters.stored().items()}
+    for number in range(chains):
+        program.adapters.write(stored)
+        yield _one(program, rows, algorithm, run.chain(number))
+
+
+def _saved(
+    program: Program, rows: Dataset, algorithm: Backend, run: Run, chains: int, fit: Callable[[], Posterior]
+) -> Posterior:
+    """What a fit gives, saved in the run's folder; a finished one that is to be resumed is read from there."""
+    folder = run.output_dir
+    if folder is not None and run.resume:
         record = {
-            "backend": backend,
+            "backend": algorithm.name,
             "settings": asdict(algorithm),
-            "seed": seed,
+            "seed": run.seed,
             "n_data": len(rows),
             "data": run.data,
+            "chains": chains,
         }
         check_same(folder, record, program)
+        if is_finished(folder):
+            return load(folder, program=program)
     elif folder is not None:
         check_new(folder)
-    posterior = algorithm.fit(program, rows, run)
+    posterior = fit()
     if folder is not None and is_main_process():
         posterior.save(folder)
     return posterior

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import Field, dataclass
+from dataclasses import Field, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from bayeslora.errors import DataError
+from bayeslora.inference.folders import holds_fit
 from bayeslora.likelihoods import Categorical
 from bayeslora.passes import encoded
 from bayeslora.posterior import Posterior, Record
@@ -43,6 +44,12 @@ class Run:
     task: dict[str, Any] | None = None
     data: str = ""
     heldout: Dataset | None = None
+
+    def chain(self, number: int) -> Run:
+        """One of several fits with seeds of their own, each in a folder of its own, in which it may have begun."""
+        folder = None if self.output_dir is None else self.output_dir / f"chain-{number}"
+        begun = folder is not None and holds_fit(folder)
+        return replace(self, seed=self.seed + number, output_dir=folder, resume=self.resume and begun)
 
     def record(
         self, backend: str, settings: dict[str, Any], n_data: int, temperature: float, point_sites: Iterable[str]

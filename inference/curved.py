@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from functools import cached_property
 from typing import ClassVar
@@ -47,7 +46,8 @@ class LaplacePosterior(Posterior):
     """
 
     kind: ClassVar[str] = "laplace"
-    methods: ClassVar[tuple[str, ...]] = ("mc-joint", "mc-indep", "probit", "bridge", "linear", "sample", "mean")
+    methods: tuple[str, ...] = ("mc-joint", "mc-indep", "probit", "bridge", "linear", "sample", "mean")
+    by_draws: tuple[str, ...] = ("linear", "sample")
 
     def __init__(
         self,
@@ -74,6 +74,11 @@ class LaplacePosterior(Posterior):
         """Log p(data) under any prior as Laplace-LoRA has it: see `bayeslora.inference.evidence`."""
         return ModeEvidence(self.log_likelihood, matrices_of(self.sites, self.latents), self.curvature)
 
+    @property
+    def independent_layers(self) -> bool:
+        """Whether the curvature is layer by layer."""
+        return self.basis.local
+
     def draw(self) -> dict[str, Tensor]:
         """One draw of every latent site: the Gaussian's, and the mode of the others."""
         matrices = {key: self._mode(key) + shift for key, shift in self._shift().items()}
@@ -87,13 +92,26 @@ class LaplacePosterior(Posterior):
     def log_prob(self, values: Mapping[str, Tensor]) -> Tensor:
         """Log density of the Gaussian at values of its sites; those of other sites are not looked at."""
         around_mode = NormalPrior(matrices_of(self.sites, self.latents), self.prior.roots)
-        rows = around_mode.whitened(matrices_of(self.sites, values))
-        layers = {(name, place): row for name, value in rows.items() for place, row in enumerate(value)}
-        logs = log_det(self.basis, self.curvature.layers) / 2
-        for name, root in self.prior.roots.items():
-            logs = logs - rows[name].shape[1] * root.diagonal(dim1=-2, dim2=-1).log().sum()
-        size = self.curvature.size
-        return logs - quadratic(self.basis, layers) / 2 - size * math.log(2 * math.pi) / 2
+        standard = around_mode.whitened(matrices_of(self.sites, values))
+        layers = {(name, place): row for name, value in standard.items() for place, row in enumerate(value)}
+        log_root = log_det(self.basis, self.curvature.layers) / 2
+        constant = torch.stack(list(around_mode.log_constants().values())).sum()
+        return constant + log_root - quadratic(self.basis, layers) / 2
+
+    def prior_draw(self) -> dict[str, Tensor]:
+        """One draw of the prior that was tuned; latent sites without a Gaussian stay at the mode."""
+        noise = {
+            key: torch.randn_like(self._mode(key)) @ self._root(key).mT.to(self._mode(key))
+            for key in self.curvature.layers
+        }
+        latents = self.latents | self._values(
+            {(name, place): self.prior.centres[name][place] + value for (name, place), value in noise.items()}
+        )
+        return latents | self.program.weights(latents)
+
+    def log_prior(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Log density of the prior that was tuned, by site."""
+        return self.prior.log_prob(matrices_of(self.sites, values))
 
     def state(self) -> dict[str, Tensor]:
         """Mode, prior and curvature."""
@@ -167,12 +185,13 @@ class LaplacePosterior(Posterior):
         logits = links.probit(means, covariance) if method == "probit" else logs
         return logits.float().unsqueeze(0), aleatoric
 
-    def _outputs(self, rows: Rows, method: str, samples: int, seed: int) -> tuple[Tensor, Tensor | None]:
+    def outputs(self, rows: Rows, method: str, samples: int, seed: int) -> tuple[Tensor, Tensor | None]:
+        """Logits (samples, examples, classes) by one of `methods`; the expected entropy, where a link gives it."""
         if method in links.LINKS:
             return self.answer(*self.linearised(rows), method, seed)
         if method == "linear":
             return self._linear(rows, samples, seed), None
-        return super()._outputs(rows, method, samples, seed)
+        return super().outputs(rows, method, samples, seed)
 
     def _linear(self, rows: Rows, samples: int, seed: int) -> Tensor:
         """Logits (samples, examples, classes) of the linear network, each draw of the weights for all examples."""

@@ -22,6 +22,7 @@ __all__ = [
     "check_same",
     "has_checkpoint",
     "holds_fit",
+    "is_finished",
     "last_checkpoint",
     "seconds_before",
 ]
@@ -47,6 +48,11 @@ def holds_fit(folder: Path) -> bool:
     """Whether there is something in the folder that took time to make."""
     files.recover(folder)
     return (folder / RECORD).is_file() or has_checkpoint(folder)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a fit in the folder has come to its end."""
+    return bool(read_record(folder).get("record", {}).get("finished"))
 
 
 def check_new(folder: Path) -> None:

@@ -35,6 +35,11 @@ class GuidePosterior(Posterior):
         self.guide = guide
         self.random = guide.random
 
+    @property
+    def independent_layers(self) -> bool:
+        """Whether the guide has no correlations between layers."""
+        return self.guide.independent_layers
+
     def draw(self) -> dict[str, Tensor]:
         """One draw of every latent site of the model, and the weights it implies."""
         with torch.no_grad(), torch.autocast(self.program.device.type, enabled=False):

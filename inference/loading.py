@@ -16,12 +16,14 @@ from bayeslora.posterior import FORMAT, RECORD, TENSORS, Posterior, Record, desc
 from bayeslora.program import Program, load_adapter, load_base
 from bayeslora.settings import differing
 
-__all__ = ["load"]
+__all__ = ["load", "posterior_class"]
 
 #: Where the class of each kind of posterior is.
 POSTERIORS: dict[str, str] = {
+    "drawn": "bayeslora.inference.drawn:DrawnPosterior",
     "guide": "bayeslora.inference.guided:GuidePosterior",
     "laplace": "bayeslora.inference.curved:LaplacePosterior",
+    "refits": "bayeslora.inference.refits:Refits",
 }
 
 
@@ -55,12 +57,20 @@ def load(
         parts[part][rest] = value
     program.adapters.centre(parts["centre"])
     program.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    kind = described["kind"]
+    return posterior_class(described["kind"]).from_state(program, Record(**described["record"]), parts["state"])
+
+
+def posterior_class(kind: str) -> type[Posterior]:
+    """The class of a kind of posterior.
+
+    Raises:
+        PosteriorError: there is no such kind.
+    """
     if kind not in POSTERIORS:
         raise PosteriorError(unknown("kind of posterior", kind, POSTERIORS))
     module, _, attribute = POSTERIORS[kind].partition(":")
     found: type[Posterior] = getattr(import_module(module), attribute)
-    return found.from_state(program, Record(**described["record"]), parts["state"])
+    return found
 
 
 def _read(folder: Path) -> dict[str, Any]:

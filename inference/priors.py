@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -40,6 +41,20 @@ class NormalPrior:
             name: torch.linalg.solve_triangular(root, (values[name] - self.centres[name]).to(root).mT, upper=False).mT
             for name, root in self.roots.items()
         }
+
+    def log_prob(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Log density at values (layers, columns, rank), by site."""
+        constants = self.log_constants()
+        return {name: constants[name] - value.square().sum() / 2 for name, value in self.whitened(values).items()}
+
+    def log_constants(self) -> dict[str, Tensor]:
+        """Log density at the centres, by site."""
+        found = {}
+        for name, root in self.roots.items():
+            columns = self.centres[name].shape[1]
+            logs = root.diagonal(dim1=-2, dim2=-1).log() + math.log(2 * math.pi) / 2
+            found[name] = -columns * logs.sum()
+        return found
 
     def scaled(self, logs: Mapping[str, Tensor]) -> NormalPrior:
         """The prior with the standard deviations of a site multiplied by exp(logs), (1,) or (layers,)."""

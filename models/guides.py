@@ -58,9 +58,11 @@ class Guide(nn.Module, ABC):
     Attributes:
         latents: names of the latent sites, in the order in which they are sampled.
         random: whether any of them is more than a point.
+        independent_layers: whether it has no correlations between the network's layers.
     """
 
     random: bool = True
+    independent_layers: bool = True
 
     def __init__(self, latents: Iterable[str]) -> None:
         super().__init__()
@@ -109,6 +111,7 @@ class GuideList(Guide):
         super().__init__(name for part in parts for name in part.latents)
         self.parts = nn.ModuleList(parts)
         self.random = any(part.random for part in parts)
+        self.independent_layers = all(part.independent_layers for part in parts)
 
     @property
     def point_sites(self) -> tuple[str, ...]:
@@ -236,6 +239,7 @@ class AutoGuide(Guide):
         latents = model.stochastic(sites)
         initial = {name: value for name, value in model.initial(sites).items() if name in latents}
         super().__init__(initial)
+        self.independent_layers = issubclass(kind, autoguide.AutoNormal | autoguide.AutoDiagonalNormal)
         self._combine = model.weights
         # "." separates modules in Pyro's attributes: "g.A" and "g.A.scale_tril" could not both exist.
         target = _Rename(encoded)(poutine.block(partial(model.sample, sites), expose=list(latents)))

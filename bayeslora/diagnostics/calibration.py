@@ -1,0 +1,114 @@
+"""What probabilities are good for: to abstain, to tell classes apart fairly, to notice rows of another kind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bayeslora.errors import DataError
+from bayeslora.resampling import bin_of, indicator
+
+if TYPE_CHECKING:
+    from bayeslora.predictive import Predictive
+
+__all__ = ["ClassBins", "RiskCoverage", "auroc", "by_class", "risk_coverage"]
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class RiskCoverage:
+    """Errors among the rows of which a prediction is surest.
+
+    Attributes:
+        coverage: share of rows that are answered, the surest first (examples,).
+        risk: share of wrong ones among them (examples,).
+    """
+
+    coverage: Floats
+    risk: Floats
+
+    @property
+    def area(self) -> float:
+        """Mean risk over all coverages (AURC): lower is better."""
+        return float(self.risk.mean())
+
+
+def risk_coverage(prediction: Predictive) -> RiskCoverage:
+    """The risk at each coverage, if rows are left unanswered by the probability of their best class.
+
+    Raises:
+        DataError: the labels are not known, or are no classes.
+
+    References:
+        Geifman and El-Yaniv, *Selective classification for deep neural networks*, NeurIPS 2017.
+    """
+    probabilities, labels = _known(prediction)
+    order = np.argsort(-probabilities.max(1), kind="stable")
+    wrong = (probabilities.argmax(1) != labels)[order]
+    answered = np.arange(1, len(order) + 1)
+    return RiskCoverage(answered / len(order), wrong.cumsum() / answered)
+
+
+@dataclass(frozen=True)
+class ClassBins:
+    """Calibration of the probability of one class.
+
+    Attributes:
+        name: of the class.
+        probability: mean probability in each bin that has rows (bins,).
+        share: share of rows there that are of the class (bins,).
+        rows: number of rows there (bins,).
+    """
+
+    name: str
+    probability: Floats
+    share: Floats
+    rows: Floats
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error of the class's probability."""
+        return float(self.rows @ np.abs(self.probability - self.share) / self.rows.sum())
+
+
+def by_class(prediction: Predictive, bins: int = 10) -> list[ClassBins]:
+    """Calibration of each class's probability, in bins of equal width.
+
+    Raises:
+        DataError: the labels are not known, or are no classes.
+    """
+    probabilities, labels = _known(prediction)
+    names = prediction.label_names or tuple(str(number) for number in range(probabilities.shape[1]))
+    found = []
+    for number, name in enumerate(names):
+        members = indicator(bin_of(probabilities[:, number], bins), bins)
+        members = members[:, members.sum(0) > 0]
+        rows = members.sum(0)
+        found.append(
+            ClassBins(name, probabilities[:, number] @ members / rows, (labels == number) @ members / rows, rows)
+        )
+    return found
+
+
+def auroc(known: torch.Tensor, other: torch.Tensor) -> float:
+    """How often a number of an other row is above one of a known row, ties counted half: 0.5 tells nothing.
+
+    Args:
+        known: of each row of the kind that was fitted, such as its mutual information (examples,).
+        other: of each row of another kind.
+    """
+    from scipy.stats import mannwhitneyu
+
+    return float(mannwhitneyu(other.numpy(), known.numpy()).statistic / (len(known) * len(other)))
+
+
+def _known(prediction: Predictive) -> tuple[Floats, NDArray[np.int64]]:
+    """Probabilities (examples, classes) and labels (examples,)."""
+    if prediction.labels is None or prediction.likelihood.name == "normal":
+        raise DataError("Calibration needs predicted classes and their labels.")
+    return prediction.probabilities.numpy(), prediction.labels.numpy()

@@ -1,0 +1,219 @@
+"""A posterior as data of arviz: draws by chain, what they predict, and their densities."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+from torch import Tensor
+
+import bayeslora
+from bayeslora.data import digest
+from bayeslora.diagnostics import versions
+from bayeslora.diagnostics.summaries import Summary, summarise
+from bayeslora.errors import PosteriorError, unknown
+from bayeslora.passes import Rows, answers, encoded, isolated, logits_at, seeded, undisturbed
+from bayeslora.predictive import Predictive
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from bayeslora.posterior import Posterior
+    from bayeslora.tasks import Split
+
+__all__ = ["to_inference_data"]
+
+#: Dimensions of everything that is drawn.
+CHAINED = ("chain", "draw")
+
+
+def to_inference_data(
+    posterior: Posterior,
+    data: Split | Dataset,
+    draws: int = 10,
+    prior_draws: int | None = None,
+    *,
+    sites: Sequence[str] = (),
+    method: str | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+    progress: bool = True,
+) -> Any:
+    """The posterior and its predictions of ``data`` as an `InferenceData` (arviz 1.x: a `DataTree`).
+
+    Groups, by chain (independent fits) and draw: posterior, posterior_predictive, log_likelihood, log_prior,
+    sample_stats, prior, prior_predictive, observed_data, constant_data. LoRA matrices are summarised: see
+    `bayeslora.diagnostics.summaries`. A point estimate has one draw.
+
+    In sample_stats are ``log_q`` of a posterior with a density and, if ``data`` are the rows that it was fitted to,
+    ``log_p`` = log p(y | draw) / temperature + log p(draw) and their difference, whose mean is the ``elbo``: of the
+    sites that are random, the others where they are.
+
+    Args:
+        posterior: of any backend.
+        data: rows to predict.
+        draws: of each chain; each takes a pass over the rows.
+        prior_draws: draws of the prior, 0 for none; as many as ``draws`` by default.
+        sites: names of latent sites or weights that are kept entry by entry besides.
+        method: one of ``posterior.by_draws``, by default the first.
+        seed: of the draws.
+        batch_size: rows a pass.
+        progress: show bars.
+
+    Raises:
+        PosteriorError: a name in ``sites`` is unknown, or the method does not predict by draws of weights.
+    """
+    method = method or posterior.by_draws[0]
+    if method not in posterior.by_draws:
+        raise PosteriorError(unknown("method of prediction by draws", method, posterior.by_draws))
+    known = set(posterior.draw())
+    for name in sites:
+        if name not in known:
+            raise PosteriorError(unknown("site", name, known))
+    rows = encoded(posterior.program, data)
+    fitted = "labels" in rows.column_names and digest(rows) == posterior.record.data
+    chains = []
+    for place, chain in enumerate(posterior.chains):
+        count, own = (draws if chain.random else 1), seed + place
+        prediction = chain.predict(data, count, method, own, batch_size, progress)
+        chains.append(_followed(chain, prediction, own, sites))
+    groups = _posterior(chains, fitted) | _constant(rows, chains[0].prediction)
+    count = draws if prior_draws is None else prior_draws
+    if count:
+        likelihood, labels, collate = answers(posterior.program, data)
+        summaries, logits = _prior(posterior, Rows(rows, collate, batch_size, progress), count, seed, sites)
+        groups["prior"] = _summarised([summaries])
+        groups["prior_predictive"] = _predicted([Predictive(logits, None, likelihood, "sample", labels)], [seed])
+    attributes = {
+        "created_by": f"bayeslora {bayeslora.__version__}",
+        "backend": posterior.record.backend,
+        "model": posterior.program.model.name,
+        "method": method,
+        "temperature": posterior.record.temperature,
+        "rows": "training" if fitted else "other",
+        "draws_are": "a Markov chain" if posterior.chains[0].kind == "drawn" else "independent",
+    }
+    return versions.join(groups, attributes)
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """What is kept of the draws of one fit, and their predictions."""
+
+    prediction: Predictive
+    seed: int
+    temperature: float
+    summaries: list[dict[str, Summary]]
+    log_prior: list[dict[str, float]]
+    log_q: list[float]
+
+    @property
+    def log_p(self) -> list[float]:
+        """Log of likelihood, tempered, times prior, for each draw."""
+        likelihoods = (self.prediction.log_likelihood.sum(1) / self.temperature).tolist()
+        return [value + sum(prior.values()) for value, prior in zip(likelihoods, self.log_prior, strict=True)]
+
+
+def _followed(posterior: Posterior, prediction: Predictive, seed: int, sites: Sequence[str]) -> _Chain:
+    """Draw again what the prediction is of, and keep of each draw what fits in little memory."""
+    chain = _Chain(prediction, seed, posterior.record.temperature, [], [], [])
+    for draw in posterior.draws(prediction.samples, seed):
+        chain.summaries.append(summarise(draw, posterior.program.sites, sites))
+        chain.log_prior.append({name: float(value) for name, value in posterior.log_prior(draw).items()})
+        if posterior.dense:
+            chain.log_q.append(float(posterior.log_prob(draw)))
+    return chain
+
+
+def _posterior(chains: Sequence[_Chain], fitted: bool) -> dict[str, xr.Dataset]:
+    """The groups with a dimension of draws."""
+    first = chains[0]
+    groups = {
+        "posterior": _summarised([chain.summaries for chain in chains]),
+        "posterior_predictive": _predicted([chain.prediction for chain in chains], [chain.seed for chain in chains]),
+    }
+    if first.prediction.labels is not None:
+        values = np.stack([chain.prediction.log_likelihood.numpy() for chain in chains])
+        variables: dict[str, Any] = {"y": ((*CHAINED, "example"), values)}
+        groups["log_likelihood"] = xr.Dataset(variables, _indexed(variables))
+    stats: dict[str, list[list[float]]] = {"seed": [[float(chain.seed)] * len(chain.summaries) for chain in chains]}
+    if names := list(first.log_prior[0]):
+        groups["log_prior"] = _scalars(
+            {name: [[draw[name] for draw in chain.log_prior] for chain in chains] for name in names}
+        )
+        if fitted:
+            stats["log_p"] = [chain.log_p for chain in chains]
+    if first.log_q:
+        stats["log_q"] = [chain.log_q for chain in chains]
+        if fitted:
+            stats["elbo"] = [[p - q for p, q in zip(chain.log_p, chain.log_q, strict=True)] for chain in chains]
+    groups["sample_stats"] = _scalars(stats)
+    return groups
+
+
+def _prior(
+    posterior: Posterior, rows: Rows, n: int, seed: int, sites: Sequence[str]
+) -> tuple[list[dict[str, Summary]], Tensor]:
+    """What is kept of draws of the prior, and logits (draws, examples, classes) at each."""
+    program = posterior.program
+    summaries, logits = [], []
+    with undisturbed(program), torch.no_grad():
+        for _ in seeded(n, seed, program.device):
+            draw = posterior.prior_draw()
+            summaries.append(summarise(draw, program.sites, sites))
+            logits.append(logits_at(program, draw, rows))
+    return summaries, torch.stack(logits)
+
+
+def _summarised(chains: list[list[dict[str, Summary]]]) -> xr.Dataset:
+    """Quantities of draws (chain, draw, ...), in single precision."""
+    variables: dict[str, Any] = {}
+    coordinates: dict[str, Any] = {}
+    for name, first in chains[0][0].items():
+        values = torch.stack([torch.stack([draw[name].value for draw in chain]) for chain in chains])
+        variables[name] = ((*CHAINED, *first.dims), values.detach().float().cpu().numpy())
+        coordinates |= first.coordinates
+    return xr.Dataset(variables, _indexed(variables) | coordinates)
+
+
+def _predicted(chains: Sequence[Predictive], seeds: Sequence[int]) -> xr.Dataset:
+    """Labels that are drawn from every draw's prediction, and class probabilities."""
+    labels = []
+    for prediction, seed in zip(chains, seeds, strict=True):
+        with isolated(seed, torch.device("cpu")):
+            labels.append(prediction.likelihood.distribution(prediction.logits).sample().numpy())
+    variables: dict[str, Any] = {"y": ((*CHAINED, "example"), np.stack(labels))}
+    coordinates: dict[str, Any] = {}
+    first = chains[0]
+    if first.likelihood.name == "categorical":
+        values = np.stack([each.likelihood.probabilities(each.logits).numpy() for each in chains])
+        variables["probabilities"] = ((*CHAINED, "example", "class"), values)
+        coordinates["class"] = list(first.label_names) or list(range(first.likelihood.outputs))
+    return xr.Dataset(variables, _indexed(variables) | coordinates)
+
+
+def _constant(rows: Dataset, prediction: Predictive) -> dict[str, xr.Dataset]:
+    examples = np.arange(len(rows))
+    found = {"constant_data": xr.Dataset({"tokens": ("example", np.asarray(rows["length"][:]))}, {"example": examples})}
+    if prediction.labels is not None:
+        found["observed_data"] = xr.Dataset({"y": ("example", prediction.labels.numpy())}, {"example": examples})
+    return found
+
+
+def _scalars(values: Mapping[str, list[list[float]]]) -> xr.Dataset:
+    variables = {name: (CHAINED, np.asarray(each)) for name, each in values.items()}
+    return xr.Dataset(variables, _indexed(variables))
+
+
+def _indexed(variables: Mapping[str, tuple[tuple[str, ...], NDArray[Any]]]) -> dict[str, Any]:
+    """Numbers for the places of every dimension."""
+    return {
+        dim: np.arange(size)
+        for dims, values in variables.values()
+        for dim, size in zip(dims, values.shape, strict=True)
+    }

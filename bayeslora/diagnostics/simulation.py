@@ -1,0 +1,134 @@
+"""Simulation-based calibration: is the posterior of simulated labels right about the weights that made them?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bayeslora.errors import SettingError
+from bayeslora.passes import Rows, collator, encoded, isolated, logits_at, undisturbed
+from bayeslora.program import Program
+from bayeslora.progress import track
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from bayeslora.tasks import Split
+
+__all__ = ["Quantities", "Ranks", "sbc"]
+
+#: Numbers of a draw, by name, given every latent site and weight, and the logits (examples, classes) there.
+Quantities = Callable[[Mapping[str, Tensor], Tensor], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Ranks of true values among posterior draws.
+
+    Attributes:
+        ranks: how many draws are below the true value (simulations,), by quantity: 0 ... draws.
+        draws: number of draws.
+    """
+
+    ranks: Mapping[str, NDArray[np.int64]]
+    draws: int
+
+    def uniformity(self, bins: int = 10) -> dict[str, float]:
+        """P-value of the hypothesis that the ranks are uniform, by quantity: chi-square over bins of ranks."""
+        from scipy.stats import chisquare
+
+        edges = np.linspace(0, self.draws + 1, bins + 1).round()
+        expected = np.diff(edges) / (self.draws + 1)
+        return {
+            name: float(chisquare(np.histogram(ranks, edges)[0], expected * len(ranks)).pvalue)
+            for name, ranks in self.ranks.items()
+        }
+
+    def symmetry(self) -> dict[str, float]:
+        """P-value of the hypothesis that ranks are symmetric, by quantity: what variational posteriors must be.
+
+        A guide may be too narrow or wide and yet right about the mean: asymmetry shows a bias (VSBC; Yao, Vehtari,
+        Simpson and Gelman, ICML 2018). Two-sample Kolmogorov-Smirnov of the ranks and their mirror image.
+        """
+        from scipy.stats import ks_2samp
+
+        return {name: float(ks_2samp(ranks, self.draws - ranks).pvalue) for name, ranks in self.ranks.items()}
+
+
+def sbc(
+    program: Program,
+    backend: str,
+    data: Split | Dataset,
+    simulations: int = 100,
+    draws: int = 99,
+    *,
+    quantities: Quantities | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    **settings: Any,
+) -> Ranks:
+    """Draw weights from the prior and labels from the likelihood, fit, and rank the weights among posterior draws.
+
+    If posterior and prior belong together, ranks are uniform. A hump in their histogram is a posterior that is too
+    wide, a valley one that is too narrow, a slope a bias. Every latent site is drawn from its prior, those included of
+    which the backend makes point estimates, and for which it then is not calibrated.
+
+    Args:
+        program: of a small adapter; it is fitted ``simulations`` times.
+        backend: of `bayeslora.fit`.
+        data: whose rows get simulated labels.
+        simulations: number of fits.
+        draws: of each posterior.
+        quantities: what is ranked; by default the log-likelihood of all labels, and the first rows' first logits.
+        seed: of everything.
+        progress: show a bar.
+        **settings: of the backend.
+
+    Raises:
+        SettingError: fewer than one simulation or draw.
+
+    References:
+        Talts, Betancourt, Simpson, Vehtari and Gelman, *Validating Bayesian inference algorithms with simulation-based
+        calibration*, 2018; Modrak et al., *Simulation-based calibration checking for Bayesian computation: the choice
+        of test quantities shapes sensitivity*, Bayesian Analysis 2025, for the likelihood.
+    """
+    from bayeslora.inference import fit
+
+    if simulations < 1 or draws < 1:
+        raise SettingError(f"Simulations and draws must be at least 1, found {simulations} and {draws}.")
+    rows = encoded(program, data)
+    over = Rows(rows, collator(program), len(rows), False)
+    found: dict[str, list[int]] = {}
+    seeds = torch.randint(2**31, (simulations,), generator=torch.Generator().manual_seed(seed)).tolist()
+    for each in track(seeds, "simulations", simulations, progress):
+        with isolated(each, program.device), undisturbed(program), torch.no_grad():
+            truth = program.prior()
+            logits = logits_at(program, truth, over)
+            labels = program.likelihood.distribution(logits).sample()
+        simulated = rows.remove_columns("labels").add_column("labels", labels.tolist())
+        posterior = fit(program, simulated, backend, seed=each, progress=False, **settings)
+        measure = quantities or _default(program, labels)
+        true = measure(truth, logits)
+        below = dict.fromkeys(true, 0)
+        with undisturbed(program), torch.no_grad():
+            for draw in posterior.draws(draws, each):
+                for name, value in measure(draw, logits_at(program, draw, over)).items():
+                    below[name] += value < true[name]
+        for name, rank in below.items():
+            found.setdefault(name, []).append(int(rank))
+    return Ranks({name: np.array(ranks) for name, ranks in found.items()}, draws)
+
+
+def _default(program: Program, labels: Tensor) -> Quantities:
+    def measure(draw: Mapping[str, Tensor], logits: Tensor) -> dict[str, float]:
+        likelihood = program.likelihood.distribution(logits.double()).log_prob(labels).sum()
+        first = {f"logit of row {row}": float(logits[row, 0]) for row in range(min(3, len(logits)))}
+        return {"log-likelihood": float(likelihood), **first}
+
+    return measure

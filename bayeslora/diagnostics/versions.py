@@ -1,0 +1,108 @@
+"""The one place that knows what differs between arviz 0.23 (Python 3.10, 3.11) and arviz 1.x (3.12 and later).
+
+Data of the former are an `InferenceData`, of the latter a `DataTree` of xarray; groups are read the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from bayeslora import files
+
+__all__ = ["elpd", "join", "psis", "read", "write"]
+
+Floats = NDArray[np.float64]
+MODERN = int(version("arviz").partition(".")[0]) >= 1
+
+
+def join(groups: Mapping[str, xr.Dataset], attributes: Mapping[str, Any]) -> Any:
+    """Put data sets together, by name of their group."""
+    if MODERN:
+        found = xr.DataTree.from_dict({f"/{name}": data for name, data in groups.items()})
+        found.attrs.update(attributes)
+        return found
+    import arviz as az
+
+    return az.InferenceData(attrs=dict(attributes), **groups)
+
+
+def write(data: Any, path: str | Path) -> None:
+    """Write into a NetCDF file in one step."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with files.staged(target.parent) as stage:
+        if MODERN:
+            encoding = {
+                group.path: {name: {"zlib": True} for name in group.data_vars if group[name].dtype.kind in "fiu"}
+                for group in data.subtree
+                if group.data_vars
+            }
+            data.to_netcdf(stage / target.name, engine="h5netcdf", encoding=encoding)
+        else:
+            data.to_netcdf(str(stage / target.name), engine="h5netcdf", compress=True)
+
+
+def read(path: str | Path) -> Any:
+    """Read what `write` wrote; lazily, where arviz does."""
+    import arviz as az
+
+    if MODERN:
+        return xr.open_datatree(path, engine="h5netcdf")
+    return az.from_netcdf(str(path), engine="h5netcdf")
+
+
+def psis(log_ratios: Floats) -> tuple[Floats, Floats]:
+    """Pareto-smoothed importance sampling over the last dimension.
+
+    Returns:
+        Log weights (..., draws), which sum to one, and the shape k-hat (...) of the ratios' tail.
+
+    References:
+        Vehtari, Simpson, Gelman, Yao and Gabry, *Pareto smoothed importance sampling*, JMLR 2024.
+    """
+    if MODERN:
+        from arviz_stats.base import array_stats
+
+        weights, shapes = array_stats.psislw(log_ratios)
+    else:
+        import arviz as az
+
+        weights, shapes = az.psislw(log_ratios)
+    weights = weights - np.logaddexp.reduce(weights, axis=-1, keepdims=True)
+    return np.asarray(weights), np.asarray(shapes)
+
+
+def elpd(pointwise: Floats, shapes: Floats, lppd: float, draws: int) -> Any:
+    """Leave-one-out densities in arviz's own class, as `az.compare` and `az.plot_khat` take them.
+
+    Args:
+        pointwise: log predictive density of each example with that example left out (examples,).
+        shapes: k-hat of each (examples,).
+        lppd: sum of the log predictive densities with no example left out.
+        draws: that they are from.
+    """
+    total, error = float(pointwise.sum()), float(np.sqrt(len(pointwise) * pointwise.var()))
+    good = min(1 - 1 / np.log10(draws), 0.7)
+    warned = bool((shapes > good).any())
+    each, tails = (xr.DataArray(values, dims="example") for values in (pointwise, shapes))
+    if MODERN:
+        from arviz_stats.utils import ELPDDataLOO
+
+        return ELPDDataLOO(
+            elpd=total, se=error, p=lppd - total, n_samples=draws, n_data_points=len(pointwise), scale="log",
+            warning=warned, good_k=good, elpd_i=each, pareto_k=tails, approx_posterior=True,
+        )  # fmt: skip
+    from arviz.stats.stats_utils import ELPDData
+
+    found = {
+        "elpd_loo": total, "se": error, "p_loo": lppd - total, "n_samples": draws, "n_data_points": len(pointwise),
+        "warning": warned, "loo_i": each, "pareto_k": tails, "scale": "log", "good_k": good,
+    }  # fmt: skip
+    return ELPDData(data=list(found.values()), index=list(found))
