@@ -91,18 +91,19 @@ class Fitted:
         width = float(root[0, 0, 0])
         return {"log_evidence": self.laplace.log_evidence, "la": width, "la-mode": width * self.published}
 
-    def predict(self, rows: bl.Split) -> dict[str, Predictive]:
-        """The arms of `CURVES`."""
+    def predict(self, rows: bl.Split, more: Mapping[str, tuple[float, str]] | None = None) -> dict[str, Predictive]:
+        """The arms of `CURVES`, and more by multiple of the prior's width and link."""
         plain = self.plain.predict(rows, method="mean", progress=False)
+        arms = {"la": (1.0, "mc-joint"), "la-mode": (self.published, "mc-joint"), **(more or {})}
         return {
             "mle": plain,
             "mle+temperature": tempered(plain, self.temperature),
-            **self._linearised(rows, {"la": (1.0, "mc-joint"), "la-mode": (self.published, "mc-joint")}),
+            **self._linearised(rows, arms),
             "llla": self.last_layer.predict(rows, progress=False),
         }
 
-    def more(self, task: bl.Task) -> dict[str, Predictive]:
-        """The arms of `LAST`."""
+    def predict_last(self, task: bl.Task) -> dict[str, Predictive]:
+        """The arms of `CURVES` and of `LAST`."""
         assert task.heldout is not None
         rows = task.split(self.run.split)
         _, trace = best_width(self.laplace, encoded(self.plain.program, task.heldout), self.run.batch_size, False)
@@ -111,7 +112,7 @@ class Fitted:
         drawn = self.laplace.predict(
             rows, method="sample", samples=self.run.samples, seed=self.run.seed, progress=False
         )
-        return self._linearised(rows, arms) | {"la-sample": drawn}
+        return self.predict(rows, arms) | {"la-sample": drawn}
 
     def _linearised(self, rows: bl.Split, arms: Mapping[str, tuple[float, str]]) -> dict[str, Predictive]:
         """Predictions under priors so many times as wide, by a link each, in one pass."""

@@ -77,7 +77,7 @@ def measured(run: Run, model: str, data_dir: str | None, output: Path) -> dict[s
         for epoch in sorted({min(epoch, last) for epoch in EPOCHS} | {last}):
             state = read_tensors(checkpoints[epoch - 1] / "model.safetensors")
             fitted = Fitted.around(GuidePosterior.from_state(program, trained.record, state), task, run)
-            arms = fitted.predict(task.split(run.split)) | (fitted.more(task) if epoch == last else {})
+            arms = fitted.predict_last(task) if epoch == last else fitted.predict(task.split(run.split))
             by_epoch[epoch], evidence[epoch] = metrics_of(arms), fitted.evidence
     for arm, found in arms.items():
         found.save(output / run.name / f"{arm}.safetensors")

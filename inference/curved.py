@@ -41,8 +41,8 @@ class LaplacePosterior(Posterior):
         prior: of the sites that are random.
         curvature: of the log-likelihood in them.
         log_likelihood: of the data at the mode, in nats, divided by the temperature.
-        log_evidence: log p(rows) of the linear model, likewise, for the rows that
-            `bayeslora.inference.evidence.counted` chooses: all, if they are some thousand.
+        log_evidence: log p(rows) of the linear model, likewise, of some of the rows.
+        evidence_rows: how many: all, if they are some hundreds. Evidences of the same number can be compared.
     """
 
     kind: ClassVar[str] = "laplace"
@@ -58,11 +58,13 @@ class LaplacePosterior(Posterior):
         curvature: Curvature,
         log_likelihood: float,
         log_evidence: float,
+        evidence_rows: int,
     ) -> None:
         super().__init__(program, record)
         self.latents, self.prior, self.curvature = dict(latents), prior, curvature
         self.sites = [site for site in program.sites if site.name in prior.roots]
-        self.log_likelihood, self.log_evidence = log_likelihood, log_evidence
+        self.log_likelihood = log_likelihood
+        self.log_evidence, self.evidence_rows = log_evidence, evidence_rows
 
     @cached_property
     def basis(self) -> Basis:
@@ -123,6 +125,7 @@ class LaplacePosterior(Posterior):
             "data": {
                 "log_likelihood": torch.tensor(self.log_likelihood, dtype=torch.float64),
                 "log_evidence": torch.tensor(self.log_evidence, dtype=torch.float64),
+                "evidence_rows": torch.tensor(self.evidence_rows),
             },
         }
         return {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
@@ -139,8 +142,9 @@ class LaplacePosterior(Posterior):
         curvature = make_curvature(settings["curvature"], sites, settings["curvature_rank"], settings["sharing"])
         curvature.load(parts["curvature"])
         prior = NormalPrior(parts["centre"], parts["root"])
-        data = {name: float(value) for name, value in parts["data"].items()}
-        return cls(program, record, parts["mode"], prior, curvature, **data)
+        log_likelihood, log_evidence = (float(parts["data"][name]) for name in ("log_likelihood", "log_evidence"))
+        rows = int(parts["data"]["evidence_rows"])
+        return cls(program, record, parts["mode"], prior, curvature, log_likelihood, log_evidence, rows)
 
     def linearised(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """The network that is linear in the weights around the mode: logits' means and covariances.

@@ -31,6 +31,8 @@ __all__ = ["Evidence", "LinearEvidence", "ModeEvidence", "offsets"]
 DIRECTIONS = 4096
 #: Rows times vectors of the likelihood's curvature that count at most, and the room for what is kept of them, in bytes.
 VECTORS, ROOM = 1024, 2**28
+#: A matrix with so many columns that its directions would have more numbers than the latter has fewer, down to LEAST.
+LEAST, WIDEST = 64, 2**22
 
 
 class Evidence(Protocol):
@@ -60,8 +62,10 @@ class LinearEvidence:
 
     In the kernel A A^T of the rows, A is replaced by A W, where W takes the columns of each matrix to random directions
     (Johnson and Lindenstrauss: inner products of A's rows stay, up to noise); t is exact. There is no noise where the
-    directions are as many as the columns; elsewhere the log evidence may be off by some nats. Of many rows those that
-    `counted` draws stand for all: how wide the prior is does not depend on how many rows there are, but for chance.
+    directions are as many as the columns; elsewhere the log evidence may be off by some nats. Where rows times vectors
+    are more than `VECTORS`, the vectors of a row are added up with random signs, which keeps their squares on average;
+    of rows that are still too many those that `counted` draws stand for all. The evidence is then that of a part of
+    the data; how wide the prior is does not depend on how many rows there are, but for chance.
 
     Args:
         mode: matrices (layers, columns, rank) by site.
@@ -74,22 +78,33 @@ class LinearEvidence:
     def __init__(
         self, mode: Mapping[str, Tensor], prior: NormalPrior, rows: int, vectors: int, directions: int = DIRECTIONS
     ) -> None:
-        wide = max(1, directions // sum(len(value) for value in mode.values()))
+        share = max(1, directions // sum(len(value) for value in mode.values()))
         generator = torch.Generator().manual_seed(0)
         self._shapes: dict[str, tuple[int, ...]] = {}
         #: What each matrix's columns meet: the random directions, and the distance of the mode from the centre.
         self._sides: dict[Layer, Tensor] = {}
         for name, value in mode.items():
             layers, columns, rank = value.shape
+            wide = min(share, max(LEAST, WIDEST // columns))
             self._shapes[name] = (layers, min(wide, columns), rank)
             for place in range(layers):
                 random = _columns_seen(columns, wide, generator).to(value)
                 self._sides[name, place] = torch.cat([random, value[place] - prior.centres[name][place]], dim=1)
         size = sum(torch.Size(shape).numel() for shape in self._shapes.values())
-        self.counted = counted(rows, min(VECTORS, ROOM // (4 * size)) // vectors)
+        most = max(1, min(VECTORS, ROOM // (4 * size)))
+        #: Signs (vectors, rows) with which the vectors of a row are added up, if there is no room for all.
+        self._signs: Tensor | None = None
+        if vectors > 1 and rows * vectors > most:
+            self._signs = torch.randint(2, (vectors, rows), generator=generator).mul(2.0).sub(1.0)
+        self.counted = counted(rows, most if self._signs is not None else most // vectors)
         self._features: list[Tensor] = []
         self._targets: list[Tensor] = []
         self._constant = 0.0
+
+    @property
+    def rows(self) -> int:
+        """How many rows of the data count."""
+        return int(self.counted.sum())
 
     def watched(
         self, batch: Batch, index: Tensor, shifts: Tensor, log_likelihoods: Tensor
@@ -104,20 +119,33 @@ class LinearEvidence:
         """
         counts = self.counted[index].to(shifts.device)
         self._constant += float(log_likelihoods[counts].sum())
-        for products, shift in zip(batch, shifts, strict=True):
-            self._add(products, shift, counts)
+        together: list[Tensor] = []
+        for number, (products, shift) in enumerate(zip(batch, shifts, strict=True)):
+            found = [*self._seen(products, counts), shift[counts]]
+            if self._signs is None:
+                self._keep(*found)
+            else:
+                signs = self._signs[number, index].to(shift)[counts]
+                signed = [found[0] * signs.unsqueeze(1).to(found[0]), found[1] * signs, found[2] * signs]
+                together = [a + b for a, b in zip(together, signed, strict=True)] if together else signed
             yield products
+        if together:
+            self._keep(*together)
 
-    def _add(self, products: Mapping[Layer, Products], shift: Tensor, counts: Tensor) -> None:
-        seen, target = [], shift.clone()
+    def _seen(self, products: Mapping[Layer, Products], counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of the rows that count, in the random directions, and times the mode's distance."""
+        seen, met = [], torch.zeros(int(counts.sum()), dtype=torch.float64, device=counts.device)
         for key, side in self._sides.items():
-            product, wide = products[key], self._shapes[key[0]][1]
+            product, wide = products[key].of(counts), self._shapes[key[0]][1]
             sides = product.projected(side)
             seen.append((sides[..., :wide].mT @ product.narrow).flatten(1))
-            target += (sides[..., wide:] * product.narrow).sum((1, 2))
-        self._features.append(torch.cat(seen, dim=1)[counts])
-        self._targets.append(target[counts])
-        self._constant += float(shift[counts].square().sum()) / 2
+            met += (sides[..., wide:] * product.narrow).sum((1, 2))
+        return torch.cat(seen, dim=1), met
+
+    def _keep(self, seen: Tensor, met: Tensor, shift: Tensor) -> None:
+        self._features.append(seen)
+        self._targets.append(met + shift)
+        self._constant += float(shift.square().sum()) / 2
 
     def __call__(self, prior: NormalPrior) -> Tensor:
         """Log p(data) under a prior with the same centres.

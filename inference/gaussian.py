@@ -67,7 +67,7 @@ class BlockBasis(Basis):
         name, place = key
         wide, narrow = self.wide[name], self.narrow[name][place].to(matrices)
         if wide is None:
-            return (matrices.unsqueeze(-2) @ narrow).squeeze(-2).flatten(-2)
+            return torch.einsum("...cr,crs->...cs", matrices, narrow).flatten(-2)
         return (wide[place].to(matrices).mT @ matrices @ narrow).flatten(-2)
 
     def expand(self, key: Layer, coordinates: Tensor) -> Tensor:

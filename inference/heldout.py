@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 import torch
@@ -43,5 +44,9 @@ def best_width(
         density = Predictive(logits, labels, program.likelihood).log_predictive_density
         trace.append({"multiple": float(multiple), "heldout_nll": -float(density.mean())})
     best = min(trace, key=lambda row: row["heldout_nll"])["multiple"]
+    if best in (trace[0]["multiple"], trace[-1]["multiple"]):
+        warnings.warn(
+            f"The best prior is {best:g} times as wide, the last one that was tried: set another.", stacklevel=2
+        )
     log = torch.tensor([best], dtype=torch.float64).log()
     return posterior.prior.scaled({name: log.to(root.device) for name, root in posterior.prior.roots.items()}), trace

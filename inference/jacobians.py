@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, starmap
 from typing import Any
 
@@ -77,6 +77,12 @@ class Products:
     def matrices(self) -> Tensor:
         """The gradients (examples, columns, rank)."""
         return self.gathered(self.narrow)
+
+    def of(self, chosen: Tensor) -> Products:
+        """Those of some examples, given whether each is (examples,)."""
+        if chosen.all():
+            return self
+        return replace(self, wide=self.wide[chosen], narrow=self.narrow[chosen], counted=self.counted[chosen])
 
     def reduced(self) -> Products:
         """One token a sequence: the mean of what entered, the sum of what came back."""
@@ -294,7 +300,9 @@ def jacobians(
                     {key: product.matrices() for key, product in products.items()}
                     for products in tape.products(logits, directions, batch)
                 ]
-            yield index, logits.detach(), {key: torch.stack([found[key] for found in each], dim=1) for key in each[0]}
+            # Key by key, so that no gradient is held twice.
+            gradients = {key: torch.stack([found.pop(key) for found in each], dim=1) for key in list(each[0])}
+            yield index, logits.detach(), gradients
 
 
 def _pieces(batch: Mapping[str, Tensor], index: Tensor) -> Iterator[tuple[dict[str, Tensor], Tensor]]:

@@ -46,9 +46,9 @@ class Laplace(TrainingSettings):
     """Laplace's approximation: N(mode, (curvature + prior precision)^-1) over the random sites of the model.
 
     Attributes:
-        mode: "train" finds it here, by `map`; "given" takes the weights as they are, as after loading an adapter, in
-            one pass over the data; "auto" trains an adapter whose products B A are all zero, as PEFT starts them, and
-            takes any other as given.
+        mode: "train" finds it here, by `map`; "given" takes the weights that the adapter holds now, in one pass over
+            the data; "auto" trains if the program was made with a fresh adapter, whose products B A are all zero, and
+            takes those of any other as given.
         curvature: "kron", "diag", "full" (small adapters) or "exact" (few examples); see
             `bayeslora.inference.curvature`. What the last two need is compared with the memory that is free before
             the pass.
@@ -92,6 +92,12 @@ class Laplace(TrainingSettings):
             raise SettingError(f"temperature must be positive, found {self.temperature}.")
         if self.curvature_rank < 1:
             raise SettingError(f"curvature_rank must be at least 1, found {self.curvature_rank}.")
+        if self.scales != "all" and self.tune not in EVIDENCES:
+            raise SettingError(f"scales='{self.scales}' is tuned by an evidence, and tune is '{self.tune}'.")
+        if self.sharing != "sum" and self.curvature != "kron":
+            raise SettingError(
+                f"sharing='{self.sharing}' is for curvature='kron': '{self.curvature}' takes every token."
+            )
 
     def fit(self, program: Program, data: Dataset, run: Run) -> LaplacePosterior:
         """Find the mode, measure the curvature there in one pass, and tune the prior."""
@@ -101,6 +107,7 @@ class Laplace(TrainingSettings):
         curvature = make_curvature(self.curvature, sites, self.curvature_rank, self.sharing)
         tape = Tape(program, sites)
         self._check(program, sites, curvature, len(data), run)
+        self._probe(program, tape, data)
         latents, history, cost = self._mode(program, data, run)
         weights = program.weights(latents)
         matrices, prior = matrices_of(sites, weights), normal_prior(program, sites, latents)
@@ -111,9 +118,10 @@ class Laplace(TrainingSettings):
         fixed = latents.keys() - prior.roots.keys()
         record = run.record(self.name, asdict(self), len(data), self.temperature, fixed)
         measured = curvature, log_likelihood
-        posterior = LaplacePosterior(program, record, latents, prior, *measured, log_evidence=math.nan)
+        posterior = LaplacePosterior(program, record, latents, prior, *measured, math.nan, evidence.rows)
         latents, prior, trace = self._tuned(posterior, evidence, run)
-        posterior = LaplacePosterior(program, record, latents, prior, *measured, float(evidence(prior)))
+        found = float(evidence(prior)), evidence.rows
+        posterior = LaplacePosterior(program, record, latents, prior, *measured, *found)
         cost = {
             # A mode that was found over several sittings has its own count of seconds.
             "seconds": max(time.monotonic() - begun, cost.get("seconds", 0.0)),
@@ -145,10 +153,10 @@ class Laplace(TrainingSettings):
             )
         latents = program.model.initial(program.sites)
         normal_prior(program, sites, latents)
-        if self.tune in EVIDENCES and self.scales == "hyper" and not HyperPrior(program, sites, latents):
+        if self.scales == "hyper" and not HyperPrior(program, sites, latents).shapes_weights:
             raise SettingError(
-                f"scales='hyper' needs a model with hyper-sites, and '{program.model.name}' has none: choose 'all', "
-                "'site' or 'layer'."
+                f"scales='hyper' needs a model whose hyper-sites shape the prior of the weights, and those of "
+                f"'{program.model.name}' do not, or it has none: choose 'all', 'site' or 'layer'."
             )
         if self.tune == "heldout" and run.heldout is None:
             raise SettingError(
@@ -161,6 +169,16 @@ class Laplace(TrainingSettings):
                 f"curvature='{self.curvature}' needs {needed / 2**30:.1f} GiB for {curvature.size:,} weights and "
                 f"{rows:,} rows, and {free / 2**30:.1f} GiB are free: choose 'kron' or 'diag', or fewer sites."
             )
+
+    def _probe(self, program: Program, tape: Tape, data: Dataset) -> None:
+        """Take the gradients of two rows, so that a layer which cannot be split by examples is named at once."""
+        rows = Rows(data.select(range(min(2, len(data)))), collator(program), 2, False)
+        with undisturbed(program), torch.enable_grad():
+            for batch, _ in rows.batches(program.device):
+                with tape:
+                    logits = program.logits({site.name: site.initial for site in program.sites}, batch)
+                    for _ in tape.products(logits, torch.ones_like(logits).unsqueeze(0), batch):
+                        pass
 
     def _check_distance(self, prior: NormalPrior, matrices: Mapping[str, Tensor]) -> None:
         """Without distance from its centre, a mode gives the scale of a prior no reason to be larger than zero."""
@@ -259,7 +277,6 @@ class Laplace(TrainingSettings):
 
 
 def _is_fresh(program: Program) -> bool:
-    """Whether no layer's LoRA product changes the network: A or B is zero in each."""
-    stored = program.adapters.stored()
-    zero = {site.name: ~stored[site.name].flatten(1).any(1) for site in program.sites if site.role != "head"}
+    """Whether no layer's LoRA product changed the network that the program was made with: A or B was zero in each."""
+    zero = {site.name: ~site.initial.flatten(1).any(1) for site in program.sites if site.role != "head"}
     return all(bool((zero[name] | zero[f"{name[:-2]}.B"]).all()) for name in zero if name.endswith(".A"))

@@ -32,7 +32,8 @@ def probit(mean: Tensor, covariance: Tensor) -> Tensor:
 def bridge(mean: Tensor, covariance: Tensor) -> Tensor:
     """Concentrations of the Dirichlet distribution (examples, classes); zero for choices that a row lacks.
 
-    The map leaves one direction open, the sum of the logits, so that the Gaussian is first put on sum zero.
+    The map leaves one direction open, the sum of the logits, so that the Gaussian is first put on sum zero: it is
+    conditioned on that or, where the sum is certain, shifted.
     """
     present = mean.isfinite()
     count = present.sum(-1, keepdim=True).to(mean)
@@ -40,12 +41,16 @@ def bridge(mean: Tensor, covariance: Tensor) -> Tensor:
     v = covariance * (present.unsqueeze(-1) & present.unsqueeze(-2))
     sums = v.sum(-1)
     total = sums.sum(-1, keepdim=True)
-    f = f - sums / total.clamp(min=torch.finfo(f.dtype).tiny) * f.sum(-1, keepdim=True)
-    variance = v.diagonal(dim1=-2, dim2=-1) - sums.square() / total.clamp(min=torch.finfo(f.dtype).tiny)
+    trace = v.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)
+    certain = total <= count * torch.finfo(torch.float32).eps * trace  # what rounding leaves of zero
+    weights = torch.where(certain, 1 / count, sums / torch.where(certain, 1.0, total))
+    f = f - weights * f.sum(-1, keepdim=True)
+    variance = v.diagonal(dim1=-2, dim2=-1) - torch.where(certain, 0.0, weights * sums)
     # A logit that is known exactly has infinite concentration: the floor keeps it finite.
     variance = variance.clamp(min=1e-6)
     inverse = torch.where(present, (-f).exp(), 0.0).sum(-1, keepdim=True)
     found = (1 - 2 / count + f.exp() / count.square() * inverse) / variance
+    found = torch.where(count == 1, 1.0, found)  # the only choice is certain
     return torch.where(present, found, 0.0)
 
 
@@ -58,11 +63,15 @@ def dirichlet_entropy(concentration: Tensor) -> Tensor:
 def draws(mean: Tensor, covariance: Tensor, joint: bool, n: int, seed: int) -> Tensor:
     """Logits (n, examples, classes) from N(mean, covariance), or from its diagonal.
 
-    The noise comes in pairs of opposite sign and is the same for every example, so that a draw's average is exactly the
-    mean and an example's draws do not depend on which others there are.
+    The noise comes in pairs of opposite sign and, if the pairs are more than the classes, has the covariance I exactly:
+    the draws' mean and covariance are those that are asked for. It is the same for every example, so that an example's
+    draws do not depend on which others there are.
     """
     generator = torch.Generator(mean.device).manual_seed(seed)
     half = torch.randn((n // 2, mean.shape[1]), generator=generator, dtype=mean.dtype, device=mean.device)
+    if len(half) > half.shape[1]:
+        root = torch.linalg.cholesky(half.mT @ half / len(half))
+        half = torch.linalg.solve_triangular(root, half.mT, upper=False).mT
     noise = torch.cat([half, -half])
     if not joint:
         return mean + noise.unsqueeze(1) * covariance.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()

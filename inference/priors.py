@@ -123,8 +123,17 @@ class HyperPrior:
             name: transform.inv(self._latents[name]).detach().clone() for name, transform in self._transforms.items()
         }
 
-    def __bool__(self) -> bool:
-        return bool(self.start)
+    @property
+    def shapes_weights(self) -> bool:
+        """Whether the prior of the weights depends on a hyper-site; on auxiliary ones of a guide it does not."""
+        values = [value.double().requires_grad_() for value in self.start.values()]
+        if not values:
+            return False
+        prior, _ = self.at(dict(zip(self.start, values, strict=True)))
+        # A factor may come and go again on the way to a root: what counts is the derivative, beyond rounding.
+        total = torch.stack([root.diagonal(dim1=-2, dim2=-1).log().sum() for root in prior.roots.values()]).sum()
+        found = torch.autograd.grad(total, values, allow_unused=True) if total.requires_grad else []
+        return any(each is not None and bool((each.abs() > 1e-6).any()) for each in found)
 
     def constrained(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The hyper-sites' values."""

@@ -152,7 +152,7 @@ def test_one_pass_gives_the_covariance_under_priors_of_several_widths(kind: str)
     for multiple, covariance in zip((0.1, 3.0), found, strict=True):
         logs = {name: torch.tensor([math.log(multiple)], dtype=torch.float64) for name in posterior.prior.roots}
         prior, curvature = posterior.prior.scaled(logs), posterior.curvature
-        other = LaplacePosterior(program, posterior.record, posterior.latents, prior, curvature, 0.0, 0.0)
+        other = LaplacePosterior(program, posterior.record, posterior.latents, prior, curvature, 0.0, 0.0, 12)
         torch.testing.assert_close(covariance, other.linearised(over)[1], rtol=1e-5, atol=1e-9)
 
 

@@ -161,14 +161,39 @@ def test_drawn_vectors_give_the_score_on_average() -> None:
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_of_many_rows_some_count(temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evidence, "VECTORS", 8)
-    program = tiny()
-    rows = rows_like(program, tiny_rows(24))
+    program = tiny(classes=2)
+    rows = rows_like(program, tiny_rows(24, classes=2))
     posterior = given(program, rows, temperature=temperature)
-    # Eight vectors are four rows of three classes.
-    chosen = torch.randperm(24, generator=torch.Generator().manual_seed(0))[:4]
+    chosen = torch.randperm(24, generator=torch.Generator().manual_seed(0))[:8]
     some = given(program, rows.select(sorted(chosen.tolist())), temperature=temperature)
     assert posterior.log_evidence == pytest.approx(some.log_evidence, abs=1e-4)
+    assert posterior.evidence_rows == some.evidence_rows == 8
     assert posterior.log_likelihood == pytest.approx(given(program, rows).log_likelihood / temperature, abs=1e-4)
+
+
+def test_the_vectors_of_a_row_are_added_up_where_all_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evidence, "VECTORS", 3)
+    generator = torch.Generator().manual_seed(2)
+    mode = {"a": torch.randn(1, 5, 2, generator=generator)}
+    prior = NormalPrior({"a": torch.zeros(1, 5, 2)}, {"a": torch.eye(2).double().unsqueeze(0)})
+    wide, narrow = torch.randn(2, 3, 1, 5, generator=generator), torch.randn(2, 3, 1, 2, generator=generator)
+    shifts = torch.randn(2, 3, generator=generator).double()
+    seen = torch.ones(3, 1, dtype=torch.bool)
+    batch = [{("a", 0): Products(wide[vector], narrow[vector], seen, 5, True)} for vector in range(2)]
+    gradients = torch.einsum("vntc,vntr->vncr", wide, narrow).flatten(2).double()
+    targets = gradients @ mode["a"].flatten().double() + shifts
+    squares, crossed = 0.0, 0.0
+    # With two vectors the two ways to add them up have the exact squares on average.
+    for signs in ([1.0, 1.0], [1.0, -1.0]):
+        linear = LinearEvidence(mode, prior, rows=3, vectors=2)
+        assert linear.rows == 3 and linear._signs is not None and set(linear._signs.unique().tolist()) == {-1.0, 1.0}
+        linear._signs = torch.tensor(signs).unsqueeze(1).expand(2, 3)
+        assert len(list(linear.watched(batch, torch.arange(3), shifts, torch.zeros(3)))) == 2
+        [features], [target] = linear._features, linear._targets
+        squares += torch.einsum("np,nq->npq", features, features).double() / 2
+        crossed += features.double() * target.unsqueeze(1) / 2
+    torch.testing.assert_close(squares, torch.einsum("vnp,vnq->npq", gradients, gradients))
+    torch.testing.assert_close(crossed, torch.einsum("vnp,vn->np", gradients, targets))
 
 
 def test_the_prior_may_have_any_centre() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,11 +12,11 @@ from curvature_scenarios import given, tiny
 from peft import LoraConfig, get_peft_model
 from scenarios import awake, tiny_batch, tiny_bert, tiny_program, tiny_rows
 
-from bayeslora.errors import PosteriorError, SettingError
+from bayeslora.errors import AdapterError, PosteriorError, SettingError
 from bayeslora.inference import fit, laplace
 from bayeslora.likelihoods import Categorical
 from bayeslora.models import Gaussian, MonteCLoRA
-from bayeslora.program import Program
+from bayeslora.program import LoraModel, Program
 
 
 def test_a_given_adapter_keeps_its_prediction() -> None:
@@ -75,9 +76,42 @@ def test_a_prior_around_the_given_weights_cannot_be_tuned() -> None:
     assert math.isfinite(given(program, tiny_rows(6), tune="evidence").log_evidence)
 
 
-def test_a_model_without_hyper_sites_cannot_tune_them() -> None:
-    with pytest.raises(SettingError, match="needs a model with hyper-sites, and 'gaussian' has none"):
-        given(tiny(), tiny_rows(6), tune="evidence", scales="hyper")
+@pytest.mark.parametrize("model", [Gaussian(), MonteCLoRA(prior="paper")])
+def test_hyper_sites_that_do_not_shape_the_prior_cannot_be_tuned(model: LoraModel) -> None:
+    with pytest.raises(SettingError, match=f"those of '{model.name}' do not, or it has none"):
+        given(awake(tiny_program(model)), tiny_rows(6), tune="evidence", scales="hyper")
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"scales": "site", "tune": "none"},
+        {"sharing": "reduce", "curvature": "full"},
+        {"scales": "hyper", "tune": "heldout"},
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(setting: dict[str, Any]) -> None:
+    with pytest.raises(SettingError, match=next(iter(setting))):
+        given(tiny(), tiny_rows(6), **setting)
+
+
+def test_what_was_saved_before_does_not_decide_whether_to_train(tmp_path: Path) -> None:
+    lora = LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS")
+    program = Program(get_peft_model(tiny_bert(), lora), Categorical(3), Gaussian(sites="both", deviation=0.1))
+    settings = {"epochs": 2, "batch_size": 8, "log_every": 1, "progress": False}
+    first = fit(program, tiny_rows(16), "laplace", output_dir=tmp_path / "first", **settings)
+    second = fit(program, tiny_rows(16), "laplace", seed=1, output_dir=tmp_path / "second", **settings)
+    assert second.record.history[0]["loss"] != first.record.history[0]["loss"]
+    again = fit(program, tiny_rows(16), "laplace", **settings)
+    assert all(torch.equal(value, again.mean()[name]) for name, value in first.mean().items())
+
+
+def test_a_layer_that_cannot_be_split_is_named_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    lora = LoraConfig(r=2, target_modules=["position_embeddings", "query"], task_type="SEQ_CLS")
+    program = Program(get_peft_model(tiny_bert(), lora), Categorical(3), Gaussian(deviation=0.1))
+    monkeypatch.setattr(laplace, "point_estimate", lambda *_, **__: pytest.fail("it was trained"))
+    with pytest.raises(AdapterError, match="cannot be split"):
+        fit(program, tiny_rows(6), "laplace", progress=False)
 
 
 def test_a_likelihood_without_curvature_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
