@@ -91,7 +91,7 @@ ConfigFile = Annotated[
     typer.Option("--config", help="YAML file with the same settings; flags go over it.", show_default=False),
 ]
 Split = Annotated[str, typer.Option(help="Rows to predict: validation, test, heldout or another split of the data.")]
-Samples = Annotated[int, typer.Option(help="Number of weight draws.", min=1)]
+Samples = Annotated[int, typer.Option(help="Number of weight draws; the links of laplace take none.", min=1)]
 Method = Annotated[
     str | None,
     typer.Option(
@@ -166,6 +166,7 @@ def evaluate(
     samples: Samples = 10,
     method: Method = None,
     seed: Annotated[int, typer.Option(help="Of the draws and of the intervals.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Rows a pass: less takes less memory.", min=1)] = 64,
     base: Annotated[
         str | None, typer.Option(help="Where the base network is now, if it has moved.", show_default=False)
     ] = None,
@@ -190,17 +191,17 @@ def evaluate(
         figure_format(plot)  # before the work
     posterior = load(run, base)
     rows = runs.saved_task(posterior, task, data_dir, task_settings(settings.get("task_settings", {}))).split(split)
-    prediction = posterior.predict(rows, samples, method, seed)
-    found = prediction.metrics(seed=seed)
+    prediction = posterior.predict(rows, samples, method, seed, batch_size)
+    found, finished = prediction.metrics(seed=seed), posterior.record.finished
+    title = f"{posterior.record.backend} on {rows.spec.name}, {split}" + ("" if finished else " (not finished)")
+    if not finished:
+        say(f"The fit in {run} was stopped: what is evaluated is how far it had come.")
     if json is not None:
-        files.write_json(json, found.to_dict())
+        files.write_json(json, found.to_dict() | {"finished": finished})
     if plot is not None:
-        title = f"{posterior.record.backend} on {rows.spec.name}, {split}"
         truth = runs.true_probabilities(rows)
         save_figure(reliability_diagram(prediction, truth=truth, title=title), plot)
-    show(
-        metrics_table(runs.measure(prediction, rows, seed), f"{posterior.record.backend} on {rows.spec.name}, {split}")
-    )
+    show(metrics_table(runs.measure(prediction, rows, seed), title))
 
 
 @app.command()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,8 @@ __all__ = [
 ]
 
 CONFIG, METRICS, PREDICTIVE = "config.yaml", "metrics.json", "predictive.safetensors"
+#: Where a run is while the one that replaces it begins.
+ASIDE = ".replaced"
 HEADER = "# The configuration of this run, written by bayeslora.\n"
 
 
@@ -93,7 +96,7 @@ def fit(
         config: of the run.
         folder: of the run.
         resume: go on where a run of the same configuration in this folder was stopped; what is finished is loaded.
-        overwrite: remove a run that is in the folder, once the new one's task and program are there.
+        overwrite: remove a run that is in the folder; it comes back if the new one fails before it leaves anything.
         progress: show bars.
 
     Raises:
@@ -118,21 +121,20 @@ def fit(
         raise SettingError(f"'{folder / CONFIG}' is no run's and would be replaced: choose another folder.")
     task = task_of(config)
     program = build_program(config, task)
-    if overwrite:
-        remove(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / CONFIG, HEADER + config.to_yaml())
-    return inference.fit(
-        program,
-        task.train,
-        config.backend,
-        seed=config.seed,
-        output_dir=folder,
-        resume=resume and has_checkpoint(folder),  # it may have been stopped before its first one
-        progress=progress,
-        heldout=task.heldout,
-        **config.settings,
-    )
+    with _set_aside(folder) if overwrite else nullcontext():
+        write_text(folder / CONFIG, HEADER + config.to_yaml())
+        return inference.fit(
+            program,
+            task.train,
+            config.backend,
+            seed=config.seed,
+            output_dir=folder,
+            resume=resume and has_checkpoint(folder),  # it may have been stopped before its first one
+            progress=progress,
+            heldout=task.heldout,
+            **config.settings,
+        )
 
 
 def check_same(folder: Path, config: RunConfig) -> None:
@@ -168,18 +170,51 @@ def saved_config(folder: Path) -> RunConfig:
     return read_config(folder / CONFIG)
 
 
+@contextmanager
+def _set_aside(folder: Path) -> Iterator[None]:
+    """Make room for a new run; the old one comes back if the block fails and has left nothing of worth."""
+    from bayeslora.inference.folders import holds_fit
+
+    aside = folder / ASIDE
+    if not holds_fit(folder):  # a process was killed here
+        _move(aside, folder)
+    _move(folder, aside)
+    try:
+        yield
+    except BaseException:
+        if not holds_fit(folder):
+            remove(folder)
+            _move(aside, folder)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _move(source: Path, target: Path) -> None:
+    """Move what runs write; a name that is in both folders is the source's afterwards."""
+    for path in _written(source):
+        target.mkdir(exist_ok=True)
+        if (target / path.name).is_dir():
+            shutil.rmtree(target / path.name)
+        path.replace(target / path.name)
+
+
 def remove(folder: Path) -> None:
     """Remove what runs and comparisons write into the folder of a run, and nothing else."""
-    from bayeslora.inference.folders import CHECKPOINTS
-
-    adapter = ("adapter_config.json", "adapter_model.safetensors")
-    # What shows that there is a run comes last.
-    for name in (*adapter, CHECKPOINTS, METRICS, PREDICTIVE, TENSORS, RECORD, CONFIG):
-        path = folder / name
+    for path in _written(folder):
         if path.is_dir():
             shutil.rmtree(path)
         else:
-            path.unlink(missing_ok=True)
+            path.unlink()
+
+
+def _written(folder: Path) -> list[Path]:
+    """Files and folders of a run; what shows that there is one comes last."""
+    from bayeslora.inference.folders import CHECKPOINTS
+
+    adapter = ("adapter_config.json", "adapter_model.safetensors")
+    names = (*adapter, CHECKPOINTS, METRICS, PREDICTIVE, TENSORS, RECORD, CONFIG)
+    return [folder / name for name in names if (folder / name).exists()]
 
 
 def saved_task(

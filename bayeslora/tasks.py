@@ -103,7 +103,7 @@ class Task:
 
     Attributes:
         spec: what the columns mean.
-        train: rows to train on.
+        train: rows to train on; none, if a task is loaded for a posterior and its training split is not there.
         heldout: rows cut off the training split to choose settings on, if asked for.
         validation: rows to report on.
         test: rows of the test split, if their labels are public.
@@ -128,7 +128,7 @@ class Task:
             "validation": self.validation,
             "test": self.test,
         }
-        return {name: split for name, split in splits.items() if split is not None}
+        return {name: split for name, split in splits.items() if split is not None and len(split)}
 
     def split(self, name: str) -> Split:
         """Rows by name: train, heldout, validation, test, or a split of the source such as "validation_ood".
@@ -177,6 +177,10 @@ class Task:
             raise TaskError(f"The rows of task '{spec.name}' were given in memory: say where they are, data_dir=.")
         sizes = {key: arguments[key] for key in ("train_size", "heldout_size", "seed") if key in arguments}
         data = _read(spec, arguments.get("data_dir"), arguments.get("name", spec.name))
+        if spec.train not in data:
+            # To predict takes no training rows: all that they would tell is in the record.
+            none = Split(next(iter(data.values())).select([]), spec, spec.train, arguments)
+            return _with_roles(spec, data, none, None, arguments)
         return build_task(spec, data, **sizes, arguments=arguments)
 
 
@@ -294,9 +298,16 @@ def build_task(
     if not source.labelled:
         raise DataError(f"No row of the training split '{spec.train}' has a label in column '{spec.label}'.")
     train, heldout = _divide(source, train_size, heldout_size, seed)
+    return _with_roles(spec, tables, train, heldout, arguments)
+
+
+def _with_roles(
+    spec: TaskSpec, tables: Mapping[str, Dataset], train: Split, heldout: Split | None, arguments: Mapping[str, Any]
+) -> Task:
+    """A task whose validation and test rows are those of the splits that its spec names."""
     roles: dict[str, Split | None] = {}
     for role, name in (("validation", spec.validation), ("test", spec.test)):
-        split = Split(tables[name], spec, name, arguments).check() if name in tables else None
+        split = Split(tables[name], spec, name, arguments).check() if name and name in tables else None
         # The test labels of a benchmark are hidden: there is nothing to measure on.
         roles[role] = split if split is not None and split.labelled else None
     return Task(spec, train, heldout, roles["validation"], roles["test"], tables, arguments)

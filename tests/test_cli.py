@@ -66,7 +66,7 @@ def test_evaluate_writes_metrics_and_a_picture(run: Path, tmp_path: Path, capsys
     options = ["--split", "heldout", "--samples", "3"]
     assert call("evaluate", run, *options, "--json", metrics, "--plot", picture) == 0
     written = json.loads(metrics.read_text())
-    assert list(written) == [*METRICS, "n", "samples", "method"]
+    assert list(written) == [*METRICS, "n", "samples", "method", "finished"] and written["finished"]
     # A point estimate needs one pass, however many draws are asked for.
     assert (written["n"], written["samples"], written["method"]) == (60, 1, "sample")
     for name in METRICS:
@@ -227,11 +227,48 @@ def test_a_run_is_not_removed_for_one_that_cannot_start(
         "--model missing-folder/at/all --overwrite": "missing-folder",
         "--backend svi --set guide=nonsense --overwrite": "Unknown guide 'nonsense'",
         "--overwrite --resume": "either resumed or overwritten",
+        "--backend laplace --program gaussian --set scales=hyper --overwrite": "scales='hyper' needs a model",
     }
     for flags, message in wrong.items():
         assert call(*FIT, *QUICK, *flags.split(), "--output", folder) == 2
         assert message in capsys.readouterr().err
         assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_comes_back_if_its_successor_leaves_nothing(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(run, tmp_path / "copy"))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    def killed(*_: object, **__: object) -> None:
+        assert (folder / ".replaced" / "posterior.json").is_file()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(inference, "fit", killed)
+        assert call(*FIT, *QUICK, "--overwrite", "--output", folder) == 130
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    # As a process leaves it that is killed at once.
+    (folder / ".replaced").mkdir()
+    for name in ("posterior.json", "posterior.safetensors", "adapter_model.safetensors", "adapter_config.json"):
+        (folder / name).rename(folder / ".replaced" / name)
+    assert call(*FIT, *QUICK, "--backend", "svi", "--set", "guide=nonsense", "--overwrite", "--output", folder) == 2
+    assert call(*FIT, *QUICK, "--overwrite", "--output", folder) == 0
+    assert not (folder / ".replaced").exists() and call("evaluate", folder, "--samples", 1) == 0
+
+
+def test_a_fit_that_was_stopped_is_evaluated_as_such(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(run, tmp_path / "copy"))
+    described = json.loads((folder / "posterior.json").read_text())
+    described["record"]["finished"] = False
+    (folder / "posterior.json").write_text(json.dumps(described))
+    assert call("evaluate", folder, "--samples", 1, "--json", tmp_path / "m.json") == 0
+    shown = capsys.readouterr()
+    assert "was stopped: what is evaluated is how far it had come" in shown.err and "(not finished)" in shown.out
+    assert json.loads((tmp_path / "m.json").read_text())["finished"] is False
 
 
 def test_a_configuration_of_ones_own_is_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

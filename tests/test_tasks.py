@@ -133,6 +133,17 @@ def test_a_task_comes_back_from_its_record(mrpc: Path, moved: bool) -> None:
     assert first_words(again.heldout) == first_words(task.heldout)
 
 
+def test_a_task_comes_back_without_its_training_rows(mrpc: Path) -> None:
+    record = load_task("mrpc", mrpc, train_size=5).to_dict()
+    (mrpc / "mrpc" / "train.jsonl").unlink()
+    again = Task.from_dict(record)
+    assert again.validation is not None and len(again.validation) and "train" not in again.roles
+    with pytest.raises(TaskError, match="Unknown split of task 'glue/mrpc' 'train'"):
+        again.split("train")
+    with pytest.raises(TaskError, match="Name it with train="):
+        load_task("mrpc", mrpc)
+
+
 def test_a_record_keeps_the_order_of_the_classes(reviews: Path) -> None:
     task = load_task(reviews, text="body", label="stars")
     reviews.write_text("body,stars\nbad,poor\nnice,great\n", encoding="utf-8")
