@@ -82,6 +82,38 @@ def test_a_kronecker_product_of_full_rank_is_exact_for_one_token(sharing: str) -
     assert relative(found, torch.where(blocks, expected, 0.0)) < 1e-5
 
 
+@pytest.mark.parametrize("sharing", ["expand", "reduce"])
+def test_what_enters_counts_once_for_all_vectors(sharing: str) -> None:
+    # Three classes have two vectors: for one row of one token they share what entered, and the product is exact.
+    rows = tiny_rows(1).map(lambda row: {"input_ids": row["input_ids"][:1], "attention_mask": [1]})
+    program = tiny()
+    expected = dense_curvature(program, rows)
+    found = matrix_of(given(program, rows, curvature="kron", curvature_rank=24, sharing=sharing))
+    blocks = torch.block_diag(
+        *(torch.ones(shape[1] * shape[2], shape[1] * shape[2]) for shape in curvature_shapes(program))
+    )
+    assert relative(found, blocks * expected) < 1e-5
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_empirical_curvature_is_of_the_labels_that_are_given(temperature: float) -> None:
+    program, rows = tiny(), tiny_rows(9)
+    batch = tiny_batch(program, rows)
+    jacobian = dense_jacobian(program, batch)
+    posterior = given(program, rows, curvature="full", fisher="empirical", temperature=temperature)
+    flat = torch.cat([jacobian[name].flatten(2) for name in posterior.curvature.shapes], dim=2).double()
+    logits = program.logits({site.name: site.initial for site in program.sites}, batch).detach().double()
+    score = torch.nn.functional.one_hot(batch["labels"], 3) - logits.softmax(-1)
+    gradients = torch.einsum("ncp,nc->np", flat, score)
+    assert relative(matrix_of(posterior), gradients.mT @ gradients / temperature) < 1e-5
+
+
+def test_sampled_labels_depend_on_the_seed() -> None:
+    program, rows = tiny(), tiny_rows(9)
+    one, same, other = (matrix_of(given(program, rows, curvature="full", fisher="mc", seed=seed)) for seed in (0, 0, 1))
+    assert torch.equal(one, same) and relative(one, other) > 1e-3
+
+
 @pytest.mark.parametrize("form", [{"curvature": "full"}, {"curvature": "diag"}, *SHARINGS])
 def test_curvature_does_not_depend_on_batches_padding_or_order(form: dict[str, str]) -> None:
     program, rows = tiny(), tiny_rows(11)

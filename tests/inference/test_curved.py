@@ -21,7 +21,7 @@ from scenarios import (
 from torch import Tensor
 
 from bayeslora.errors import PosteriorError
-from bayeslora.inference import fit, load
+from bayeslora.inference import fit, links, load
 from bayeslora.inference.curved import LaplacePosterior
 from bayeslora.models import Gaussian
 from bayeslora.passes import Rows, collator, encoded
@@ -182,3 +182,36 @@ def test_links_to_probabilities_are_for_classes(known: Regression) -> None:
     exact, _ = posterior.linearised(Rows(encoded(known.program, known.rows), collator(known.program), 8, False))
     # 1,000 draws: the mean has a standard error of a thirtieth of the spread of the outputs.
     assert ((joint.mean - exact[:, 0]).abs() < 5 * (joint.variance / 1000).sqrt()).all()
+
+
+@pytest.mark.parametrize("link", ["mc-joint", "mc-indep", "probit", "bridge"])
+def test_each_link_predicts_and_splits_the_gaussian_of_the_logits(link: str) -> None:
+    program, rows = tiny(), tiny_rows(6)
+    posterior = given(program, rows)
+    over = Rows(encoded(program, rows), collator(program), 6, False)
+    means, covariances = posterior.linearised(over)
+    found = posterior.predict(rows, method=link, progress=False)
+    generator = torch.Generator().manual_seed(5)
+    variances = covariances if link != "mc-indep" else covariances.diagonal(dim1=-2, dim2=-1).diag_embed()
+    law = torch.distributions.MultivariateNormal(means, variances + 1e-9 * torch.eye(3).double())
+    noise = torch.randn(20_000, *means.shape, generator=generator, dtype=torch.float64)
+    drawn = (means + (law.scale_tril @ noise.unsqueeze(-1)).squeeze(-1)).softmax(-1)
+    average, entropy = drawn.mean(0), torch.special.entr(drawn).sum(-1).mean(0)
+    if link == "bridge":
+        concentration = links.bridge(means, covariances)
+        average = concentration / concentration.sum(-1, keepdim=True)
+        entropy = links.dirichlet_entropy(concentration)
+    if link == "probit":
+        average = links.probit(means, covariances).softmax(-1)
+    # The links' own 1,000 draws of a probability, or an entropy, have standard errors of 0.5 / sqrt(1000) at most.
+    torch.testing.assert_close(found.probabilities, average, rtol=0, atol=4 * 0.5 / 1000**0.5)
+    torch.testing.assert_close(found.expected_entropy, entropy, rtol=0, atol=4 * 0.5 / 1000**0.5)
+    assert found.mutual_information.max() > 0.05 or link == "bridge"
+
+
+def test_independent_draws_are_not_the_joint_ones() -> None:
+    posterior, rows = given(tiny(), tiny_rows(6)), tiny_rows(6)
+    joint, independent = (
+        posterior.predict(rows, method=link, progress=False).probabilities for link in ("mc-joint", "mc-indep")
+    )
+    assert (joint - independent).abs().max() > 0.01

@@ -10,7 +10,8 @@ import pytest
 import torch
 from curvature_scenarios import given, tiny
 from peft import LoraConfig, get_peft_model
-from scenarios import awake, tiny_batch, tiny_bert, tiny_program, tiny_rows
+from scenarios import VOCABULARY, awake, tiny_batch, tiny_bert, tiny_program, tiny_rows
+from transformers import RobertaConfig, RobertaForSequenceClassification
 
 from bayeslora.errors import AdapterError, PosteriorError, SettingError
 from bayeslora.inference import fit, laplace
@@ -131,3 +132,48 @@ def test_too_little_memory_is_said_before_the_pass(kind: str, monkeypatch: pytes
     monkeypatch.setattr(laplace, "available", lambda device: 2**20)
     with pytest.raises(SettingError, match=rf"curvature='{kind}' needs .* for 896 weights and 600 rows, and 0.0 GiB"):
         given(tiny(), tiny_rows(600), curvature=kind)
+
+
+def test_the_published_evidence_is_the_one_that_is_maximised() -> None:
+    program, rows = tiny(), tiny_rows(24)
+    published = given(program, rows, tune="mode-evidence")
+    best = float(published.mode_evidence(published.prior))
+    for step in (-0.1, 0.1):
+        logs = {name: torch.tensor([step]).double() for name in published.prior.roots}
+        assert float(published.mode_evidence(published.prior.scaled(logs))) < best
+    linear = given(program, rows, tune="evidence")
+    assert float(published.mode_evidence(linear.prior)) < best - 0.01
+
+
+@pytest.mark.parametrize("temperature", [0.5, 4.0])
+def test_a_tempered_mode_is_that_of_map_at_the_temperature(temperature: float) -> None:
+    rows, settings = tiny_rows(24), {"epochs": 2, "batch_size": 8, "progress": False, "temperature": temperature}
+    model = Gaussian(sites="both", deviation=0.1)
+    mode = fit(tiny_program(model), rows, "map", **settings)
+    found = fit(tiny_program(model), rows, "laplace", mode="train", **settings)
+    assert all(torch.equal(value, found.mean()[name]) for name, value in mode.mean().items())
+    assert found.record.temperature == temperature
+    other = fit(tiny_program(model), rows, "map", **settings | {"temperature": 1.0}).mean()
+    assert not torch.equal(other["linear_16x16.A"], mode.mean()["linear_16x16.A"])
+
+
+def test_the_last_layer_of_a_head_of_two() -> None:
+    config = RobertaConfig(
+        vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24,
+        max_position_embeddings=32, num_labels=3,
+    )  # fmt: skip
+    lora = LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS")
+    network = get_peft_model(RobertaForSequenceClassification(config), lora)
+    posterior = given(awake(Program(network, Categorical(3), Gaussian())), tiny_rows(12), subset="last-layer")
+    assert [site.name for site in posterior.sites] == [
+        "head.classifier.out_proj.weight",
+        "head.classifier.out_proj.bias",
+    ]
+
+
+def test_an_adapter_with_one_layer_at_its_start_is_not_fresh() -> None:
+    program = awake(tiny_program(Gaussian(sites="both", deviation=0.1)))
+    values = {site.name: site.initial.clone() for site in program.sites}
+    values["linear_16x16.B"][0] = 0
+    program.adapters.centre(values)
+    assert not fit(program, tiny_rows(8), "laplace", tune="none", progress=False).record.history

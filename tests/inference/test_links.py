@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from bayeslora.inference import links
@@ -25,6 +26,24 @@ def test_joint_draws_have_the_covariance_and_independent_ones_its_diagonal() -> 
         assert ((found - expected).abs() < bound).all()
 
 
+def test_draws_have_the_moments_that_are_asked_for() -> None:
+    mean, covariance = gaussian(2.0, classes=4)
+    drawn = links.draws(mean, covariance, True, 100, seed=7)
+    torch.testing.assert_close(drawn.mean(0), mean)
+    torch.testing.assert_close(torch.einsum("sni,snj->nij", drawn - mean, drawn - mean) / 100, covariance)
+
+
+def test_averages_do_not_depend_on_how_many_examples_there_are_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    mean, covariance = gaussian(1.0)
+    logs, entropies = links.averaged(mean, covariance, True, 500, seed=0)
+    drawn = links.draws(mean, covariance, True, 500, seed=0).log_softmax(-1)
+    torch.testing.assert_close(logs.exp(), drawn.exp().mean(0))
+    torch.testing.assert_close(entropies, -(drawn.exp() * drawn).sum(-1).mean(0))
+    monkeypatch.setattr(links, "CHUNK", 2 * 500 * 3)
+    again = links.averaged(mean, covariance, True, 500, seed=0)
+    torch.testing.assert_close(again, (logs, entropies))
+
+
 def test_all_links_agree_with_the_softmax_without_uncertainty() -> None:
     mean, covariance = gaussian(1e-3)
     expected = mean.softmax(-1)
@@ -43,6 +62,26 @@ def test_the_bridge_is_the_softmax_for_two_classes_and_the_published_map_for_mor
     variance = 0.3 * (1 - 1 / 3)
     expected = (1 - 2 / 3 + mean.exp() / 9 * (-mean).exp().sum(-1, keepdim=True)) / variance
     torch.testing.assert_close(links.bridge(mean, 0.3 * torch.eye(3).double().expand(6, 3, 3)), expected)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_the_bridge_of_logits_whose_sum_is_certain(classes: int) -> None:
+    mean, covariance = gaussian(1.0, classes)
+    centring = torch.eye(classes).double() - 1 / classes
+    covariance = centring @ covariance @ centring  # up to rounding, the sum has no variance
+    variance = covariance.diagonal(dim1=-2, dim2=-1)
+    f = mean - mean.mean(-1, keepdim=True)
+    inverse = (-f).exp().sum(-1, keepdim=True)
+    expected = (1 - 2 / classes + f.exp() / classes**2 * inverse) / variance
+    torch.testing.assert_close(links.bridge(mean, covariance), expected)
+    rounded = links.bridge(mean, covariance.float().double())
+    torch.testing.assert_close(rounded, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_bridge_of_one_choice_is_certain() -> None:
+    mean = torch.tensor([[0.3, -torch.inf, -torch.inf]]).double()
+    found = links.bridge(mean, torch.eye(3).double().unsqueeze(0))
+    assert found.tolist() == [[1.0, 0.0, 0.0]]
 
 
 def test_probit_is_close_to_the_average_over_draws_for_two_classes() -> None:
