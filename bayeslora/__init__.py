@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bayeslora import inference, models
+    from bayeslora import diagnostics, inference, models
     from bayeslora.comparison import compare
     from bayeslora.config import RunConfig
     from bayeslora.inference import fit, load
@@ -25,6 +25,7 @@ _HOMES = {
     "RunConfig": "bayeslora.config",
     "Task": "bayeslora.tasks",
     "compare": "bayeslora.comparison",
+    "diagnostics": "",
     "fit": "bayeslora.inference",
     "inference": "",
     "load": "bayeslora.inference",
@@ -39,6 +40,7 @@ __all__ = [
     "RunConfig",
     "Task",
     "compare",
+    "diagnostics",
     "fit",
     "inference",
     "load",

@@ -1,4 +1,4 @@
-"""The command line: fit, evaluate, compare, list.
+"""The command line: fit, evaluate, diagnose, compare, list.
 
 What is heavy is imported inside the commands, so that help comes at once.
 """
@@ -13,6 +13,22 @@ import typer
 from typer.core import TyperGroup
 
 from bayeslora.errors import BayesLoraError, SettingError, unknown
+from bayeslora.options import (
+    AdapterFolder,
+    Assignments,
+    Base,
+    BatchSize,
+    ConfigFile,
+    DataDir,
+    HeldoutSize,
+    Method,
+    Model,
+    ModelOfWeights,
+    Samples,
+    Split,
+    TaskName,
+    TrainSize,
+)
 from bayeslora.terminal import explain, metrics_table, new_table, quiet, say, show, show_classes
 
 __all__ = ["app", "main"]
@@ -55,51 +71,6 @@ app = typer.Typer(
 listing = typer.Typer(no_args_is_help=True, help="What there is to choose from.")
 app.add_typer(listing, name="list")
 
-Model = Annotated[str | None, typer.Option(help="Base network: folder, hub name, or 'demo'.", show_default=False)]
-AdapterFolder = Annotated[
-    str | None,
-    typer.Option("--adapter", help="PEFT LoRA adapter to start from, in place of a fresh one.", show_default=False),
-]
-TaskName = Annotated[
-    str | None, typer.Option(help="Known task, or path or hub name of your own data.", show_default=False)
-]
-DataDir = Annotated[
-    str | None,
-    typer.Option(help="Folder with the task's files; without it they come from the hub.", show_default=False),
-]
-ModelOfWeights = Annotated[
-    str | None,
-    typer.Option(
-        "--program",
-        help="Pyro model of the weights.",
-        show_default="monteclora; gaussian for an adapter given to laplace",
-    ),
-]
-TrainSize = Annotated[int | None, typer.Option(help="Number of training rows.", show_default="all")]
-HeldoutSize = Annotated[int | None, typer.Option(help="Training rows to set aside.", show_default="0")]
-Assignments = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="A setting of the backend (epochs=3), or of program., lora. or task. (lora.r=16); may be repeated.",
-        show_default=False,
-    ),
-]
-ConfigFile = Annotated[
-    Path | None,
-    typer.Option("--config", help="YAML file with the same settings; flags go over it.", show_default=False),
-]
-Split = Annotated[str, typer.Option(help="Rows to predict: validation, test, heldout or another split of the data.")]
-Samples = Annotated[int, typer.Option(help="Number of weight draws; the links of laplace take none.", min=1)]
-Method = Annotated[
-    str | None,
-    typer.Option(
-        help="'sample' averages over draws, 'mean' is plain LoRA at the posterior mean; laplace has links besides.",
-        show_default="the posterior's own",
-    ),
-]
-
 
 @app.callback()
 def options(
@@ -125,6 +96,9 @@ def fit(
     seed: Annotated[
         int | None, typer.Option(help="Of the rows, the initial weights and the fit.", show_default="0")
     ] = None,
+    chains: Annotated[
+        int | None, typer.Option(help="Independent fits, whose mixture is the posterior.", show_default="1")
+    ] = None,
     assignments: Assignments = None,
     config: ConfigFile = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
@@ -136,7 +110,7 @@ def fit(
 
     flags = {
         "model": model, "adapter": adapter, "task": task, "data_dir": data_dir, "backend": backend, "program": program,
-        "train_size": train_size, "heldout_size": heldout_size, "seed": seed, "output": str(output),
+        "train_size": train_size, "heldout_size": heldout_size, "seed": seed, "chains": chains, "output": str(output),
     }  # fmt: skip
     given = config or assignments or any(flags[name] is not None for name in flags if name != "output")
     if resume and not given:
@@ -166,10 +140,8 @@ def evaluate(
     samples: Samples = 10,
     method: Method = None,
     seed: Annotated[int, typer.Option(help="Of the draws and of the intervals.")] = 0,
-    batch_size: Annotated[int, typer.Option(help="Rows a pass: less takes less memory.", min=1)] = 64,
-    base: Annotated[
-        str | None, typer.Option(help="Where the base network is now, if it has moved.", show_default=False)
-    ] = None,
+    batch_size: BatchSize = 64,
+    base: Base = None,
     assignments: Assignments = None,
     json: Annotated[Path | None, typer.Option(help="Write the metrics into a JSON file.", show_default=False)] = None,
     plot: Annotated[
@@ -202,6 +174,56 @@ def evaluate(
         truth = runs.true_probabilities(rows)
         save_figure(reliability_diagram(prediction, truth=truth, title=title), plot)
     show(metrics_table(runs.measure(prediction, rows, seed), title))
+
+
+@app.command()
+def diagnose(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)],
+    output: Annotated[Path, typer.Option(help="Folder of the report.", show_default=False)],
+    data_dir: Annotated[
+        str | None, typer.Option(help="Where the task's files are now, if they have moved.", show_default=False)
+    ] = None,
+    split: Split = "validation",
+    other: Annotated[
+        str | None,
+        typer.Option(help="Split of rows of another kind, which uncertainty should notice.", show_default=False),
+    ] = None,
+    draws: Annotated[
+        int, typer.Option(help="Weight draws of each chain; each takes a pass over the training rows.")
+    ] = 100,
+    by_block: Annotated[
+        bool, typer.Option("--by-block", help="k-hat of each layer of the network: as many draws for each.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    batch_size: BatchSize = 64,
+    base: Base = None,
+) -> None:
+    """Say how near a posterior is to the true one, how good the model is, and what its probabilities are worth.
+
+    Writes posterior.nc (for arviz), diagnosis.md, diagnosis.json and pictures. Without the training rows there is
+    neither k-hat nor leave-one-out.
+    """
+    from bayeslora import runs
+    from bayeslora.diagnostics import diagnose as ask
+    from bayeslora.inference import load
+
+    posterior = load(run, base)
+    task = runs.saved_task(posterior, None, data_dir)
+    found = ask(
+        posterior,
+        task.split(split),
+        task.roles.get("train"),
+        None if other is None else task.split(other),
+        draws=draws,
+        by_block=by_block,
+        seed=seed,
+        batch_size=batch_size,
+    )
+    title = f"{posterior.record.backend} on {task.spec.name}"
+    found.save(output, title)
+    for question, sentences in found.verdicts.items():
+        show("\n".join([question, *(f"  {sentence}" for sentence in sentences)]))
+    show(f"Written into {output}: diagnosis.md, posterior.nc and {len(found.pictures)} pictures.")
 
 
 @app.command()

@@ -79,6 +79,7 @@ class RunConfig:
         train_size: number of training rows; all by default.
         heldout_size: number of training rows to set aside.
         seed: of the choice of rows, the initial weights and the fit.
+        chains: number of independent fits, whose seeds follow one another; the posterior is their mixture.
         max_length: longest sequence in tokens.
         program: Pyro model of the LoRA weights; by default "monteclora", but for an adapter that `laplace` is given
             "gaussian", isotropic around zero over both matrices, as in Laplace-LoRA.
@@ -99,6 +100,7 @@ class RunConfig:
     train_size: int | None = None
     heldout_size: int = 0
     seed: int = 0
+    chains: int = 1
     max_length: int = 256
     program: str | None = None
     program_settings: dict[str, Any] = field(default_factory=dict)
@@ -109,6 +111,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
+        if self.chains < 1:
+            raise SettingError(f"chains must be at least 1, found {self.chains}.")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:

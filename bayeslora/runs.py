@@ -133,6 +133,7 @@ def fit(
             resume=resume and has_checkpoint(folder),  # it may have been stopped before its first one
             progress=progress,
             heldout=task.heldout,
+            chains=config.chains,
             **config.settings,
         )
 
@@ -210,11 +211,12 @@ def remove(folder: Path) -> None:
 
 def _written(folder: Path) -> list[Path]:
     """Files and folders of a run; what shows that there is one comes last."""
-    from bayeslora.inference.folders import CHECKPOINTS
+    from bayeslora.inference.folders import CHAIN, CHECKPOINTS, holds_fit
 
     adapter = ("adapter_config.json", "adapter_model.safetensors")
     names = (*adapter, CHECKPOINTS, METRICS, PREDICTIVE, TENSORS, RECORD, CONFIG)
-    return [folder / name for name in names if (folder / name).exists()]
+    chains = [path for path in folder.glob(f"{CHAIN}*") if holds_fit(path)]
+    return [*chains, *(folder / name for name in names if (folder / name).exists())]
 
 
 def saved_task(

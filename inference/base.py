@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from bayeslora.errors import DataError
-from bayeslora.inference.folders import holds_fit
+from bayeslora.inference.folders import CHAIN, holds_fit
 from bayeslora.likelihoods import Categorical
 from bayeslora.passes import encoded
 from bayeslora.posterior import Posterior, Record
@@ -47,7 +47,7 @@ class Run:
 
     def chain(self, number: int) -> Run:
         """One of several fits with seeds of their own, each in a folder of its own, in which it may have begun."""
-        folder = None if self.output_dir is None else self.output_dir / f"chain-{number}"
+        folder = None if self.output_dir is None else self.output_dir / f"{CHAIN}{number}"
         begun = folder is not None and holds_fit(folder)
         return replace(self, seed=self.seed + number, output_dir=folder, resume=self.resume and begun)
 

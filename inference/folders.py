@@ -17,6 +17,7 @@ from bayeslora.program import Program
 from bayeslora.settings import differing
 
 __all__ = [
+    "CHAIN",
     "CHECKPOINTS",
     "check_new",
     "check_same",
@@ -28,6 +29,8 @@ __all__ = [
 ]
 
 CHECKPOINTS = "checkpoints"
+#: What the folders of independent fits begin with, within that of their mixture.
+CHAIN = "chain-"
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -40,8 +43,8 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Whether a fit could be resumed from the folder."""
-    return last_checkpoint(folder) is not None
+    """Whether a fit could be resumed from the folder: from a checkpoint of its own, or from one of its chains."""
+    return last_checkpoint(folder) is not None or any(map(holds_fit, folder.glob(f"{CHAIN}*")))
 
 
 def holds_fit(folder: Path) -> bool:

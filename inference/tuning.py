@@ -29,12 +29,14 @@ def tuned_width(evidence: Evidence, prior: NormalPrior) -> tuple[NormalPrior, li
     like = next(iter(prior.roots.values()))
     # Far from the best width the evidence is flat on one side: the search begins at the best of a grid.
     grid = [like.new_full((1,), log) for log in GRID]
-    log = max(grid, key=lambda each: float(along(each))).requires_grad_()
+    log = max(grid, key=lambda each: float(along(each)))
     if float(log) in (GRID[0], GRID[-1]):
         limit = "no width: the posterior is the point estimate" if float(log) < 0 else "any width: there is no prior"
         warnings.warn(
             f"By the evidence the best prior has {limit}. Set one (tune='none'), or tune='heldout'.", stacklevel=2
         )
+
+    log.requires_grad_()
 
     def objective() -> tuple[Tensor, dict[str, float]]:
         value = along(log)

@@ -20,11 +20,13 @@ from transformers import BertConfig, BertForMultipleChoice, BertForSequenceClass
 
 from bayeslora.adapters import Site
 from bayeslora.data import batches
+from bayeslora.inference.base import Run
+from bayeslora.inference.drawn import DrawnPosterior
 from bayeslora.inference.jacobians import as_matrices
 from bayeslora.likelihoods import Categorical, Normal
 from bayeslora.models import Gaussian, MonteCLoRA
 from bayeslora.models.guides import Guide, GuideList
-from bayeslora.passes import collator, encoded
+from bayeslora.passes import Rows, collator, encoded, logits_at
 from bayeslora.program import LoraModel, Program
 from bayeslora.tasks import Split, Task, TaskSpec
 
@@ -231,3 +233,42 @@ def lora_regression(n: int = 40, columns: int = 3, rank: int = 2, noise: float =
     )
     rows = Dataset.from_dict({"input_ids": [[i] for i in range(n)], "labels": y.tolist()})
     return Regression(program, rows, mean, covariance, float(marginal.log_prob(y.double())))
+
+
+@dataclass(frozen=True)
+class ExactRegression:
+    """The exact posterior of `lora_regression`, as a backend: independent draws, ``factor`` times as wide."""
+
+    name = "exact"
+    paper = ""
+    around_adapter = None
+
+    factor: float = 1.0
+
+    def fit(self, program: Program, data: Dataset, run: Run) -> DrawnPosterior:
+        site = next(site for site in program.sites if site.role == "A")
+        offset, design = linear_parts(program, data)
+        noise, deviation = program.likelihood.scale, program.model.sigma0(site).double().mean()
+        labels = torch.as_tensor(data["labels"][:]).double()
+        precision = design.T @ design / noise**2 + torch.eye(design.shape[1]) / deviation**2
+        root = torch.linalg.cholesky(torch.linalg.inv(precision))
+        mean = root @ root.T @ design.T @ (labels - offset) / noise**2
+        generator = torch.Generator().manual_seed(run.seed)
+        draws = mean + self.factor * torch.randn(100, len(mean), generator=generator, dtype=torch.float64) @ root.T
+        record = run.record(self.name, {}, len(data), temperature=1.0, point_sites=())
+        return DrawnPosterior(program, record, {site.name: draws.float().reshape(100, *site.initial.shape)})
+
+
+def linear_parts(program: Program, data: Dataset) -> tuple[Tensor, Tensor]:
+    """Offset (examples,) and design (examples, weights) of a regression that is linear in A."""
+    over = Rows(encoded(program, data), collator(program), len(data), False)
+    weights = {site.name: site.initial for site in program.sites}
+    site = next(site for site in program.sites if site.role == "A")
+
+    def outputs(value: Tensor) -> Tensor:
+        with torch.no_grad():
+            return logits_at(program, weights | {site.name: value}, over).double().squeeze(-1)
+
+    offset = outputs(torch.zeros_like(site.initial))
+    units = torch.eye(site.initial.numel()).reshape(-1, *site.initial.shape)
+    return offset, torch.stack([outputs(unit) - offset for unit in units], dim=1)

@@ -76,6 +76,22 @@ def test_evaluate_writes_metrics_and_a_picture(run: Path, tmp_path: Path, capsys
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_diagnose_writes_verdicts_pictures_and_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chains = ["--backend", "svi", "--chains", "2", "--output", tmp_path / "run"]
+    assert call(*FIT, *QUICK, *chains) == 0
+    assert {path.name for path in (tmp_path / "run").glob("chain-*")} == {"chain-0", "chain-1"}
+    capsys.readouterr()
+    options = ["--split", "heldout", "--other", "test_ood", "--draws", "15", "--output", tmp_path / "report"]
+    assert call("diagnose", tmp_path / "run", *options) == 0
+    shown = capsys.readouterr().out
+    assert "How near is it to the posterior?" in shown and "k-hat" in shown and "R-hat of predicted" in shown
+    written = {path.name for path in (tmp_path / "report").iterdir()}
+    assert {"posterior.nc", "diagnosis.md", "diagnosis.json", "reliability.png", "shift.png"} <= written
+    assert call(*FIT, *QUICK, *chains) == 2 and call(*FIT, *QUICK, *chains, "--resume") == 0
+    assert call(*FIT, *QUICK, *chains[:2], *chains[4:], "--overwrite") == 0
+    assert not list((tmp_path / "run").glob("chain-*"))
+
+
 def test_evaluation_depends_on_the_seed_alone(run: Path, tmp_path: Path) -> None:
     texts = []
     for number, seed in enumerate([1, 1, 2]):

@@ -1,10 +1,31 @@
-"""How far a posterior can be trusted, by arviz."""
+"""How far a posterior can be trusted: how near a guide is, how good the model, what its probabilities are worth."""
 
 from __future__ import annotations
 
+from bayeslora.diagnostics.calibration import auroc, by_class, risk_coverage
+from bayeslora.diagnostics.convergence import elbo_trend, prediction_rhat
 from bayeslora.diagnostics.guide import khat, khat_by_block, layer_blocks
 from bayeslora.diagnostics.inference_data import to_inference_data
 from bayeslora.diagnostics.loo import loo
+from bayeslora.diagnostics.report import Diagnosis, diagnose
+from bayeslora.diagnostics.simulation import Ranks, sbc
 from bayeslora.diagnostics.versions import read, write
 
-__all__ = ["khat", "khat_by_block", "layer_blocks", "loo", "read", "to_inference_data", "write"]
+__all__ = [
+    "Diagnosis",
+    "Ranks",
+    "auroc",
+    "by_class",
+    "diagnose",
+    "elbo_trend",
+    "khat",
+    "khat_by_block",
+    "layer_blocks",
+    "loo",
+    "prediction_rhat",
+    "read",
+    "risk_coverage",
+    "sbc",
+    "to_inference_data",
+    "write",
+]

@@ -45,7 +45,12 @@ def prediction_rhat(data: Any) -> xr.DataArray:
     if sizes["draw"] < 4:
         raise PosteriorError(f"R-hat needs at least 4 draws of each chain, found {sizes['draw']}.")
     name = "probabilities" if "probabilities" in group else "y"
-    found: xr.DataArray = az.rhat(xr.Dataset({name: group[name]}))[name]
+    values = group[name]
+    if sizes["chain"] == 1:  # of which the first and the second half are compared
+        half = sizes["draw"] // 2
+        parts = [values.isel(draw=slice(start, start + half)) for start in (0, half)]
+        values = xr.concat([part.drop_vars("draw", errors="ignore") for part in parts], "chain")
+    found: xr.DataArray = az.rhat(xr.Dataset({name: values}))[name]
     return found
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from bayeslora.diagnostics import versions
 from bayeslora.errors import PosteriorError
 
-__all__ = ["loo"]
+__all__ = ["loo", "loo_parts"]
 
 #: Fewer draws have no tail to fit a Pareto law to.
 LEAST_DRAWS = 25
@@ -55,3 +55,9 @@ def loo(data: Any) -> Any:
     pointwise = np.logaddexp.reduce(weights + likelihood, axis=-1)
     lppd = float((np.logaddexp.reduce(likelihood, axis=-1) - np.log(draws)).sum())
     return versions.elpd(pointwise, shapes, lppd, draws)
+
+
+def loo_parts(found: Any) -> tuple[float, float, Any, float]:
+    """Total, standard error, pointwise Pareto k, and the k up to which a row can be trusted, of what `loo` gives."""
+    total = found.elpd if hasattr(found, "elpd") else found.elpd_loo
+    return float(total), float(found.se), found.pareto_k.values, float(found.good_k)

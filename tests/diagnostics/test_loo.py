@@ -6,7 +6,7 @@ import arviz as az
 import numpy as np
 import pytest
 import torch
-from scenarios import Regression, lora_regression, tiny_program, tiny_rows
+from scenarios import Regression, linear_parts, lora_regression, tiny_program, tiny_rows
 
 from bayeslora.diagnostics import khat, khat_by_block, layer_blocks, loo
 from bayeslora.errors import PosteriorError
@@ -33,22 +33,7 @@ def exact(known: Regression) -> Posterior:
 def left_out(known: Regression) -> np.ndarray:
     """Exact log density of each label given all others, from the joint normal law of all labels (noise 2, prior 1)."""
     labels = torch.tensor(known.rows["labels"], dtype=torch.float64)
-    zero = {site.name: torch.zeros_like(site.initial) for site in known.program.sites}
-    from bayeslora.passes import Rows, collator, encoded, logits_at
-
-    def outputs(values: dict[str, torch.Tensor]) -> torch.Tensor:
-        over = Rows(encoded(known.program, known.rows), collator(known.program), 40, False)
-        with torch.no_grad():
-            return logits_at(known.program, values, over).double().squeeze(-1)
-
-    site = next(site for site in known.program.sites if site.role == "A")
-    offset, weights = outputs(zero), {each.name: each.initial for each in known.program.sites}
-    columns = []
-    for entry in range(site.initial.numel()):
-        unit = torch.zeros(site.initial.numel())
-        unit[entry] = 1.0
-        columns.append(outputs(weights | {site.name: unit.reshape(site.initial.shape)}) - offset)
-    design = torch.stack(columns, dim=1)
+    offset, design = linear_parts(known.program, known.rows)
     precision = torch.linalg.inv(design @ design.T + 4.0 * torch.eye(len(labels), dtype=torch.float64))
     # Sundararajan and Keerthi, Neural Computation 2001: the variance is 1 / P_ii, the residual (P r)_i / P_ii.
     variance = 1 / precision.diagonal()

@@ -1,0 +1,166 @@
+"""Pictures of diagnostics, as figures of matplotlib that belong to nobody but the caller."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bayeslora.diagnostics.calibration import auroc, by_class, risk_coverage
+from bayeslora.plots import COLOURS, GREY, MARKERS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from bayeslora.predictive import Predictive
+
+__all__ = [
+    "class_calibration",
+    "khat_bars",
+    "label_shares",
+    "loss_trace",
+    "pareto_k",
+    "prior_predictive",
+    "risk_curves",
+    "shift_histograms",
+    "uncertainty_scatter",
+]
+
+
+def loss_trace(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
+    """The loss in nats an example by epoch, a line a fit."""
+    figure, axes = _one("loss, nats an example")
+    for (name, history), colour in zip(histories.items(), COLOURS * len(histories), strict=False):
+        rows = [row for row in history if "loss" in row]
+        axes.plot([row["epoch"] for row in rows], [row["loss"] for row in rows], color=colour, linewidth=1, label=name)
+    axes.set_xlabel("epoch")
+    if len(histories) > 1:
+        axes.legend(frameon=False)
+    return figure
+
+
+def khat_bars(whole: float | None, blocks: Mapping[str, float]) -> Figure:
+    """k-hat of all weights and by block, against the thresholds 0.5 and 0.7."""
+    shown = ({"all weights": whole} if whole is not None else {}) | dict(blocks)
+    figure, axes = _one("", height=1.2 + 0.28 * len(shown))
+    for threshold in (0.5, 0.7):
+        axes.axvline(threshold, color=GREY, linestyle=":", linewidth=1)
+    colours = [COLOURS[2] if value < 0.5 else COLOURS[4] if value < 0.7 else COLOURS[1] for value in shown.values()]
+    axes.barh(list(shown), list(shown.values()), color=colours)
+    axes.invert_yaxis()
+    axes.set_xlabel("k-hat: below 0.5 good, up to 0.7 usable")
+    return figure
+
+
+def pareto_k(shapes: np.ndarray, good: float) -> Figure:
+    """k-hat of each row's leave-one-out weights."""
+    figure, axes = _one("Pareto k of leaving the row out")
+    far = shapes > good
+    for chosen, colour in ((~far, COLOURS[0]), (far, COLOURS[1])):
+        axes.plot(np.flatnonzero(chosen), shapes[chosen], ".", color=colour, markersize=3)
+    axes.axhline(good, color=GREY, linestyle=":", linewidth=1)
+    axes.set_xlabel(f"training row ({int(far.sum())} of {len(far)} above {good:.2f})")
+    return figure
+
+
+def risk_curves(predictions: Mapping[str, Predictive]) -> Figure:
+    """Share of wrong answers against the share of rows that are answered, the surest first."""
+    figure, axes = _one("share of wrong answers")
+    for (name, prediction), colour in zip(predictions.items(), COLOURS, strict=False):
+        found = risk_coverage(prediction)
+        axes.plot(found.coverage, found.risk, color=colour, label=f"{name}  (area {found.area:.3f})")
+    axes.set_xlabel("share of rows that are answered, the surest first")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    return figure
+
+
+def uncertainty_scatter(prediction: Predictive) -> Figure:
+    """Mutual information against expected entropy of each row, right and wrong ones apart."""
+    figure, axes = _one("epistemic: mutual information, nats")
+    assert prediction.labels is not None
+    right = prediction.predictions.eq(prediction.labels).numpy()
+    for chosen, colour, marker, name in ((right, COLOURS[0], "o", "right"), (~right, COLOURS[1], "X", "wrong")):
+        rows = np.flatnonzero(chosen)
+        axes.plot(
+            prediction.expected_entropy.numpy()[rows], prediction.mutual_information.numpy()[rows], marker,
+            color=colour, markersize=4, alpha=0.5, linestyle="", markeredgewidth=0, label=f"{name} ({len(rows)})",
+        )  # fmt: skip
+    axes.set_xlabel("aleatoric: expected entropy, nats")
+    axes.legend(frameon=False)
+    return figure
+
+
+def class_calibration(prediction: Predictive) -> Figure:
+    """Share of rows of each class against its predicted probability."""
+    figure, axes = _one("share of rows of the class")
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
+    for found, colour, marker in zip(by_class(prediction), COLOURS, MARKERS, strict=False):
+        label = f"{found.name}  (ECE {found.ece:.3f})"
+        axes.plot(found.probability, found.share, f"{marker}-", color=colour, markersize=4, label=label)
+    axes.set_xlabel("predicted probability of the class")
+    axes.legend(frameon=False)
+    return figure
+
+
+def prior_predictive(data: Any) -> Figure:
+    """Probability of the likeliest class under draws of the prior and of the posterior."""
+    figure, axes = _one("share of rows and draws")
+    classes = data["posterior_predictive"]["probabilities"].sizes["class"]
+    bins = np.linspace(1 / classes, 1, 31).tolist()
+    for group, colour in (("prior_predictive", GREY), ("posterior_predictive", COLOURS[0])):
+        best = data[group]["probabilities"].max("class").values.ravel()
+        weights = np.full(len(best), 1 / len(best))
+        axes.hist(best, bins, weights=weights, color=colour, alpha=0.5, label=group.partition("_")[0])
+    axes.set_xlabel("probability of the likeliest class")
+    axes.legend(frameon=False)
+    return figure
+
+
+def label_shares(data: Any) -> Figure:
+    """Share of each class among labels that are drawn from the posterior predictive, and among the observed ones."""
+    figure, axes = _one("share of rows")
+    classes = data["posterior_predictive"]["probabilities"]["class"].values
+    drawn, observed = data["posterior_predictive"]["y"].values, data["observed_data"]["y"].values
+    for number in range(len(classes)):
+        shares = (drawn == number).mean(-1).ravel()
+        axes.violinplot([shares], positions=[number], widths=0.7, showextrema=False) if np.ptp(shares) else None
+        axes.plot(number, shares.mean(), "o", color=COLOURS[0], label="replicated" if number == 0 else None)
+        share = (observed == number).mean()
+        axes.plot(number, share, "X", color=COLOURS[1], markersize=8, label="observed" if number == 0 else None)
+    axes.set_xticks(range(len(classes)), [str(name) for name in classes])
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    return figure
+
+
+def shift_histograms(known: Predictive, other: Predictive, names: tuple[str, str]) -> Figure:
+    """Uncertainty about known rows and about rows of another kind, and how well it tells them apart."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.6, 3.6), dpi=150, layout="constrained")
+    for axes, title, here, there in (
+        (figure.add_subplot(1, 2, 1), "entropy", known.entropy, other.entropy),
+        (figure.add_subplot(1, 2, 2), "mutual information", known.mutual_information, other.mutual_information),
+    ):
+        bins = np.linspace(0, max(float(here.max()), float(there.max()), 1e-9), 31).tolist()
+        for values, colour, name in ((here, COLOURS[0], names[0]), (there, COLOURS[1], names[1])):
+            weights = np.full(len(values), 1 / len(values))
+            axes.hist(values.numpy(), bins, weights=weights, color=colour, alpha=0.5, label=name)
+        axes.set_xlabel(f"{title}, nats (AUROC {auroc(here, there):.3f})")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("share of rows")
+    figure.axes[0].legend(frameon=False)
+    return figure
+
+
+def _one(ylabel: str, height: float = 3.8) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.6, height), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    axes.set_ylabel(ylabel)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes

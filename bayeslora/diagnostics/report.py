@@ -1,0 +1,239 @@
+"""All diagnostics of one posterior in one go: verdicts in words, pictures, and the data of arviz behind them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bayeslora import files
+from bayeslora.diagnostics import plots, versions
+from bayeslora.diagnostics.calibration import auroc, risk_coverage
+from bayeslora.diagnostics.convergence import elbo_trend, prediction_rhat
+from bayeslora.diagnostics.guide import khat, khat_by_block
+from bayeslora.diagnostics.inference_data import to_inference_data
+from bayeslora.diagnostics.loo import loo, loo_parts
+from bayeslora.errors import PosteriorError
+from bayeslora.plots import reliability_diagram, save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from bayeslora.posterior import Posterior
+    from bayeslora.predictive import Predictive
+    from bayeslora.tasks import Split
+
+__all__ = ["Diagnosis", "diagnose"]
+
+#: Draws of the prior: its predictions are looked at for their shape alone.
+PRIOR_DRAWS = 20
+
+
+@dataclass
+class Diagnosis:
+    """What was found.
+
+    Attributes:
+        verdicts: sentences, by the question that they answer.
+        figures: numbers, by name.
+        pictures: by the name of their file, without its ending.
+        data: of `to_inference_data`.
+    """
+
+    verdicts: dict[str, list[str]] = field(default_factory=dict)
+    figures: dict[str, Any] = field(default_factory=dict)
+    pictures: dict[str, Figure] = field(default_factory=dict)
+    data: Any = None
+
+    def say(self, question: str, sentence: str, **figures: Any) -> None:
+        """Add a verdict and the numbers that it rests on."""
+        self.verdicts.setdefault(question, []).append(sentence)
+        self.figures |= figures
+
+    def markdown(self, title: str) -> str:
+        """The verdicts as a Markdown text with the pictures."""
+        lines = [f"# {title}", ""]
+        for question, sentences in self.verdicts.items():
+            lines += [f"## {question}", "", *(f"- {sentence}" for sentence in sentences), ""]
+        lines += ["## Pictures", "", *(f"![{name}]({name}.png)" for name in self.pictures), ""]
+        return "\n".join(lines)
+
+    def save(self, folder: str | Path, title: str) -> None:
+        """Write ``posterior.nc``, ``diagnosis.md``, ``diagnosis.json`` and the pictures as PNG."""
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        versions.write(self.data, target / "posterior.nc")
+        for name, picture in self.pictures.items():
+            save_figure(picture, target / f"{name}.png")
+        files.write_json(target / "diagnosis.json", self.figures)
+        with files.staged(target) as stage:
+            (stage / "diagnosis.md").write_text(self.markdown(title), encoding="utf-8")
+
+
+def diagnose(
+    posterior: Posterior,
+    rows: Split,
+    train: Split | None = None,
+    other: Split | None = None,
+    *,
+    draws: int = 100,
+    by_block: bool = False,
+    seed: int = 0,
+    batch_size: int = 64,
+    progress: bool = True,
+) -> Diagnosis:
+    """Ask a posterior how near it is to the true one, how good the model is, and what its probabilities are worth.
+
+    Args:
+        posterior: of classes.
+        rows: to report on.
+        train: the rows that it was fitted to, without which k-hat and leave-one-out are left out.
+        other: rows of another kind, which uncertainty should notice.
+        draws: of each chain; each takes a pass over the training rows.
+        by_block: k-hat of each layer of the network too, which takes as many passes for each.
+        seed: of the draws.
+        batch_size: rows a pass.
+        progress: show bars.
+
+    Raises:
+        PosteriorError: the labels are real numbers.
+    """
+    if posterior.program.likelihood.name == "normal":
+        raise PosteriorError("A diagnosis is of class probabilities: for real labels there is to_inference_data.")
+    settings: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "progress": progress}
+    found = Diagnosis()
+    found.data = to_inference_data(posterior, rows if train is None else train, draws, PRIOR_DRAWS, **settings)
+    _guide(found, posterior, train, draws if by_block else 0, settings)
+    _model(found, posterior)
+    _calibration(found, posterior, rows, other, draws, settings)
+    return found
+
+
+def _guide(found: Diagnosis, posterior: Posterior, train: Split | None, draws: int, settings: dict[str, Any]) -> None:
+    """Whether the fit came to rest, whether fits agree, and how far the guide is from the posterior."""
+    question = "How near is it to the posterior?"
+    found.say(question, _trend(found, posterior))
+    try:
+        values = prediction_rhat(found.data).values
+        high, share = float(np.nanmax(values)), float(np.mean(values > 1.01))
+        sentence = f"R-hat of predicted probabilities: at most {high:.2f}, above 1.01 in {share:.0%} of them."
+        found.say(question, sentence, rhat_largest=high, rhat_above=share)
+    except PosteriorError as error:
+        found.say(question, f"R-hat and effective sample size are left out. {error}")
+    stats = found.data["sample_stats"]
+    if "elbo" not in stats:
+        reason = "it has no density" if train is not None else "the training rows are not there"
+        found.say(question, f"k-hat is left out: {reason}.")
+        return
+    shape = khat(stats["log_p"].values.ravel(), stats["log_q"].values.ravel())
+    elbo = stats["elbo"].values.ravel()
+    spread = elbo.std(ddof=1) / len(elbo) ** 0.5
+    found.say(question, _of_khat(shape, posterior), khat=shape, elbo=float(elbo.mean()), elbo_error=float(spread))
+    found.say(question, f"ELBO {elbo.mean():.1f} nats, with a standard error of {spread:.1f} over {len(elbo)} draws.")
+    blocks: dict[str, float] = {}
+    if draws and train is not None and posterior.independent_layers:
+        blocks = khat_by_block(posterior, train, draws, **settings)
+        listed = ", ".join(f"{name} {value:.2f}" for name, value in blocks.items())
+        found.say(question, f"k-hat of one layer at a time, the others at their mean: {listed}.", khat_by_block=blocks)
+    found.pictures["khat"] = plots.khat_bars(shape, blocks)
+
+
+def _trend(found: Diagnosis, posterior: Posterior) -> str:
+    chains = {f"chain {place}": chain.record.history for place, chain in enumerate(posterior.chains)}
+    if any("loss" in row for history in chains.values() for row in history):
+        found.pictures["loss"] = plots.loss_trace(chains)
+    try:
+        trend = elbo_trend(posterior.chains[0].record.history)
+    except PosteriorError as error:
+        return f"Whether the fit came to rest is not known. {error}"
+    state = "has come to rest" if trend.settled else "still falls: more epochs may help"
+    return (
+        f"The loss {state}: down by {trend.change:.4f} nats an example at the end, with an error of {trend.error:.4f}."
+    )
+
+
+def _of_khat(shape: float, posterior: Posterior) -> str:
+    if shape < 0.5:
+        return f"k-hat {shape:.2f}: draws of the guide stand for draws of the posterior."
+    if shape < 0.7:
+        return f"k-hat {shape:.2f}: draws of the guide stand for the posterior once they are weighted."
+    fixed = set(posterior.record.point_sites)
+    size = sum(site.initial.numel() for site in posterior.program.sites if site.name not in fixed)
+    return (
+        f"k-hat {shape:.2f}: the guide is far from the posterior as a joint law of {size:,} weights, as it is nearly "
+        "always at this size. Predictions may still be fine: see what the probabilities are worth."
+    )
+
+
+def _model(found: Diagnosis, posterior: Posterior) -> None:
+    """Leave-one-out, what the prior says before it has seen labels, and whether replicated labels look like these."""
+    question = "How good is the model?"
+    try:
+        estimate = loo(found.data)
+        total, error, shapes, good = loo_parts(estimate)
+        bad = int((shapes > good).sum())
+        trust = "" if not bad else f" {bad} of {len(shapes)} rows have a Pareto k above {good:.2f}: do not trust it."
+        sentence = f"elpd_loo {total:.1f} with a standard error of {error:.1f}, {total / len(shapes):.3f} a row.{trust}"
+        found.say(question, sentence, elpd_loo=total, elpd_loo_error=error, pareto_k_bad=bad)
+        found.pictures["pareto_k"] = plots.pareto_k(shapes, good)
+    except PosteriorError as problem:
+        found.say(question, f"Leave-one-out is left out. {problem}")
+    best = found.data["prior_predictive"]["probabilities"].max("class").values
+    chance = 1 / posterior.program.likelihood.outputs
+    corners = float((best > 0.99).mean())
+    found.say(
+        question,
+        f"Before it has seen a label, the model gives its likeliest class {best.mean():.2f} on average (chance is "
+        f"{chance:.2f}), and above 0.99 in {corners:.0%} of rows and draws.",
+        prior_confidence=float(best.mean()), prior_corners=corners,
+    )  # fmt: skip
+    found.pictures["prior_predictive"] = plots.prior_predictive(found.data)
+    if "observed_data" in found.data:
+        found.pictures["label_shares"] = plots.label_shares(found.data)
+
+
+def _calibration(
+    found: Diagnosis, posterior: Posterior, rows: Split, other: Split | None, draws: int, settings: dict[str, Any]
+) -> None:
+    """What the probabilities of the posterior's own way to predict are worth."""
+    question = "What are the probabilities worth?"
+    prediction = posterior.predict(rows, draws, None, **settings)
+    measured = prediction.metrics()
+    confidence = float(prediction.probabilities.max(-1).values.mean())
+    gap = confidence - measured["accuracy"].value
+    named = {name: measured[name] for name in ("accuracy", "nll", "ece_15")}
+    listed = ", ".join(f"{name} {each.value:.3f} ({each.low:.3f} to {each.high:.3f})" for name, each in named.items())
+    sure = "surer than right" if gap > 0 else "less sure than right"
+    found.say(
+        question,
+        f"{len(rows):,} rows of {rows.name}: {listed}. On average {sure}, by {abs(gap):.3f}.",
+        **{name: each.value for name, each in named.items()}, confidence=confidence,
+    )  # fmt: skip
+    risk = risk_coverage(prediction)
+    at = float(risk.risk[int(0.8 * len(risk.risk)) - 1])
+    found.say(
+        question,
+        f"Of the surest 80 % {at:.1%} are wrong, of all {risk.risk[-1]:.1%}; area under the risk {risk.area:.3f}.",
+        aurc=risk.area, risk_80=at,
+    )  # fmt: skip
+    title = f"{posterior.record.backend} on {rows.spec.name}"
+    found.pictures["reliability"] = reliability_diagram(prediction, title=title)
+    found.pictures["classes"] = plots.class_calibration(prediction)
+    found.pictures["risk"] = plots.risk_curves({posterior.record.backend: prediction})
+    found.pictures["uncertainty"] = plots.uncertainty_scatter(prediction)
+    if other is not None:
+        _shift(found, prediction, posterior.predict(other, draws, None, **settings), (rows.name, other.name))
+
+
+def _shift(found: Diagnosis, known: Predictive, other: Predictive, names: tuple[str, str]) -> None:
+    entropy = auroc(known.entropy, other.entropy)
+    information = auroc(known.mutual_information, other.mutual_information)
+    found.say(
+        "What are the probabilities worth?",
+        f"Rows of {names[1]} are told from those of {names[0]} with an AUROC of {entropy:.3f} by entropy, and "
+        f"{information:.3f} by mutual information (0.5 is chance).",
+        auroc_entropy=entropy, auroc_information=information,
+    )  # fmt: skip
+    found.pictures["shift"] = plots.shift_histograms(known, other, names)

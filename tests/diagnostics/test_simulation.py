@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from scenarios import Regression, lora_regression
+from torch import Tensor
+
+from bayeslora import inference
+from bayeslora.diagnostics import Ranks, sbc
+from bayeslora.errors import SettingError
+
+SIMULATIONS = 200
+
+
+@pytest.fixture(scope="module")
+def known() -> Regression:
+    return lora_regression(n=8, columns=2, rank=1, noise=2.0)
+
+
+@pytest.fixture(autouse=True)
+def exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(inference.BACKENDS, "exact", "scenarios:ExactRegression")
+
+
+def entries(draw: Any, logits: Tensor) -> dict[str, float]:
+    return {f"a{place}": float(value) for place, value in enumerate(draw["linear_2x1.A"].flatten())}
+
+
+def test_ranks_of_the_exact_posterior_are_uniform(known: Regression) -> None:
+    found = sbc(known.program, "exact", known.rows, SIMULATIONS, 19, quantities=entries, progress=False)
+    assert set(found.ranks) == {"a0", "a1"} and found.draws == 19
+    # Four tests of a hypothesis that is true: one is below 0.002 by chance once in a hundred.
+    assert min(found.uniformity(5).values()) > 0.002 and min(found.symmetry().values()) > 0.002
+
+
+def test_a_posterior_that_is_too_narrow_is_rejected(known: Regression) -> None:
+    found = sbc(known.program, "exact", known.rows, SIMULATIONS, 19, quantities=entries, progress=False, factor=0.5)
+    assert max(found.uniformity(5).values()) < 0.002
+    assert min(found.symmetry().values()) > 0.002  # it has no bias
+
+
+def test_laplace_is_the_exact_posterior_of_a_regression(known: Regression) -> None:
+    settings = {"mode": "train", "curvature": "full", "tune": "none", "epochs": 60, "batch_size": 8, "warmup": 0.0}
+    settings |= {"learning_rate": 0.2, "schedule": "cosine", "max_grad_norm": 1e9}
+    one, other = (
+        sbc(known.program, backend, known.rows, 6, 50, quantities=entries, progress=False, **each)
+        for backend, each in (("exact", {}), ("laplace", settings))
+    )
+    for name, ranks in one.ranks.items():
+        # Ranks of the same truth among 50 draws each: their difference has a deviation of at most sqrt(50 / 2) = 5.
+        assert np.abs(ranks - other.ranks[name]).max() < 4 * 5
+
+
+def test_quantities_by_default(known: Regression) -> None:
+    found = sbc(known.program, "exact", known.rows, 2, 3, progress=False)
+    assert set(found.ranks) == {"log-likelihood", "logit of row 0", "logit of row 1", "logit of row 2"}
+    assert all(0 <= rank <= 3 for ranks in found.ranks.values() for rank in ranks)
+    again = sbc(known.program, "exact", known.rows, 2, 3, progress=False)
+    assert all((again.ranks[name] == ranks).all() for name, ranks in found.ranks.items())
+
+
+def test_a_bias_is_no_symmetry() -> None:
+    generator = np.random.default_rng(0)
+    ranks = Ranks({"up": generator.integers(8, 20, 100), "fair": generator.integers(0, 20, 100)}, 19)
+    assert ranks.symmetry()["up"] < 1e-6 and ranks.uniformity(4)["up"] < 1e-6
+    assert ranks.symmetry()["fair"] > 0.005 and ranks.uniformity(4)["fair"] > 0.005
+
+
+def test_uniformity_counts_bins_of_unequal_size_right() -> None:
+    ranks = Ranks({"all": np.tile(np.arange(10), 30)}, 9)
+    assert math.isclose(ranks.uniformity(4)["all"], 1.0)
+
+
+def test_mistakes_are_told(known: Regression) -> None:
+    with pytest.raises(SettingError, match="at least 1, found 0 and 99"):
+        sbc(known.program, "exact", known.rows, 0)
