@@ -191,9 +191,9 @@ def diagnose(
     draws: Annotated[
         int, typer.Option(help="Weight draws of each chain; each takes a pass over the training rows.")
     ] = 100,
-    by_block: Annotated[
-        bool, typer.Option("--by-block", help="k-hat of each layer of the network: as many draws for each.")
-    ] = False,
+    block_draws: Annotated[
+        int, typer.Option(help="Draws for k-hat of each layer of the network.", show_default="0: leave it out")
+    ] = 0,
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
     batch_size: BatchSize = 64,
     base: Base = None,
@@ -215,7 +215,7 @@ def diagnose(
         task.roles.get("train"),
         None if other is None else task.split(other),
         draws=draws,
-        by_block=by_block,
+        block_draws=block_draws,
         seed=seed,
         batch_size=batch_size,
     )

@@ -27,16 +27,17 @@ def benchmarks() -> Iterator[SimpleNamespace]:
         patch.syspath_prepend(str(FOLDER))
         import common
         import curvature
+        import diagnosis
         import epoch_parts
         import epochs
+        import overhead
         import peers
         import quality
         import robustness
         import speed
 
-        scripts = {
-            each.__name__: each for each in (common, curvature, epoch_parts, epochs, peers, quality, robustness, speed)
-        }
+        modules = common, curvature, diagnosis, epoch_parts, epochs, overhead, peers, quality, robustness, speed
+        scripts = {each.__name__: each for each in modules}
         yield SimpleNamespace(**scripts)
         for name in (*scripts, "peer_parts", "reliability"):
             sys.modules.pop(name, None)
@@ -343,3 +344,26 @@ def test_peers_verdicts(benchmarks: SimpleNamespace) -> None:
     assert judged["memory of a fit at most 1.05 of an epoch's"] is False
     assert judged["10 times faster or smaller than laplace-torch: fit, asdl"] is True
     assert judged["10 times faster or smaller than bayesian-lora: fit"] is None
+
+
+def test_diagnosis_runs_and_reports(
+    benchmarks: SimpleNamespace, base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, results = tmp_path / "runs", tmp_path / "diagnosis.json"
+    command = ["run", "--model", str(base), "--data-dir", str(data), "--output", str(output), "--quick"]
+    benchmarks.diagnosis.main(command)
+    benchmarks.diagnosis.main(["report", "--output", str(output), "--results", str(results)])
+    kept = json.loads(results.read_text(encoding="utf-8"))["figures"]
+    assert set(kept) == {"map", "svi", "laplace"} and "khat" not in kept["map"]
+    assert all({"khat", "khat_by_block", "nll"} <= set(kept[name]) for name in ("svi", "laplace"))
+    assert (output / "mrpc-svi-seed0-lr0.002" / "diagnosis.md").is_file()
+    assert "| MAP | no density | no density | one draw |" in capsys.readouterr().out
+
+
+def test_overhead_is_measured(benchmarks: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = tmp_path / "overhead.json"
+    benchmarks.overhead.main(["--quick", "--share", "0.01", "--results", str(results)])
+    kept = json.loads(results.read_text(encoding="utf-8"))
+    assert kept["train_rows"] == 37 and kept["validation_rows"] == 4 and kept["bytes"] > 0
+    assert kept["ratio"] == pytest.approx(kept["seconds"]["to_inference_data"] / kept["seconds"]["epoch"])
+    assert "file, MiB" in capsys.readouterr().out

@@ -79,7 +79,7 @@ def diagnose(
     other: Split | None = None,
     *,
     draws: int = 100,
-    by_block: bool = False,
+    block_draws: int = 0,
     seed: int = 0,
     batch_size: int = 64,
     progress: bool = True,
@@ -92,7 +92,7 @@ def diagnose(
         train: the rows that it was fitted to, without which k-hat and leave-one-out are left out.
         other: rows of another kind, which uncertainty should notice.
         draws: of each chain; each takes a pass over the training rows.
-        by_block: k-hat of each layer of the network too, which takes as many passes for each.
+        block_draws: draws for k-hat of each layer of the network, 0 for none; each takes a pass over the training rows.
         seed: of the draws.
         batch_size: rows a pass.
         progress: show bars.
@@ -105,7 +105,7 @@ def diagnose(
     settings: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "progress": progress}
     found = Diagnosis()
     found.data = to_inference_data(posterior, rows if train is None else train, draws, PRIOR_DRAWS, **settings)
-    _guide(found, posterior, train, draws if by_block else 0, settings)
+    _guide(found, posterior, train, block_draws, settings)
     _model(found, posterior)
     _calibration(found, posterior, rows, other, draws, settings)
     return found

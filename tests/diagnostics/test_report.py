@@ -54,7 +54,7 @@ def test_blocks_when_asked_for(tmp_path: Path) -> None:
     program = text_program(saved_base(tmp_path / "base"))
     rows = text_rows(12)
     posterior = fit(program, rows, "svi", progress=False, epochs=1)
-    found = diagnose(posterior, rows, rows, draws=30, by_block=True, progress=False)
+    found = diagnose(posterior, rows, rows, draws=30, block_draws=30, progress=False)
     assert {"bert.encoder.layer.0", "bert.encoder.layer.1"} <= set(found.figures["khat_by_block"])
 
 
