@@ -141,6 +141,10 @@ class Posterior(ABC):
         """Whether the weights of one layer say nothing of another's."""
         return False
 
+    def noise_scales(self) -> dict[str, Tensor]:
+        """What a guide keeps of its noise, by name; nothing of other posteriors."""
+        return {}
+
     def prior_draw(self) -> dict[str, Tensor]:
         """One draw of every latent site, and the weights, from the prior."""
         with torch.no_grad():

@@ -35,6 +35,10 @@ class GuidePosterior(Posterior):
         self.guide = guide
         self.random = guide.random
 
+    def noise_scales(self) -> dict[str, Tensor]:
+        """The guide's."""
+        return self.guide.noise_scales()
+
     @property
     def independent_layers(self) -> bool:
         """Whether the guide has no correlations between layers."""

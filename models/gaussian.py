@@ -86,6 +86,10 @@ class GaussianGuide(Guide):
         """The means mu, (layers, columns, rank)."""
         return {self.name: self.mu.detach().clone()}
 
+    def noise_scales(self) -> dict[str, Tensor]:
+        """Eps: (layers, columns or 1, rank or 1)."""
+        return {f"{self.name}.eps": self.log_eps.detach().exp()}
+
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """The means under "location", eps under "scale"."""
         return {"location": [self.mu], "scale": [self.log_eps]}

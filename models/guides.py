@@ -91,6 +91,10 @@ class Guide(nn.Module, ABC):
         trace = poutine.trace(poutine.condition(self.forward, data=values)).get_trace()
         return torch.as_tensor(trace.log_prob_sum())
 
+    def noise_scales(self) -> dict[str, Tensor]:
+        """What is known of the noise by name: its size in each layer as a multiple of the prior's, where that is kept."""
+        return {}
+
     @abstractmethod
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """The learned parameters under "location" (the weights' means) and "scale" (what shapes the noise)."""
@@ -128,6 +132,10 @@ class GuideList(Guide):
     def mean(self) -> dict[str, Tensor]:
         """The means of all parts."""
         return _merged(part.mean() for part in self._guides())
+
+    def noise_scales(self) -> dict[str, Tensor]:
+        """That of all parts."""
+        return _merged(part.noise_scales() for part in self._guides())
 
     def log_prob(self, values: Mapping[str, Tensor]) -> Tensor:
         """Sum over the parts that are more than points.

@@ -216,6 +216,10 @@ class MonteCLoRAGuide(Guide):
         """The means mu, (layers, columns, rank)."""
         return {self.name: self.mu.detach().clone()}
 
+    def noise_scales(self) -> dict[str, Tensor]:
+        """Eps: (layers, columns or 1, rank or 1)."""
+        return {f"{self.name}.eps": self.log_eps.detach().exp()}
+
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """The means under "location"; v, alpha and, if it is learned, eps under "scale"."""
         scale = [value for name, value in self.named_parameters() if name != "mu"]

@@ -82,7 +82,8 @@ def to_inference_data(
         count, own = (draws if chain.random else 1), seed + place
         prediction = chain.predict(data, count, method, own, batch_size, progress)
         chains.append(_followed(chain, prediction, own, sites))
-    groups = _posterior(chains, fitted) | _constant(rows, chains[0].prediction)
+    noise = [each.noise_scales() for each in posterior.chains]
+    groups = _posterior(chains, fitted) | _constant(rows, chains[0].prediction, noise)
     count = draws if prior_draws is None else prior_draws
     if count:
         likelihood, labels, collate = answers(posterior.program, data)
@@ -197,11 +198,16 @@ def _predicted(chains: Sequence[Predictive], seeds: Sequence[int]) -> xr.Dataset
     return xr.Dataset(variables, _indexed(variables) | coordinates)
 
 
-def _constant(rows: Dataset, prediction: Predictive) -> dict[str, xr.Dataset]:
-    examples = np.arange(len(rows))
-    found = {"constant_data": xr.Dataset({"tokens": ("example", np.asarray(rows["length"][:]))}, {"example": examples})}
+def _constant(rows: Dataset, prediction: Predictive, noise: Sequence[Mapping[str, Tensor]]) -> dict[str, xr.Dataset]:
+    """What is not drawn: the rows' lengths and labels, and the guides' noise."""
+    variables: dict[str, Any] = {"tokens": (("example",), np.asarray(rows["length"][:]))}
+    for name in noise[0]:
+        values = torch.stack([each[name] for each in noise]).cpu().numpy()
+        variables[name] = (("chain", *(f"{name}.{place}" for place in range(values.ndim - 1))), values)
+    found = {"constant_data": xr.Dataset(variables, _indexed(variables))}
     if prediction.labels is not None:
-        found["observed_data"] = xr.Dataset({"y": ("example", prediction.labels.numpy())}, {"example": examples})
+        labels: dict[str, Any] = {"y": (("example",), prediction.labels.numpy())}
+        found["observed_data"] = xr.Dataset(labels, _indexed(labels))
     return found
 
 

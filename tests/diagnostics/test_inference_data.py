@@ -148,6 +148,13 @@ def test_sites_that_are_named_are_kept_whole() -> None:
     assert found["prior"][name].shape == found["posterior"][name].shape
 
 
+def test_the_noise_of_a_guide_is_constant() -> None:
+    posterior = fitted("svi", chains=2)
+    found = posterior.to_inference_data(ROWS, draws=2, prior_draws=0, progress=False)["constant_data"]
+    assert found["linear_16x16.A.eps"].shape == (2, 9, 1, 1) and float(found["linear_16x16.A.eps"].max()) == 1.0
+    assert "linear_16x16.A.eps" not in fitted("map").to_inference_data(ROWS, progress=False)["constant_data"]
+
+
 def test_mistakes_are_told() -> None:
     posterior = fitted("svi")
     with pytest.raises(PosteriorError, match=r"Unknown site 'linear_16x16.a'.*linear_16x16.A"):
@@ -162,3 +169,7 @@ def test_arviz_takes_it_as_it_is() -> None:
     assert len(summary) == 13
     az.plot_trace(data, var_names=["delta.norm"])
     az.plot_forest(data, var_names=["delta.norm"])
+    az.plot_ppc(data) if hasattr(az, "plot_ppc") else az.plot_ppc_dist(data, kind="ecdf")
+    one, other = (fitted("svi").to_inference_data(ROWS, draws=40, progress=False) for _ in range(2))
+    assert float(az.loo(one).se) > 0
+    assert set(az.compare({"one": one, "other": other}).index) == {"one", "other"}
