@@ -49,7 +49,7 @@ class GuidePosterior(Posterior):
         with torch.no_grad(), torch.autocast(self.program.device.type, enabled=False):
             trace = poutine.trace(self.guide).get_trace()
             latents = {
-                name: trace.nodes[name]["value"]
+                name: trace.nodes[name]["value"].detach()  # a point is the parameter itself
                 for name in trace.stochastic_nodes
                 if not trace.nodes[name]["infer"].get("is_auxiliary")
             }

@@ -92,7 +92,7 @@ class Guide(nn.Module, ABC):
         return torch.as_tensor(trace.log_prob_sum())
 
     def noise_scales(self) -> dict[str, Tensor]:
-        """What is known of the noise by name: its size in each layer as a multiple of the prior's, where that is kept."""
+        """Size of the noise in each layer as a multiple of the prior's, by name, where the guide keeps that."""
         return {}
 
     @abstractmethod

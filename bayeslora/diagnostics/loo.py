@@ -19,7 +19,9 @@ def loo(data: Any) -> Any:
     """Expected log predictive density of each training row with that row left out, by importance sampling.
 
     A draw has the weight p(y, draw) / q(draw) / p(y_i | draw)^(1 / temperature), Pareto smoothed: the first quotient
-    corrects for the guide (Magnusson et al.), the second leaves row i out. Draws of a Markov chain have no quotient.
+    corrects for the guide (Magnusson et al.), the second leaves row i out. Draws of a Markov chain have no first one.
+    Sites that are point estimates stay where all rows have put them, with row i among them: the estimate is then of the
+    posterior given those, and too good by as much as they have overfitted.
 
     Args:
         data: of `to_inference_data`, on the rows that the posterior was fitted to.

@@ -177,6 +177,11 @@ def _model(found: Diagnosis, posterior: Posterior) -> None:
         trust = "" if not bad else f" {bad} of {len(shapes)} rows have a Pareto k above {good:.2f}: do not trust it."
         sentence = f"elpd_loo {total:.1f} with a standard error of {error:.1f}, {total / len(shapes):.3f} a row.{trust}"
         found.say(question, sentence, elpd_loo=total, elpd_loo_error=error, pareto_k_bad=bad)
+        if fixed := posterior.record.point_sites:
+            names = ", ".join(fixed[:3]) + (", ..." if len(fixed) > 3 else "")
+            found.say(
+                question, f"Too good by as much as point estimates have overfitted, which leave no row out: {names}."
+            )
         found.pictures["pareto_k"] = plots.pareto_k(shapes, good)
     except PosteriorError as problem:
         found.say(question, f"Leave-one-out is left out. {problem}")

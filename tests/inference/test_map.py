@@ -71,3 +71,8 @@ def test_a_point_is_predicted_once_at_its_mean() -> None:
 def test_impossible_settings_are_refused(backend: str, setting: str, value: float) -> None:
     with pytest.raises(SettingError, match=f"{setting} .*found {value}"):
         fit(tiny_program(), tiny_rows(4), backend, progress=False, **{setting: value})
+
+
+def test_draws_of_a_point_are_no_parameters() -> None:
+    posterior = fit(tiny_program(), tiny_rows(12), "map", epochs=1, progress=False)
+    assert not any(value.requires_grad for value in [*posterior.draw().values(), *posterior.sample(2).values()])
