@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bayeslora.errors import SettingError
-from bayeslora.inference.sgld import SGLD
+from bayeslora.inference.sgld import SGLD, Move
 
 __all__ = ["SGHMC"]
 
@@ -39,16 +40,14 @@ class SGHMC(SGLD):
         if not 0 < self.friction <= 1:
             raise SettingError(f"friction must be above 0 and at most 1, found {self.friction}.")
 
-    def move(
-        self,
-        place: dict[str, Tensor],
-        momentum: dict[str, Tensor],
-        gradients: dict[str, Tensor],
-        spread: dict[str, float],
-    ) -> None:
-        """One step, in place."""
-        for name, value in place.items():
-            step = self.step_size * spread[name] ** 2
-            kick = step * gradients[name] + (2 * self.friction * step) ** 0.5 * torch.randn_like(value)
-            momentum[name].mul_(1 - self.friction).add_(kick)
-            value += momentum[name]
+    def mover(self, place: Mapping[str, Tensor], spread: Mapping[str, float]) -> Move:
+        """The same with a momentum, which begins at zero."""
+        momentum = {name: torch.zeros_like(value) for name, value in place.items()}
+
+        def move(gradients: Sequence[Tensor]) -> None:
+            for (name, value), gradient in zip(place.items(), gradients, strict=True):
+                step = self.step_size * spread[name] ** 2
+                kick = step * gradient + (2 * self.friction * step) ** 0.5 * torch.randn_like(value)
+                value.add_(momentum[name].mul_(1 - self.friction).add_(kick))
+
+        return move

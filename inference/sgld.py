@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, ClassVar
@@ -21,7 +21,10 @@ from bayeslora.progress import bar
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["SGLD"]
+__all__ = ["SGLD", "Move"]
+
+#: One step, given the gradient of the log density by each site.
+Move = Callable[[Sequence[Tensor]], None]
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class SGLD(ChainSettings):
         space = Unconstrained(program)
         spread = space.spread()
         place = {name: value.requires_grad_() for name, value in space.draw().items()}
-        momentum = {name: torch.zeros_like(value) for name, value in place.items()}
+        move = self.mover(place, spread)
         batches = _endless(program, data, self.batch_size)
         kept: list[dict[str, Tensor]] = []
         densities: list[float] = []
@@ -77,7 +80,7 @@ class SGLD(ChainSettings):
                         f"The log density is {log_joint.item()} at step {step}: try a smaller step_size."
                     )
                 with torch.no_grad():
-                    self.move(place, momentum, dict(zip(place, gradients, strict=True)), spread)
+                    move(gradients)
                     if step % self.thin == 0 and step > self.warmup * self.thin:
                         kept.append({name: value.clone() for name, value in space.constrained(place).items()})
                         densities.append(log_joint.item())
@@ -85,17 +88,15 @@ class SGLD(ChainSettings):
         draws = {name: torch.stack([draw[name] for draw in kept]) for name in kept[0]}
         return draws, {"log_joint": fmean(densities)}
 
-    def move(
-        self,
-        place: dict[str, Tensor],
-        momentum: dict[str, Tensor],
-        gradients: dict[str, Tensor],
-        spread: dict[str, float],
-    ) -> None:
-        """One step, in place; Langevin dynamics has no momentum."""
-        for name, value in place.items():
-            step = self.step_size * spread[name] ** 2
-            value += step / 2 * gradients[name] + step**0.5 * torch.randn_like(value)
+    def mover(self, place: Mapping[str, Tensor], spread: Mapping[str, float]) -> Move:
+        """What makes a step from ``place``, in place; each site's is in units of its spread."""
+
+        def move(gradients: Sequence[Tensor]) -> None:
+            for (name, value), gradient in zip(place.items(), gradients, strict=True):
+                step = self.step_size * spread[name] ** 2
+                value.add_(step / 2 * gradient + step**0.5 * torch.randn_like(value))
+
+        return move
 
 
 def _endless(program: Program, data: Dataset, batch_size: int) -> Iterator[dict[str, Tensor]]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from bayeslora.diagnostics import elbo_trend, prediction_rhat
+from bayeslora.diagnostics import elbo_trend, prediction_rhat, versions
 from bayeslora.errors import PosteriorError
 
 
@@ -17,13 +17,7 @@ def data(chains: int, draws: int, apart: float, draws_are: str = "independent") 
     values[:, :, 0] += apart * np.arange(chains)[:, None, None]
     dims = ("chain", "draw", "example", "class")
     group = xr.Dataset({"probabilities": (dims, values), "y": (dims[:3], np.zeros(values.shape[:3]))})
-    return _Data({"posterior_predictive": group}, {"draws_are": draws_are})
-
-
-class _Data(dict):  # type: ignore[type-arg]
-    def __init__(self, groups: dict[str, Any], attrs: dict[str, Any]) -> None:
-        super().__init__(groups)
-        self.attrs = attrs
+    return versions.join({"posterior_predictive": group}, {"draws_are": draws_are})
 
 
 def test_rhat_sees_the_row_in_which_fits_differ() -> None:

@@ -109,9 +109,9 @@ def test_log_p_less_log_q_is_the_evidence_where_the_posterior_is_exact() -> None
 def test_the_prior_of_laplace_is_the_one_that_was_tuned() -> None:
     posterior = fitted("laplace")
     name = "linear_16x16.A"
-    centre = posterior.prior.centres[name]  # type: ignore[attr-defined]
+    centre = posterior.prior.centres[name]
     draws = torch.stack([posterior.prior_draw()[name] for _ in range(100)])
-    root = float(posterior.prior.roots[name][0, 0, 0])  # type: ignore[attr-defined]
+    root = float(posterior.prior.roots[name][0, 0, 0])
     # 28,800 numbers: the standard error of their deviation is 0.4 %.
     assert float((draws - centre).std()) == pytest.approx(root, rel=0.02)
     first = posterior.log_prior({**posterior.mean(), name: draws[0]})[name]

@@ -108,7 +108,7 @@ def test_khat_by_block_sees_the_block_that_is_off(monkeypatch: pytest.MonkeyPatc
     program, rows = tiny_program(), tiny_rows(12)
     posterior = fit(program, rows, "svi", epochs=1, batch_size=4, progress=False)
     # Where the guide is the prior and says so, p / q is the likelihood: bounded. Here one layer's noise is cut.
-    guide = posterior.guide.parts[0]  # type: ignore[attr-defined]
+    guide = posterior.guide.parts[0]
     with torch.no_grad():
         guide.log_eps[0] = -2.0
     layer = next(site for site in program.sites if site.role == "A").layers[0]

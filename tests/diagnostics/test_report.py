@@ -63,4 +63,4 @@ def test_real_labels_are_refused() -> None:
     known = lora_regression()
     posterior = fit(known.program, known.rows, "svi", progress=False, epochs=1)
     with pytest.raises(PosteriorError, match="A diagnosis is of class probabilities"):
-        diagnose(posterior, known.rows, progress=False)  # type: ignore[arg-type]
+        diagnose(posterior, known.rows, progress=False)
