@@ -237,15 +237,14 @@ def saved_task(
     Raises:
         TaskError: the posterior does not know its task, or the other task has other classes.
     """
-    from bayeslora.tasks import Task, load_task
+    from bayeslora.tasks import load_task, reload_task
 
     encoder = posterior.program.encoder
     if encoder is None or (name is None and posterior.record.task is None):
         raise TaskError("The posterior was fitted without a task by name: say which one to evaluate on.")
     spec = encoder.spec
     if name is None:
-        record = {"spec": spec.to_dict(), "arguments": posterior.record.task}
-        return Task.from_dict(record, data_dir=data_dir)
+        return reload_task({"spec": spec.to_dict(), "arguments": posterior.record.task}, data_dir)
     task = load_task(name, data_dir, **(settings or {}))
     if task.spec.kind == spec.kind == "multiple-choice":
         return task

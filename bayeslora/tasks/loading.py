@@ -1,187 +1,27 @@
-"""Tasks: what the columns of a data set mean, and its rows split for training and evaluation."""
+"""Loading a task: by its name, from data of a user's own, from rows in memory, or as it is recorded with a run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
-from bayeslora import sources
 from bayeslora.errors import DataError, TaskError, unknown
-from bayeslora.labels import column, infer_labels, read_labels
-from bayeslora.spec import Kind, TaskSpec, aliases, find_task, plain, task_names
+from bayeslora.tasks import sources
+from bayeslora.tasks.labels import column, infer_labels
+from bayeslora.tasks.spec import Kind, TaskSpec, aliases, find_task, plain, task_names
+from bayeslora.tasks.task import Split, Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["Split", "Task", "TaskSpec", "build_task", "load_task", "task_names"]
+__all__ = ["build_task", "load_task", "reload_task"]
 
 #: Names that a validation split goes by in data of a user's own.
 VALIDATION = ("validation", "valid", "val", "dev")
-
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """Rows of a task that serve one purpose.
-
-    Attributes:
-        dataset: the rows, with the columns of their source.
-        spec: what the columns mean.
-        name: of the split, for messages.
-        arguments: of `load_task`, from which the task can be loaded again, where they are known.
-    """
-
-    dataset: Dataset
-    spec: TaskSpec
-    name: str = "data"
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    @cached_property
-    def _labels(self) -> list[int] | list[float] | None:
-        return read_labels(self.dataset, self.spec, self.name)
-
-    @property
-    def labelled(self) -> bool:
-        """Whether the rows have labels."""
-        return self._labels is not None
-
-    def labels(self) -> Tensor:
-        """Labels (rows,): class numbers or numbers of choices as int64, values as float32.
-
-        Raises:
-            DataError: the rows have no labels.
-        """
-        if self._labels is None:
-            raise DataError(f"Split '{self.name}' of task '{self.spec.name}' has no labels to compare with.")
-        kind = torch.float32 if self.spec.kind == "regression" else torch.int64
-        return torch.tensor(self._labels, dtype=kind)
-
-    def select(self, rows: Sequence[int]) -> Split:
-        """The split of these rows, by number, in this order."""
-        return replace(self, dataset=self.dataset.select(rows))
-
-    def render(self, row: int) -> str:
-        """A row as the network reads it, a line for each text, with its label or a mark at the answer."""
-        texts = self.spec.texts(self.dataset[row])
-        label = None if self._labels is None else self._labels[row]
-        if self.spec.kind == "multiple-choice":
-            return "\n".join(
-                f"{'*' if number == label else ' '} {question} | {choice}"
-                for number, (question, choice) in enumerate(texts)
-            )
-        name = self.spec.labels[cast(int, label)] if self.spec.labels and label is not None else label
-        return "\n".join([*(text for text in texts[0] if text is not None), f"-> {name}"])
-
-    def check(self) -> Split:
-        """This split, if it has rows whose texts are there and whose labels are in range.
-
-        Raises:
-            DataError: otherwise.
-        """
-        if not len(self):
-            raise DataError(f"Split '{self.name}' of task '{self.spec.name}' has no rows.")
-        for name in self.spec.columns:
-            values = column(self.dataset, name, self.name)
-            if None in values:
-                row = values.index(None)
-                raise DataError(f"Row {row} of split '{self.name}' has no value in column '{name}': remove it.")
-        _ = self._labels
-        return self
-
-
-@dataclass(frozen=True, eq=False)
-class Task:
-    """Rows to train on and to evaluate on, and what they mean.
-
-    Attributes:
-        spec: what the columns mean.
-        train: rows to train on; none, if a task is loaded for a posterior and its training split is not there.
-        heldout: rows cut off the training split to choose settings on, if asked for.
-        validation: rows to report on.
-        test: rows of the test split, if their labels are public.
-        data: all splits of the source by name, as they are there.
-        arguments: of `load_task`, from which the task can be loaded again.
-    """
-
-    spec: TaskSpec
-    train: Split
-    heldout: Split | None = None
-    validation: Split | None = None
-    test: Split | None = None
-    data: Mapping[str, Dataset] = field(default_factory=dict, repr=False)
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def roles(self) -> dict[str, Split]:
-        """The splits train, heldout, validation and test, as far as the task has them."""
-        splits = {
-            "train": self.train,
-            "heldout": self.heldout,
-            "validation": self.validation,
-            "test": self.test,
-        }
-        return {name: split for name, split in splits.items() if split is not None and len(split)}
-
-    def split(self, name: str) -> Split:
-        """Rows by name: train, heldout, validation, test, or a split of the source such as "validation_ood".
-
-        Raises:
-            TaskError: there is no such split.
-        """
-        if name in self.roles:
-            return self.roles[name]
-        if name in self.data:
-            return Split(self.data[name], self.spec, name, self.arguments).check()
-        hint = " Cut rows off the training split with heldout_size=." if name == "heldout" else ""
-        raise TaskError(unknown(f"split of task '{self.spec.name}'", name, {*self.roles, *self.data}) + hint)
-
-    def summary(self) -> str:
-        """Kind, classes and numbers of rows, on one line."""
-        kind: str = self.spec.kind
-        if kind == "classification":
-            shown = ", ".join(self.spec.labels[:6]) + (", ..." if len(self.spec.labels) > 6 else "")
-            kind = f"{kind} into {len(self.spec.labels)} classes ({shown})"
-        sizes = ", ".join(f"{role} {len(split):,}" for role, split in self.roles.items())
-        return f"{self.spec.name}: {kind}; {sizes} rows"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON: what the columns mean and how the rows were loaded."""
-        return {"spec": self.spec.to_dict(), "arguments": dict(self.arguments)}
-
-    @classmethod
-    def from_dict(cls, record: Mapping[str, Any], data_dir: str | Path | None = None) -> Task:
-        """Load the rows again that `to_dict` describes, with the classes in their recorded order.
-
-        Args:
-            record: what `to_dict` gave.
-            data_dir: where the data are now, if they have moved.
-
-        Raises:
-            TaskError, DataError: as in `load_task`.
-        """
-        spec = TaskSpec.from_dict(record["spec"])
-        arguments = dict(record["arguments"])
-        if data_dir is not None:
-            arguments["data_dir"] = str(Path(data_dir).expanduser().resolve())
-        if spec.name == "demo":
-            return load_task(**arguments)
-        if spec.path is None and arguments.get("data_dir") is None:
-            raise TaskError(f"The rows of task '{spec.name}' were given in memory: say where they are, data_dir=.")
-        sizes = {key: arguments[key] for key in ("train_size", "heldout_size", "seed") if key in arguments}
-        data = _read(spec, arguments.get("data_dir"), arguments.get("name", spec.name))
-        if spec.train not in data:
-            # To predict takes no training rows: all that they would tell is in the record.
-            none = Split(next(iter(data.values())).select([]), spec, spec.train, arguments)
-            return _with_roles(spec, data, none, None, arguments)
-        return build_task(spec, data, **sizes, arguments=arguments)
 
 
 def load_task(
@@ -260,6 +100,33 @@ def load_task(
     spec = _complete(spec, data, given)
     name = spec.path if spec.path and Path(spec.path).is_absolute() else str(name)
     arguments = {"name": name, "data_dir": folder, **sizes, **plain(given)}
+    return build_task(spec, data, **sizes, arguments=arguments)
+
+
+def reload_task(record: Mapping[str, Any], data_dir: str | Path | None = None) -> Task:
+    """Load the rows again that `Task.to_dict` describes, with the classes in their recorded order.
+
+    Args:
+        record: what `Task.to_dict` gave.
+        data_dir: where the data are now, if they have moved.
+
+    Raises:
+        TaskError, DataError: as in `load_task`.
+    """
+    spec = TaskSpec.from_dict(record["spec"])
+    arguments = dict(record["arguments"])
+    if data_dir is not None:
+        arguments["data_dir"] = str(Path(data_dir).expanduser().resolve())
+    if spec.name == "demo":
+        return load_task(**arguments)
+    if spec.path is None and arguments.get("data_dir") is None:
+        raise TaskError(f"The rows of task '{spec.name}' were given in memory: say where they are, data_dir=.")
+    sizes = {key: arguments[key] for key in ("train_size", "heldout_size", "seed") if key in arguments}
+    data = _read(spec, arguments.get("data_dir"), arguments.get("name", spec.name))
+    if spec.train not in data:
+        # To predict takes no training rows: all that they would tell is in the record.
+        none = Split(next(iter(data.values())).select([]), spec, spec.train, arguments)
+        return _with_roles(spec, data, none, None, arguments)
     return build_task(spec, data, **sizes, arguments=arguments)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from bayeslora.errors import TaskError, unknown
-from bayeslora.labels import pick
+from bayeslora.tasks.labels import pick
 
 __all__ = ["Kind", "TaskSpec", "aliases", "find_task", "plain", "task_names"]
 
@@ -154,7 +154,7 @@ def plain(values: Mapping[str, Any]) -> dict[str, Any]:
 def _registry() -> dict[str, dict[str, Any]]:
     import yaml
 
-    text = Path(__file__).with_name("tasks.yaml").read_text("utf-8")
+    text = Path(__file__).with_name("known.yaml").read_text("utf-8")
     entries: dict[str, dict[str, Any]] = yaml.safe_load(text)
     return entries
 

@@ -11,7 +11,7 @@ from bayeslora.errors import DataError, unknown
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from bayeslora.tasks import TaskSpec
+    from bayeslora.tasks.spec import TaskSpec
 
 __all__ = ["column", "infer_labels", "pick", "read_labels"]
 

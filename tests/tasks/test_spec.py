@@ -9,8 +9,8 @@ import pytest
 from scenarios import sentence_pairs, write_rows
 
 from bayeslora.errors import DataError, TaskError
-from bayeslora.spec import aliases, find_task
-from bayeslora.tasks import Task, TaskSpec, load_task, task_names
+from bayeslora.tasks import TaskSpec, load_task, reload_task, task_names
+from bayeslora.tasks.spec import aliases, find_task
 
 
 @pytest.mark.parametrize("name", ["mrpc", "glue/mrpc", "glue_mrpc", "GLUE-MRPC"])
@@ -31,7 +31,7 @@ def test_a_folder_may_be_named_like_the_task_was_asked_for(tmp_path: Path) -> No
     row = {"sentence": "a _ b", "option1": "x", "option2": "y", "answer": "1"}
     write_rows(tmp_path / "winogrande/train.jsonl", [row])
     task = load_task("winogrande", tmp_path)
-    assert len(Task.from_dict(task.to_dict()).train) == 1
+    assert len(reload_task(task.to_dict()).train) == 1
 
 
 def test_every_entry_of_the_registry_is_a_task() -> None:

@@ -13,7 +13,7 @@ import torch
 from scenarios import sentence_pairs, write_rows
 
 from bayeslora.errors import DataError, TaskError
-from bayeslora.tasks import Split, Task, TaskSpec, build_task, load_task
+from bayeslora.tasks import Split, TaskSpec, build_task, load_task, reload_task
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_the_demo_is_a_task_like_any_other() -> None:
     task = load_task("demo", train_size=30, heldout_size=10)
     assert task.heldout is not None
     assert (len(task.train), len(task.heldout)) == (30, 10)
-    assert Task.from_dict(task.to_dict()).train.labels().equal(task.train.labels())
+    assert reload_task(task.to_dict()).train.labels().equal(task.train.labels())
 
 
 # Records
@@ -126,7 +126,7 @@ def test_a_task_comes_back_from_its_record(mrpc: Path, moved: bool) -> None:
     record = json.loads(json.dumps(task.to_dict()))
     if moved:
         (mrpc / "mrpc").rename(mrpc / "elsewhere")
-    again = Task.from_dict(record, mrpc / "elsewhere" if moved else None)
+    again = reload_task(record, mrpc / "elsewhere" if moved else None)
     assert again.spec == task.spec
     assert first_words(again.train) == first_words(task.train)
     assert again.heldout is not None and task.heldout is not None
@@ -136,7 +136,7 @@ def test_a_task_comes_back_from_its_record(mrpc: Path, moved: bool) -> None:
 def test_a_task_comes_back_without_its_training_rows(mrpc: Path) -> None:
     record = load_task("mrpc", mrpc, train_size=5).to_dict()
     (mrpc / "mrpc" / "train.jsonl").unlink()
-    again = Task.from_dict(record)
+    again = reload_task(record)
     assert again.validation is not None and len(again.validation) and "train" not in again.roles
     with pytest.raises(TaskError, match="Unknown split of task 'glue/mrpc' 'train'"):
         again.split("train")
@@ -147,14 +147,14 @@ def test_a_task_comes_back_without_its_training_rows(mrpc: Path) -> None:
 def test_a_record_keeps_the_order_of_the_classes(reviews: Path) -> None:
     task = load_task(reviews, text="body", label="stars")
     reviews.write_text("body,stars\nbad,poor\nnice,great\n", encoding="utf-8")
-    assert Task.from_dict(task.to_dict()).train.labels().tolist() == [1, 0]
+    assert reload_task(task.to_dict()).train.labels().tolist() == [1, 0]
 
 
 def test_a_record_is_found_from_another_folder(mrpc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(mrpc)
     record = load_task("mrpc", "mrpc").to_dict()
     monkeypatch.chdir("/")
-    assert len(Task.from_dict(record).train) == 20
+    assert len(reload_task(record).train) == 20
 
 
 # Errors
@@ -163,7 +163,7 @@ def test_a_record_is_found_from_another_folder(mrpc: Path, monkeypatch: pytest.M
 def test_rows_in_memory_cannot_be_loaded_again() -> None:
     task = build_task(TaskSpec("mine", labels=("no", "yes")), {"train": [{"text": "a", "label": 0}]})
     with pytest.raises(TaskError, match="'mine' were given in memory: .*data_dir="):
-        Task.from_dict(task.to_dict())
+        reload_task(task.to_dict())
 
 
 def test_an_unknown_task_names_the_nearest() -> None:
@@ -302,7 +302,7 @@ def test_the_hubs_class_names_win(monkeypatch: pytest.MonkeyPatch) -> None:
 
     features = Features({"text": Value("string"), "label": ClassLabel(names=["subjective", "objective"])})
     rows = Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]}, features=features)
-    monkeypatch.setattr("bayeslora.sources.read_hub", lambda *_: {"train": rows})
+    monkeypatch.setattr("bayeslora.tasks.sources.read_hub", lambda *_: {"train": rows})
     assert load_task("subj").train.render(0) == "a\n-> subjective"
     assert load_task("someone/data", text="text", label="label").spec.labels == ("subjective", "objective")
 

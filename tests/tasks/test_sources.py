@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bayeslora.errors import DataError
-from bayeslora.sources import from_rows, read_file, read_folder
+from bayeslora.tasks.sources import from_rows, read_file, read_folder
 
 ROWS = [{"text": "a, b", "label": "0"}, {"text": 'say "c"', "label": "1"}]
 FILES = {

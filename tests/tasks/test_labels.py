@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from bayeslora.errors import DataError
-from bayeslora.labels import column, infer_labels, pick, read_labels
-from bayeslora.sources import from_rows
-from bayeslora.spec import TaskSpec
+from bayeslora.tasks.labels import column, infer_labels, pick, read_labels
+from bayeslora.tasks.sources import from_rows
+from bayeslora.tasks.spec import TaskSpec
 
 
 def infer(values: list[Any]) -> tuple[str, ...]:
