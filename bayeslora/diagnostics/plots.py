@@ -126,7 +126,8 @@ def label_shares(data: Any) -> Figure:
     drawn, observed = data["posterior_predictive"]["y"].values, data["observed_data"]["y"].values
     for number in range(len(classes)):
         shares = (drawn == number).mean(-1).ravel()
-        axes.violinplot([shares], positions=[number], widths=0.7, showextrema=False) if np.ptp(shares) else None
+        if np.ptp(shares):
+            axes.violinplot([shares], positions=[number], widths=0.7, showextrema=False)
         axes.plot(number, shares.mean(), "o", color=COLOURS[0], label="replicated" if number == 0 else None)
         share = (observed == number).mean()
         axes.plot(number, share, "X", color=COLOURS[1], markersize=8, label="observed" if number == 0 else None)
