@@ -68,15 +68,26 @@ def psis(log_ratios: Floats) -> tuple[Floats, Floats]:
         Vehtari, Simpson, Gelman, Yao and Gabry, *Pareto smoothed importance sampling*, JMLR 2024.
     """
     if MODERN:
-        from arviz_stats.base import array_stats
-
-        weights, shapes = array_stats.psislw(log_ratios)
+        flat = log_ratios.reshape(-1, log_ratios.shape[-1])
+        rows, tails = zip(*map(_smoothed, flat), strict=True)
+        weights, shapes = np.stack(rows).reshape(log_ratios.shape), np.reshape(tails, log_ratios.shape[:-1])
     else:
         import arviz as az
 
         weights, shapes = az.psislw(log_ratios)
     weights = weights - np.logaddexp.reduce(weights, axis=-1, keepdims=True)
     return np.asarray(weights), np.asarray(shapes)
+
+
+def _smoothed(log_ratios: Floats) -> tuple[Floats, float]:
+    """Log weights (draws,) and k-hat of one row; as they are, and infinity, where there is no tail to fit."""
+    from arviz_stats.base import array_stats
+
+    try:
+        weights, shape = array_stats.psislw(-log_ratios)  # which it takes for log-likelihoods to leave out
+    except ValueError:  # raised where the largest ratios are all alike, for which arviz 0.23 gives infinity
+        return log_ratios, np.inf
+    return weights, float(shape)
 
 
 def elpd(pointwise: Floats, shapes: Floats, lppd: float, draws: int) -> Any:

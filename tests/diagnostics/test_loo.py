@@ -8,7 +8,7 @@ import pytest
 import torch
 from scenarios import Regression, linear_parts, lora_regression, tiny_program, tiny_rows
 
-from bayeslora.diagnostics import khat, khat_by_block, layer_blocks, loo
+from bayeslora.diagnostics import khat, khat_by_block, layer_blocks, loo, versions
 from bayeslora.errors import PosteriorError
 from bayeslora.inference import fit
 from bayeslora.posterior import Posterior
@@ -67,6 +67,12 @@ def test_khat_tells_a_narrow_guide_from_the_posterior(known: Regression, exact: 
     # p / q of normal laws has a Pareto tail of shape 1 - factor^2 in each of the six directions.
     assert khat(*shrunk(known, 1.2)) < 0.5
     assert khat(*shrunk(known, 0.4)) > 0.7
+
+
+def test_ratios_without_a_tail_are_not_trusted() -> None:
+    weights, shapes = versions.psis(np.zeros((2, 100)))
+    np.testing.assert_allclose(weights, -np.log(100))
+    assert shapes.shape == (2,) and np.isinf(shapes).all()
 
 
 def test_leave_one_out_corrects_for_a_guide_that_is_off(known: Regression, exact: Posterior) -> None:
