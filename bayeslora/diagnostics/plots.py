@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from bayeslora.diagnostics.simulation import Ranks
     from bayeslora.predictive import Predictive
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "loss_trace",
     "pareto_k",
     "prior_predictive",
+    "rank_histograms",
     "risk_curves",
     "shift_histograms",
     "uncertainty_scatter",
@@ -134,6 +136,28 @@ def label_shares(data: Any) -> Figure:
     axes.set_xticks(range(len(classes)), [str(name) for name in classes])
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
+    return figure
+
+
+def rank_histograms(ranks: Ranks, bins: int = 10) -> Figure:
+    """Ranks of true values among posterior draws, a panel a quantity, over what bins of uniform ranks hold (95 %)."""
+    from matplotlib.figure import Figure
+    from scipy.stats import binom
+
+    uniform, symmetric = ranks.uniformity(bins), ranks.symmetry()
+    figure = Figure(figsize=(3.2 * len(uniform) + 0.4, 3.2), dpi=150, layout="constrained")
+    panels = figure.subplots(1, len(uniform), squeeze=False)[0]
+    edges = ranks.edges(bins)
+    for axes, (name, values) in zip(panels, ranks.ranks.items(), strict=True):
+        shares = np.diff(edges) / (ranks.draws + 1)
+        low, high = (binom.ppf(level, len(values), shares) for level in (0.025, 0.975))
+        axes.bar(edges[:-1], high - low, np.diff(edges), low, align="edge", color=GREY, alpha=0.35)
+        axes.stairs(np.histogram(values, edges)[0], edges, color=COLOURS[0], linewidth=1.5)
+        axes.set_title(f"{name}\nuniform p {uniform[name]:.2g}, symmetric p {symmetric[name]:.2g}", fontsize="small")
+        axes.set_xlabel(f"rank among {ranks.draws} draws")
+        axes.set_ylim(bottom=0)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("simulations")
     return figure
 
 

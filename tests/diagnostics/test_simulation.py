@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from scenarios import Regression, lora_regression
 from torch import Tensor
 
 from bayeslora import inference
-from bayeslora.diagnostics import Ranks, sbc
+from bayeslora.diagnostics import Ranks, plots, sbc
 from bayeslora.errors import SettingError
 
 SIMULATIONS = 200
@@ -69,9 +70,30 @@ def test_a_bias_is_no_symmetry() -> None:
     assert ranks.symmetry()["fair"] > 0.005 and ranks.uniformity(4)["fair"] > 0.005
 
 
+def test_symmetry_errs_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(1)
+    ends = generator.choice([0, 1, 18, 19], (1000, 60))
+    wide = np.where(generator.random((1000, 60)) < 0.8, ends, generator.integers(0, 20, (1000, 60)))
+    below = np.mean([Ranks({"narrow": ranks}, 19).symmetry()["narrow"] < 0.05 for ranks in wide])
+    # The share has a standard error of sqrt(0.05 * 0.95 / 1000) = 0.007.
+    assert 0.05 - 3 * 0.007 < below < 0.05 + 3 * 0.007
+
+
 def test_uniformity_counts_bins_of_unequal_size_right() -> None:
     ranks = Ranks({"all": np.tile(np.arange(10), 30)}, 9)
     assert math.isclose(ranks.uniformity(4)["all"], 1.0)
+
+
+def test_a_picture_of_ranks_counts_every_simulation() -> None:
+    ranks = Ranks({"fair": np.tile(np.arange(20), 5), "low": np.zeros(100, dtype=int)}, 19)
+    fair, low = plots.rank_histograms(ranks, 10).axes
+    assert fair.get_title() == "fair\nuniform p 1, symmetric p 1" and re.match(
+        r"low\nuniform p \S+e-188,", low.get_title()
+    )
+    assert fair.patches[-1].get_data().values.tolist() == [10] * 10
+    assert low.patches[-1].get_data().values.tolist() == [100] + [0] * 9
+    # Of a binomial of 100 trials at 1/10: mean 10, deviation 3.
+    assert {(bar.get_y(), bar.get_y() + bar.get_height()) for bar in fair.patches[:-1]} == {(5.0, 16.0)}
 
 
 def test_mistakes_are_told(known: Regression) -> None:
