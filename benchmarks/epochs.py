@@ -16,6 +16,7 @@ tables and verdicts, and writes benchmarks/results/epochs.json and docs/images/e
 from __future__ import annotations
 
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -102,14 +103,16 @@ def plan(tasks: Sequence[str], seeds: Sequence[int]) -> list[Run]:
 
 
 def table(last: Mapping[tuple[str, str], Mapping[str, float]]) -> str:
-    """Means over seeds at the last epoch."""
+    """Means over seeds at the last epoch: a block a metric, a row an arm."""
+    tasks = [task for task in NAMES if (task, "mle") in last]
     rows = []
-    for task in (task for task in NAMES if (task, "mle") in last):
-        for arm, title in (CURVES | LAST).items():
-            figures = last[task, arm]
-            cells = [f"{100 * figures[name]:.1f}" if name == "accuracy" else f"{figures[name]:.3f}" for name in COLUMNS]
-            rows.append([NAMES[task], title, *cells])
-    return markdown(["task", "last epoch", *COLUMNS.values()], rows)
+    for metric, title in COLUMNS.items():
+        rows.append([f"**{title}**", *[""] * (len(tasks) + 1)])
+        for arm, name in (CURVES | LAST).items():
+            found = [last[task, arm][metric] for task in tasks]
+            shown = [f"{100 * each:.1f}" if metric == "accuracy" else f"{each:.3f}" for each in (*found, fmean(found))]
+            rows.append([name, *shown])
+    return markdown(["last epoch", *(NAMES[task] for task in tasks), "mean"], rows)
 
 
 def shift_table(records: Sequence[Mapping[str, Any]]) -> str:
@@ -180,6 +183,8 @@ def report(options: Namespace) -> None:
     end = str(int(records[0]["run"]["epochs"]))
     last = {(task, arm): figures for (task, arm, epoch), figures in means.items() if epoch == end}
     judged = verdicts(last)
+    seeds = Counter(NAMES[record["run"]["task"]] for record in records)
+    print("Seeds:", ", ".join(f"{name} {number}" for name, number in seeds.items()), end=".\n\n")
     print(table(last), end="\n\n")
     if any(record["shift"] for record in records):
         print(shift_table(records), end="\n\n")
