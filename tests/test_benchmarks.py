@@ -178,7 +178,9 @@ def test_laplace_by_epoch_runs_and_reports(
     assert set(run["shift"]["CoLA, other domains"]) == set(benchmarks.epochs.CURVES)
     assert 0 <= run["shift"]["CoLA, other domains"]["la"]["auroc_entropy"] <= 1
     printed = capsys.readouterr().out
-    assert "CoLA | Laplace, last layer" in printed and "CoLA | CoLA, other domains | Laplace" in printed
+    assert "Seeds: CoLA 1." in printed and "| last epoch | CoLA | mean |" in printed
+    assert "| plain LoRA | {0:.3f} | {0:.3f} |".format(saved["nll"].value) in printed
+    assert "CoLA | CoLA, other domains | Laplace" in printed
 
 
 def test_a_multiple_of_the_width_is_the_fit_that_finds_it(
