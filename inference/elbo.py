@@ -208,8 +208,9 @@ def _log_density(site: dict[str, Any]) -> Tensor:
 
 def _divergence(p: dict[str, Any], q: dict[str, Any]) -> Tensor:
     """Divergence of one latent site, or an estimate of it where none is known in closed form."""
-    # PyTorch has a formula for some pairs of laws, and no other way to ask for which than to try.
     try:
         return kl_divergence(q["fn"], p["fn"]).sum()
-    except NotImplementedError:  # what it documents for a pair without a formula: the guide's draw is an estimate
+    except NotImplementedError:
+        # Documented by `kl_divergence` for a pair of laws that no formula is registered for, and the only way to ask
+        # which those are; the guide's own draw is then an unbiased estimate.
         return q["fn"].log_prob(q["value"]).sum() - p["fn"].log_prob(q["value"]).sum()
