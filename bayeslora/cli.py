@@ -180,8 +180,12 @@ def evaluate(
 def diagnose(
     run: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)],
     output: Annotated[Path, typer.Option(help="Folder of the report.", show_default=False)],
+    task: Annotated[
+        str | None,
+        typer.Option(help="Another task with the same classes, to report on.", show_default="the run's own"),
+    ] = None,
     data_dir: Annotated[
-        str | None, typer.Option(help="Where the task's files are now, if they have moved.", show_default=False)
+        str | None, typer.Option(help="Where the tasks' files are now, if they have moved.", show_default=False)
     ] = None,
     split: Split = "validation",
     other: Annotated[
@@ -208,19 +212,22 @@ def diagnose(
     from bayeslora.inference import load
 
     posterior = load(run, base)
-    task = runs.saved_task(posterior, None, data_dir)
+    own = runs.saved_task(posterior, None, data_dir)
+    reported = own if task is None else runs.saved_task(posterior, task, data_dir)
+    if not posterior.record.finished:
+        say(f"The fit in {run} was stopped: what is diagnosed is how far it had come.")
     found = ask(
         posterior,
-        task.split(split),
-        task.roles.get("train"),
-        None if other is None else task.split(other),
+        reported.split(split),
+        own.roles.get("train"),
+        None if other is None else reported.split(other),
         draws=draws,
         block_draws=block_draws,
         seed=seed,
         batch_size=batch_size,
     )
-    title = f"{posterior.record.backend} on {task.spec.name}"
-    found.save(output, title)
+    title = f"{posterior.record.backend} on {reported.spec.name}"
+    found.save(output, title if posterior.record.finished else f"{title} (not finished)")
     for question, sentences in found.verdicts.items():
         show("\n".join([question, *(f"  {sentence}" for sentence in sentences)]))
     show(f"Written into {output}: diagnosis.md, posterior.nc and {len(found.pictures)} pictures.")

@@ -40,6 +40,11 @@ class GuidePosterior(Posterior):
         return self.guide.noise_scales()
 
     @property
+    def dense(self) -> bool:
+        """Whether the guide's density is known."""
+        return self.guide.dense
+
+    @property
     def independent_layers(self) -> bool:
         """Whether the guide has no correlations between layers."""
         return self.guide.independent_layers

@@ -48,6 +48,8 @@ class NUTS(ChainSettings):
         super().__post_init__()
         if self.warmup < 1:
             raise SettingError("The step size adapts in the warm-up: warmup must be at least 1, found 0.")
+        if self.draws < 4:
+            raise SettingError(f"Pyro's report on a chain needs at least 4 draws, found {self.draws}.")
         if self.max_tree_depth < 1:
             raise SettingError(f"max_tree_depth must be at least 1, found {self.max_tree_depth}.")
         if not 0 < self.target_accept < 1:

@@ -48,6 +48,14 @@ UNSUITABLE = frozenset(
      "AutoNormalizingFlow", "AutoRegressiveMessenger", "AutoStructured"}
 )  # fmt: skip
 
+#: Classes whose density is known in closed form.
+DENSE = (
+    autoguide.AutoNormal,
+    autoguide.AutoDiagonalNormal,
+    autoguide.AutoMultivariateNormal,
+    autoguide.AutoLowRankMultivariateNormal,
+)
+
 #: Draws whose average stands for the mean of a guide that has no median.
 MEAN_DRAWS = 100
 
@@ -58,10 +66,12 @@ class Guide(nn.Module, ABC):
     Attributes:
         latents: names of the latent sites, in the order in which they are sampled.
         random: whether any of them is more than a point.
+        dense: whether `log_prob` gives a density.
         independent_layers: whether it has no correlations between the network's layers.
     """
 
     random: bool = True
+    dense: bool = True
     independent_layers: bool = True
 
     def __init__(self, latents: Iterable[str]) -> None:
@@ -115,6 +125,7 @@ class GuideList(Guide):
         super().__init__(name for part in parts for name in part.latents)
         self.parts = nn.ModuleList(parts)
         self.random = any(part.random for part in parts)
+        self.dense = self.random and all(part.dense for part in parts if part.random)
         self.independent_layers = all(part.independent_layers for part in parts)
 
     @property
@@ -161,7 +172,7 @@ class PointGuide(Guide):
         combine: map from the values of the sites to the weights they determine; themselves, if left out.
     """
 
-    random = False
+    random = dense = False
 
     def __init__(self, values: Mapping[str, Tensor], fixed: Collection[str] = (), combine: Combine = dict) -> None:
         super().__init__(values)
@@ -247,6 +258,7 @@ class AutoGuide(Guide):
         latents = model.stochastic(sites)
         initial = {name: value for name, value in model.initial(sites).items() if name in latents}
         super().__init__(initial)
+        self.dense = issubclass(kind, DENSE)
         self.independent_layers = issubclass(kind, autoguide.AutoNormal | autoguide.AutoDiagonalNormal)
         self._combine = model.weights
         # "." separates modules in Pyro's attributes: "g.A" and "g.A.scale_tril" could not both exist.
@@ -302,12 +314,7 @@ class AutoGuide(Guide):
             if isinstance(self.auto, autoguide.AutoNormal):
                 laws = ((dist.Normal(*self.auto._get_loc_and_scale(name)), value) for name, value in values.items())
                 return torch.stack([law.log_prob(value).sum() for law, value in laws]).sum()
-            if isinstance(
-                self.auto,
-                autoguide.AutoDiagonalNormal
-                | autoguide.AutoMultivariateNormal
-                | autoguide.AutoLowRankMultivariateNormal,
-            ):
+            if self.dense:
                 flat = torch.cat([value.reshape(-1) for value in values.values()])
                 return self.auto.get_posterior().log_prob(flat)
         raise PosteriorError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bayeslora.diagnostics.calibration import auroc, by_class, risk_coverage
-from bayeslora.diagnostics.convergence import elbo_trend, prediction_rhat
+from bayeslora.diagnostics.convergence import elbo_trend, prediction_ess, prediction_rhat, shuffled
 from bayeslora.diagnostics.guide import khat, khat_by_block, layer_blocks
 from bayeslora.diagnostics.inference_data import to_inference_data
 from bayeslora.diagnostics.loo import loo
@@ -22,10 +22,12 @@ __all__ = [
     "khat_by_block",
     "layer_blocks",
     "loo",
+    "prediction_ess",
     "prediction_rhat",
     "read",
     "risk_coverage",
     "sbc",
+    "shuffled",
     "to_inference_data",
     "write",
 ]

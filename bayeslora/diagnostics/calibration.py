@@ -48,10 +48,12 @@ def risk_coverage(prediction: Predictive) -> RiskCoverage:
         Geifman and El-Yaniv, *Selective classification for deep neural networks*, NeurIPS 2017.
     """
     probabilities, labels = _known(prediction)
-    order = np.argsort(-probabilities.max(1), kind="stable")
-    wrong = (probabilities.argmax(1) != labels)[order]
-    answered = np.arange(1, len(order) + 1)
-    return RiskCoverage(answered / len(order), wrong.cumsum() / answered)
+    _, tied = np.unique(-probabilities.max(1), return_inverse=True)
+    wrong = np.bincount(tied, probabilities.argmax(1) != labels) / np.bincount(tied)
+    # Rows of which it is equally sure come in no order: each counts as the average of them.
+    wrong = wrong[np.sort(tied)]
+    answered = np.arange(1, len(tied) + 1)
+    return RiskCoverage(answered / len(tied), wrong.cumsum() / answered)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bayeslora.diagnostics import versions
-from bayeslora.errors import PosteriorError
+from bayeslora.errors import PosteriorError, unknown
 from bayeslora.passes import Rows, collator, encoded, logits_at, undisturbed
 from bayeslora.program import Program
 
@@ -34,14 +34,30 @@ def khat(log_p: np.ndarray, log_q: np.ndarray) -> float:
     predictions may be fine all the same.
 
     Args:
-        log_p: log density of the posterior at draws of q, up to a constant (draws,).
+        log_p: log density of the posterior at draws of q, up to a constant, of any shape.
         log_q: log density of q there.
+
+    Raises:
+        PosteriorError: too few draws to tell, or a density that is not a number.
 
     References:
         Yao, Vehtari, Simpson and Gelman, *Yes, but did it work? Evaluating variational inference*, ICML 2018.
     """
-    ratios = np.asarray(log_p, dtype=np.float64) - np.asarray(log_q, dtype=np.float64)
+    ratios = np.ravel(np.asarray(log_p, dtype=np.float64) - np.asarray(log_q, dtype=np.float64))
+    if len(ratios) < versions.LEAST_DRAWS:
+        raise PosteriorError(f"k-hat needs at least {versions.LEAST_DRAWS} draws, found {len(ratios)}.")
+    if np.isnan(ratios).any():
+        raise PosteriorError(f"k-hat needs densities, found {int(np.isnan(ratios).sum())} that are not numbers.")
     return float(versions.psis(ratios - ratios.max())[1])
+
+
+def khat_error(shape: float, draws: int) -> float:
+    """Standard error of a k-hat from so many draws, of which min(draws / 5, 3 sqrt(draws)) are the tail.
+
+    References:
+        Smith, *Estimating tails of probability distributions*, Annals of Statistics 1987: (1 + k) / sqrt(tail).
+    """
+    return (1 + shape) / min(draws / 5, 3 * draws**0.5) ** 0.5
 
 
 def khat_by_block(
@@ -57,6 +73,7 @@ def khat_by_block(
     """`khat` of some layers at a time, with the weights of all others at their mean.
 
     The network is evaluated as it is, also for a Gaussian around a mode. A block takes ``draws`` passes over the rows.
+    What has no mean in closed form, such as covariances and mixture weights, has that of the draws.
 
     Args:
         posterior: whose layers are independent of each other.
@@ -68,16 +85,19 @@ def khat_by_block(
         progress: show bars.
 
     Raises:
-        PosteriorError: the posterior has no density, or its layers are not independent.
+        PosteriorError: the posterior has no density, its layers are not independent, a block has a layer without LoRA
+            matrices, or there are too few draws to tell.
     """
     if not posterior.dense or not posterior.independent_layers:
         raise PosteriorError("k-hat by block needs a posterior with a density under which layers are independent.")
     program = posterior.program
+    known = set().union(*layer_blocks(program).values())
+    for name in sorted(set().union(*(blocks or {}).values()) - known):
+        raise PosteriorError(unknown("layer", name, known))
     rows = encoded(program, data)
     labels = torch.as_tensor(rows["labels"][:])
     over = Rows(rows, collator(program), batch_size, progress)
-    latents = program.model.initial(program.sites).keys()
-    rest = {name: value for name, value in (posterior.draw() | posterior.mean()).items() if name in latents}
+    rest = _mean(posterior, draws, seed)
     found = {}
     for name, layers in (blocks or layer_blocks(program)).items():
         log_p, log_q = [], []
@@ -102,6 +122,15 @@ def layer_blocks(program: Program) -> dict[str, set[str]]:
                 match = NUMBERED.match(path)
                 blocks.setdefault(match.group(1) if match else path, set()).add(layer)
     return blocks
+
+
+def _mean(posterior: Posterior, draws: int, seed: int) -> dict[str, Tensor]:
+    """Mean of every latent site: the posterior's own, or that of some draws."""
+    total: dict[str, Tensor] = {}
+    latents = posterior.program.model.initial(posterior.program.sites).keys()
+    for draw in posterior.draws(draws, seed):
+        total = {name: total.get(name, torch.zeros_like(draw[name])) + draw[name] / draws for name in latents}
+    return total | {name: value for name, value in posterior.mean().items() if name in latents}
 
 
 def _replaced(

@@ -30,6 +30,8 @@ __all__ = ["to_inference_data"]
 
 #: Dimensions of everything that is drawn.
 CHAINED = ("chain", "draw")
+#: Added to the seed, so that draws of the prior do not share their noise with those of the posterior.
+PRIOR_SEED = 1_000_003
 
 
 def to_inference_data(
@@ -58,7 +60,8 @@ def to_inference_data(
         posterior: of any backend.
         data: rows to predict.
         draws: of each chain; each takes a pass over the rows.
-        prior_draws: draws of the prior, 0 for none; as many as ``draws`` by default.
+        prior_draws: draws of the prior, or of the priors that independent fits have tuned, in all; 0 for none, as many
+            as ``draws`` by default.
         sites: names of latent sites or weights that are kept entry by entry besides.
         method: one of ``posterior.by_draws``, by default the first.
         seed: of the draws.
@@ -71,7 +74,9 @@ def to_inference_data(
     method = method or posterior.by_draws[0]
     if method not in posterior.by_draws:
         raise PosteriorError(unknown("method of prediction by draws", method, posterior.by_draws))
-    known = set(posterior.draw())
+    known = posterior.program.model.initial(posterior.program.sites).keys() | {
+        site.name for site in posterior.program.sites
+    }
     for name in sites:
         if name not in known:
             raise PosteriorError(unknown("site", name, known))
@@ -87,9 +92,12 @@ def to_inference_data(
     count = draws if prior_draws is None else prior_draws
     if count:
         likelihood, labels, collate = answers(posterior.program, data)
-        summaries, logits = _prior(posterior, Rows(rows, collate, batch_size, progress), count, seed, sites)
-        groups["prior"] = _summarised([summaries])
-        groups["prior_predictive"] = _predicted([Predictive(logits, None, likelihood, "sample", labels)], [seed])
+        over, each = Rows(rows, collate, batch_size, progress), -(-count // len(posterior.chains))
+        seeds = [seed + PRIOR_SEED + place for place in range(len(posterior.chains))]
+        drawn = [_prior(chain, over, each, own, sites) for chain, own in zip(posterior.chains, seeds, strict=True)]
+        groups["prior"] = _summarised([summaries for summaries, _ in drawn])
+        predictions = [Predictive(logits, None, likelihood, "sample", labels) for _, logits in drawn]
+        groups["prior_predictive"] = _predicted(predictions, seeds)
     attributes = {
         "created_by": f"bayeslora {bayeslora.__version__}",
         "backend": posterior.record.backend,
@@ -195,6 +203,8 @@ def _predicted(chains: Sequence[Predictive], seeds: Sequence[int]) -> xr.Dataset
         values = np.stack([each.likelihood.probabilities(each.logits).numpy() for each in chains])
         variables["probabilities"] = ((*CHAINED, "example", "class"), values)
         coordinates["class"] = list(first.label_names) or list(range(first.likelihood.outputs))
+    else:
+        variables["mean"] = ((*CHAINED, "example"), np.stack([each.logits[..., 0].numpy() for each in chains]))
     return xr.Dataset(variables, _indexed(variables) | coordinates)
 
 

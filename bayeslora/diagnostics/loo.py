@@ -11,15 +11,13 @@ from bayeslora.errors import PosteriorError
 
 __all__ = ["loo", "loo_parts"]
 
-#: Fewer draws have no tail to fit a Pareto law to.
-LEAST_DRAWS = 25
-
 
 def loo(data: Any) -> Any:
     """Expected log predictive density of each training row with that row left out, by importance sampling.
 
     A draw has the weight p(y, draw) / q(draw) / p(y_i | draw)^(1 / temperature), Pareto smoothed: the first quotient
     corrects for the guide (Magnusson et al.), the second leaves row i out. Draws of a Markov chain have no first one.
+    Independent fits are taken each by itself, and their densities averaged: the estimate is of their equal mixture.
     Sites that are point estimates stay where all rows have put them, with row i among them: the estimate is then of the
     posterior given those, and too good by as much as they have overfitted.
 
@@ -27,8 +25,9 @@ def loo(data: Any) -> Any:
         data: of `to_inference_data`, on the rows that the posterior was fitted to.
 
     Returns:
-        arviz's ``ELPDData`` with pointwise values, for `az.compare` and `az.plot_khat`. Where k-hat is above 0.7 the
-        estimate cannot be trusted.
+        arviz's ``ELPDData`` with pointwise values, for `az.compare` and `az.plot_khat`; k-hat of a row is the largest
+        of the fits'. Where it is above ``good_k`` the estimate cannot be trusted. ``p_loo`` compares with the density
+        of unweighted draws, and can be negative where the guide is far off.
 
     Raises:
         PosteriorError: other rows, a point estimate, too few draws, or no density where one is needed.
@@ -41,22 +40,24 @@ def loo(data: Any) -> Any:
     stats = data["sample_stats"]
     if data.attrs["rows"] != "training":
         raise PosteriorError("Leave-one-out is over the rows that the posterior was fitted to: convert it with those.")
-    likelihood = data["log_likelihood"]["y"].stack(sample=("chain", "draw")).values  # (examples, draws)
-    draws = likelihood.shape[1]
-    if draws < LEAST_DRAWS:
+    likelihood = data["log_likelihood"]["y"].transpose("chain", "example", "draw").values
+    if data.attrs["draws_are"] != "independent":  # draws of all chains are of the same law
+        likelihood = np.concatenate(likelihood, axis=-1)[None]
+    fits, _, draws = likelihood.shape
+    if draws < versions.LEAST_DRAWS:
         raise PosteriorError(
-            f"Leave-one-out needs at least {LEAST_DRAWS} draws, found {draws}: a point estimate has one, others take "
-            "to_inference_data(..., draws=100)."
+            f"Leave-one-out needs at least {versions.LEAST_DRAWS} draws, found {draws}: a point estimate has one, "
+            "others take to_inference_data(..., draws=100)."
         )
-    log_ratios = np.zeros(draws)
+    log_ratios = np.zeros((fits, 1, draws))
     if data.attrs["draws_are"] == "independent":
         if "log_q" not in stats:
             raise PosteriorError("Leave-one-out needs the density of the posterior, and this one has none.")
-        log_ratios = (stats["log_p"] - stats["log_q"]).values.reshape(-1)
+        log_ratios = (stats["log_p"] - stats["log_q"]).values[:, None]
     weights, shapes = versions.psis(log_ratios - likelihood / data.attrs["temperature"])
-    pointwise = np.logaddexp.reduce(weights + likelihood, axis=-1)
-    lppd = float((np.logaddexp.reduce(likelihood, axis=-1) - np.log(draws)).sum())
-    return versions.elpd(pointwise, shapes, lppd, draws)
+    pointwise = np.logaddexp.reduce(weights + likelihood, axis=(0, 2)) - np.log(fits)
+    lppd = float((np.logaddexp.reduce(likelihood, axis=(0, 2)) - np.log(fits * draws)).sum())
+    return versions.elpd(pointwise, shapes.max(0), lppd, draws)
 
 
 def loo_parts(found: Any) -> tuple[float, float, Any, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,9 +33,9 @@ __all__ = [
 
 
 def loss_trace(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
-    """The loss in nats an example by epoch, a line a fit."""
-    figure, axes = _one("loss, nats an example")
-    for (name, history), colour in zip(histories.items(), COLOURS * len(histories), strict=False):
+    """The loss, a line a fit: the negative ELBO, with the log prior of point estimates, in nats an example by epoch."""
+    figure, axes = _one("negative ELBO with the prior of point\nestimates, nats an example")
+    for (name, history), colour in zip(histories.items(), cycle(COLOURS), strict=False):
         rows = [row for row in history if "loss" in row]
         axes.plot([row["epoch"] for row in rows], [row["loss"] for row in rows], color=colour, linewidth=1, label=name)
     axes.set_xlabel("epoch")
@@ -59,7 +60,7 @@ def khat_bars(whole: float | None, blocks: Mapping[str, float]) -> Figure:
 def pareto_k(shapes: np.ndarray, good: float) -> Figure:
     """k-hat of each row's leave-one-out weights."""
     figure, axes = _one("Pareto k of leaving the row out")
-    far = shapes > good
+    far = ~(shapes <= good)
     for chosen, colour in ((~far, COLOURS[0]), (far, COLOURS[1])):
         axes.plot(np.flatnonzero(chosen), shapes[chosen], ".", color=colour, markersize=3)
     axes.axhline(good, color=GREY, linestyle=":", linewidth=1)
@@ -70,7 +71,7 @@ def pareto_k(shapes: np.ndarray, good: float) -> Figure:
 def risk_curves(predictions: Mapping[str, Predictive]) -> Figure:
     """Share of wrong answers against the share of rows that are answered, the surest first."""
     figure, axes = _one("share of wrong answers")
-    for (name, prediction), colour in zip(predictions.items(), COLOURS, strict=False):
+    for (name, prediction), colour in zip(predictions.items(), cycle(COLOURS), strict=False):
         found = risk_coverage(prediction)
         axes.plot(found.coverage, found.risk, color=colour, label=f"{name}  (area {found.area:.3f})")
     axes.set_xlabel("share of rows that are answered, the surest first")
@@ -99,7 +100,7 @@ def class_calibration(prediction: Predictive) -> Figure:
     """Share of rows of each class against its predicted probability."""
     figure, axes = _one("share of rows of the class")
     axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
-    for found, colour, marker in zip(by_class(prediction), COLOURS, MARKERS, strict=False):
+    for found, colour, marker in zip(by_class(prediction), cycle(COLOURS), cycle(MARKERS), strict=False):
         label = f"{found.name}  (ECE {found.ece:.3f})"
         axes.plot(found.probability, found.share, f"{marker}-", color=colour, markersize=4, label=label)
     axes.set_xlabel("predicted probability of the class")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,11 +12,13 @@ import numpy as np
 from bayeslora import files
 from bayeslora.diagnostics import plots, versions
 from bayeslora.diagnostics.calibration import auroc, risk_coverage
-from bayeslora.diagnostics.convergence import elbo_trend, prediction_rhat
-from bayeslora.diagnostics.guide import khat, khat_by_block
+from bayeslora.diagnostics.convergence import elbo_trend, prediction_ess, prediction_rhat, shuffled
+from bayeslora.diagnostics.guide import khat, khat_by_block, khat_error
 from bayeslora.diagnostics.inference_data import to_inference_data
 from bayeslora.diagnostics.loo import loo, loo_parts
 from bayeslora.errors import PosteriorError
+from bayeslora.inference.drawn import DrawnPosterior
+from bayeslora.metrics import number_to_json
 from bayeslora.plots import reliability_diagram, save_figure
 
 if TYPE_CHECKING:
@@ -67,7 +70,7 @@ class Diagnosis:
         versions.write(self.data, target / "posterior.nc")
         for name, picture in self.pictures.items():
             save_figure(picture, target / f"{name}.png")
-        files.write_json(target / "diagnosis.json", self.figures)
+        files.write_json(target / "diagnosis.json", _plain(self.figures))
         with files.staged(target) as stage:
             (stage / "diagnosis.md").write_text(self.markdown(title), encoding="utf-8")
 
@@ -91,7 +94,7 @@ def diagnose(
         rows: to report on.
         train: the rows that it was fitted to, without which k-hat and leave-one-out are left out.
         other: rows of another kind, which uncertainty should notice.
-        draws: of each chain; each takes a pass over the training rows.
+        draws: of each chain, or as many as it has; each takes a pass over the training rows.
         block_draws: draws for k-hat of each layer of the network, 0 for none; each takes a pass over the training rows.
         seed: of the draws.
         batch_size: rows a pass.
@@ -103,6 +106,7 @@ def diagnose(
     if posterior.program.likelihood.name == "normal":
         raise PosteriorError("A diagnosis is of class probabilities: for real labels there is to_inference_data.")
     settings: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "progress": progress}
+    draws = min([draws, *(len(chain) for chain in posterior.chains if isinstance(chain, DrawnPosterior))])
     found = Diagnosis()
     found.data = to_inference_data(posterior, rows if train is None else train, draws, PRIOR_DRAWS, **settings)
     _guide(found, posterior, train, block_draws, settings)
@@ -114,56 +118,113 @@ def diagnose(
 def _guide(found: Diagnosis, posterior: Posterior, train: Split | None, draws: int, settings: dict[str, Any]) -> None:
     """Whether the fit came to rest, whether fits agree, and how far the guide is from the posterior."""
     question = "How near is it to the posterior?"
-    found.say(question, _trend(found, posterior))
-    try:
-        values = prediction_rhat(found.data).values
-        high, share = float(np.nanmax(values)), float(np.mean(values > 1.01))
-        sentence = f"R-hat of predicted probabilities: at most {high:.2f}, above 1.01 in {share:.0%} of them."
-        found.say(question, sentence, rhat_largest=high, rhat_above=share)
-    except PosteriorError as error:
-        found.say(question, f"R-hat and effective sample size are left out. {error}")
+    _rest(found, question, posterior)
+    _agreement(found, question, posterior)
     stats = found.data["sample_stats"]
     if "elbo" not in stats:
-        reason = "it has no density" if train is not None else "the training rows are not there"
-        found.say(question, f"k-hat is left out: {reason}.")
+        reason = "these are not the rows that it was fitted to" if posterior.dense else "it has no density"
+        found.say(question, f"k-hat is left out: {'the training rows are not there' if train is None else reason}.")
         return
-    shape = khat(stats["log_p"].values.ravel(), stats["log_q"].values.ravel())
-    elbo = stats["elbo"].values.ravel()
-    spread = elbo.std(ddof=1) / len(elbo) ** 0.5
-    found.say(question, _of_khat(shape, posterior), khat=shape, elbo=float(elbo.mean()), elbo_error=float(spread))
-    found.say(question, f"ELBO {elbo.mean():.1f} nats, with a standard error of {spread:.1f} over {len(elbo)} draws.")
-    blocks: dict[str, float] = {}
-    if draws and train is not None and posterior.independent_layers:
-        blocks = khat_by_block(posterior, train, draws, **settings)
-        listed = ", ".join(f"{name} {value:.2f}" for name, value in blocks.items())
-        found.say(question, f"k-hat of one layer at a time, the others at their mean: {listed}.", khat_by_block=blocks)
+    try:
+        # Each fit by itself: what one has for its point estimates, another has not.
+        shape = max(khat(*pair) for pair in zip(stats["log_p"].values, stats["log_q"].values, strict=True))
+    except PosteriorError as error:
+        found.say(question, f"k-hat is left out. {error}")
+        return
+    elbo = stats["elbo"].values
+    spread = elbo.std(ddof=1) / elbo.size**0.5
+    sentence = _of_khat(shape, elbo.shape[1], posterior, found.data.attrs["method"])
+    found.say(question, sentence, khat=shape, elbo=float(elbo.mean()), elbo_error=float(spread))
+    found.say(
+        question,
+        f"ELBO of the random sites {elbo.mean():.1f} nats, with a standard error of {spread:.1f} by {elbo.size} draws.",
+    )
+    blocks = _blocks(found, question, posterior, train, draws, settings)
     found.pictures["khat"] = plots.khat_bars(shape, blocks)
 
 
-def _trend(found: Diagnosis, posterior: Posterior) -> str:
+def _rest(found: Diagnosis, question: str, posterior: Posterior) -> None:
+    """Whether the loss of each fit came to rest."""
     chains = {f"chain {place}": chain.record.history for place, chain in enumerate(posterior.chains)}
     if any("loss" in row for history in chains.values() for row in history):
         found.pictures["loss"] = plots.loss_trace(chains)
+    for name, history in chains.items():
+        whose = f"The loss of {name}" if len(chains) > 1 else "The loss"
+        try:
+            trend = elbo_trend(history)
+        except PosteriorError as error:
+            found.say(question, f"Whether the fit came to rest is not known. {error}")
+            return
+        falls = "still falls: more epochs may help" if trend.change > 0 else "rises: a lower learning rate may help"
+        state = "rests at the end of this schedule" if trend.settled else falls
+        change = f"{'down' if trend.change > 0 else 'up'} by {abs(trend.change):.4f}"
+        found.say(question, f"{whose} {state}: {change} nats an example, with an error of {trend.error:.4f}.")
+
+
+def _agreement(found: Diagnosis, question: str, posterior: Posterior) -> None:
+    """Whether fits, or the halves of a Markov chain, predict the same."""
     try:
-        trend = elbo_trend(posterior.chains[0].record.history)
+        values, chance = prediction_rhat(found.data).values, shuffled(found.data).values
     except PosteriorError as error:
-        return f"Whether the fit came to rest is not known. {error}"
-    state = "has come to rest" if trend.settled else "still falls: more epochs may help"
-    return (
-        f"The loss {state}: down by {trend.change:.4f} nats an example at the end, with an error of {trend.error:.4f}."
+        found.say(question, f"R-hat and effective sample size are left out. {error}")
+        return
+    high, share, expected = float(np.nanmax(values)), float(np.mean(values > 1.01)), float(np.mean(chance > 1.01))
+    found.say(
+        question,
+        f"R-hat of predicted probabilities: at most {high:.2f}, above 1.01 in {share:.0%} of them; by chance, "
+        f"with the draws of all fits shuffled, at most {np.nanmax(chance):.2f} and in {expected:.0%}.",
+        rhat_largest=high, rhat_above=share, rhat_above_by_chance=expected,
+    )  # fmt: skip
+    if found.data.attrs["draws_are"] == "independent":
+        return
+    least, all_draws = float(np.nanmin(prediction_ess(found.data).values)), found.data["posterior"].sizes
+    total = all_draws["chain"] * all_draws["draw"]
+    found.say(question, f"Of {total} draws at least {least:.0f} are effective for every probability.", ess_least=least)
+    if any(chain.record.history[0].get("divergences") for chain in posterior.chains):
+        count = sum(int(chain.record.history[0]["divergences"]) for chain in posterior.chains)
+        found.say(question, f"{count} transitions diverged: a higher target_accept may help.", divergences=count)
+
+
+def _blocks(
+    found: Diagnosis, question: str, posterior: Posterior, train: Split | None, draws: int, settings: dict[str, Any]
+) -> dict[str, float]:
+    """k-hat of each layer of the first fit, if it is asked for."""
+    first = posterior.chains[0]
+    if not draws or train is None:
+        return {}
+    if not first.independent_layers:
+        found.say(question, "k-hat by layer is left out: under this posterior layers are not independent.")
+        return {}
+    try:
+        blocks = khat_by_block(first, train, draws, **settings)
+    except PosteriorError as error:
+        found.say(question, f"k-hat by layer is left out. {error}")
+        return {}
+    whose = " in the network as it is" if found.data.attrs["method"] == "linear" else ""
+    whose += " of the first fit" if len(posterior.chains) > 1 else ""
+    listed = ", ".join(f"{name} {value:.2f}" for name, value in blocks.items())
+    found.say(
+        question, f"k-hat of one layer at a time{whose}, the others at their mean: {listed}.", khat_by_block=blocks
     )
+    return blocks
 
 
-def _of_khat(shape: float, posterior: Posterior) -> str:
-    if shape < 0.5:
-        return f"k-hat {shape:.2f}: draws of the guide stand for draws of the posterior."
-    if shape < 0.7:
-        return f"k-hat {shape:.2f}: draws of the guide stand for the posterior once they are weighted."
-    fixed = set(posterior.record.point_sites)
-    size = sum(site.initial.numel() for site in posterior.program.sites if site.name not in fixed)
+def _of_khat(shape: float, draws: int, posterior: Posterior, method: str) -> str:
+    """The verdict on a k-hat from so many draws."""
+    fixed = posterior.record.point_sites
+    size = sum(site.initial.numel() for site in posterior.program.sites if site.name not in set(fixed))
+    given = " given its point estimates" if fixed else ""
+    target = f"the posterior{' of the linear network' if method == 'linear' else ''}{given}"
+    good = versions.good_k(draws)
+    error = f"k-hat {shape:.2f}, with an error of {khat_error(shape, draws):.2f}"
+    if shape < min(0.5, good):
+        return f"{error}: draws of the guide stand for draws of {target}."
+    if shape < good:
+        return f"{error}: draws of the guide stand for {target} once they are weighted."
     return (
-        f"k-hat {shape:.2f}: the guide is far from the posterior as a joint law of {size:,} weights, as it is nearly "
-        "always at this size. Predictions may still be fine: see what the probabilities are worth."
+        f"{error}: as a joint law of {size:,} weights the guide is far from {target}, as it is nearly always at this "
+        f"size; {draws} draws can be weighted up to {good:.2f}. Predictions may still be fine: see what the "
+        "probabilities are worth."
     )
 
 
@@ -173,7 +234,7 @@ def _model(found: Diagnosis, posterior: Posterior) -> None:
     try:
         estimate = loo(found.data)
         total, error, shapes, good = loo_parts(estimate)
-        bad = int((shapes > good).sum())
+        bad = int((~(shapes <= good)).sum())
         trust = "" if not bad else f" {bad} of {len(shapes)} rows have a Pareto k above {good:.2f}: do not trust it."
         sentence = f"elpd_loo {total:.1f} with a standard error of {error:.1f}, {total / len(shapes):.3f} a row.{trust}"
         found.say(question, sentence, elpd_loo=total, elpd_loo_error=error, pareto_k_bad=bad)
@@ -188,10 +249,11 @@ def _model(found: Diagnosis, posterior: Posterior) -> None:
     best = found.data["prior_predictive"]["probabilities"].max("class").values
     chance = 1 / posterior.program.likelihood.outputs
     corners = float((best > 0.99).mean())
+    tuned = ", with the prior that was tuned and its point estimates" if found.data.attrs["method"] == "linear" else ""
     found.say(
         question,
-        f"Before it has seen a label, the model gives its likeliest class {best.mean():.2f} on average (chance is "
-        f"{chance:.2f}), and above 0.99 in {corners:.0%} of rows and draws.",
+        f"Before it has seen a label{tuned}, the model gives its likeliest class {best.mean():.2f} on average "
+        f"(chance is {chance:.2f}), and above 0.99 in {corners:.0%} of rows and draws.",
         prior_confidence=float(best.mean()), prior_corners=corners,
     )  # fmt: skip
     found.pictures["prior_predictive"] = plots.prior_predictive(found.data)
@@ -242,3 +304,10 @@ def _shift(found: Diagnosis, known: Predictive, other: Predictive, names: tuple[
         auroc_entropy=entropy, auroc_information=information,
     )  # fmt: skip
     found.pictures["shift"] = plots.shift_histograms(known, other, names)
+
+
+def _plain(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures as JSON has them."""
+    return {
+        name: _plain(value) if isinstance(value, Mapping) else number_to_json(value) for name, value in figures.items()
+    }

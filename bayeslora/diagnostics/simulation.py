@@ -40,8 +40,8 @@ class Ranks:
     draws: int
 
     def edges(self, bins: int) -> NDArray[np.float64]:
-        """Bounds of bins (bins + 1,) of ranks, as equal in size as whole ranks allow."""
-        return np.linspace(0, self.draws + 1, bins + 1).round()
+        """Bounds of bins (bins + 1,) of ranks, as equal in size as whole ranks allow, and no more than there are."""
+        return np.linspace(0, self.draws + 1, min(bins, self.draws + 1) + 1).round()
 
     def uniformity(self, bins: int = 10) -> dict[str, float]:
         """P-value of the hypothesis that the ranks are uniform, by quantity: chi-square over bins of ranks."""
@@ -85,7 +85,9 @@ def sbc(
 
     If posterior and prior belong together, ranks are uniform. A hump in their histogram is a posterior that is too
     wide, a valley one that is too narrow, a slope a bias. Every latent site is drawn from its prior, those included of
-    which the backend makes point estimates, and for which it then is not calibrated.
+    which the backend makes point estimates, and for which it then is not calibrated. It judges the fit as it is made: a
+    guide that is stopped too early is found too narrow or biased, whatever it would have become. Draws of a Markov
+    chain are to be thinned until they are next to independent.
 
     Args:
         program: of a small adapter; it is fitted ``simulations`` times.
@@ -114,6 +116,7 @@ def sbc(
         )
     rows = encoded(program, data)
     over = Rows(rows, collator(program), len(rows), False)
+    unlabelled = rows.remove_columns(["labels"] if "labels" in rows.column_names else [])
     found: dict[str, list[int]] = {}
     seeds = torch.randint(2**31, (simulations,), generator=torch.Generator().manual_seed(seed)).tolist()
     for each in track(seeds, "simulations", simulations, progress):
@@ -121,7 +124,7 @@ def sbc(
             truth = program.prior()
             logits = logits_at(program, truth, over)
             labels = program.likelihood.distribution(logits).sample()
-        simulated = rows.remove_columns("labels").add_column("labels", labels.tolist())
+        simulated = unlabelled.add_column("labels", labels.tolist())
         posterior = fit(program, simulated, backend, seed=each, progress=False, **settings)
         measure = quantities or _default(program, labels)
         true = measure(truth, logits)

@@ -45,7 +45,7 @@ def summarise(draw: Mapping[str, Tensor], sites: Sequence[Site], whole: Sequence
             found[f"{site.name}.norm"] = Summary(draw[site.name].norm(), (), {})
         else:
             found |= _of_matrix(site, draw)
-    for name in whole:
+    for name in (each for each in whole if each not in found):
         value = draw[name]
         dims = tuple(f"{name}.{place}" for place in range(value.ndim))
         found[name] = Summary(value, dims, {})

@@ -22,6 +22,13 @@ def test_risk_is_over_the_surest_rows() -> None:
     assert found.area == pytest.approx((1 / 3 + 0.5) / 4)
 
 
+@pytest.mark.parametrize("labels", [[0, 0, 1, 1, 0], [1, 1, 0, 0, 0]])
+def test_rows_of_equal_confidence_come_in_no_order(labels: list[int]) -> None:
+    found = risk_coverage(prediction([[0.7, 0.3]] * 4 + [[0.9, 0.1]], labels))
+    # The surest row is right; of the other four half are wrong.
+    assert found.risk.tolist() == pytest.approx([0, 0.5 / 2, 1 / 3, 1.5 / 4, 2 / 5])
+
+
 def test_each_class_has_its_own_calibration() -> None:
     found = by_class(prediction([[0.75, 0.25]] * 4, [0, 0, 0, 1]), bins=4)
     assert [each.name for each in found] == ["a", "b"]

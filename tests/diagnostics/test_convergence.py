@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from bayeslora.diagnostics import elbo_trend, prediction_rhat, versions
+from bayeslora.diagnostics import elbo_trend, prediction_ess, prediction_rhat, shuffled, versions
 from bayeslora.errors import PosteriorError
 
 
@@ -36,6 +36,40 @@ def test_rhat_of_independent_draws_is_refused() -> None:
         prediction_rhat(data(1, 100, 0.0))
     with pytest.raises(PosteriorError, match="at least 4 draws of each chain, found 2"):
         prediction_rhat(data(2, 2, 0.0))
+    with pytest.raises(PosteriorError, match="at least 8 draws of each chain, found 7"):
+        prediction_rhat(data(1, 7, 0.0, "a Markov chain"))
+
+
+def test_shuffled_draws_agree_as_far_as_chance_lets_them() -> None:
+    apart, agreeing = data(2, 30, apart=0.1), data(2, 30, apart=0.0)
+    # Ranks of two chains apart are a half and another: R-hat of 1.8.
+    assert float(prediction_rhat(apart).max()) > 1.7 > 1.3 > float(shuffled(apart).max())
+    # Of few draws a good part is above 1.01 by chance alone.
+    assert float((shuffled(agreeing) > 1.01).mean()) > 0.1
+
+
+def test_real_labels_are_compared_by_their_mean() -> None:
+    values = 0.01 * np.random.default_rng(0).standard_normal((2, 50, 3)) + np.arange(2)[:, None, None]
+    noisy = values + 10 * np.random.default_rng(1).standard_normal(values.shape)
+    dims = ("chain", "draw", "example")
+    group = xr.Dataset({"mean": (dims, values), "y": (dims, noisy)})
+    found = prediction_rhat(versions.join({"posterior_predictive": group}, {"draws_are": "independent"}))
+    assert found.dims == ("example",) and float(found.min()) > 1.7
+
+
+def test_effective_draws_of_a_markov_chain() -> None:
+    independent = data(2, 200, 0.0, "a Markov chain")
+    # By theory 400; the estimate has an error of about a fifth for 200 draws a chain.
+    assert 250 < float(prediction_ess(independent).mean()) < 550
+    repeated = data(2, 20, 0.0, "a Markov chain")
+    group = {
+        name: (values.dims, np.repeat(values.values, 10, axis=1))
+        for name, values in repeated["posterior_predictive"].data_vars.items()
+    }
+    sticky = versions.join({"posterior_predictive": xr.Dataset(group)}, {"draws_are": "a Markov chain"})
+    assert float(prediction_ess(sticky).mean()) < 100
+    with pytest.raises(PosteriorError, match="Draws of a guide are independent"):
+        prediction_ess(data(2, 200, 0.0))
 
 
 def history(losses: np.ndarray) -> list[dict[str, float]]:
@@ -45,6 +79,7 @@ def history(losses: np.ndarray) -> list[dict[str, float]]:
 def test_a_loss_that_falls_has_not_come_to_rest() -> None:
     noise = 0.01 * np.random.default_rng(1).standard_normal(200)
     assert elbo_trend(history(1 + noise)).settled
+    assert not elbo_trend(history(np.linspace(1, 2, 200) + noise)).settled
     falling = elbo_trend(history(np.linspace(2, 1, 200) + noise))
     assert not falling.settled
     # Over the last 40 entries it falls by 0.2: by a tenth of the whole from one half to the other.

@@ -56,7 +56,7 @@ def test_laplace_is_the_exact_posterior_of_a_regression(known: Regression) -> No
 
 
 def test_quantities_by_default(known: Regression) -> None:
-    found = sbc(known.program, "exact", known.rows, 2, 3, progress=False)
+    found = sbc(known.program, "exact", known.rows.remove_columns("labels"), 2, 3, progress=False)
     assert set(found.ranks) == {"log-likelihood", "logit of row 0", "logit of row 1", "logit of row 2"}
     assert all(0 <= rank <= 3 for ranks in found.ranks.values() for rank in ranks)
     again = sbc(known.program, "exact", known.rows, 2, 3, progress=False)
@@ -82,6 +82,7 @@ def test_symmetry_errs_as_often_as_it_says() -> None:
 def test_uniformity_counts_bins_of_unequal_size_right() -> None:
     ranks = Ranks({"all": np.tile(np.arange(10), 30)}, 9)
     assert math.isclose(ranks.uniformity(4)["all"], 1.0)
+    assert math.isclose(Ranks({"all": np.tile(np.arange(4), 30)}, 3).uniformity(10)["all"], 1.0)  # of four ranks
 
 
 def test_a_picture_of_ranks_counts_every_simulation() -> None:

@@ -138,6 +138,7 @@ def test_a_step_that_is_too_long_is_an_error() -> None:
         ("sgld", {"thin": 0}, "thin"),
         ("sgld", {"batch_size": 0}, "batch_size"),
         ("sghmc", {"friction": 0.0}, "friction"),
+        ("nuts", {"draws": 3}, "at least 4 draws, found 3"),
     ],
 )
 def test_mistakes(backend: str, settings: dict[str, Any], message: str) -> None:
