@@ -44,8 +44,8 @@ def measured(run: Run, model: str, data_dir: str | None, output: Path) -> dict[s
         settings = {"mode": "given", "tune": "mode-evidence", "batch_size": run.batch_size}
     posterior = bl.fit(program, task.train, run.backend, seed=run.seed, progress=False, **settings)
     found = bl.diagnostics.diagnose(
-        posterior, task.split(run.split), task.train, draws=run.samples,
-        block_draws=min(run.samples, BLOCK_DRAWS) if posterior.dense else 0, seed=run.seed, progress=False,
+        posterior, task.split(run.split), task.train, draws=max(run.samples, BLOCK_DRAWS),
+        block_draws=BLOCK_DRAWS if posterior.dense else 0, seed=run.seed, progress=False,
     )  # fmt: skip
     found.save(output / run.name, f"{NAMES[run.backend]} on {run.task}")
     shown = {name: {"value": found.figures[name]} for name in ("accuracy", "nll", "ece_15")}
