@@ -37,7 +37,7 @@ from bayeslora.inference.elbo import NegativeELBO, bound
 from bayeslora.inference.svi import SVI
 from bayeslora.likelihoods import Categorical
 from bayeslora.models import MonteCLoRA
-from bayeslora.models.guides import make_guide
+from bayeslora.models.autoguides import make_guide
 from bayeslora.program import Program
 
 ARMS = {"lora": "PEFT LoRA", "monteclora": "PEFT MonteCLoRA", "svi": "bayeslora SVI"}

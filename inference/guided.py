@@ -15,7 +15,8 @@ from bayeslora.errors import PosteriorError
 from bayeslora.inference.base import Run
 from bayeslora.inference.elbo import NegativeELBO
 from bayeslora.inference.training import Outcome, TrainingSettings, train
-from bayeslora.models.guides import Guide, make_guide
+from bayeslora.models.autoguides import make_guide
+from bayeslora.models.guides import Guide
 from bayeslora.posterior import Posterior, Record
 from bayeslora.program import Program
 

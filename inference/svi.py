@@ -10,7 +10,7 @@ from bayeslora.inference.base import Run
 from bayeslora.inference.elbo import bound
 from bayeslora.inference.guided import GuidePosterior, optimise
 from bayeslora.inference.training import TrainingSettings
-from bayeslora.models.guides import check_kind, make_guide
+from bayeslora.models.autoguides import check_kind, make_guide
 from bayeslora.passes import isolated
 from bayeslora.program import Program
 

@@ -18,7 +18,7 @@ from bayeslora.errors import DataError, PosteriorError
 from bayeslora.inference import fit
 from bayeslora.inference.guided import GuidePosterior
 from bayeslora.models import MonteCLoRA
-from bayeslora.models.guides import make_guide
+from bayeslora.models.autoguides import make_guide
 from bayeslora.posterior import Posterior, Record
 from bayeslora.program import Program
 

@@ -31,7 +31,7 @@ def khat(log_p: np.ndarray, log_q: np.ndarray) -> float:
     """Shape of the generalised Pareto law of the largest ratios p / q.
 
     Below 0.5 the draws of q stand for p, up to 0.7 they do once weighted, above they do not. It is about the joint law:
-    predictions may be fine all the same.
+    predictions may be fine all the same. It is infinite where the largest ratios dwarf all others, or are all alike.
 
     Args:
         log_p: log density of the posterior at draws of q, up to a constant, of any shape.

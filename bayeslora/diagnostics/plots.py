@@ -45,26 +45,32 @@ def loss_trace(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure
 
 
 def khat_bars(whole: float | None, blocks: Mapping[str, float]) -> Figure:
-    """k-hat of all weights and by block, against the thresholds 0.5 and 0.7."""
+    """k-hat of all weights and by block, against the thresholds 0.5 and 0.7; infinite ones beyond all others."""
     shown = ({"all weights": whole} if whole is not None else {}) | dict(blocks)
+    top = 1.1 * max([0.7, *(value for value in shown.values() if np.isfinite(value))])
     figure, axes = _one("", height=1.2 + 0.28 * len(shown))
     for threshold in (0.5, 0.7):
         axes.axvline(threshold, color=GREY, linestyle=":", linewidth=1)
     colours = [COLOURS[2] if value < 0.5 else COLOURS[4] if value < 0.7 else COLOURS[1] for value in shown.values()]
-    axes.barh(list(shown), list(shown.values()), color=colours)
+    axes.barh(list(shown), [min(value, top) for value in shown.values()], color=colours)
+    for place, value in enumerate(shown.values()):
+        if np.isinf(value):
+            axes.text(top, place, "infinite ", ha="right", va="center", color="white", fontsize="small")
     axes.invert_yaxis()
     axes.set_xlabel("k-hat: below 0.5 good, up to 0.7 usable")
     return figure
 
 
 def pareto_k(shapes: np.ndarray, good: float) -> Figure:
-    """k-hat of each row's leave-one-out weights."""
+    """k-hat of each row's leave-one-out weights; infinite ones above all others."""
     figure, axes = _one("Pareto k of leaving the row out")
-    far = ~(shapes <= good)
+    far, infinite = ~(shapes <= good), np.isinf(shapes)
+    shapes = np.where(infinite, 1.1 * max([0.7, *shapes[~infinite]]), shapes)
     for chosen, colour in ((~far, COLOURS[0]), (far, COLOURS[1])):
         axes.plot(np.flatnonzero(chosen), shapes[chosen], ".", color=colour, markersize=3)
     axes.axhline(good, color=GREY, linestyle=":", linewidth=1)
-    axes.set_xlabel(f"training row ({int(far.sum())} of {len(far)} above {good:.2f})")
+    beyond = f", {int(infinite.sum())} infinite" if infinite.any() else ""
+    axes.set_xlabel(f"training row ({int(far.sum())} of {len(far)} above {good:.2f}{beyond})")
     return figure
 
 

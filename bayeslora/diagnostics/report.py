@@ -217,6 +217,8 @@ def _of_khat(shape: float, draws: int, posterior: Posterior, method: str) -> str
     target = f"the posterior{' of the linear network' if method == 'linear' else ''}{given}"
     good = versions.good_k(draws)
     error = f"k-hat {shape:.2f}, with an error of {khat_error(shape, draws):.2f}"
+    if np.isinf(shape):
+        error = "k-hat infinite, since p / q has no tail that a Pareto law could be fitted to"
     if shape < min(0.5, good):
         return f"{error}: draws of the guide stand for draws of {target}."
     if shape < good:

@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from scenarios import lora_regression, saved_base, text_program, text_rows
 
-from bayeslora.diagnostics import diagnose, read
+from bayeslora.diagnostics import diagnose, plots, read
 from bayeslora.errors import PosteriorError
 from bayeslora.inference import fit
 from bayeslora.models import Gaussian
@@ -93,3 +94,13 @@ def test_real_labels_are_refused() -> None:
     posterior = fit(known.program, known.rows, "svi", progress=False, epochs=1)
     with pytest.raises(PosteriorError, match="A diagnosis is of class probabilities"):
         diagnose(posterior, known.rows, progress=False)
+
+
+def test_an_infinite_khat_is_seen() -> None:
+    (bars,) = plots.khat_bars(np.inf, {"a layer": 2.0, "another": np.inf}).axes
+    assert [text.get_text().strip() for text in bars.texts] == ["infinite"] * 2
+    # Beyond the longest of the others, by a tenth.
+    assert [bar.get_width() for bar in bars.patches] == pytest.approx([2.2, 2.0, 2.2])
+    (rows,) = plots.pareto_k(np.array([np.inf, 0.2, np.inf]), 0.5).axes
+    assert rows.get_xlabel() == "training row (2 of 3 above 0.50, 2 infinite)"
+    assert np.isfinite(rows.lines[1].get_ydata()).all() and len(rows.lines[1].get_ydata()) == 2

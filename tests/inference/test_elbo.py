@@ -16,7 +16,7 @@ from torch.distributions import kl_divergence
 from bayeslora.errors import SettingError
 from bayeslora.inference.elbo import NegativeELBO, RenyiBound, bound
 from bayeslora.models import Gaussian, MonteCLoRA
-from bayeslora.models.guides import make_guide
+from bayeslora.models.autoguides import make_guide
 from bayeslora.program import LoraModel, Program
 
 N = 24
