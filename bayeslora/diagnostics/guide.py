@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["khat", "khat_by_block", "layer_blocks"]
 
+#: Fewer draws have no tail to fit a Pareto law to.
+LEAST_DRAWS = 30
 #: A layer's block: its path up to the first number, which counts the network's layers.
 NUMBERED = re.compile(r"^(.*?\.\d+)\.")
 
@@ -44,11 +46,20 @@ def khat(log_p: np.ndarray, log_q: np.ndarray) -> float:
         Yao, Vehtari, Simpson and Gelman, *Yes, but did it work? Evaluating variational inference*, ICML 2018.
     """
     ratios = np.ravel(np.asarray(log_p, dtype=np.float64) - np.asarray(log_q, dtype=np.float64))
-    if len(ratios) < versions.LEAST_DRAWS:
-        raise PosteriorError(f"k-hat needs at least {versions.LEAST_DRAWS} draws, found {len(ratios)}.")
+    if len(ratios) < LEAST_DRAWS:
+        raise PosteriorError(f"k-hat needs at least {LEAST_DRAWS} draws, found {len(ratios)}.")
     if np.isnan(ratios).any():
         raise PosteriorError(f"k-hat needs densities, found {int(np.isnan(ratios).sum())} that are not numbers.")
     return float(versions.psis(ratios - ratios.max())[1])
+
+
+def good_k(draws: int) -> float:
+    """The k-hat up to which so many draws are enough for a weighted average.
+
+    References:
+        Vehtari, Simpson, Gelman, Yao and Gabry, *Pareto smoothed importance sampling*, JMLR 2024.
+    """
+    return float(min(1 - 1 / np.log10(draws), 0.7))
 
 
 def khat_error(shape: float, draws: int) -> float:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from bayeslora.diagnostics import versions
+from bayeslora.diagnostics.guide import LEAST_DRAWS, good_k
 from bayeslora.errors import PosteriorError
 
 __all__ = ["loo", "loo_parts"]
@@ -44,9 +45,9 @@ def loo(data: Any) -> Any:
     if data.attrs["draws_are"] != "independent":  # draws of all chains are of the same law
         likelihood = np.concatenate(likelihood, axis=-1)[None]
     fits, _, draws = likelihood.shape
-    if draws < versions.LEAST_DRAWS:
+    if draws < LEAST_DRAWS:
         raise PosteriorError(
-            f"Leave-one-out needs at least {versions.LEAST_DRAWS} draws, found {draws}: a point estimate has one, "
+            f"Leave-one-out needs at least {LEAST_DRAWS} draws, found {draws}: a point estimate has one, "
             "others take to_inference_data(..., draws=100)."
         )
     log_ratios = np.zeros((fits, 1, draws))
@@ -57,7 +58,7 @@ def loo(data: Any) -> Any:
     weights, shapes = versions.psis(log_ratios - likelihood / data.attrs["temperature"])
     pointwise = np.logaddexp.reduce(weights + likelihood, axis=(0, 2)) - np.log(fits)
     lppd = float((np.logaddexp.reduce(likelihood, axis=(0, 2)) - np.log(fits * draws)).sum())
-    return versions.elpd(pointwise, shapes.max(0), lppd, draws)
+    return versions.elpd(pointwise, shapes.max(0), lppd, draws, good_k(draws))
 
 
 def loo_parts(found: Any) -> tuple[float, float, Any, float]:

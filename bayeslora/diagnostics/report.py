@@ -13,7 +13,7 @@ from bayeslora import files
 from bayeslora.diagnostics import plots, versions
 from bayeslora.diagnostics.calibration import auroc, risk_coverage
 from bayeslora.diagnostics.convergence import elbo_trend, prediction_ess, prediction_rhat, shuffled
-from bayeslora.diagnostics.guide import khat, khat_by_block, khat_error
+from bayeslora.diagnostics.guide import good_k, khat, khat_by_block, khat_error
 from bayeslora.diagnostics.inference_data import to_inference_data
 from bayeslora.diagnostics.loo import loo, loo_parts
 from bayeslora.errors import PosteriorError
@@ -215,7 +215,7 @@ def _of_khat(shape: float, draws: int, posterior: Posterior, method: str) -> str
     size = sum(site.initial.numel() for site in posterior.program.sites if site.name not in set(fixed))
     given = " given its point estimates" if fixed else ""
     target = f"the posterior{' of the linear network' if method == 'linear' else ''}{given}"
-    good = versions.good_k(draws)
+    good = good_k(draws)
     error = f"k-hat {shape:.2f}, with an error of {khat_error(shape, draws):.2f}"
     if np.isinf(shape):
         error = "k-hat infinite, since p / q has no tail that a Pareto law could be fitted to"
@@ -251,7 +251,7 @@ def _model(found: Diagnosis, posterior: Posterior) -> None:
     best = found.data["prior_predictive"]["probabilities"].max("class").values
     chance = 1 / posterior.program.likelihood.outputs
     corners = float((best > 0.99).mean())
-    tuned = ", with the prior that was tuned and its point estimates" if found.data.attrs["method"] == "linear" else ""
+    tuned = ", given its point estimates and under its own prior" if found.data.attrs["method"] == "linear" else ""
     found.say(
         question,
         f"Before it has seen a label{tuned}, the model gives its likeliest class {best.mean():.2f} on average "

@@ -16,11 +16,9 @@ from numpy.typing import NDArray
 
 from bayeslora import files
 
-__all__ = ["LEAST_DRAWS", "elpd", "good_k", "join", "psis", "read", "write"]
+__all__ = ["elpd", "join", "psis", "read", "write"]
 
 Floats = NDArray[np.float64]
-#: Fewer draws have no tail to fit a Pareto law to.
-LEAST_DRAWS = 30
 MODERN = int(version("arviz").partition(".")[0]) >= 1
 
 
@@ -81,11 +79,6 @@ def psis(log_ratios: Floats) -> tuple[Floats, Floats]:
     return np.asarray(weights), np.asarray(shapes)
 
 
-def good_k(draws: int) -> float:
-    """The k-hat up to which so many draws are enough for a weighted average, by the paper of `psis`."""
-    return float(min(1 - 1 / np.log10(draws), 0.7))
-
-
 def _smoothed(log_ratios: Floats) -> tuple[Floats, float]:
     """Log weights (draws,) and k-hat of one row; as they are, and infinity, where there is no tail to fit."""
     from arviz_stats.base import array_stats
@@ -97,7 +90,7 @@ def _smoothed(log_ratios: Floats) -> tuple[Floats, float]:
     return weights, float(shape)
 
 
-def elpd(pointwise: Floats, shapes: Floats, lppd: float, draws: int) -> Any:
+def elpd(pointwise: Floats, shapes: Floats, lppd: float, draws: int, good: float) -> Any:
     """Leave-one-out densities in arviz's own class, as `az.compare` and `az.plot_khat` take them.
 
     Args:
@@ -105,9 +98,9 @@ def elpd(pointwise: Floats, shapes: Floats, lppd: float, draws: int) -> Any:
         shapes: k-hat of each (examples,).
         lppd: sum of the log predictive densities with no example left out.
         draws: that they are from, of one fit.
+        good: k-hat up to which an example's estimate holds.
     """
     total, error = float(pointwise.sum()), float(np.sqrt(len(pointwise) * pointwise.var(ddof=1)))
-    good = good_k(draws)
     warned = not bool((shapes <= good).all())
     each, tails = (xr.DataArray(values, dims="example") for values in (pointwise, shapes))
     if MODERN:
