@@ -150,19 +150,14 @@ def evaluate(
 ) -> None:
     """Predict the rows of a split and measure accuracy and calibration, each with a 95 % interval."""
     from bayeslora import files, runs
-    from bayeslora.config import assign, task_settings
     from bayeslora.inference import load
     from bayeslora.plots import figure_format, reliability_diagram, save_figure
 
-    settings = assign({}, assignments or ())
-    if set(settings) - {"task_settings"} or (settings and task is None):
-        raise SettingError(
-            "evaluate takes --set for settings of another task (--task) alone, such as task.label=answer."
-        )
+    settings = _of_another_task("evaluate", assignments, task)
     if plot is not None:
         figure_format(plot)  # before the work
     posterior = load(run, base)
-    rows = runs.saved_task(posterior, task, data_dir, task_settings(settings.get("task_settings", {}))).split(split)
+    rows = runs.saved_task(posterior, task, data_dir, settings).split(split)
     prediction = posterior.predict(rows, samples, method, seed, batch_size)
     found, finished = prediction.metrics(seed=seed), posterior.record.finished
     title = f"{posterior.record.backend} on {rows.spec.name}, {split}" + ("" if finished else " (not finished)")
@@ -201,6 +196,7 @@ def diagnose(
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
     batch_size: BatchSize = 64,
     base: Base = None,
+    assignments: Assignments = None,
 ) -> None:
     """Say how near a posterior is to the true one, how good the model is, and what its probabilities are worth.
 
@@ -211,9 +207,10 @@ def diagnose(
     from bayeslora.diagnostics import diagnose as ask
     from bayeslora.inference import load
 
+    settings = _of_another_task("diagnose", assignments, task)
     posterior = load(run, base)
     own = runs.saved_task(posterior, None, data_dir)
-    reported = own if task is None else runs.saved_task(posterior, task, data_dir)
+    reported = own if task is None else runs.saved_task(posterior, task, data_dir, settings)
     if not posterior.record.finished:
         say(f"The fit in {run} was stopped: what is diagnosed is how far it had come.")
     found = ask(
@@ -317,6 +314,18 @@ def main(arguments: list[str] | None = None) -> None:
     words = sys.argv[1:] if arguments is None else arguments
     rest = [word for word in words if word != "--debug"]
     app(["--debug"] * (len(rest) < len(words)) + rest, prog_name="bayeslora")
+
+
+def _of_another_task(command: str, assignments: list[str] | None, task: str | None) -> dict[str, Any]:
+    """Settings of a task that is not the run's own."""
+    from bayeslora.config import assign, task_settings
+
+    settings = assign({}, assignments or ())
+    if set(settings) - {"task_settings"} or (settings and task is None):
+        raise SettingError(
+            f"{command} takes --set for settings of another task (--task) alone, such as task.label=answer."
+        )
+    return task_settings(settings.get("task_settings", {}))
 
 
 def _words(text: str) -> list[str]:

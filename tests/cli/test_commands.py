@@ -59,6 +59,17 @@ def test_diagnose_writes_verdicts_pictures_and_data(tmp_path: Path, capsys: pyte
     assert not list((tmp_path / "run").glob("chain-*"))
 
 
+def test_diagnose_reports_on_another_task(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"review": "I liked the soup .", "answer": name} for name in ("no", "unsure", "yes", "yes")]
+    data = tmp_path / "reviews.jsonl"
+    data.write_text("\n".join(json.dumps(row) for row in rows))
+    columns = ["--set", "task.text=review", "--set", "task.label=answer"]
+    capsys.readouterr()
+    assert call("diagnose", run, "--task", data, *columns, "--split", "train", "--output", tmp_path / "report") == 0
+    assert "4 rows of train: accuracy" in capsys.readouterr().out
+    assert (tmp_path / "report" / "diagnosis.md").read_text().startswith("# map on reviews")
+
+
 def test_evaluation_depends_on_the_seed_alone(run: Path, tmp_path: Path) -> None:
     texts = []
     for number, seed in enumerate([1, 1, 2]):
