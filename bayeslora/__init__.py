@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bayeslora import diagnostics, inference, models
-    from bayeslora.comparison import compare
-    from bayeslora.config import RunConfig
+    from bayeslora.app.comparison import compare
+    from bayeslora.app.config import RunConfig
     from bayeslora.inference import fit, load
     from bayeslora.posterior import Posterior
-    from bayeslora.predictive import Predictive
+    from bayeslora.predict.prediction import Predictive
     from bayeslora.program import Program
     from bayeslora.tasks import Task, load_task
 
@@ -20,11 +20,11 @@ __version__ = "0.1.0"
 #: Public names and where they are; each is imported when it is first used, so that importing the package is quick.
 _HOMES = {
     "Posterior": "bayeslora.posterior",
-    "Predictive": "bayeslora.predictive",
+    "Predictive": "bayeslora.predict.prediction",
     "Program": "bayeslora.program",
-    "RunConfig": "bayeslora.config",
+    "RunConfig": "bayeslora.app.config",
     "Task": "bayeslora.tasks",
-    "compare": "bayeslora.comparison",
+    "compare": "bayeslora.app.comparison",
     "diagnostics": "",
     "fit": "bayeslora.inference",
     "inference": "",

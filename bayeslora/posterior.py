@@ -20,14 +20,15 @@ from torch import Tensor
 
 from bayeslora import files
 from bayeslora.errors import PosteriorError
-from bayeslora.likelihoods import to_dict
-from bayeslora.passes import Rows, answers, encoded, logits_at, seeded, undisturbed
+from bayeslora.observations.likelihoods import to_dict
+from bayeslora.predict.passes import Rows, answers, encoded, logits_at, undisturbed
 from bayeslora.program import Program
+from bayeslora.rng import seeded
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from bayeslora.predictive import Predictive
+    from bayeslora.predict.prediction import Predictive
     from bayeslora.tasks import Split
 
 __all__ = ["Posterior", "Record", "check_foreign", "describe", "read_record"]
@@ -200,7 +201,7 @@ class Posterior(ABC):
         Raises:
             PosteriorError: unknown method, or fewer than one sample.
         """
-        from bayeslora.predictive import Predictive
+        from bayeslora.predict.prediction import Predictive
 
         method = self.methods[0] if method is None else method
         if method not in self.methods:

@@ -6,30 +6,28 @@ part of it that samples weights, `Program.logits` the network at given weights.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import Field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import pyro
 import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from bayeslora.adapters import Adapters, Site
 from bayeslora.errors import AdapterError
-from bayeslora.likelihoods import Categorical, Likelihood, Normal
+from bayeslora.networks import Base, adapt, load_adapter, load_base
+from bayeslora.observations.likelihoods import Categorical, Likelihood, Normal
+from bayeslora.weights import Adapters, Site
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from bayeslora.data import Encoder
+    from bayeslora.observations.encoding import Encoder
     from bayeslora.tasks import Task, TaskSpec
 
-__all__ = ["LoraModel", "Program", "adapt", "load_base"]
+__all__ = ["LoraModel", "Program", "likelihood_of"]
 
 #: Keys of a batch that are not arguments of the network.
 NOT_INPUTS = frozenset({"labels", "index", "choice_mask"})
@@ -118,7 +116,7 @@ class Program(nn.Module):
             AdapterError: a target of ``lora`` does not exist or cannot be made stochastic, or ``adapter`` does not fit
                 the base network.
         """
-        from bayeslora.data import Encoder
+        from bayeslora.observations.encoding import Encoder
 
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -215,93 +213,6 @@ def likelihood_of(spec: TaskSpec) -> Likelihood:
     return Categorical(spec.max_choices if spec.kind == "multiple-choice" else len(spec.labels))
 
 
-class Base(NamedTuple):
-    """A base network, its tokenizer, and the names of weights that are drawn at random, since its files lack them."""
-
-    network: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    random: frozenset[str]
-
-
-def load_base(name_or_path: str | Path, spec: TaskSpec, dtype: torch.dtype = torch.float32) -> Base:
-    """The base network with the head that the task needs, drawn afresh if it has none."""
-    from transformers import AutoModelForMultipleChoice, AutoModelForSequenceClassification, AutoTokenizer
-
-    path = _demo() if str(name_or_path) == "demo" else str(name_or_path)
-    with _quietly():
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        kind: Any = AutoModelForSequenceClassification
-        settings: dict[str, Any] = {}
-        if spec.kind == "multiple-choice":
-            kind = AutoModelForMultipleChoice
-        elif spec.kind == "regression":
-            settings = {"num_labels": 1}
-        else:
-            names = dict(enumerate(spec.labels))
-            settings = {"id2label": names, "label2id": {name: number for number, name in names.items()}}
-        base, found = kind.from_pretrained(path, dtype=dtype, output_loading_info=True, **settings)
-    base.config.pad_token_id = tokenizer.pad_token_id
-    return Base(base, tokenizer, frozenset(found["missing_keys"]))
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without transformers' report of a head that is drawn afresh, as was asked for, and of its own deprecations."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def _has_weights(module: nn.Module) -> bool:
-    return next(module.parameters(), None) is not None
-
-
-def _demo() -> str:
-    from bayeslora.demo import MODEL_PATH
-
-    return str(MODEL_PATH)
-
-
-def load_adapter(base: PreTrainedModel, folder: str | Path) -> PeftModel:
-    """Put a saved LoRA adapter onto ``base``.
-
-    Raises:
-        AdapterError: there is none, or it is one of another network.
-    """
-    from peft import PeftModel, get_peft_model_state_dict
-    from peft.utils import load_peft_weights
-
-    name = base.config.name_or_path
-    with warnings.catch_warnings():
-        # PEFT merely warns of weights that the adapter lacks, and they would be drawn at random.
-        warnings.filterwarnings("error", message="Found missing adapter keys")
-        try:
-            network: PeftModel = PeftModel.from_pretrained(base, folder)
-        except KeyError as error:
-            raise AdapterError(f"The adapter '{folder}' does not fit '{name}': it lacks {error}.") from error
-        except (OSError, ValueError, RuntimeError, UserWarning) as error:
-            raise AdapterError(f"The adapter '{folder}' does not fit '{name}': {error}") from error
-    left = sorted(set(load_peft_weights(str(folder), device="cpu")) - set(get_peft_model_state_dict(network)))
-    if left:
-        raise AdapterError(
-            f"The adapter '{folder}' does not fit '{name}': it holds '{left[0]}' ({len(left)} such weights), for which "
-            "there is no place."
-        )
-    return network
-
-
 def _refuse_random(program: Program, base: Base, adapter: str | Path) -> None:
     """Make sure that an adapter holds what its base network lacks.
 
@@ -315,30 +226,3 @@ def _refuse_random(program: Program, base: Base, adapter: str | Path) -> None:
             f"The adapter '{adapter}' does not fit '{base.network.config.name_or_path}': neither has '{left[0]}' "
             f"({len(left)} such weights), which would be drawn at random. Save it with the adapter (modules_to_save)."
         )
-
-
-def adapt(base: PreTrainedModel, spec: TaskSpec, lora: LoraConfig | None = None) -> PeftModel:
-    """Add LoRA layers to ``base`` and let PEFT train its head in full.
-
-    Raises:
-        AdapterError: a target module of ``lora`` does not exist in the network.
-    """
-    from copy import deepcopy
-
-    from peft import LoraConfig, get_peft_model
-
-    config = deepcopy(lora) if lora else LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
-    config.task_type = None if spec.kind == "multiple-choice" else "SEQ_CLS"
-    if config.modules_to_save is None:
-        # PEFT matches by the end of a name: naming a head's dropout would also hit LoRA's own dropout.
-        config.modules_to_save = [
-            name for name, module in base.named_children() if name != base.base_model_prefix and _has_weights(module)
-        ]
-    try:
-        with _quietly():
-            network: PeftModel = get_peft_model(base, config)
-    except ValueError as error:
-        raise AdapterError(
-            f"PEFT cannot add LoRA layers to {type(base).__name__} at target_modules={config.target_modules}: {error}"
-        ) from error
-    return network

@@ -26,7 +26,7 @@ from torch import Tensor
 import bayeslora as bl
 from bayeslora.errors import TrainingError
 from bayeslora.files import write_json
-from bayeslora.predictive import Predictive
+from bayeslora.predict.prediction import Predictive
 
 #: Training rows of each task.
 TRAIN_SIZES = {"mrpc": 1000, "sst2": 1000, "cola": 2000, "rte": 1000}

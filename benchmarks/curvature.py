@@ -23,8 +23,8 @@ from torch import Tensor
 
 import bayeslora as bl
 from bayeslora.files import write_json
-from bayeslora.inference.curved import LaplacePosterior
-from bayeslora.passes import Rows, collator, encoded
+from bayeslora.inference.laplace.posterior import LaplacePosterior
+from bayeslora.predict.passes import Rows, collator, encoded
 from bayeslora.program import Program
 
 ROWS, TEST_ROWS, EPOCHS = 400, 500, 10

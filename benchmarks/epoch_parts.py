@@ -11,12 +11,12 @@ from common import Run, best_temperature, tempered
 from torch import Tensor
 
 import bayeslora as bl
-from bayeslora.inference.curved import LaplacePosterior
-from bayeslora.inference.heldout import best_width
-from bayeslora.inference.tuning import tuned_width
-from bayeslora.passes import Rows, answers, encoded
+from bayeslora.inference.laplace.heldout import best_width
+from bayeslora.inference.laplace.posterior import LaplacePosterior
+from bayeslora.inference.laplace.tuning import tuned_width
 from bayeslora.posterior import Posterior
-from bayeslora.predictive import Predictive
+from bayeslora.predict.passes import Rows, answers, encoded
+from bayeslora.predict.prediction import Predictive
 
 #: Arms at every epoch that is looked at, and at the last alone.
 CURVES = {

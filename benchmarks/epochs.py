@@ -41,7 +41,7 @@ from quality import NOT_LEARNED
 
 import bayeslora as bl
 from bayeslora.files import read_tensors, write_json
-from bayeslora.inference.guided import GuidePosterior
+from bayeslora.inference.variational.posterior import VariationalPosterior
 
 FIGURE = RESULTS.parent.parent / "docs" / "images" / "epochs.png"
 SIZES = TRAIN_SIZES | {"openbookqa": 500}
@@ -77,7 +77,7 @@ def measured(run: Run, model: str, data_dir: str | None, output: Path) -> dict[s
         checkpoints = sorted((Path(scratch) / "run" / "checkpoints").glob("checkpoint-*"), key=_steps)
         for epoch in sorted({min(epoch, last) for epoch in EPOCHS} | {last}):
             state = read_tensors(checkpoints[epoch - 1] / "model.safetensors")
-            fitted = Fitted.around(GuidePosterior.from_state(program, trained.record, state), task, run)
+            fitted = Fitted.around(VariationalPosterior.from_state(program, trained.record, state), task, run)
             arms = fitted.predict_last(task) if epoch == last else fitted.predict(task.split(run.split))
             by_epoch[epoch], evidence[epoch] = metrics_of(arms), fitted.evidence
     for arm, found in arms.items():
@@ -213,7 +213,7 @@ def draw(means: Mapping[tuple[str, str, str], Mapping[str, float]], path: Path) 
     from matplotlib.figure import Figure
     from reliability import COLOURS, INK
 
-    from bayeslora.plots import save_figure
+    from bayeslora.predict.plots import save_figure
 
     tasks = [task for task in NAMES if any(key[0] == task for key in means)]
     shown = {"accuracy": "accuracy", "nll": "NLL", "ece_15": "ECE (15 bins)"}

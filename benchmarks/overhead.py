@@ -24,7 +24,7 @@ from transformers import RobertaConfig, RobertaForSequenceClassification
 
 import bayeslora as bl
 from bayeslora.files import write_json
-from bayeslora.likelihoods import Categorical
+from bayeslora.observations.likelihoods import Categorical
 
 TRAIN, VALIDATION, TOKENS = 3668, 408, 64
 #: The targets: mebibytes, and time as a part of an epoch's.

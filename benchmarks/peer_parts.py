@@ -12,10 +12,10 @@ from datasets import Dataset
 from torch import Tensor, nn
 
 import bayeslora as bl
-from bayeslora.data import batches
-from bayeslora.inference.curved import LaplacePosterior
-from bayeslora.likelihoods import Categorical
-from bayeslora.passes import Rows, collator, encoded
+from bayeslora.inference.laplace.posterior import LaplacePosterior
+from bayeslora.observations.encoding import batches
+from bayeslora.observations.likelihoods import Categorical
+from bayeslora.predict.passes import Rows, collator, encoded
 from bayeslora.program import Program
 
 #: Prior standard deviation of every entry; rank of the wide Kronecker factors.

@@ -46,7 +46,7 @@ from common import RESULTS, environment, markdown, say
 from peer_parts import AGREEMENTS, COSTS, CURVATURE_RANK, SCALE, Part, agreement, subject
 
 from bayeslora.files import write_json
-from bayeslora.inference.process import peak, reset_peak
+from bayeslora.inference.training.process import peak, reset_peak
 
 #: The targets. What is computed in single precision agrees to six digits; one more is left to what cancels.
 AGREEMENT, FIT_TIME, FIT_MEMORY, PREDICT_TIME, BETTER = 1e-5, 1.15, 1.05, 4.0, 10.0

@@ -1,7 +1,7 @@
 """Reliability diagrams side by side: how often a prediction is right, against how sure it was. quality.py draws them.
 
-What a bin holds is said by `bayeslora.plots.bin_predictions`; here it is laid out as one panel a task. The rows of all
-seeds are pooled; they are the same rows, so a bin's share of right answers gets no interval here.
+What a bin holds is said by `bayeslora.predict.plots.bin_predictions`; here it is laid out as one panel a task.
+The rows of all seeds are pooled; they are the same rows, so a bin's share of right answers gets no interval here.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from bayeslora.metrics import ece
-from bayeslora.plots import bin_predictions, save_figure
-from bayeslora.predictive import Predictive
+from bayeslora.predict.metrics import ece
+from bayeslora.predict.plots import bin_predictions, save_figure
+from bayeslora.predict.prediction import Predictive
 
 BINS = 15
 #: Of the arms in their order; the colour-blind tell them apart (Okabe and Ito).

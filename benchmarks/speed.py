@@ -33,11 +33,11 @@ from common import RESULTS, environment, markdown
 from torch import Tensor
 
 from bayeslora.files import write_json
-from bayeslora.inference.elbo import NegativeELBO, bound
-from bayeslora.inference.svi import SVI
-from bayeslora.likelihoods import Categorical
+from bayeslora.inference.variational.elbo import NegativeELBO, bound
+from bayeslora.inference.variational.svi import SVI
 from bayeslora.models import MonteCLoRA
-from bayeslora.models.autoguides import make_guide
+from bayeslora.models.guides.auto import make_guide
+from bayeslora.observations.likelihoods import Categorical
 from bayeslora.program import Program
 
 ARMS = {"lora": "PEFT LoRA", "monteclora": "PEFT MonteCLoRA", "svi": "bayeslora SVI"}

@@ -14,12 +14,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bayeslora.data import digest
 from bayeslora.errors import SettingError, unknown
 from bayeslora.inference.base import Backend, Run, is_main_process, labelled
 from bayeslora.inference.folders import check_new, check_same, is_finished
 from bayeslora.inference.loading import load
-from bayeslora.inference.refits import refitted
+from bayeslora.inference.mixture import refitted
+from bayeslora.observations.encoding import digest
 from bayeslora.posterior import Posterior
 from bayeslora.program import Program
 from bayeslora.settings import build, check_seed
@@ -33,13 +33,13 @@ __all__ = ["BACKENDS", "Backend", "Run", "backend", "fit", "load"]
 
 #: Name of each backend and where its class is; the module is imported when it is asked for.
 BACKENDS: dict[str, str] = {
-    "laplace": "bayeslora.inference.laplace:Laplace",
-    "map": "bayeslora.inference.map:MAP",
-    "mle": "bayeslora.inference.map:MLE",
-    "nuts": "bayeslora.inference.nuts:NUTS",
-    "sghmc": "bayeslora.inference.sghmc:SGHMC",
-    "sgld": "bayeslora.inference.sgld:SGLD",
-    "svi": "bayeslora.inference.svi:SVI",
+    "laplace": "bayeslora.inference.laplace.laplace:Laplace",
+    "map": "bayeslora.inference.variational.point:MAP",
+    "mle": "bayeslora.inference.variational.point:MLE",
+    "nuts": "bayeslora.inference.mcmc.nuts:NUTS",
+    "sghmc": "bayeslora.inference.mcmc.sghmc:SGHMC",
+    "sgld": "bayeslora.inference.mcmc.sgld:SGLD",
+    "svi": "bayeslora.inference.variational.svi:SVI",
 }
 
 

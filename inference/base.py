@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from bayeslora.errors import DataError
 from bayeslora.inference.folders import CHAIN, holds_fit
-from bayeslora.likelihoods import Categorical
-from bayeslora.passes import encoded
+from bayeslora.observations.likelihoods import Categorical
 from bayeslora.posterior import Posterior, Record
+from bayeslora.predict.passes import encoded
 from bayeslora.program import Program
 
 if TYPE_CHECKING:

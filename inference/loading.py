@@ -11,19 +11,20 @@ import torch
 
 from bayeslora import files
 from bayeslora.errors import PosteriorError, unknown
-from bayeslora.likelihoods import build_likelihood
+from bayeslora.networks import load_adapter, load_base
+from bayeslora.observations.likelihoods import build_likelihood
 from bayeslora.posterior import FORMAT, RECORD, TENSORS, Posterior, Record, describe, read_record
-from bayeslora.program import Program, load_adapter, load_base
+from bayeslora.program import Program
 from bayeslora.settings import differing
 
 __all__ = ["load", "posterior_class"]
 
 #: Where the class of each kind of posterior is.
 POSTERIORS: dict[str, str] = {
-    "drawn": "bayeslora.inference.drawn:DrawnPosterior",
-    "guide": "bayeslora.inference.guided:GuidePosterior",
-    "laplace": "bayeslora.inference.curved:LaplacePosterior",
-    "refits": "bayeslora.inference.refits:Refits",
+    "drawn": "bayeslora.inference.mcmc.posterior:EmpiricalPosterior",
+    "guide": "bayeslora.inference.variational.posterior:VariationalPosterior",
+    "laplace": "bayeslora.inference.laplace.posterior:LaplacePosterior",
+    "refits": "bayeslora.inference.mixture:MixturePosterior",
 }
 
 
@@ -99,8 +100,8 @@ def _check(program: Program, folder: Path, saved: dict[str, Any]) -> None:
 
 
 def _rebuilt(folder: Path, described: dict[str, Any], base: str | Path | None) -> Program:
-    from bayeslora.data import Encoder
     from bayeslora.models import build as build_model
+    from bayeslora.observations.encoding import Encoder
     from bayeslora.tasks import TaskSpec
 
     name = str(base or described["base"])

@@ -8,11 +8,11 @@ if __name__ != "bayeslora.models":
     raise ImportError(f"import bayeslora.models, not {__name__}: a second copy would break the registry")
 
 from bayeslora.errors import SettingError, unknown
-from bayeslora.models.autoguides import make_guide
 from bayeslora.models.base import WeightModel
 from bayeslora.models.distributions import ColumnNormal, WishartCholesky
 from bayeslora.models.gaussian import Gaussian
-from bayeslora.models.guides import Guide
+from bayeslora.models.guides.auto import make_guide
+from bayeslora.models.guides.base import Guide
 from bayeslora.models.monteclora import MonteCLoRA
 from bayeslora.settings import build as build_settings
 

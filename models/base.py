@@ -11,10 +11,10 @@ import pyro
 import torch
 from torch import Tensor
 
-from bayeslora.adapters import Site
 from bayeslora.errors import SettingError
 from bayeslora.models.distributions import IsotropicNormal
-from bayeslora.models.guides import Guide, GuideList, PointGuide
+from bayeslora.models.guides.base import Guide, GuideList, PointGuide
+from bayeslora.weights import Site
 
 __all__ = ["WeightModel", "full_precision"]
 

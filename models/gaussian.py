@@ -11,10 +11,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from bayeslora.adapters import Site
 from bayeslora.models.base import WeightModel
 from bayeslora.models.distributions import ColumnNormal
-from bayeslora.models.guides import Guide
+from bayeslora.models.guides.base import Guide
+from bayeslora.weights import Site
 
 __all__ = ["Gaussian", "GaussianGuide"]
 

@@ -16,11 +16,11 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from bayeslora.adapters import Site
 from bayeslora.errors import SettingError
 from bayeslora.models.base import WeightModel
 from bayeslora.models.distributions import ColumnNormal, WishartCholesky
-from bayeslora.models.guides import Guide
+from bayeslora.models.guides.base import Guide
+from bayeslora.weights import Site
 
 __all__ = ["MonteCLoRA", "MonteCLoRAGuide"]
 

@@ -10,7 +10,7 @@ from scenarios import awake, tiny_program
 from torch import Tensor
 
 from bayeslora.inference import fit
-from bayeslora.inference.curved import LaplacePosterior
+from bayeslora.inference.laplace.posterior import LaplacePosterior
 from bayeslora.models import Gaussian
 from bayeslora.program import Program
 

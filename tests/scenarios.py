@@ -18,17 +18,17 @@ from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor, nn
 from transformers import BertConfig, BertForMultipleChoice, BertForSequenceClassification, PreTrainedTokenizerFast
 
-from bayeslora.adapters import Site
-from bayeslora.data import batches
 from bayeslora.inference.base import Run
-from bayeslora.inference.drawn import DrawnPosterior
-from bayeslora.inference.jacobians import as_matrices
-from bayeslora.likelihoods import Categorical, Normal
+from bayeslora.inference.laplace.jacobians import as_matrices
+from bayeslora.inference.mcmc.posterior import EmpiricalPosterior
 from bayeslora.models import Gaussian, MonteCLoRA
-from bayeslora.models.guides import Guide, GuideList
-from bayeslora.passes import Rows, collator, encoded, logits_at
+from bayeslora.models.guides.base import Guide, GuideList
+from bayeslora.observations.encoding import batches
+from bayeslora.observations.likelihoods import Categorical, Normal
+from bayeslora.predict.passes import Rows, collator, encoded, logits_at
 from bayeslora.program import LoraModel, Program
 from bayeslora.tasks import Split, Task, TaskSpec
+from bayeslora.weights import Site
 
 VOCABULARY = 40
 
@@ -245,7 +245,7 @@ class ExactRegression:
 
     factor: float = 1.0
 
-    def fit(self, program: Program, data: Dataset, run: Run) -> DrawnPosterior:
+    def fit(self, program: Program, data: Dataset, run: Run) -> EmpiricalPosterior:
         site = next(site for site in program.sites if site.role == "A")
         offset, design = linear_parts(program, data)
         noise, deviation = program.likelihood.scale, program.model.sigma0(site).double().mean()
@@ -256,7 +256,7 @@ class ExactRegression:
         generator = torch.Generator().manual_seed(run.seed)
         draws = mean + self.factor * torch.randn(100, len(mean), generator=generator, dtype=torch.float64) @ root.T
         record = run.record(self.name, {}, len(data), temperature=1.0, point_sites=())
-        return DrawnPosterior(program, record, {site.name: draws.float().reshape(100, *site.initial.shape)})
+        return EmpiricalPosterior(program, record, {site.name: draws.float().reshape(100, *site.initial.shape)})
 
 
 def linear_parts(program: Program, data: Dataset) -> tuple[Tensor, Tensor]:

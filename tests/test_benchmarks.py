@@ -13,8 +13,8 @@ from peft import LoraConfig
 from transformers import BertConfig, BertModel, BertTokenizer
 
 import bayeslora as bl
-from bayeslora.likelihoods import Categorical
-from bayeslora.predictive import Predictive
+from bayeslora.observations.likelihoods import Categorical
+from bayeslora.predict.prediction import Predictive
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 WORDS = ["good", "bad", "film", "the", "a", "was", "story", "dull"]

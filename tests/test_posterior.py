@@ -16,20 +16,20 @@ from transformers import AutoModelForSequenceClassification
 
 from bayeslora.errors import DataError, PosteriorError
 from bayeslora.inference import fit
-from bayeslora.inference.guided import GuidePosterior
+from bayeslora.inference.variational.posterior import VariationalPosterior
 from bayeslora.models import MonteCLoRA
-from bayeslora.models.autoguides import make_guide
+from bayeslora.models.guides.auto import make_guide
 from bayeslora.posterior import Posterior, Record
 from bayeslora.program import Program
 
 
-def untrained(program: Program, kind: str = "structured") -> GuidePosterior:
+def untrained(program: Program, kind: str = "structured") -> VariationalPosterior:
     """The posterior of a guide away from its start, without the time of a fit."""
     guide = make_guide(kind, program.model, program.sites, 0.1)
     with torch.no_grad():
         for parameter in guide.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    return GuidePosterior(program, Record("svi", {"guide": kind}, n_data=24), guide)
+    return VariationalPosterior(program, Record("svi", {"guide": kind}, n_data=24), guide)
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import BertConfig, BertForMultipleChoice, BertForSequenceClassification
 
 from bayeslora.errors import AdapterError
-from bayeslora.likelihoods import Categorical, Normal
 from bayeslora.models import Gaussian, MonteCLoRA
+from bayeslora.observations.likelihoods import Categorical, Normal
 from bayeslora.program import Program
 from bayeslora.tasks import Task
 

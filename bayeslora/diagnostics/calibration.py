@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from bayeslora.errors import DataError
-from bayeslora.resampling import bin_of, indicator
+from bayeslora.predict.resampling import bin_of, indicator
 
 if TYPE_CHECKING:
-    from bayeslora.predictive import Predictive
+    from bayeslora.predict.prediction import Predictive
 
 __all__ = ["ClassBins", "RiskCoverage", "auroc", "by_class", "risk_coverage"]
 

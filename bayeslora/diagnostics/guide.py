@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bayeslora.diagnostics import versions
 from bayeslora.errors import PosteriorError, unknown
-from bayeslora.passes import Rows, collator, encoded, logits_at, undisturbed
+from bayeslora.predict.passes import Rows, collator, encoded, logits_at, undisturbed
 from bayeslora.program import Program
 
 if TYPE_CHECKING:

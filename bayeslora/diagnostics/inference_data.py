@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import bayeslora
-from bayeslora.data import digest
 from bayeslora.diagnostics import versions
 from bayeslora.diagnostics.summaries import Summary, summarise
 from bayeslora.errors import PosteriorError, unknown
-from bayeslora.passes import Rows, answers, encoded, isolated, logits_at, seeded, undisturbed
-from bayeslora.predictive import Predictive
+from bayeslora.observations.encoding import digest
+from bayeslora.predict.passes import Rows, answers, encoded, logits_at, undisturbed
+from bayeslora.predict.prediction import Predictive
+from bayeslora.rng import isolated, seeded
 
 if TYPE_CHECKING:
     from datasets import Dataset

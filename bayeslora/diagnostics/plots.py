@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bayeslora.diagnostics.calibration import auroc, by_class, risk_coverage
-from bayeslora.plots import COLOURS, GREY, MARKERS
+from bayeslora.predict.plots import COLOURS, GREY, MARKERS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from bayeslora.diagnostics.simulation import Ranks
-    from bayeslora.predictive import Predictive
+    from bayeslora.predict.prediction import Predictive
 
 __all__ = [
     "class_calibration",

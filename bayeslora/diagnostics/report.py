@@ -17,15 +17,15 @@ from bayeslora.diagnostics.guide import good_k, khat, khat_by_block, khat_error
 from bayeslora.diagnostics.inference_data import to_inference_data
 from bayeslora.diagnostics.loo import loo, loo_parts
 from bayeslora.errors import PosteriorError
-from bayeslora.inference.drawn import DrawnPosterior
-from bayeslora.metrics import number_to_json
-from bayeslora.plots import reliability_diagram, save_figure
+from bayeslora.inference.mcmc.posterior import EmpiricalPosterior
+from bayeslora.predict.metrics import number_to_json
+from bayeslora.predict.plots import reliability_diagram, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from bayeslora.posterior import Posterior
-    from bayeslora.predictive import Predictive
+    from bayeslora.predict.prediction import Predictive
     from bayeslora.tasks import Split
 
 __all__ = ["Diagnosis", "diagnose"]
@@ -106,7 +106,7 @@ def diagnose(
     if posterior.program.likelihood.name == "normal":
         raise PosteriorError("A diagnosis is of class probabilities: for real labels there is to_inference_data.")
     settings: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "progress": progress}
-    draws = min([draws, *(len(chain) for chain in posterior.chains if isinstance(chain, DrawnPosterior))])
+    draws = min([draws, *(len(chain) for chain in posterior.chains if isinstance(chain, EmpiricalPosterior))])
     found = Diagnosis()
     found.data = to_inference_data(posterior, rows if train is None else train, draws, PRIOR_DRAWS, **settings)
     _guide(found, posterior, train, block_draws, settings)

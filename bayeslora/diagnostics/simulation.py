@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bayeslora.errors import SettingError
-from bayeslora.passes import Rows, collator, encoded, isolated, logits_at, undisturbed
+from bayeslora.predict.passes import Rows, collator, encoded, logits_at, undisturbed
 from bayeslora.program import Program
 from bayeslora.progress import track
+from bayeslora.rng import isolated
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bayeslora.adapters import Site
+from bayeslora.weights import Site
 
 __all__ = ["Summary", "summarise"]
 

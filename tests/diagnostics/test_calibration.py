@@ -5,8 +5,8 @@ import torch
 
 from bayeslora.diagnostics import auroc, by_class, risk_coverage
 from bayeslora.errors import DataError
-from bayeslora.likelihoods import Categorical, Normal
-from bayeslora.predictive import Predictive
+from bayeslora.observations.likelihoods import Categorical, Normal
+from bayeslora.predict.prediction import Predictive
 
 
 def prediction(probabilities: list[list[float]], labels: list[int]) -> Predictive:

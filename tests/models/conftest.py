@@ -8,7 +8,7 @@ import pyro
 import pytest
 import torch
 
-from bayeslora.adapters import Site
+from bayeslora.weights import Site
 
 LAYERS, COLUMNS, OUTPUTS, RANK = 3, 5, 4, 2
 

@@ -10,9 +10,9 @@ from pyro import poutine
 from pyro.infer import TraceMeanField_ELBO
 from torch.distributions import Independent, Normal, kl_divergence
 
-from bayeslora.adapters import Site
 from bayeslora.errors import SettingError
 from bayeslora.models import Gaussian
+from bayeslora.weights import Site
 
 A, B = "linear_5x4.A", "linear_5x4.B"
 NOISE = {"rank": (3, 1, 2), "layer": (3, 1, 1), "entry": (3, 5, 2)}

@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from bayeslora import models
-from bayeslora.adapters import Site
 from bayeslora.errors import SettingError
 from bayeslora.models import Gaussian, MonteCLoRA
 from bayeslora.models.distributions import ColumnNormal
+from bayeslora.weights import Site
 
 #: Bound in standard errors: 5 is exceeded by chance once in 1.7 million.
 ERRORS = 5.0

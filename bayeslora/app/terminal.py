@@ -1,0 +1,97 @@
+"""What the command line shows: tables, messages and what to do about an error."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from bayeslora.errors import BayesLoraError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from bayeslora.predict.metrics import Metrics
+
+__all__ = ["explain", "metrics_table", "new_table", "quiet", "say", "show", "show_classes"]
+
+
+def show_classes(title: str, classes: Any, papers: dict[str, str], verbose: bool) -> None:
+    """A table of classes with their first line of documentation, or each with its settings."""
+    from bayeslora.settings import describe
+
+    if not verbose:
+        table = new_table(title, ["name", "what it is", *(["paper"] if papers else [])])
+        for name, cls in classes.items():
+            table.add_row(name, _first_line(cls), *([papers[name]] if papers else []))
+        show(table)
+        return
+    for name, cls in classes.items():
+        table = new_table(f"{name}: {_first_line(cls)}", ["setting", "type", "default", "meaning"])
+        for setting in describe(cls):
+            table.add_row(setting.name, setting.type, str(setting.default), setting.help)
+        show(table)
+
+
+def _first_line(cls: type) -> str:
+    return (cls.__doc__ or "").strip().partition("\n")[0]
+
+
+def metrics_table(found: Metrics, title: str) -> Table:
+    """Every metric with its interval."""
+    table = new_table(title, ["metric", "value", "95 % interval"])
+    for name, interval in found.items():
+        table.add_row(name, f"{interval.value:.4f}", f"{interval.low:.4f} to {interval.high:.4f}")
+    table.caption = f"{found.n:,} rows, samples={found.samples}, method={found.method}"
+    return table
+
+
+def new_table(title: str, header: list[str]) -> Table:
+    """A table without rows."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for column in header:
+        table.add_column(column)
+    return table
+
+
+def show(what: Any) -> None:
+    """Print a text or a table."""
+    from rich.console import Console
+
+    # A path or a list must not be coloured or broken at the width of a terminal that is not there.
+    console = Console(highlight=False, soft_wrap=isinstance(what, str))
+    console.print(what, markup=False) if isinstance(what, str) else console.print(what)
+
+
+def say(*messages: str) -> None:
+    """Print messages that are not empty on standard error."""
+    for message in messages:
+        if message:
+            typer.echo(message, err=True)
+
+
+def explain(error: Exception) -> str:
+    """What to do about an error of the operating system or the hub."""
+    if isinstance(error, BayesLoraError):
+        return ""
+    if re.search(r"\bhub\b|huggingface|offline|connect", str(error).lower()):
+        return "Without the hub, give a local folder: --model for the network, --data-dir for the data."
+    return "Run with --debug for the traceback."
+
+
+def quiet() -> None:
+    """Keep the libraries below from telling a person what only their developers want to know."""
+    import os
+    import warnings
+
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    for name, value in {
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TQDM_MININTERVAL": "0.5",
+    }.items():
+        os.environ.setdefault(name, value)

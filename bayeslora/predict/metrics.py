@@ -1,0 +1,291 @@
+"""How good predictions are: metrics over all rows at once, each with a bootstrap interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from bayeslora.errors import DataError
+from bayeslora.predict import resampling
+from bayeslora.predict.resampling import Floats, Interval, Statistic, bootstrap, once
+
+__all__ = [
+    "Interval",
+    "Metrics",
+    "accuracy",
+    "against_truth",
+    "brier",
+    "classification",
+    "ece",
+    "ece_adaptive",
+    "mcc",
+    "nll",
+    "pearson",
+    "regression",
+    "rmse",
+    "spearman",
+]
+
+BINS = (10, 15, 20)  # the literature uses all three, and values of different numbers of bins do not compare
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Metrics(Mapping[str, Interval]):
+    """Metrics of one prediction by name.
+
+    Attributes:
+        intervals: name to value and interval.
+        n: number of rows.
+        samples: number of weight draws that were averaged.
+        method: ``"sample"`` or ``"mean"``.
+    """
+
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
+    n: int = 0
+    samples: int = 1
+    method: str = "sample"
+
+    def __getitem__(self, name: str) -> Interval:
+        return self.intervals[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.intervals)
+
+    def __len__(self) -> int:
+        return len(self.intervals)
+
+    def __str__(self) -> str:
+        width = max((len(name) for name in self), default=0)
+        lines = [f"{name:<{width}}  {interval}" for name, interval in self.items()]
+        return "\n".join([*lines, f"{self.n} rows, samples={self.samples}, method={self.method}"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; numbers that JSON lacks become "Infinity", "-Infinity" and "NaN"."""
+        plain: dict[str, Any] = {
+            name: {
+                "value": number_to_json(interval.value),
+                "low": number_to_json(interval.low),
+                "high": number_to_json(interval.high),
+            }
+            for name, interval in self.items()
+        }
+        return plain | {"n": self.n, "samples": self.samples, "method": self.method}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Metrics:
+        """The metrics that `to_dict` wrote."""
+        intervals = {
+            name: Interval(**{end: float(number) for end, number in value.items()})
+            for name, value in plain.items()
+            if isinstance(value, Mapping)
+        }
+        return cls(intervals, plain["n"], plain["samples"], plain["method"])
+
+
+def accuracy(probabilities: ArrayLike, labels: ArrayLike) -> float:
+    """Share of rows (examples, classes) whose most probable class is the label (examples,)."""
+    rows, classes = _classified(probabilities, labels)
+    return once(resampling.mean(_correct(rows, classes)), len(rows))
+
+
+def nll(probabilities: ArrayLike, labels: ArrayLike) -> float:
+    """Mean of -log p(label), in nats; infinite where a label got no probability at all."""
+    rows, classes = _classified(probabilities, labels)
+    with np.errstate(divide="ignore"):
+        return once(resampling.mean(-np.log(_at(rows, classes))), len(rows))
+
+
+def brier(probabilities: ArrayLike, labels: ArrayLike) -> float:
+    """Mean squared distance of the probabilities from the one-hot label, summed over classes (0 to 2)."""
+    rows, classes = _classified(probabilities, labels)
+    return once(resampling.mean(_squared_distance(rows, classes)), len(rows))
+
+
+def ece(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
+    """Expected calibration error of the most probable class (Guo et al. 2017, equation 3).
+
+    Bins have equal width and include their upper edge: a confidence of exactly 1 lies in the last one.
+    """
+    rows, classes = _classified(probabilities, labels)
+    return once(resampling.calibration(rows.max(1), _correct(rows, classes), bins), len(rows))
+
+
+def ece_adaptive(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
+    """Expected calibration error over bins of equally many rows (Nguyen and O'Connor 2015).
+
+    Rows of equal confidence share a bin, so the value does not depend on the order of rows.
+    """
+    rows, classes = _classified(probabilities, labels)
+    return once(resampling.calibration_adaptive(rows.max(1), _correct(rows, classes), bins), len(rows))
+
+
+def mcc(probabilities: ArrayLike, labels: ArrayLike) -> float:
+    """Matthews correlation of label and most probable class; for more than two classes by Gorodkin (2004).
+
+    Zero where the labels or the predictions are all of one class.
+    """
+    rows, classes = _classified(probabilities, labels)
+    return once(resampling.matthews(rows.argmax(1), classes, rows.shape[1]), len(rows))
+
+
+def rmse(predictions: ArrayLike, labels: ArrayLike) -> float:
+    """Root of the mean squared error, in units of the label."""
+    predicted, real = _paired(predictions, labels)
+    return once(resampling.root_mean((predicted - real) ** 2), len(real))
+
+
+def pearson(predictions: ArrayLike, labels: ArrayLike) -> float:
+    """Pearson correlation; NaN where either is constant."""
+    predicted, real = _paired(predictions, labels)
+    return once(resampling.correlation(predicted, real), len(real))
+
+
+def spearman(predictions: ArrayLike, labels: ArrayLike) -> float:
+    """Pearson correlation of ranks, ties at their mean rank; NaN where either is constant."""
+    predicted, real = _paired(predictions, labels)
+    return once(resampling.rank_correlation(predicted, real), len(real))
+
+
+def classification(
+    log_probabilities: ArrayLike, labels: ArrayLike, *, intervals: bool = True, seed: int = 0
+) -> dict[str, Interval]:
+    """All metrics of a classifier.
+
+    Args:
+        log_probabilities: logarithms of the predicted probabilities (examples, classes), so that the NLL of a
+            very small probability is right.
+        labels: class numbers (examples,).
+        intervals: make 95 % bootstrap intervals as well; see `bootstrap`.
+        seed: of the resamples.
+
+    Raises:
+        DataError: no rows, shapes that differ, probabilities that do not sum to one, or labels out of range.
+    """
+    logs = np.asarray(log_probabilities, dtype=np.float64)
+    rows, classes = _classified(np.exp(logs), labels)
+    confidence, correct = rows.max(1), _correct(rows, classes)
+    table: dict[str, tuple[Statistic, float, float]] = {
+        "accuracy": (resampling.mean(correct), 0.0, 1.0),
+        "nll": (resampling.mean(-_at(logs, classes)), 0.0, math.inf),
+        "brier": (resampling.mean(_squared_distance(rows, classes)), 0.0, 2.0),
+        **{f"ece_{bins}": (resampling.calibration(confidence, correct, bins), 0.0, 1.0) for bins in BINS},
+        "ece_adaptive": (resampling.calibration_adaptive(confidence, correct, 15), 0.0, 1.0),
+        "mcc": (resampling.matthews(rows.argmax(1), classes, rows.shape[1]), -1.0, 1.0),
+    }
+    return bootstrap(table, len(rows), seed, RESAMPLES if intervals else 0)
+
+
+def regression(
+    predictions: ArrayLike,
+    log_densities: ArrayLike,
+    labels: ArrayLike,
+    *,
+    intervals: bool = True,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """All metrics of a prediction of real labels.
+
+    Args:
+        predictions: predictive means (examples,).
+        log_densities: log predictive density of each label (examples,), in nats.
+        labels: real labels (examples,).
+        intervals: make 95 % bootstrap intervals as well; see `bootstrap`.
+        seed: of the resamples.
+
+    Raises:
+        DataError: no rows, or shapes that differ.
+    """
+    predicted, real = _paired(predictions, labels)
+    table: dict[str, tuple[Statistic, float, float]] = {
+        "rmse": (resampling.root_mean((predicted - real) ** 2), 0.0, math.inf),
+        "nll": (resampling.mean(-np.asarray(log_densities, dtype=np.float64)), -math.inf, math.inf),
+        "pearson": (resampling.correlation(predicted, real), -1.0, 1.0),
+        "spearman": (resampling.rank_correlation(predicted, real), -1.0, 1.0),
+    }
+    return bootstrap(table, len(real), seed, RESAMPLES if intervals else 0)
+
+
+def against_truth(
+    log_probabilities: ArrayLike, truth: ArrayLike, *, intervals: bool = True, seed: int = 0
+) -> dict[str, Interval]:
+    """Distance of predictions from known class probabilities, free of the noise of drawn labels.
+
+    ``kl`` is the mean Kullback-Leibler divergence KL(truth, prediction) in nats; ``ece_true`` the calibration
+    error (15 bins) in which the true probability of the predicted class stands for whether it was the label.
+
+    Args:
+        log_probabilities: logarithms of the predicted probabilities (examples, classes).
+        truth: true probabilities (examples, classes).
+        intervals: make 95 % bootstrap intervals as well; see `bootstrap`.
+        seed: of the resamples.
+
+    Raises:
+        DataError: no rows, shapes that differ, or rows that do not sum to one.
+    """
+    logs = np.asarray(log_probabilities, dtype=np.float64)
+    rows, true = _distributions(np.exp(logs)), _distributions(truth)
+    if rows.shape != true.shape:
+        raise DataError(f"Predictions have the shape {rows.shape}, true probabilities {true.shape}.")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        terms = np.where(true > 0, true * (np.log(true) - logs), 0.0)
+    table: dict[str, tuple[Statistic, float, float]] = {
+        "kl": (resampling.mean(terms.sum(1)), 0.0, math.inf),
+        "ece_true": (resampling.calibration(rows.max(1), _at(true, rows.argmax(1)), 15), 0.0, 1.0),
+    }
+    return bootstrap(table, len(rows), seed, RESAMPLES if intervals else 0)
+
+
+def _at(rows: Floats, classes: NDArray[np.int64]) -> Floats:
+    return np.asarray(rows[np.arange(len(rows)), classes])
+
+
+def _correct(rows: Floats, classes: NDArray[np.int64]) -> Floats:
+    return (rows.argmax(1) == classes).astype(np.float64)
+
+
+def _squared_distance(rows: Floats, classes: NDArray[np.int64]) -> Floats:
+    return np.asarray(((rows - resampling.indicator(classes, rows.shape[1])) ** 2).sum(1))
+
+
+def _distributions(probabilities: ArrayLike) -> Floats:
+    rows = np.asarray(probabilities, dtype=np.float64)
+    if rows.ndim != 2 or not len(rows):
+        raise DataError(f"Expected probabilities (examples, classes) of some examples, found shape {rows.shape}.")
+    # Rows in float32 over many classes sum to one within about 1e-6.
+    off = np.flatnonzero(~((rows >= 0).all(1) & (np.abs(rows.sum(1) - 1) < 1e-4)))
+    if len(off):
+        raise DataError(f"Row {off[0]} is no probability distribution: {rows[off[0]]} sums to {rows[off[0]].sum():g}.")
+    return rows
+
+
+def _classified(probabilities: ArrayLike, labels: ArrayLike) -> tuple[Floats, NDArray[np.int64]]:
+    rows = _distributions(probabilities)
+    classes = np.asarray(labels)
+    if classes.shape != (len(rows),):
+        raise DataError(f"Expected {len(rows)} labels, one for each row, found the shape {classes.shape}.")
+    wrong = np.flatnonzero((classes < 0) | (classes >= rows.shape[1]) | (classes != np.floor(classes)))
+    if len(wrong):
+        raise DataError(
+            f"Label {classes[wrong[0]]} of row {wrong[0]} is no class number from 0 to {rows.shape[1] - 1}."
+        )
+    return rows, classes.astype(np.int64)
+
+
+def _paired(predictions: ArrayLike, labels: ArrayLike) -> tuple[Floats, Floats]:
+    predicted, real = np.asarray(predictions, dtype=np.float64), np.asarray(labels, dtype=np.float64)
+    if predicted.shape != real.shape or real.ndim != 1 or not len(real):
+        raise DataError(f"Expected as many predictions as labels, found the shapes {predicted.shape} and {real.shape}.")
+    return predicted, real
+
+
+def number_to_json(number: float) -> float | str:
+    """A number as JSON has it; those that JSON lacks as "Infinity", "-Infinity" and "NaN"."""
+    if math.isnan(number):
+        return "NaN"
+    return number if math.isfinite(number) else ("Infinity" if number > 0 else "-Infinity")

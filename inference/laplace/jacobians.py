@@ -1,0 +1,340 @@
+"""Jacobians of the logits with respect to LoRA matrices, example by example, and never as one matrix.
+
+A LoRA matrix meets every token of an example, so its gradient is a sum of outer products: what enters the layer times
+what comes back. A `Tape` listens to both while the network runs; nothing is stored that is as large as the examples
+times all parameters.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, starmap
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from bayeslora.errors import AdapterError
+from bayeslora.predict.passes import Rows, undisturbed
+from bayeslora.program import Program
+from bayeslora.weights import Site, Slot
+
+__all__ = ["Layer", "Products", "Tape", "as_matrices", "as_value", "jacobians", "matrices_of"]
+
+#: A site and the place in its stack: one weight matrix of the network.
+Layer = tuple[str, int]
+#: Tokens whose activations a backward pass of a prediction keeps at most, but for one row: 2 GB of a MiniLM.
+TOKENS = 4096
+
+
+def as_matrices(site: Site, value: Tensor) -> Tensor:
+    """A site's value as (layers, columns, rank); of the head, columns are inputs and the rank stands for outputs."""
+    if site.role != "head":
+        return value
+    return value.mT.unsqueeze(0) if value.dim() == 2 else value.reshape(1, 1, -1)
+
+
+def as_value(site: Site, matrices: Tensor) -> Tensor:
+    """The inverse of `as_matrices`."""
+    if site.role != "head":
+        return matrices
+    return matrices.squeeze(0).mT if site.initial.dim() == 2 else matrices.reshape(site.initial.shape)
+
+
+def matrices_of(sites: Sequence[Site], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The values of ``sites`` as stacks of matrices."""
+    return {site.name: as_matrices(site, values[site.name]) for site in sites}
+
+
+@dataclass(frozen=True)
+class Products:
+    """Gradients of one function of the logits of each example with respect to one weight matrix.
+
+    The gradient of an example is the sum over its tokens of wide (x) narrow. The narrow side is zero at padding, the
+    wide side anything finite.
+
+    Attributes:
+        wide: the side of the columns, (examples, tokens, columns); or row numbers (examples, tokens) of an embedding,
+            which stand for unit vectors.
+        narrow: the side of the rank, (examples, tokens, rank).
+        counted: true for tokens that are no padding, (examples, tokens).
+        columns: number of columns.
+        wide_is_input: whether the wide side entered the layer, and the narrow one came back; else the other way round.
+        groups: sequences of an example, one after another among its tokens: choices of multiple choice, and passes of a
+            layer that is used again.
+    """
+
+    wide: Tensor
+    narrow: Tensor
+    counted: Tensor
+    columns: int
+    wide_is_input: bool
+    groups: int = 1
+
+    def matrices(self) -> Tensor:
+        """The gradients (examples, columns, rank)."""
+        return self.gathered(self.narrow)
+
+    def of(self, chosen: Tensor) -> Products:
+        """Those of some examples, given whether each is (examples,)."""
+        if chosen.all():
+            return self
+        return replace(self, wide=self.wide[chosen], narrow=self.narrow[chosen], counted=self.counted[chosen])
+
+    def reduced(self) -> Products:
+        """One token a sequence: the mean of what entered, the sum of what came back."""
+        examples = len(self.counted)
+        counted = self.counted.reshape(examples * self.groups, -1)
+        wide, narrow = (
+            side.reshape(len(counted), counted.shape[1], *side.shape[2:]) for side in (self.wide, self.narrow)
+        )
+        one = Products(wide, narrow, counted, self.columns, self.wide_is_input)
+        share = (counted / counted.sum(1, keepdim=True).clamp(min=1)).unsqueeze(-1).to(narrow)
+        if self.wide_is_input:
+            wide, narrow = one.gathered(share).mT, narrow.sum(1, keepdim=True)
+        else:
+            ones = counted.unsqueeze(-1).to(narrow)
+            wide, narrow = one.gathered(ones).mT, (narrow * share).sum(1, keepdim=True)
+        wide, narrow, counted = (
+            side.reshape(examples, self.groups, *side.shape[2:])
+            for side in (wide, narrow, counted.any(1, keepdim=True))
+        )
+        return Products(wide, narrow, counted, self.columns, self.wide_is_input, self.groups)
+
+    def projected(self, basis: Tensor) -> Tensor:
+        """Wide sides in the columns of ``basis`` (columns, k): (examples, tokens, k), zero at padding."""
+        found = self.wide @ basis if self.wide.is_floating_point() else basis[self.wide]
+        return found * self.counted.unsqueeze(-1)
+
+    def gathered(self, values: Tensor) -> Tensor:
+        """Sum over tokens of wide (x) ``values`` (examples, tokens, k), zero at padding: (examples, columns, k)."""
+        if self.wide.is_floating_point():
+            return self.wide.mT @ values
+        found = values.new_zeros(len(values), self.columns, values.shape[-1])
+        return found.scatter_add_(1, self.wide.unsqueeze(-1).expand_as(values), values)
+
+    def summed(self, values: Tensor) -> Tensor:
+        """The same, summed over examples as well: (columns, k)."""
+        if self.wide.is_floating_point():
+            return self.wide.flatten(0, 1).mT @ values.flatten(0, 1)
+        values = values.flatten(0, 1)
+        return values.new_zeros(self.columns, values.shape[-1]).index_add_(0, self.wide.flatten(), values)
+
+
+@dataclass
+class _Call:
+    """One pass through a layer: what entered, what left, and the factor between the latter and the LoRA product."""
+
+    entered: Tensor
+    left: Tensor
+    factor: float = 1.0
+
+
+class Tape:
+    """Listens to the layers of some sites while the network runs.
+
+    Use as a context; within it, run the network once with gradients enabled, then ask for `products`.
+
+    Args:
+        program: whose network it is.
+        sites: whose matrices the Jacobian is with respect to.
+
+    Raises:
+        AdapterError: a part of the head is no linear layer (the message names it).
+    """
+
+    def __init__(self, program: Program, sites: Sequence[Site]) -> None:
+        self._calls: dict[Layer, list[_Call]] = defaultdict(list)
+        self._handles: list[RemovableHandle] = []
+        self._patched: list[Any] = []
+        self._sites = {site.name: site for site in sites}
+        self._places = [
+            (site, place, slot) for site in sites for place, slot in enumerate(program.adapters.slots(site.name))
+        ]
+        self._network = program.network
+        for site, place, slot in self._places:
+            if site.role == "head" and not isinstance(slot.module, nn.Linear):
+                raise AdapterError(
+                    f"The head's part '{site.layers[place]}' is a {type(slot.module).__name__}: a Jacobian needs "
+                    "linear layers. Leave the head out, head=False."
+                )
+
+    def __enter__(self) -> Tape:
+        for site, place, slot in self._places:
+            self._listen(site, (site.name, place), slot)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        for layer in self._patched:
+            layer.__dict__.pop("_embed", None)
+        self._handles.clear()
+        self._patched.clear()
+        self._calls.clear()
+
+    def _listen(self, site: Site, key: Layer, slot: Slot) -> None:
+        calls = self._calls[key]
+        if isinstance(slot.module, nn.Linear):
+
+            def heard(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+                calls.append(_Call(inputs[0].detach(), _awake(output)))
+
+            self._handles.append(slot.module.register_forward_hook(heard))
+            return
+        layer: Any = self._network.get_submodule(site.layers[key[1]])
+        if site.role == "A":
+            self._listen_to_lookup(layer, lambda ids, found: calls.append(_Call(ids, _awake(found))))
+            return
+        entered: list[Tensor] = []
+        self._listen_to_lookup(layer, lambda ids, found: entered.append(found.detach()))
+        scale = layer._get_embed_scale()
+        factor = float(layer.scaling[slot.name]) * (1.0 if scale is None else float(scale))
+
+        def left(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            calls.append(_Call(entered.pop(), _awake(output), factor))
+
+        self._handles.append(layer.register_forward_hook(left))
+
+    def _listen_to_lookup(self, layer: Any, heard: Any) -> None:
+        # PEFT keeps the matrices of an embedding as bare parameters: only its own lookup sees what they give.
+        inner = layer._embed
+
+        def lookup(ids: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            found: Tensor = inner(ids, *args, **kwargs)
+            heard(ids, found)
+            return found
+
+        layer.__dict__["_embed"] = lookup
+        self._patched.append(layer)
+
+    def products(
+        self, logits: Tensor, directions: Tensor, batch: Mapping[str, Tensor]
+    ) -> Iterator[dict[Layer, Products]]:
+        """For each direction, the gradients of direction . logits with respect to every matrix.
+
+        Args:
+            logits: of the pass that was listened to, (examples, outputs).
+            directions: (directions, examples, outputs).
+            batch: its inputs, whose masks say which tokens are padding.
+
+        Raises:
+            AdapterError: a layer mixes examples, so that its gradient cannot be split between them.
+        """
+        calls = [(key, call) for key, heard in self._calls.items() for call in heard]
+        outputs = [call.left for _, call in calls]
+        # A sequence that begins with padding may leave attention there without a key, and what follows is not finite.
+        finite = "choice_mask" not in batch and bool(batch["attention_mask"][..., 0].all())
+        # What entered a layer is the same for every direction.
+        inputs = {key: self._entered(key, heard, batch, len(logits), finite) for key, heard in self._calls.items()}
+        for number, direction in enumerate(directions):
+            more = number + 1 < len(directions)
+            gradients = torch.autograd.grad(logits, outputs, direction, retain_graph=more, allow_unused=True)
+            came: dict[Layer, list[Tensor]] = {key: [] for key in self._calls}
+            for (key, call), gradient in zip(calls, gradients, strict=True):
+                back = (torch.zeros_like(call.left) if gradient is None else gradient).float()
+                back = back if call.factor == 1 else back * call.factor
+                came[key].append(back.reshape(len(logits), -1, back.shape[-1]))
+            yield {key: self._product(key, *inputs[key], came[key]) for key in came}
+
+    def _entered(
+        self, key: Layer, calls: list[_Call], batch: Mapping[str, Tensor], examples: int, finite: bool
+    ) -> tuple[Tensor, Tensor, int]:
+        """What entered a layer (examples, tokens, ...); which tokens count; sequences an example."""
+        if not calls:  # a layer that the network leaves out
+            nothing = self._sites[key[0]].initial.new_zeros(examples, 0)
+            return nothing.unsqueeze(-1), nothing.bool(), 1
+        entered, counted = [], []
+        for call in calls:
+            rows, tokens = len(call.entered), call.left.shape[1:-1]
+            each = _counted(key, batch, rows, tokens, examples).reshape(examples, -1)
+            if call.entered.is_floating_point():
+                value = call.entered.float().reshape(examples, -1, call.entered.shape[-1])
+                value = value if finite else torch.where(each.unsqueeze(-1), value, 0.0)
+            else:
+                value = call.entered.reshape(examples, -1)
+            entered.append(value)
+            counted.append(each)
+        choices = batch["choice_mask"].shape[1] if "choice_mask" in batch else 1
+        return _joined(entered), _joined(counted), choices * len(calls)
+
+    def _product(self, key: Layer, entered: Tensor, counted: Tensor, groups: int, came: list[Tensor]) -> Products:
+        site = self._sites[key[0]]
+        columns, rank = as_matrices(site, site.initial).shape[1:]
+        if not came:
+            narrow, wide = entered.expand(-1, -1, rank), entered.expand(-1, -1, columns)
+            return Products(wide, narrow, counted, columns, site.role != "B")
+        back = _joined(came)
+        if site.role == "B":
+            return Products(back, entered * counted.unsqueeze(-1), counted, columns, False, groups)
+        back = back * counted.unsqueeze(-1)
+        if site.role == "head":
+            # A head may score every token, of which one is looked at.
+            counted = counted & back.ne(0).any(-1)
+            if site.initial.dim() == 1:  # a bias sees one
+                entered = counted.unsqueeze(-1).to(back)
+        return Products(entered, back, counted, columns, True, groups)
+
+
+def jacobians(
+    program: Program, sites: Sequence[Site], weights: Mapping[str, Tensor], rows: Rows
+) -> Iterator[tuple[Tensor, Tensor, dict[Layer, Tensor]]]:
+    """Logits at ``weights`` and their gradients, one batch at a time.
+
+    What is held is what enters and comes back to the layers, and the gradients, of at most `TOKENS` tokens at once (or
+    of one row): a batch with more is split.
+
+    Yields:
+        Which rows they are, logits (examples, outputs), and gradients (examples, outputs, columns, rank) by layer.
+    """
+    tape = Tape(program, sites)
+    with undisturbed(program):
+        for batch, index in chain.from_iterable(starmap(_pieces, rows.batches(program.device))):
+            with torch.enable_grad(), tape:
+                logits = program.logits(weights, batch)
+                directions = torch.eye(logits.shape[1]).to(logits).unsqueeze(1).expand(-1, *logits.shape)
+                each = [
+                    {key: product.matrices() for key, product in products.items()}
+                    for products in tape.products(logits, directions, batch)
+                ]
+            # Key by key, so that no gradient is held twice.
+            gradients = {key: torch.stack([found.pop(key) for found in each], dim=1) for key in list(each[0])}
+            yield index, logits.detach(), gradients
+
+
+def _pieces(batch: Mapping[str, Tensor], index: Tensor) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+    """A batch in parts of at most `TOKENS` tokens, padding and all choices counted."""
+    step = max(1, TOKENS // batch["input_ids"][0].numel())
+    for start in range(0, len(index), step):
+        rows = slice(start, start + step)
+        yield {name: value[rows] for name, value in batch.items()}, index[rows]
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """All tokens; the one part itself, without a copy."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _awake(output: Tensor) -> Tensor:
+    """The output itself, with a gradient even where no weight before it has one."""
+    return output if output.requires_grad else output.requires_grad_()
+
+
+def _counted(key: Layer, batch: Mapping[str, Tensor], rows: int, tokens: torch.Size, examples: int) -> Tensor:
+    """Whether each token of each row of a layer is one of the text, (rows, tokens); a pooled row is one token."""
+    mask = batch["attention_mask"].bool()
+    if "choice_mask" in batch:
+        mask = (mask & batch["choice_mask"].unsqueeze(-1)).flatten(0, 1)
+    if len(tokens) == 1 and mask.shape == (rows, tokens[0]):
+        return mask
+    if not tokens and rows == mask.numel():
+        return mask.reshape(examples, -1)
+    if len(mask) != rows:
+        raise AdapterError(
+            f"Layer {key[1]} of site '{key[0]}' saw {rows} rows for {examples} examples: its gradient cannot be split "
+            "between them. Leave it out of target_modules."
+        )
+    return mask.any(-1, keepdim=True).expand(rows, max(tokens.numel(), 1))

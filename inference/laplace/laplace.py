@@ -1,0 +1,283 @@
+"""Laplace's approximation around the mode of the same program: a Gaussian whose precision is prior plus curvature.
+
+Yang, Robeyns, Wang and Aitchison, *Bayesian low-rank adaptation for large language models*, ICLR 2024 (Laplace-LoRA).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from bayeslora.errors import PosteriorError, SettingError
+from bayeslora.inference.base import Run
+from bayeslora.inference.laplace.curvature import Curvature, check_finite
+from bayeslora.inference.laplace.evidence import Evidence, LinearEvidence, offsets
+from bayeslora.inference.laplace.forms import make_curvature
+from bayeslora.inference.laplace.heldout import best_width
+from bayeslora.inference.laplace.jacobians import Tape, matrices_of
+from bayeslora.inference.laplace.posterior import LaplacePosterior
+from bayeslora.inference.laplace.priors import HyperPrior, NormalPrior, normal_prior
+from bayeslora.inference.laplace.tuning import tuned_hyper, tuned_scales, tuned_width
+from bayeslora.inference.training.process import available, peak, reset_peak
+from bayeslora.inference.training.trainer import TrainingSettings
+from bayeslora.inference.variational.point import point_estimate
+from bayeslora.predict.passes import Rows, collator, undisturbed
+from bayeslora.program import Program
+from bayeslora.rng import isolated
+from bayeslora.weights import Site
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["Laplace"]
+
+
+#: Ways to tune that maximise an evidence.
+EVIDENCES = ("evidence", "mode-evidence")
+
+
+@dataclass(frozen=True)
+class Laplace(TrainingSettings):
+    """Laplace's approximation: N(mode, (curvature + prior precision)^-1) over the random sites of the model.
+
+    Attributes:
+        mode: "train" finds it here, by `map`; "given" takes the weights that the adapter holds now, in one pass over
+            the data; "auto" trains if the program was made with a fresh adapter, whose products B A are all zero, and
+            takes those of any other as given.
+        curvature: "kron", "diag", "full" (small adapters) or "exact" (few examples); see
+            `bayeslora.inference.laplace.curvature`. What the last two need is compared with the memory that is
+            free before the pass.
+        curvature_rank: rank of the wide factor of "kron"; exact where it reaches the number of columns.
+        fisher: expectation over labels: "exact", by the likelihood's curvature; "mc", one label drawn for each row; or
+            "empirical", the labels of the data (biased).
+        sharing: how "kron" treats the tokens of an example, "sum", "expand" or "reduce"; the first is much the nearest.
+        subset: "all" random sites, or "last-layer": the head's last layer alone.
+        head: count the head among the random sites, with the prior that the model gives it.
+        tune: "evidence" maximises that of the linear model around the mode; "mode-evidence" does as published, and
+            takes the weights for a mode under every prior; "heldout" takes the prior so many times as wide that rows
+            which `fit` was given as ``heldout`` are predicted best; "none" keeps the model's prior. See
+            `bayeslora.inference.laplace.evidence`.
+        scales: what the evidence tunes: one prior scale for "all" sites, for each "site", for each "layer", or the
+            hyper-sites of the model ("hyper": Sigma and pi, under their own priors).
+        temperature: weight of the log prior against the whole data's log-likelihood; 1 is Bayes' rule.
+    """
+
+    name: ClassVar[str] = "laplace"
+    paper: ClassVar[str] = "Yang et al., ICLR 2024 (Laplace-LoRA)"
+    # A prior around the very weights that are given says little of how wide it should be.
+    around_adapter: ClassVar[tuple[str, dict[str, Any]] | None] = (
+        "gaussian",
+        {"sites": "both", "centre": "zero", "deviation": 0.1},
+    )
+
+    mode: Literal["auto", "train", "given"] = "auto"
+    curvature: Literal["kron", "diag", "full", "exact"] = "kron"
+    curvature_rank: int = 16
+    fisher: Literal["exact", "mc", "empirical"] = "exact"
+    sharing: Literal["sum", "expand", "reduce"] = "sum"
+    subset: Literal["all", "last-layer"] = "all"
+    head: bool = False
+    tune: Literal["evidence", "mode-evidence", "heldout", "none"] = "evidence"
+    scales: Literal["all", "site", "layer", "hyper"] = "all"
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.temperature < math.inf:
+            raise SettingError(f"temperature must be positive, found {self.temperature}.")
+        if self.curvature_rank < 1:
+            raise SettingError(f"curvature_rank must be at least 1, found {self.curvature_rank}.")
+        if self.scales != "all" and self.tune not in EVIDENCES:
+            raise SettingError(f"scales='{self.scales}' is tuned by an evidence, and tune is '{self.tune}'.")
+        if self.sharing != "sum" and self.curvature != "kron":
+            raise SettingError(
+                f"sharing='{self.sharing}' is for curvature='kron': '{self.curvature}' takes every token."
+            )
+
+    def fit(self, program: Program, data: Dataset, run: Run) -> LaplacePosterior:
+        """Find the mode, measure the curvature there in one pass, and tune the prior."""
+        begun = time.monotonic()
+        program.to("cuda" if torch.cuda.is_available() and not self.cpu else "cpu")
+        sites = self._sites(program)
+        curvature = make_curvature(self.curvature, sites, self.curvature_rank, self.sharing)
+        tape = Tape(program, sites)
+        self._check(program, sites, curvature, len(data), run)
+        self._probe(program, tape, data)
+        latents, history, cost = self._mode(program, data, run)
+        weights = program.weights(latents)
+        matrices, prior = matrices_of(sites, weights), normal_prior(program, sites, latents)
+        self._check_distance(prior, matrices)
+        reset_peak(program.device)
+        evidence = LinearEvidence(matrices, prior, len(data), self._vectors(program))
+        log_likelihood = self._measure(program, weights, data, run, tape, curvature, evidence)
+        fixed = latents.keys() - prior.roots.keys()
+        record = run.record(self.name, asdict(self), len(data), self.temperature, fixed)
+        measured = curvature, log_likelihood
+        posterior = LaplacePosterior(program, record, latents, prior, *measured, math.nan, evidence.rows)
+        latents, prior, trace = self._tuned(posterior, evidence, run)
+        found = float(evidence(prior)), evidence.rows
+        posterior = LaplacePosterior(program, record, latents, prior, *measured, *found)
+        cost = {
+            # A mode that was found over several sittings has its own count of seconds.
+            "seconds": max(time.monotonic() - begun, cost.get("seconds", 0.0)),
+            "peak_memory_bytes": max(float(peak(program.device)), cost.get("peak_memory_bytes", 0.0)),
+            "parameters": float(sum(site.initial.numel() for site in program.sites)),
+            "extra_parameters": 0.0,
+        }
+        posterior.record = replace(record, cost=cost, history=history + trace, finished=True)
+        return posterior
+
+    def _mode(
+        self, program: Program, data: Dataset, run: Run
+    ) -> tuple[dict[str, Tensor], list[dict[str, float]], dict[str, float]]:
+        """The mode of every latent site, and what its training logged and cost."""
+        if self.mode == "given" or (self.mode == "auto" and not _is_fresh(program)):
+            latents = program.model.initial(program.sites)
+            stored = program.adapters.stored()
+            return {name: stored.get(name, value) for name, value in latents.items()}, [], {}
+        trained = point_estimate(self, program, data, run, prior_weight=self.temperature, weight_decay=0.0)
+        latents = {name: value.detach().clone() for name, value in trained.draw().items()}
+        return latents, trained.record.history, trained.record.cost
+
+    def _check(self, program: Program, sites: Sequence[Site], curvature: Curvature, rows: int, run: Run) -> None:
+        """Refuse what cannot work before the time of training and of a pass is spent."""
+        likelihood = program.likelihood
+        if not hasattr(likelihood, "curvature_root"):
+            raise PosteriorError(
+                f"The likelihood '{likelihood.name}' has no curvature_root, which Laplace's approximation needs."
+            )
+        latents = program.model.initial(program.sites)
+        normal_prior(program, sites, latents)
+        if self.scales == "hyper" and not HyperPrior(program, sites, latents).shapes_weights:
+            raise SettingError(
+                f"scales='hyper' needs a model whose hyper-sites shape the prior of the weights, and those of "
+                f"'{program.model.name}' do not, or it has none: choose 'all', 'site' or 'layer'."
+            )
+        if self.tune == "heldout" and run.heldout is None:
+            raise SettingError(
+                "tune='heldout' needs rows to tune on: set some of the training rows aside (heldout_size), and give "
+                "fit(..., heldout=task.heldout)."
+            )
+        needed, free = curvature.room(rows * self._vectors(program)), available(program.device)
+        if needed > free:
+            raise SettingError(
+                f"curvature='{self.curvature}' needs {needed / 2**30:.1f} GiB for {curvature.size:,} weights and "
+                f"{rows:,} rows, and {free / 2**30:.1f} GiB are free: choose 'kron' or 'diag', or fewer sites."
+            )
+
+    def _probe(self, program: Program, tape: Tape, data: Dataset) -> None:
+        """Take the gradients of two rows, so that a layer which cannot be split by examples is named at once."""
+        rows = Rows(data.select(range(min(2, len(data)))), collator(program), 2, False)
+        with undisturbed(program), torch.enable_grad():
+            for batch, _ in rows.batches(program.device):
+                with tape:
+                    logits = program.logits({site.name: site.initial for site in program.sites}, batch)
+                    for _ in tape.products(logits, torch.ones_like(logits).unsqueeze(0), batch):
+                        pass
+
+    def _check_distance(self, prior: NormalPrior, matrices: Mapping[str, Tensor]) -> None:
+        """Without distance from its centre, a mode gives the scale of a prior no reason to be larger than zero."""
+        at_centre = [name for name, value in prior.whitened(matrices).items() if not value.any()]
+        if self.tune == "mode-evidence" and at_centre:
+            raise SettingError(
+                f"The prior of site '{at_centre[0]}' is centred on the very weights that are given, so that by this "
+                "evidence its best scale is zero: give the model centre='zero' (--set program.centre=zero), or "
+                "tune='evidence'."
+            )
+
+    def _sites(self, program: Program) -> list[Site]:
+        """The sites whose weights get a Gaussian."""
+        heads = [site for site in program.sites if site.role == "head"]
+        if self.subset == "last-layer":
+            if not heads:
+                raise SettingError("subset='last-layer' needs a head, and PEFT trains none here (modules_to_save).")
+            last = heads[-1].layers[0].rpartition(".")[0]
+            return [site for site in heads if site.layers[0].rpartition(".")[0] == last]
+        # A site that is a sum of components is random by its components.
+        random = {name.removesuffix(".components") for name in program.model.stochastic(program.sites)}
+        return [site for site in program.sites if site.name in random or (self.head and site.role == "head")]
+
+    def _measure(
+        self,
+        program: Program,
+        weights: Mapping[str, Tensor],
+        data: Dataset,
+        run: Run,
+        tape: Tape,
+        curvature: Curvature,
+        evidence: LinearEvidence,
+    ) -> float:
+        """One pass over the data: add to curvature and evidence; the tempered log-likelihood at the mode."""
+        rows = Rows(data, collator(program), self.batch_size, run.progress)
+        labels = torch.as_tensor(data["labels"][:])
+        total = 0.0
+        cast = torch.autocast(program.device.type, dtype=torch.bfloat16, enabled=self.bf16)
+        with undisturbed(program), isolated(run.seed, program.device), torch.enable_grad():
+            for batch, index in rows.batches(program.device, "curvature"):
+                with tape:
+                    with cast:
+                        logits = program.logits(weights, batch)
+                    at, known = logits.detach().double(), labels[index].to(logits.device)
+                    values = program.likelihood.distribution(at).log_prob(known) / self.temperature
+                    roots = self._directions(program, at, known) / math.sqrt(self.temperature)
+                    shifts = self._shifts(program, at, known, roots)
+                    products = tape.products(logits, roots.to(logits), batch)
+                    curvature.add(evidence.watched(products, index, shifts, values))
+                    total += float(values.sum())
+        curvature.finish()
+        return total
+
+    def _vectors(self, program: Program) -> int:
+        """How many vectors `_directions` gives for each row."""
+        likelihood = program.likelihood
+        return len(likelihood.curvature_root(torch.zeros(1, likelihood.outputs))) if self.fisher == "exact" else 1
+
+    def _directions(self, program: Program, logits: Tensor, labels: Tensor) -> Tensor:
+        """Vectors (vectors, examples, outputs) whose squares add up to the Fisher information of the logits."""
+        likelihood = program.likelihood
+        if self.fisher == "exact":
+            return likelihood.curvature_root(logits)
+        if self.fisher == "mc":
+            labels = likelihood.distribution(logits).sample()
+        return likelihood.score(logits, labels).unsqueeze(0)
+
+    def _shifts(self, program: Program, logits: Tensor, labels: Tensor, roots: Tensor) -> Tensor:
+        """The `offsets` of the evidence."""
+        likelihood = program.likelihood
+        score = likelihood.score(logits, labels) / self.temperature
+        check_finite({"the logits": score})
+        drawn = self.fisher == "mc"
+        metric = likelihood.curvature_root(logits) / math.sqrt(self.temperature) if drawn else roots
+        return offsets(roots, metric, score, likelihood.gain(logits, labels) / self.temperature)
+
+    def _tuned(
+        self, posterior: LaplacePosterior, linear: LinearEvidence, run: Run
+    ) -> tuple[dict[str, Tensor], NormalPrior, list[dict[str, float]]]:
+        """Every latent site and the prior after tuning, and its trace."""
+        latents, prior = posterior.latents, posterior.prior
+        if self.tune == "none":
+            return latents, prior, []
+        if self.tune == "heldout":
+            assert run.heldout is not None  # `_check` refuses
+            return latents, *best_width(posterior, run.heldout, self.batch_size, run.progress)
+        evidence: Evidence = posterior.mode_evidence if self.tune == "mode-evidence" else linear
+        if self.scales == "all":
+            return latents, *tuned_width(evidence, prior)
+        if self.scales != "hyper":
+            return latents, *tuned_scales(evidence, prior, self.scales)
+        program, sites = posterior.program, posterior.sites
+        values, trace = tuned_hyper(evidence, HyperPrior(program, sites, latents))
+        found = latents | {name: value.to(latents[name]) for name, value in values.items()}
+        return found, normal_prior(program, sites, found), trace
+
+
+def _is_fresh(program: Program) -> bool:
+    """Whether no layer's LoRA product changed the network that the program was made with: A or B was zero in each."""
+    zero = {site.name: ~site.initial.flatten(1).any(1) for site in program.sites if site.role != "head"}
+    return all(bool((zero[name] | zero[f"{name[:-2]}.B"]).all()) for name in zero if name.endswith(".A"))

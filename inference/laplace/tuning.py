@@ -1,0 +1,114 @@
+"""The prior that maximises an evidence: its width, its scales by site or by layer, or the model's hyper-sites."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bayeslora.inference.laplace.evidence import Evidence
+from bayeslora.inference.laplace.priors import HyperPrior, NormalPrior
+
+__all__ = ["tuned_hyper", "tuned_scales", "tuned_width"]
+
+STEPS = 50
+#: Logs of multiples where the search for a width begins.
+GRID = [number / 2 for number in range(-30, 31)]
+
+
+def tuned_width(evidence: Evidence, prior: NormalPrior) -> tuple[NormalPrior, list[dict[str, float]]]:
+    """The prior of largest evidence among its multiples.
+
+    Returns:
+        The prior, and the log evidence and the multiple at each step.
+    """
+    along = evidence.along(prior)
+    like = next(iter(prior.roots.values()))
+    # Far from the best width the evidence is flat on one side: the search begins at the best of a grid.
+    grid = [like.new_full((1,), log) for log in GRID]
+    log = max(grid, key=lambda each: float(along(each)))
+    if float(log) in (GRID[0], GRID[-1]):
+        limit = "no width: the posterior is the point estimate" if float(log) < 0 else "any width: there is no prior"
+        warnings.warn(
+            f"By the evidence the best prior has {limit}. Set one (tune='none'), or tune='heldout'.", stacklevel=2
+        )
+
+    log.requires_grad_()
+
+    def objective() -> tuple[Tensor, dict[str, float]]:
+        value = along(log)
+        return value, {"log_evidence": float(value.detach()), "scale": float(log.detach().exp())}
+
+    trace = _ascend([log], objective)
+    return prior.scaled(dict.fromkeys(prior.roots, log.detach())), trace
+
+
+def tuned_scales(evidence: Evidence, prior: NormalPrior, scales: str) -> tuple[NormalPrior, list[dict[str, float]]]:
+    """The prior of largest evidence where each site, or each layer, is multiplied by a number of its own.
+
+    Args:
+        evidence: of a prior.
+        prior: whose multiples; the search starts where one number for all is best.
+        scales: "site" or "layer".
+
+    Returns:
+        The prior, and the log evidence and multiples at each step.
+    """
+    prior, trace = tuned_width(evidence, prior)
+    by_scale = evidence.by_scale(prior, by_layer=scales == "layer")
+    sizes = [1 if scales == "site" else len(root) for root in prior.roots.values()]
+    logs = next(iter(prior.roots.values())).new_zeros(sum(sizes), requires_grad=True)
+
+    def by_site() -> dict[str, Tensor]:
+        return dict(zip(prior.roots, logs.split(sizes), strict=True))
+
+    def objective() -> tuple[Tensor, dict[str, float]]:
+        value = by_scale(by_site())
+        multiples = {
+            f"scale/{name}" + (f"/{place}" if len(each) > 1 else ""): float(multiple)
+            for name, each in by_site().items()
+            for place, multiple in enumerate(each.detach().exp())
+        }
+        return value, {"log_evidence": float(value.detach())} | multiples
+
+    trace += _ascend([logs], objective)
+    return prior.scaled({name: each.detach() for name, each in by_site().items()}), trace
+
+
+def tuned_hyper(evidence: Evidence, hyper: HyperPrior) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+    """Hyper-sites of largest evidence times their own prior density.
+
+    Returns:
+        The hyper-sites' values, and the log evidence and the log density of the hyper-sites at each step.
+    """
+    values = {name: value.double().requires_grad_() for name, value in hyper.start.items()}
+
+    def objective() -> tuple[Tensor, dict[str, float]]:
+        prior, log_density = hyper.at(values)
+        value = evidence(prior)
+        found = {"log_evidence": float(value.detach()), "log_hyperprior": float(log_density.detach())}
+        return value + log_density, found
+
+    trace = _ascend(list(values.values()), objective)
+    return {name: value.detach() for name, value in hyper.constrained(values).items()}, trace
+
+
+def _ascend(
+    parameters: list[Tensor], objective: Callable[[], tuple[Tensor, dict[str, float]]]
+) -> list[dict[str, float]]:
+    optimiser: Any = torch.optim.LBFGS(parameters, max_iter=STEPS, line_search_fn="strong_wolfe")
+    trace: list[dict[str, float]] = []
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        value, found = objective()
+        (-value).backward()
+        trace.append({"tuning": float(len(trace)), **found})
+        return -value
+
+    with torch.enable_grad():
+        optimiser.step(closure)
+    return trace

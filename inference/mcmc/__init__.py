@@ -1,0 +1,1 @@
+"""Markov chains: samplers of the posterior and what they leave."""

@@ -1,0 +1,69 @@
+"""What backends share that sample the posterior by a Markov chain."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from bayeslora.errors import SettingError
+from bayeslora.inference.base import Run
+from bayeslora.inference.mcmc.posterior import EmpiricalPosterior
+from bayeslora.inference.training.process import peak, reset_peak
+from bayeslora.predict.passes import undisturbed
+from bayeslora.program import Program
+from bayeslora.rng import isolated
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["ChainSettings"]
+
+
+@dataclass(frozen=True)
+class ChainSettings(ABC):
+    """A chain that samples the posterior of all latent sites, those included of which `svi` makes point estimates.
+
+    It starts at a draw of the prior. A chain is kept when it is done; one that was stopped begins anew.
+
+    Attributes:
+        draws: draws that are kept.
+        warmup: draws before those, which are not.
+        cpu: stay on the CPU even if there is a GPU.
+    """
+
+    name: ClassVar[str]
+    around_adapter: ClassVar[tuple[str, dict[str, Any]] | None] = None
+
+    draws: int = 500
+    warmup: int = 500
+    cpu: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in {"draws": 1, "warmup": 0}.items():
+            if getattr(self, name) < least:
+                raise SettingError(f"{name} must be at least {least}, found {getattr(self, name)}.")
+
+    @abstractmethod
+    def chain(self, program: Program, data: Dataset, progress: bool) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Draws (draws, ...) of every latent site by the global generators of torch, and how the chain went."""
+
+    def fit(self, program: Program, data: Dataset, run: Run) -> EmpiricalPosterior:
+        """Sample the posterior."""
+        program.to("cuda" if torch.cuda.is_available() and not self.cpu else "cpu")
+        reset_peak(program.device)
+        begun = time.monotonic()
+        with undisturbed(program), isolated(run.seed, program.device):
+            draws, found = self.chain(program, data, run.progress)
+        record = run.record(self.name, asdict(self), len(data), temperature=1.0, point_sites=())
+        cost = {
+            "seconds": time.monotonic() - begun,
+            "peak_memory_bytes": float(peak(program.device)),
+            "parameters": float(sum(site.initial.numel() for site in program.sites)),
+            "extra_parameters": 0.0,
+        }
+        return EmpiricalPosterior(program, replace(record, cost=cost, history=[found], finished=True), draws)

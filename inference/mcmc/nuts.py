@@ -1,0 +1,83 @@
+"""The No-U-Turn sampler: the reference posterior of an adapter that is small enough."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from pyro.infer import mcmc
+from pyro.infer.autoguide.initialization import init_to_sample
+from torch import Tensor
+
+from bayeslora.errors import SettingError
+from bayeslora.inference.mcmc.chains import ChainSettings
+from bayeslora.predict.passes import Rows, collator
+from bayeslora.program import Program
+from bayeslora.progress import bar
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["NUTS"]
+
+
+@dataclass(frozen=True)
+class NUTS(ChainSettings):
+    """The No-U-Turn sampler of Pyro: the reference posterior of an adapter of some hundred weights.
+
+    Every step of a trajectory is a pass over all rows, forth and back. Step size and mass matrix adapt in the warm-up.
+
+    Attributes:
+        target_accept: acceptance probability that the step size adapts to.
+        max_tree_depth: a trajectory has at most 2^max_tree_depth steps.
+        dense_mass: adapt a full mass matrix; otherwise its diagonal.
+
+    References:
+        Hoffman and Gelman, *The No-U-Turn sampler*, JMLR 2014.
+    """
+
+    name: ClassVar[str] = "nuts"
+    paper: ClassVar[str] = "Hoffman and Gelman, JMLR 2014"
+
+    target_accept: float = 0.8
+    max_tree_depth: int = 10
+    dense_mass: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.warmup < 1:
+            raise SettingError("The step size adapts in the warm-up: warmup must be at least 1, found 0.")
+        if self.draws < 4:
+            raise SettingError(f"Pyro's report on a chain needs at least 4 draws, found {self.draws}.")
+        if self.max_tree_depth < 1:
+            raise SettingError(f"max_tree_depth must be at least 1, found {self.max_tree_depth}.")
+        if not 0 < self.target_accept < 1:
+            raise SettingError(f"target_accept must be between 0 and 1, found {self.target_accept}.")
+
+    def chain(self, program: Program, data: Dataset, progress: bool) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Run one chain; its acceptance rate, divergent transitions and step size come with it."""
+        batch, index = next(iter(Rows(data, collator(program), len(data), False).batches(program.device)))
+        batch["labels"] = torch.as_tensor(data["labels"][:])[index].to(program.device)
+        kernel = mcmc.NUTS(
+            lambda: program(batch, len(data)),
+            target_accept_prob=self.target_accept,
+            max_tree_depth=self.max_tree_depth,
+            full_mass=self.dense_mass,
+            init_strategy=init_to_sample,
+        )
+        with bar(self.name, total=self.warmup + self.draws, show=progress) as shown:
+            sampler = mcmc.MCMC(
+                kernel,
+                num_samples=self.draws,
+                warmup_steps=self.warmup,
+                disable_progbar=True,
+                hook_fn=lambda *_: shown.update(),
+            )
+            sampler.run()
+        found = sampler.diagnostics()
+        return sampler.get_samples(), {
+            "acceptance": float(found["acceptance rate"]["chain 0"]),
+            "divergences": float(len(found["divergences"]["chain 0"])),
+            "step_size": float(kernel.step_size),
+        }

@@ -1,0 +1,107 @@
+"""Stochastic gradient Langevin dynamics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from bayeslora.errors import SettingError, TrainingError
+from bayeslora.inference.mcmc.chains import ChainSettings
+from bayeslora.inference.mcmc.unconstrained import Unconstrained
+from bayeslora.predict.passes import collator
+from bayeslora.program import Program
+from bayeslora.progress import bar
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["SGLD", "Move"]
+
+#: One step, given the gradient of the log density by each site.
+Move = Callable[[Sequence[Tensor]], None]
+
+
+@dataclass(frozen=True)
+class SGLD(ChainSettings):
+    """Stochastic gradient Langevin dynamics with a step size that stays: theta += h/2 gradient + N(0, h).
+
+    The gradient is that of log p(y, weights), estimated from a batch; nothing is accepted or rejected, so that the
+    noise of the gradient, and a step that is too long, widen what is sampled. Each site moves in units of its own
+    spread under the prior.
+
+    Attributes:
+        step_size: h, in units of the prior's variance.
+        thin: steps from one draw to the next.
+        batch_size: rows of a gradient.
+
+    References:
+        Welling and Teh, *Bayesian learning via stochastic gradient Langevin dynamics*, ICML 2011; Vollmer, Zygalakis
+        and Teh, *Exploration of the (non-)asymptotic bias and variance of SGLD*, JMLR 2016, for the step that stays.
+    """
+
+    name: ClassVar[str] = "sgld"
+    paper: ClassVar[str] = "Welling and Teh, ICML 2011"
+
+    step_size: float = 1e-3
+    thin: int = 10
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.step_size < float("inf"):
+            raise SettingError(f"step_size must be positive, found {self.step_size}.")
+        for name in ("thin", "batch_size"):
+            if getattr(self, name) < 1:
+                raise SettingError(f"{name} must be at least 1, found {getattr(self, name)}.")
+
+    def chain(self, program: Program, data: Dataset, progress: bool) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Run one chain; the mean of log p(y, weights) over the draws comes with it."""
+        space = Unconstrained(program)
+        spread = space.spread()
+        place = {name: value.requires_grad_() for name, value in space.draw().items()}
+        move = self.mover(place, spread)
+        batches = _endless(program, data, self.batch_size)
+        kept: list[dict[str, Tensor]] = []
+        densities: list[float] = []
+        steps = (self.warmup + self.draws) * self.thin
+        with bar(self.name, total=steps, show=progress) as shown:
+            for step in range(1, steps + 1):
+                with torch.enable_grad():
+                    log_joint = space.log_joint(place, next(batches), len(data))
+                    gradients = torch.autograd.grad(log_joint, list(place.values()))
+                if not torch.isfinite(log_joint):
+                    raise TrainingError(
+                        f"The log density is {log_joint.item()} at step {step}: try a smaller step_size."
+                    )
+                with torch.no_grad():
+                    move(gradients)
+                    if step % self.thin == 0 and step > self.warmup * self.thin:
+                        kept.append({name: value.clone() for name, value in space.constrained(place).items()})
+                        densities.append(log_joint.item())
+                shown.update()
+        draws = {name: torch.stack([draw[name] for draw in kept]) for name in kept[0]}
+        return draws, {"log_joint": fmean(densities)}
+
+    def mover(self, place: Mapping[str, Tensor], spread: Mapping[str, float]) -> Move:
+        """What makes a step from ``place``, in place; each site's is in units of its spread."""
+
+        def move(gradients: Sequence[Tensor]) -> None:
+            for (name, value), gradient in zip(place.items(), gradients, strict=True):
+                step = self.step_size * spread[name] ** 2
+                value.add_(step / 2 * gradient + step**0.5 * torch.randn_like(value))
+
+        return move
+
+
+def _endless(program: Program, data: Dataset, batch_size: int) -> Iterator[dict[str, Tensor]]:
+    """Batches of rows in random order, again and again."""
+    loader = DataLoader(data, min(batch_size, len(data)), shuffle=True, drop_last=True, collate_fn=collator(program))
+    while True:
+        for batch in loader:
+            yield {name: value.to(program.device) for name, value in batch.items()}

@@ -1,0 +1,121 @@
+"""Independent fits of one program to the same data: as many chains, and as a posterior their mixture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from bayeslora.posterior import Posterior, Record
+from bayeslora.predict.passes import Rows
+from bayeslora.program import Program
+
+__all__ = ["MixturePosterior", "refitted"]
+
+
+class MixturePosterior(Posterior):
+    """The mixture of independent fits, each as likely as any other.
+
+    Predictions average the members' probabilities. The mean averages their weights, which no member may be near: A and
+    B are known up to a rotation of the rank.
+
+    Args:
+        members: posteriors of one program, by the same backend and settings, with seeds of their own.
+        record: of the whole.
+    """
+
+    kind: ClassVar[str] = "refits"
+
+    def __init__(self, members: Sequence[Posterior], record: Record) -> None:
+        super().__init__(members[0].program, record)
+        self.members = tuple(members)
+        self.random = members[0].random
+        self.methods, self.by_draws = members[0].methods, members[0].by_draws
+
+    @property
+    def chains(self) -> tuple[Posterior, ...]:
+        """The members."""
+        return self.members
+
+    @property
+    def dense(self) -> bool:
+        """Whether the members have a density."""
+        return self.members[0].dense
+
+    def draw(self) -> dict[str, Tensor]:
+        """A draw of one of the members."""
+        return self.members[int(torch.randint(len(self.members), ()))].draw()
+
+    def draws(self, n: int, seed: int = 0) -> Iterator[dict[str, Tensor]]:
+        """Draws of the members in turn, as many of each, up to one."""
+        count = len(self.members)
+        own = [
+            member.draws(-(-(n - place) // count), seed + place)
+            for place, member in enumerate(self.members)
+            if place < n
+        ]
+        for number in range(n):
+            yield next(own[number % count])
+
+    def mean(self) -> dict[str, Tensor]:
+        """The average of the members' means."""
+        means = [member.mean() for member in self.members]
+        return {name: torch.stack([mean[name] for mean in means]).mean(0) for name in means[0]}
+
+    def log_prob(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Log density of the mixture.
+
+        Raises:
+            PosteriorError: the members have no density.
+        """
+        densities = torch.stack([member.log_prob(values) for member in self.members])
+        return densities.logsumexp(0) - math.log(len(densities))
+
+    def state(self) -> dict[str, Tensor]:
+        """What the members need, with their place and kind before each name."""
+        return {
+            f"{place}.{member.kind}/{name}": value
+            for place, member in enumerate(self.members)
+            for name, value in member.state().items()
+        }
+
+    @classmethod
+    def from_state(cls, program: Program, record: Record, state: Mapping[str, Tensor]) -> MixturePosterior:
+        """Rebuild the members."""
+        from bayeslora.inference.loading import posterior_class
+
+        parts: dict[tuple[int, str], dict[str, Tensor]] = {}
+        for key, value in state.items():
+            member, _, name = key.partition("/")
+            place, _, kind = member.partition(".")
+            parts.setdefault((int(place), kind), {})[name] = value
+        members = [
+            posterior_class(kind).from_state(program, Record(**record.members[place]), part)
+            for (place, kind), part in sorted(parts.items())
+        ]
+        return cls(members, record)
+
+    def outputs(self, rows: Rows, method: str, samples: int, seed: int) -> tuple[Tensor, Tensor | None]:
+        """Logits of all members, from as many draws of each, so that all weigh the same."""
+        each = -(-samples // len(self.members))
+        found = [member.outputs(rows, method, each, seed + place) for place, member in enumerate(self.members)]
+        known = [aleatoric for _, aleatoric in found if aleatoric is not None]
+        return torch.cat([logits for logits, _ in found]), torch.stack(known).mean(0) if known else None
+
+
+def refitted(fits: Iterable[Posterior]) -> MixturePosterior:
+    """The mixture of fits with consecutive seeds, and their costs together."""
+    members = list(fits)
+    records = [member.record for member in members]
+    cost = {
+        name: (max if name == "peak_memory_bytes" else sum)(record.cost[name] for record in records)
+        for name in records[0].cost
+    }
+    members_of = [asdict(record) for record in records]
+    return MixturePosterior(
+        members, replace(records[0], cost=cost, history=[], chains=len(members), members=members_of)
+    )

@@ -1,0 +1,97 @@
+"""What training does to the process that it runs in, and puts back: generators, the network's state, Ctrl-C, peaks."""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+import psutil
+import torch
+
+from bayeslora.program import Program
+from bayeslora.rng import isolated
+
+__all__ = ["available", "interrupts", "peak", "reset_peak", "restored_generators", "restored_network"]
+
+
+@contextmanager
+def restored_generators(device: torch.device) -> Iterator[None]:
+    """The Trainer seeds Python, numpy and torch for all: put their states back at the end."""
+    python, legacy = random.getstate(), np.random.get_state()
+    try:
+        with isolated(0, device):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)
+
+
+@contextmanager
+def restored_network(program: Program, checkpointing: bool) -> Iterator[None]:
+    """Leave the network as it was found: with PEFT's own parameters, in its mode, without gradient checkpointing."""
+    network, was_training = program.network, program.network.training
+    if checkpointing:
+        network.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+    try:
+        yield
+    finally:
+        if checkpointing:
+            network.get_base_model().gradient_checkpointing_disable()
+        network.train(was_training)
+        program.adapters.restore()
+
+
+@contextmanager
+def interrupts() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C into a request to stop after the step; the second one acts at once."""
+    asked = False
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    try:
+        before = signal.signal(signal.SIGINT, ask)
+    except ValueError:  # only the main thread may set handlers
+        yield lambda: False
+        return
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def reset_peak(device: torch.device) -> None:
+    """Forget the peak so far."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):  # Linux alone lets a process forget its peak
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak(device: torch.device) -> int:
+    """Peak memory in bytes: of the GPU's allocator; else of the process, on Linux since `reset_peak`."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+    import resource
+    import sys
+
+    high = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(high if sys.platform == "darwin" else high * 1024)
+
+
+def available(device: torch.device) -> int:
+    """Bytes of memory that can still be had on the device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return int(psutil.virtual_memory().available)

@@ -1,0 +1,314 @@
+"""Minimise a loss over batches with `transformers.Trainer`.
+
+Accumulation, mixed precision, gradient checkpointing, schedules, trackers, resuming and several processes are the
+Trainer's; what stands here is what it lacks: learning rates by group, parts of the bound in the log, a clean stop on
+Ctrl-C, and an end as soon as the loss is not finite.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from tqdm import tqdm
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
+from transformers.trainer_callback import PrinterCallback
+
+from bayeslora.errors import PosteriorError, SettingError, TrainingError, unknown
+from bayeslora.inference.base import Run, is_main_process
+from bayeslora.inference.folders import CHECKPOINTS, last_checkpoint, seconds_before
+from bayeslora.inference.training.order import Order
+from bayeslora.inference.training.process import interrupts, peak, reset_peak, restored_generators, restored_network
+from bayeslora.inference.variational.elbo import NegativeELBO
+from bayeslora.predict.passes import collator
+from bayeslora.progress import bar
+from bayeslora.rng import isolated
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["SCHEDULES", "Outcome", "TrainingSettings", "train"]
+
+#: Schedules of transformers that need no more than a name.
+SCHEDULES = (
+    "linear", "cosine", "cosine_with_restarts", "constant", "constant_with_warmup", "inverse_sqrt",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a loss is minimised.
+
+    Attributes:
+        epochs: passes over the training data.
+        batch_size: rows a step and process; the last batch of an epoch may be smaller and is not dropped.
+        learning_rate: of the weights, for AdamW.
+        max_grad_norm: longest gradient of a step; longer ones are shortened.
+        warmup: part of all steps in which the learning rate rises from zero.
+        schedule: of the learning rate, one of `SCHEDULES`.
+        gradient_accumulation_steps: batches a step.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
+        bf16: run the network under bfloat16 autocast; priors and guides stay in float32.
+        group_by_length: put rows of like length into the same batch, which saves padding.
+        log_every: steps between two entries of the log.
+        keep_checkpoints: number of epochs, the last ones, whose checkpoints stay in the output folder.
+        report_to: trackers of transformers, such as ``"tensorboard"`` or ``"wandb"``.
+        cpu: stay on the CPU even if there is a GPU.
+    """
+
+    name: ClassVar[str]
+    around_adapter: ClassVar[tuple[str, dict[str, Any]] | None] = None
+
+    epochs: float = 10.0
+    batch_size: int = 32
+    learning_rate: float = 2e-3
+    max_grad_norm: float = 1.0
+    warmup: float = 0.06
+    schedule: str = "linear"
+    gradient_accumulation_steps: int = 1
+    gradient_checkpointing: bool = False
+    bf16: bool = False
+    group_by_length: bool = True
+    log_every: int = 10
+    keep_checkpoints: int = 1
+    report_to: str = "none"
+    cpu: bool = False
+
+    def __post_init__(self) -> None:
+        positive = (
+            "epochs",
+            "batch_size",
+            "learning_rate",
+            "max_grad_norm",
+            "gradient_accumulation_steps",
+            "log_every",
+            "keep_checkpoints",
+        )
+        for name in positive:
+            if not 0 < getattr(self, name) < float("inf"):
+                raise SettingError(f"{name} must be positive, found {getattr(self, name)}.")
+        if self.schedule not in SCHEDULES:
+            raise SettingError(unknown("schedule", self.schedule, SCHEDULES))
+        trackers = ["none", "all", *get_available_reporting_integrations()]
+        if self.report_to not in trackers:
+            raise SettingError(unknown("tracker", self.report_to, trackers) + " Others have to be installed.")
+        if not 0 <= self.warmup < 1:
+            raise SettingError(f"warmup is a part of all steps, from 0 to below 1; found {self.warmup}.")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What training has taken and logged so far, the parts before a resumption included (but for the peak)."""
+
+    seconds: float
+    peak_memory_bytes: int
+    history: list[dict[str, float]]
+
+
+def train(
+    loss: NegativeELBO,
+    groups: list[dict[str, Any]],
+    data: Dataset,
+    settings: TrainingSettings,
+    run: Run,
+    *,
+    kl_weight: Callable[[float], float],
+    save: Callable[[Outcome], None],
+) -> Outcome:
+    """Minimise ``loss`` over ``data``.
+
+    Args:
+        loss: maps a batch to a scalar loss per example.
+        groups: AdamW's parameter groups.
+        data: tokenised rows.
+        settings: of the optimisation.
+        run: seed, output folder, resume.
+        kl_weight: Kullback-Leibler weight as a function of the part of training done, from 0 to 1.
+        save: called with the outcome so far at each checkpoint and at a stop, if there is an output folder.
+
+    Raises:
+        TrainingError: the loss became infinite or not a number; the last checkpoint stays.
+        KeyboardInterrupt: after Ctrl-C, once the step is done and its checkpoint written.
+    """
+    with ExitStack() as stack:
+        arguments = _arguments(settings, run, stack.enter_context(_scratch(run)))
+        stack.enter_context(restored_generators(arguments.device))
+        stack.enter_context(restored_network(loss.program, settings.gradient_checkpointing))
+        interrupted = stack.enter_context(interrupts())
+        loss.to(arguments.device)
+        rows_a_step = settings.batch_size * settings.gradient_accumulation_steps
+        order = Order(data, rows_a_step, run.seed, settings.group_by_length)
+        progress = stack.enter_context(bar("fit", show=run.progress and is_main_process()))
+        before = seconds_before(run.output_dir) if run.output_dir and run.resume else 0.0
+
+        def outcome() -> Outcome:
+            seconds = before + time.perf_counter() - start
+            return Outcome(seconds, peak(arguments.device), list(trainer.state.log_history))
+
+        save_now = (lambda: save(outcome())) if run.output_dir else None
+        steps = _Steps(loss, order, kl_weight, interrupted, progress, save_now)
+        trainer = _Trainer(
+            model=loss,
+            args=arguments,
+            train_dataset=data,
+            data_collator=collator(loss.program),
+            optimizers=(torch.optim.AdamW(groups, lr=settings.learning_rate), None),
+            callbacks=[steps],
+        )
+        trainer.order = order
+        trainer.remove_callback(PrinterCallback)
+        reset_peak(arguments.device)
+        start = time.perf_counter()
+        trainer.train(resume_from_checkpoint=_checkpoint(run) if run.resume else None)
+        if hasattr(trainer, "last_batch"):  # not if a finished fit was resumed
+            trainer.check()
+        done = outcome()
+    if steps.stopped:
+        raise KeyboardInterrupt
+    return done
+
+
+class _Trainer(Trainer):
+    """The Trainer for a module that returns its loss."""
+
+    order: Order
+    last_batch: dict[str, Tensor]
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **kwargs: Any
+    ) -> Tensor:
+        self.last_batch = inputs
+        loss: Tensor = model(inputs)
+        return loss
+
+    def check(self) -> None:
+        """Make sure that the weights after the last step still give a finite loss.
+
+        Raises:
+            TrainingError: they do not.
+        """
+        objective: NegativeELBO = self.accelerator.unwrap_model(self.model)
+        with torch.no_grad(), isolated(0, objective.program.device):
+            loss = objective(self.last_batch)
+        self._refuse(loss, f"after step {self.state.global_step}")
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self.check()  # a broken state must not replace the last good one
+        super()._save_checkpoint(*args, **kwargs)
+
+    def _refuse(self, loss: Tensor, when: str) -> None:
+        if not torch.isfinite(loss):
+            kept = "" if self.args.save_strategy == "no" else " A checkpoint that was written before is kept."
+            raise TrainingError(
+                f"The loss is {float(loss)} {when}. Try a lower learning rate, a KL "
+                f"warm-up, or float32 in place of bfloat16.{kept}"
+            )
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss: Tensor = super().training_step(*args, **kwargs)
+        # Before the optimiser's step, so that the weights of the last good step are kept.
+        self._refuse(loss, f"at step {self.state.global_step + 1}")
+        return loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs:
+            objective: NegativeELBO = self.accelerator.unwrap_model(self.model)
+            logs = {**logs, **objective.parts(), "kl_weight": objective.kl_weight}
+        super().log(logs, *args, **kwargs)
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
+        return self.order
+
+
+class _Steps(TrainerCallback):
+    """What happens between steps: the KL weight moves on, Ctrl-C is heeded, checkpoints get a posterior beside them."""
+
+    def __init__(
+        self,
+        loss: NegativeELBO,
+        order: Order,
+        kl_weight: Callable[[float], float],
+        interrupted: Callable[[], bool],
+        progress: tqdm,
+        save: Callable[[], None] | None,
+    ) -> None:
+        self.loss = loss
+        self.order = order
+        self.kl_weight = kl_weight
+        self.interrupted = interrupted
+        self.progress = progress
+        self.save = save
+        self.stopped = False
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.order.epoch = int(state.epoch or 0)
+        self.progress.total = state.max_steps
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.loss.kl_weight = self.kl_weight((state.global_step + 1) / state.max_steps)
+        self.loss.keep_parts = (state.global_step + 1) % args.logging_steps == 0
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.progress.update(state.global_step - self.progress.n)
+        if self.interrupted() and state.global_step < state.max_steps:
+            self.stopped = True
+            control.should_training_stop = True
+            control.should_save = self.save is not None
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.save is not None and state.is_world_process_zero:
+            self.save()
+
+
+def _arguments(settings: TrainingSettings, run: Run, folder: Path) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        max_grad_norm=settings.max_grad_norm,
+        warmup_steps=settings.warmup,
+        lr_scheduler_type=settings.schedule,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        bf16=settings.bf16,
+        use_cpu=settings.cpu or not torch.cuda.is_available(),
+        logging_steps=settings.log_every,
+        logging_nan_inf_filter=False,  # `training_step` looks already, and each look waits for the device
+        report_to=settings.report_to,
+        save_strategy="epoch" if run.output_dir else "no",
+        save_total_limit=settings.keep_checkpoints,
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available() and not settings.cpu,
+        disable_tqdm=True,  # its bar prints the log as well
+        seed=run.seed,
+    )
+
+
+def _checkpoint(run: Run) -> str:
+    last = None if run.output_dir is None else last_checkpoint(run.output_dir)
+    if last is None:
+        raise PosteriorError(f"There is no checkpoint to resume from in '{run.output_dir}'. Fit without resume first.")
+    return str(last)
+
+
+@contextmanager
+def _scratch(run: Run) -> Iterator[Path]:
+    """The folder of the checkpoints; one that vanishes if nothing is to be written."""
+    if run.output_dir is not None:
+        yield run.output_dir / CHECKPOINTS
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        yield Path(scratch)

@@ -1,0 +1,97 @@
+"""Point estimates of the same program: its posterior mode, and maximum likelihood, which is LoRA as practised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from bayeslora.errors import SettingError
+from bayeslora.inference.base import Run
+from bayeslora.inference.training.trainer import TrainingSettings
+from bayeslora.inference.variational.elbo import bound
+from bayeslora.inference.variational.posterior import VariationalPosterior, optimise
+from bayeslora.models.guides.auto import make_guide
+from bayeslora.program import Program
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["MAP", "MLE", "point_estimate"]
+
+
+@dataclass(frozen=True)
+class MAP(TrainingSettings):
+    """Maximum a posteriori estimation of the weights; hyper-sites keep their starting values (see `make_guide`).
+
+    Attributes:
+        temperature: weight of the log prior against the whole data's log-likelihood; 1 is Bayes' rule.
+    """
+
+    name: ClassVar[str] = "map"
+    paper: ClassVar[str] = "the posterior mode; MacKay, Neural Computation 1992"
+
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.temperature <= 0:
+            raise SettingError(f"temperature must be positive, found {self.temperature}; without a prior, use 'mle'.")
+
+    def fit(self, program: Program, data: Dataset, run: Run) -> VariationalPosterior:
+        """Maximise log p(y, weights) over the weights."""
+        return point_estimate(self, program, data, run, prior_weight=self.temperature, weight_decay=0.0)
+
+
+@dataclass(frozen=True)
+class MLE(TrainingSettings):
+    """Maximum likelihood by AdamW: plain LoRA fine-tuning, without the program's prior.
+
+    Attributes:
+        weight_decay: AdamW's decoupled decay towards zero.
+
+    References:
+        Hu et al., *LoRA: low-rank adaptation of large language models*, ICLR 2022.
+    """
+
+    name: ClassVar[str] = "mle"
+    paper: ClassVar[str] = "Hu et al., ICLR 2022 (LoRA)"
+
+    weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.weight_decay < 0:
+            raise SettingError(f"weight_decay cannot be negative, found {self.weight_decay}.")
+
+    def fit(self, program: Program, data: Dataset, run: Run) -> VariationalPosterior:
+        """Maximise log p(y | weights) over the weights."""
+        return point_estimate(self, program, data, run, prior_weight=0.0, weight_decay=self.weight_decay)
+
+
+def point_estimate(
+    settings: TrainingSettings,
+    program: Program,
+    data: Dataset,
+    run: Run,
+    *,
+    prior_weight: float,
+    weight_decay: float,
+) -> VariationalPosterior:
+    """Maximise log p(y | weights) + prior_weight log p(weights) over all weights, by AdamW."""
+    guide = make_guide("delta", program.model, program.sites)
+    weights = {
+        "params": guide.parameter_groups()["location"],
+        "lr": settings.learning_rate,
+        "weight_decay": weight_decay,
+    }
+    return optimise(
+        program,
+        guide,
+        data,
+        settings,
+        run,
+        groups=[weights],
+        elbo=bound("mean-field", particles=1),
+        temperature=prior_weight,
+        kl_weight=lambda done: prior_weight,
+    )

@@ -1,0 +1,148 @@
+"""Posteriors that are guides: the distribution that a guide has become, and its training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from pyro import poutine
+from pyro.infer import ELBO
+from torch import Tensor
+
+from bayeslora.errors import PosteriorError
+from bayeslora.inference.base import Run
+from bayeslora.inference.training.trainer import Outcome, TrainingSettings, train
+from bayeslora.inference.variational.elbo import NegativeELBO
+from bayeslora.models.guides.auto import make_guide
+from bayeslora.models.guides.base import Guide
+from bayeslora.posterior import Posterior, Record
+from bayeslora.program import Program
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["VariationalPosterior", "optimise"]
+
+
+class VariationalPosterior(Posterior):
+    """The distribution that a guide has become."""
+
+    kind: ClassVar[str] = "guide"
+
+    def __init__(self, program: Program, record: Record, guide: Guide) -> None:
+        super().__init__(program, record)
+        self.guide = guide
+        self.random = guide.random
+
+    def noise_scales(self) -> dict[str, Tensor]:
+        """The guide's."""
+        return self.guide.noise_scales()
+
+    @property
+    def dense(self) -> bool:
+        """Whether the guide's density is known."""
+        return self.guide.dense
+
+    @property
+    def independent_layers(self) -> bool:
+        """Whether the guide has no correlations between layers."""
+        return self.guide.independent_layers
+
+    def draw(self) -> dict[str, Tensor]:
+        """One draw of every latent site of the model, and the weights it implies."""
+        with torch.no_grad(), torch.autocast(self.program.device.type, enabled=False):
+            trace = poutine.trace(self.guide).get_trace()
+            latents = {
+                name: trace.nodes[name]["value"].detach()  # a point is the parameter itself
+                for name in trace.stochastic_nodes
+                if not trace.nodes[name]["infer"].get("is_auxiliary")
+            }
+            return latents | self.program.model.weights(latents)
+
+    def mean(self) -> dict[str, Tensor]:
+        """The guide's mean of the weights, by site."""
+        return self.guide.mean()
+
+    def log_prob(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Log density of the guide at the values of the latent sites.
+
+        Raises:
+            PosteriorError: the guide is a point estimate.
+        """
+        with torch.no_grad():
+            return self.guide.log_prob(dict(values))
+
+    def state(self) -> dict[str, Tensor]:
+        """The guide's parameters."""
+        return dict(self.guide.state_dict())
+
+    @classmethod
+    def from_state(cls, program: Program, record: Record, state: Mapping[str, Tensor]) -> VariationalPosterior:
+        """Make the guide that the record names, and load its parameters.
+
+        Raises:
+            PosteriorError: the parameters do not fit the guide.
+        """
+        kind = record.settings.get("guide", "delta")
+        guide = make_guide(kind, program.model, program.sites, record.settings.get("init_scale", 1e-2))
+        try:
+            guide.load_state_dict(dict(state))
+        except RuntimeError as error:
+            raise PosteriorError(f"The saved parameters do not fit the guide '{kind}': {error}") from error
+        return cls(program, record, guide.to(program.device))
+
+
+def optimise(
+    program: Program,
+    guide: Guide,
+    data: Dataset,
+    settings: TrainingSettings,
+    run: Run,
+    *,
+    groups: list[dict[str, Any]],
+    elbo: ELBO,
+    temperature: float,
+    kl_weight: Callable[[float], float],
+) -> VariationalPosterior:
+    """Train a guide, leaving a posterior in the run's folder at every checkpoint.
+
+    Args:
+        program: the Pyro model.
+        guide: starts where training starts, and becomes the posterior.
+        data: tokenised rows with labels.
+        settings: of the backend, kept with the posterior.
+        run: seed, output folder, resume.
+        groups: AdamW's parameter groups.
+        elbo: the bound to maximise.
+        temperature: weight of the latent sites that the posterior is of; 0 is maximum likelihood.
+        kl_weight: that weight as a function of the part of training done, from 0 to 1.
+
+    Raises:
+        TrainingError: the loss became infinite or not a number.
+    """
+    loss = NegativeELBO(program, guide, elbo, len(data))
+    record = run.record(settings.name, asdict(settings), len(data), temperature, guide.point_sites)
+    posterior = VariationalPosterior(program, record, guide)
+
+    learned = sum(value.numel() for value in guide.parameters() if value.requires_grad)
+    plain = sum(site.initial.numel() for site in program.sites)
+
+    def report(outcome: Outcome) -> None:
+        cost = {
+            "seconds": outcome.seconds,
+            "peak_memory_bytes": float(outcome.peak_memory_bytes),
+            "parameters": float(learned),
+            "extra_parameters": float(learned - plain),
+        }
+        posterior.record = replace(record, cost=cost, history=outcome.history)
+
+    def save(outcome: Outcome) -> None:
+        report(outcome)
+        if run.output_dir is not None:
+            posterior.save(run.output_dir)
+
+    report(train(loss, groups, data, settings, run, kl_weight=kl_weight, save=save))
+    posterior.record = replace(posterior.record, finished=True)
+    return posterior

@@ -1,0 +1,232 @@
+"""Guides by name: Pyro's automatic ones as ours, and what is made of "structured", "delta" and the other names."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.infer import autoguide
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+from torch.distributions import biject_to, constraints, register_kl
+
+from bayeslora.errors import PosteriorError, SettingError, unknown
+from bayeslora.models.guides.base import Guide, GuideList, PointGuide, decoded, encoded
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from bayeslora.program import LoraModel
+    from bayeslora.weights import Site
+
+__all__ = ["KINDS", "AutoGuide", "check_kind", "make_guide"]
+
+#: Short names of guides, beside "structured" and "delta" and the names of Pyro's classes.
+KINDS = {
+    "mean-field": "AutoNormal",
+    "low-rank": "AutoLowRankMultivariateNormal",
+    "full": "AutoMultivariateNormal",
+}
+
+#: Classes that are no guide by themselves or need more than a name; AutoDelta would follow hyper-sites to where the
+#: density has no bound.
+UNSUITABLE = frozenset(
+    {"AutoGuide", "AutoGuideList", "AutoCallable", "AutoContinuous", "AutoDelta", "AutoDiscreteParallel",
+     "AutoHierarchicalNormalMessenger", "AutoLaplaceApproximation", "AutoMessenger", "AutoNormalMessenger",
+     "AutoNormalizingFlow", "AutoRegressiveMessenger", "AutoStructured"}
+)  # fmt: skip
+
+#: Classes whose density is known in closed form.
+DENSE = (
+    autoguide.AutoNormal,
+    autoguide.AutoDiagonalNormal,
+    autoguide.AutoMultivariateNormal,
+    autoguide.AutoLowRankMultivariateNormal,
+)
+
+#: Draws whose average stands for the mean of a guide that has no median.
+MEAN_DRAWS = 100
+
+
+class ChangeOfVariables(dist.Delta):
+    """A value together with the Jacobian of the map from the unconstrained space in which it was drawn.
+
+    Pyro's divergence of a Delta leaves its ``log_density`` out, which biases the mean-field bound for every site with
+    a constrained support. Ours adds it.
+    """
+
+
+@register_kl(ChangeOfVariables, dist.Distribution)
+def _kl_change_of_variables(q: ChangeOfVariables, p: dist.Distribution) -> Tensor:
+    return q.log_density - p.log_prob(q.v)
+
+
+class _Rename(Messenger):
+    """Translate the names of sample sites between the model's and those that can be attributes of a module."""
+
+    def __init__(self, translate: Any) -> None:
+        super().__init__()
+        self._translate = translate
+
+    def _pyro_sample(self, msg: Any) -> None:
+        msg["name"] = self._translate(msg["name"])
+        if type(msg["fn"]) is dist.Delta:
+            fn = msg["fn"]
+            msg["fn"] = ChangeOfVariables(fn.v, fn.log_density, fn.event_dim, validate_args=False)
+
+
+class AutoGuide(Guide):
+    """One of Pyro's automatic guides over the stochastic sites of a model.
+
+    Args:
+        kind: class of `pyro.infer.autoguide`.
+        model: model of the weights.
+        sites: the weights.
+        init_scale: standard deviation at the start, in unconstrained space, where the class has one.
+
+    Raises:
+        SettingError: the class cannot guide this model.
+    """
+
+    def __init__(
+        self, kind: type[autoguide.AutoGuide], model: LoraModel, sites: Sequence[Site], init_scale: float
+    ) -> None:
+        latents = model.stochastic(sites)
+        initial = {name: value for name, value in model.initial(sites).items() if name in latents}
+        super().__init__(initial)
+        self.dense = issubclass(kind, DENSE)
+        self.independent_layers = issubclass(kind, autoguide.AutoNormal | autoguide.AutoDiagonalNormal)
+        self._combine = model.weights
+        # "." separates modules in Pyro's attributes: "g.A" and "g.A.scale_tril" could not both exist.
+        target = _Rename(encoded)(poutine.block(partial(model.sample, sites), expose=list(latents)))
+        # Copies: a parameter that shared the memory of its start would move the prior's centre in training.
+        start = autoguide.init_to_value(values={encoded(name): value.clone() for name, value in initial.items()})
+        accepted = inspect.signature(kind.__init__).parameters
+        options = {"init_loc_fn": start, "init_scale": float(init_scale)}
+        try:
+            with pyro.settings.context(module_local_params=True), torch.random.fork_rng():
+                self.auto = kind(target, **{name: value for name, value in options.items() if name in accepted})
+                # The first call makes the parameters, and must not shift the user's random numbers.
+                self.auto()
+        except RuntimeError as error:  # no memory for its covariance, or a support that has no bijection
+            raise SettingError(f"{kind.__name__} cannot guide this model: {error}") from error
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Sample every stochastic site."""
+        with pyro.settings.context(module_local_params=True), _Rename(decoded):
+            return {decoded(name): value for name, value in self.auto().items()}
+
+    def mean(self) -> dict[str, Tensor]:
+        """The weights at the median, for a normal guide the mean; mixture weights at the image of their median."""
+        if isinstance(self.auto, autoguide.AutoNormalizingFlow):  # no median in closed form: draws have a mean
+            return self._average()
+        with pyro.settings.context(module_local_params=True):
+            medians = {decoded(name): value.detach() for name, value in self.auto.median().items()}
+        return self._combine(medians)
+
+    def _average(self) -> dict[str, Tensor]:
+        """The mean of some draws, for a guide without a median."""
+        devices = [value.device for value in self.parameters() if value.device.type == "cuda"][:1]
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            torch.manual_seed(0)
+            draws = [self._combine(self()) for _ in range(MEAN_DRAWS)]
+        return {name: torch.stack([draw[name] for draw in draws]).mean(0) for name in draws[0]}
+
+    def log_prob(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Density of the constrained values: that of the unconstrained ones over the Jacobian of the map."""
+        self._require(values)
+        nodes = dict(self.auto.prototype_trace.iter_stochastic_nodes())
+        unconstrained, jacobian = {}, []
+        for name, node in nodes.items():
+            value, transform = values[decoded(name)], biject_to(node["fn"].support)
+            unconstrained[name] = transform.inv(value)
+            jacobian.append(transform.log_abs_det_jacobian(unconstrained[name], value).sum())
+        return self._unconstrained_log_prob(unconstrained) - torch.stack(jacobian).sum()
+
+    def _unconstrained_log_prob(self, values: Mapping[str, Tensor]) -> Tensor:
+        with pyro.settings.context(module_local_params=True):
+            if isinstance(self.auto, autoguide.AutoNormal):
+                laws = ((dist.Normal(*self.auto._get_loc_and_scale(name)), value) for name, value in values.items())
+                return torch.stack([law.log_prob(value).sum() for law, value in laws]).sum()
+            if self.dense:
+                flat = torch.cat([value.reshape(-1) for value in values.values()])
+                return self.auto.get_posterior().log_prob(flat)
+        raise PosteriorError(
+            f"The density of {type(self.auto).__name__} is not available. Guides with one: structured, mean-field, "
+            "low-rank, full, AutoDiagonalNormal."
+        )
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Locations of the real sites (of all sites, where a class keeps them in one vector), and the rest."""
+        nodes = self.auto.prototype_trace.iter_stochastic_nodes()
+        hyper = {f"locs.{name}_unconstrained" for name, node in nodes if not _is_real(node["fn"].support)}
+        groups: dict[str, list[nn.Parameter]] = {"location": [], "scale": []}
+        for name, value in self.auto.named_parameters():
+            is_location = name.startswith("loc") and name not in hyper
+            groups["location" if is_location else "scale"].append(value)
+        return groups
+
+
+def make_guide(kind: str, model: LoraModel, sites: Sequence[Site], init_scale: float = 0.1) -> Guide:
+    """Make a guide of a model over all its latent sites.
+
+    Args:
+        kind: "structured" (the model's own), "mean-field", "low-rank", "full", "delta" (point estimates), or the name
+            of a class of `pyro.infer.autoguide`. With "delta" hyper-sites keep their starting values: the joint mode
+            is degenerate, since the density of many columns under a covariance that shrinks to zero around them is
+            unbounded.
+        model: model of the weights.
+        sites: the weights.
+        init_scale: standard deviation of an automatic guide at the start, in unconstrained space.
+
+    Raises:
+        SettingError: nothing is called ``kind``, or the class cannot guide this model.
+    """
+    if kind == "structured":
+        return model.guide(sites)
+    initial = model.initial(sites)
+    if kind == "delta":
+        return GuideList([PointGuide(initial, _constrained(model, sites), model.weights)])
+    stochastic = model.stochastic(sites)
+    points = PointGuide({name: value for name, value in initial.items() if name not in stochastic})
+    return GuideList([AutoGuide(_autoguide(kind), model, sites, init_scale), points])
+
+
+def check_kind(kind: str) -> None:
+    """Make sure that there is such a guide.
+
+    Raises:
+        SettingError: there is none.
+    """
+    if kind not in ("structured", "delta"):
+        _autoguide(kind)
+
+
+def _autoguide(kind: str) -> type[autoguide.AutoGuide]:
+    name = KINDS.get(kind, kind)
+    found = getattr(autoguide, name, None)
+    if name in UNSUITABLE:
+        raise SettingError(f"{name} cannot guide this model. For point estimates there is guide='delta'.")
+    if not (isinstance(found, type) and issubclass(found, autoguide.AutoGuide)):
+        names = [name for name in autoguide.__all__ if name.startswith("Auto") and name not in UNSUITABLE]
+        raise SettingError(unknown("guide", kind, ["structured", "delta", *KINDS, *names]))
+    return found
+
+
+def _constrained(model: LoraModel, sites: Sequence[Site]) -> set[str]:
+    """Latent sites whose support is not the real line, by one draw of the prior: the hyper-sites."""
+    with torch.random.fork_rng():
+        trace = poutine.block(poutine.trace(model.sample).get_trace)(sites)
+    return {name for name, node in trace.iter_stochastic_nodes() if not _is_real(node["fn"].support)}
+
+
+def _is_real(support: constraints.Constraint) -> bool:
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support is constraints.real

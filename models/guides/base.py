@@ -1,0 +1,190 @@
+"""Guides: families of posteriors over the weights, with all parameters in ordinary `torch.nn.Parameter`s.
+
+A guide of the whole model is a list of smaller guides, one after another in the order of the model's sites: what the
+model itself proposes (structured), one of Pyro's autoguides (`bayeslora.models.guides.auto`), and point estimates.
+Pyro's global parameter store is never written, so two posteriors can live side by side.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, cast
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from bayeslora.errors import PosteriorError
+
+Combine = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+
+__all__ = ["Guide", "GuideList", "PointGuide", "decoded", "encoded"]
+
+
+class Guide(nn.Module, ABC):
+    """A distribution over some of the latent sites of a model.
+
+    Attributes:
+        latents: names of the latent sites, in the order in which they are sampled.
+        random: whether any of them is more than a point.
+        dense: whether `log_prob` gives a density.
+        independent_layers: whether it has no correlations between the network's layers.
+    """
+
+    random: bool = True
+    dense: bool = True
+    independent_layers: bool = True
+
+    def __init__(self, latents: Iterable[str]) -> None:
+        super().__init__()
+        self.latents = tuple(latents)
+
+    @property
+    def point_sites(self) -> tuple[str, ...]:
+        """Names of the latent sites that have the same value in every draw."""
+        return () if self.random else self.latents
+
+    @abstractmethod
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Sample every latent site in Pyro; the arguments (those of the model) are not used."""
+
+    @abstractmethod
+    def mean(self) -> dict[str, Tensor]:
+        """The weights at the posterior mean, by site, detached from the graph."""
+
+    def log_prob(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Log-density, a scalar, at one value of each latent site; a point estimate adds zero.
+
+        Raises:
+            PosteriorError: the guide has no density, or the value of a site is missing.
+        """
+        self._require(values)
+        trace = poutine.trace(poutine.condition(self.forward, data=values)).get_trace()
+        return torch.as_tensor(trace.log_prob_sum())
+
+    def noise_scales(self) -> dict[str, Tensor]:
+        """Size of the noise in each layer as a multiple of the prior's, by name, where the guide keeps that."""
+        return {}
+
+    @abstractmethod
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """The learned parameters under "location" (the weights' means) and "scale" (what shapes the noise)."""
+
+    def _require(self, values: Mapping[str, Tensor]) -> None:
+        missing = [name for name in self.latents if name not in values]
+        if missing:
+            raise PosteriorError(
+                f"The density needs a value of '{missing[0]}' ({len(missing)} sites missing); "
+                f"found {', '.join(sorted(values)) or 'none'}."
+            )
+
+
+class GuideList(Guide):
+    """Independent guides over different sites, sampled one after another."""
+
+    def __init__(self, parts: Sequence[Guide]) -> None:
+        super().__init__(name for part in parts for name in part.latents)
+        self.parts = nn.ModuleList(parts)
+        self.random = any(part.random for part in parts)
+        self.dense = self.random and all(part.dense for part in parts if part.random)
+        self.independent_layers = all(part.independent_layers for part in parts)
+
+    @property
+    def point_sites(self) -> tuple[str, ...]:
+        """Those of all parts."""
+        return tuple(name for part in self._guides() for name in part.point_sites)
+
+    def _guides(self) -> list[Guide]:
+        return cast("list[Guide]", list(self.parts))
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Sample the sites of every part."""
+        return _merged(part(*args, **kwargs) for part in self._guides())
+
+    def mean(self) -> dict[str, Tensor]:
+        """The means of all parts."""
+        return _merged(part.mean() for part in self._guides())
+
+    def noise_scales(self) -> dict[str, Tensor]:
+        """That of all parts."""
+        return _merged(part.noise_scales() for part in self._guides())
+
+    def log_prob(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Sum over the parts that are more than points.
+
+        Raises:
+            PosteriorError: all are points, a part has no density, or the value of a site is missing.
+        """
+        parts = [part for part in self._guides() if part.random] or self._guides()
+        return torch.stack([part.log_prob(values) for part in parts]).sum()
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """The groups of all parts, joined."""
+        groups = [part.parameter_groups() for part in self._guides()]
+        return {name: [value for group in groups for value in group[name]] for name in ("location", "scale")}
+
+
+class PointGuide(Guide):
+    """Point estimates (Delta distributions) of latent sites, as in maximum a posteriori estimation.
+
+    Args:
+        values: starting value of each site.
+        fixed: names of sites that keep it.
+        combine: map from the values of the sites to the weights they determine; themselves, if left out.
+    """
+
+    random = dense = False
+
+    def __init__(self, values: Mapping[str, Tensor], fixed: Collection[str] = (), combine: Combine = dict) -> None:
+        super().__init__(values)
+        self._combine = combine
+        self.points = nn.ParameterDict(
+            {
+                encoded(name): nn.Parameter(value.detach().clone(), requires_grad=name not in fixed)
+                for name, value in values.items()
+            }
+        )
+
+    def values(self) -> dict[str, Tensor]:
+        """The current value of every site."""
+        return {name: self.points[encoded(name)] for name in self.latents}
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Declare each point as a Delta site."""
+        return {
+            name: pyro.sample(name, dist.Delta(value, event_dim=value.dim(), validate_args=False))
+            for name, value in self.values().items()
+        }
+
+    def mean(self) -> dict[str, Tensor]:
+        """The current values of the weights."""
+        return self._combine({name: value.detach().clone() for name, value in self.values().items()})
+
+    def log_prob(self, values: Mapping[str, Tensor]) -> Tensor:
+        """A point has no density.
+
+        Raises:
+            PosteriorError: always.
+        """
+        raise PosteriorError("This guide is a point estimate of every site: it has no density to evaluate.")
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """The points that learn, under "location"."""
+        return {"location": [value for value in self.points.values() if value.requires_grad], "scale": []}
+
+
+def encoded(name: str) -> str:
+    """Name of a site as a key of a module, where "." is not allowed."""
+    return name.replace(".", "/")
+
+
+def decoded(name: str) -> str:
+    """Name of the site behind a key of a module."""
+    return name.replace("/", ".")
+
+
+def _merged(parts: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: value for part in parts for name, value in part.items()}

@@ -1,0 +1,200 @@
+"""What the commands do."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from command_line import FIT, QUICK, call, environment, shell
+
+import bayeslora as bl
+from bayeslora import inference
+from bayeslora.app import cli
+from bayeslora.errors import SettingError
+
+METRICS = ["accuracy", "nll", "brier", "ece_10", "ece_15", "ece_20", "ece_adaptive", "mcc"]
+
+
+def test_fit_leaves_the_posterior_and_its_configuration(run: Path) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert (config["backend"], config["seed"], config["lora"]["r"]) == ("map", 2, 4)
+    assert config["settings"] == {"epochs": 1.0, "batch_size": 16, "cpu": True}
+    record = json.loads((run / "posterior.json").read_text())["record"]
+    assert record["finished"] and record["n_data"] == 48 and record["seed"] == 2
+    assert json.loads((run / "adapter_config.json").read_text())["r"] == 4
+
+
+def test_evaluate_writes_metrics_and_a_picture(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics, picture = tmp_path / "new" / "metrics.json", tmp_path / "new" / "reliability.png"
+    options = ["--split", "heldout", "--samples", "3"]
+    assert call("evaluate", run, *options, "--json", metrics, "--plot", picture) == 0
+    written = json.loads(metrics.read_text())
+    assert list(written) == [*METRICS, "n", "samples", "method", "finished"] and written["finished"]
+    # A point estimate needs one pass, however many draws are asked for.
+    assert (written["n"], written["samples"], written["method"]) == (60, 1, "sample")
+    for name in METRICS:
+        assert written[name]["low"] <= written[name]["value"] <= written[name]["high"]
+    shown = capsys.readouterr().out
+    assert f"{written['nll']['value']:.4f}" in shown and "ece_true" in shown
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_diagnose_writes_verdicts_pictures_and_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chains = ["--backend", "svi", "--chains", "2", "--output", tmp_path / "run"]
+    assert call(*FIT, *QUICK, *chains) == 0
+    assert {path.name for path in (tmp_path / "run").glob("chain-*")} == {"chain-0", "chain-1"}
+    capsys.readouterr()
+    options = ["--split", "heldout", "--other", "test_ood", "--draws", "15", "--output", tmp_path / "report"]
+    assert call("diagnose", tmp_path / "run", *options) == 0
+    shown = capsys.readouterr().out
+    assert "How near is it to the posterior?" in shown and "k-hat" in shown and "R-hat of predicted" in shown
+    written = {path.name for path in (tmp_path / "report").iterdir()}
+    assert {"posterior.nc", "diagnosis.md", "diagnosis.json", "reliability.png", "shift.png"} <= written
+    assert call(*FIT, *QUICK, *chains) == 2 and call(*FIT, *QUICK, *chains, "--resume") == 0
+    assert call(*FIT, *QUICK, *chains[:2], *chains[4:], "--overwrite") == 0
+    assert not list((tmp_path / "run").glob("chain-*"))
+
+
+def test_diagnose_reports_on_another_task(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"review": "I liked the soup .", "answer": name} for name in ("no", "unsure", "yes", "yes")]
+    data = tmp_path / "reviews.jsonl"
+    data.write_text("\n".join(json.dumps(row) for row in rows))
+    columns = ["--set", "task.text=review", "--set", "task.label=answer"]
+    capsys.readouterr()
+    assert call("diagnose", run, "--task", data, *columns, "--split", "train", "--output", tmp_path / "report") == 0
+    assert "4 rows of train: accuracy" in capsys.readouterr().out
+    assert (tmp_path / "report" / "diagnosis.md").read_text().startswith("# map on reviews")
+
+
+def test_evaluation_depends_on_the_seed_alone(run: Path, tmp_path: Path) -> None:
+    texts = []
+    for number, seed in enumerate([1, 1, 2]):
+        path = tmp_path / f"{number}.json"
+        assert call("evaluate", run, "--split", "heldout", "--seed", str(seed), "--json", path) == 0
+        texts.append(path.read_text())
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_evaluate_on_data_of_ones_own(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"review": "I liked the soup .", "answer": name} for name in ("no", "unsure", "yes", "yes")]
+    data = tmp_path / "reviews.jsonl"
+    data.write_text("\n".join(json.dumps(row) for row in rows))
+    options = ["--set", "task.text=review", "--set", "task.label=answer", "--split", "train"]
+    assert call("evaluate", run, "--task", data, *options, "--method", "mean", "--json", tmp_path / "m.json") == 0
+    assert json.loads((tmp_path / "m.json").read_text())["n"] == 4
+    capsys.readouterr()
+    assert call("evaluate", run, "--task", data, *options, "--set", "task.labels=yes,no,unsure") == 2
+    assert "was fitted to classification into (no, unsure, yes)" in capsys.readouterr().err
+
+
+def test_laplace_around_an_adapter_keeps_its_prediction(run: Path, tmp_path: Path) -> None:
+    flags = ["--backend", "laplace", "--adapter", run, "--seed", "2"]
+    assert call(*FIT, *flags, *QUICK, "--output", tmp_path / "laplace") == 0
+    laplace = tmp_path / "laplace"
+    for name, folder, method in (("map", run, "mean"), ("mean", laplace, "mean"), ("own", laplace, "")):
+        given = ["--method", method] if method else []
+        assert call("evaluate", folder, *given, "--split", "heldout", "--json", tmp_path / f"{name}.json") == 0
+    found = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in ("map", "mean", "own")}
+    assert found["mean"]["nll"] == found["map"]["nll"]
+    assert found["own"]["method"] == "mc-joint" and found["own"]["nll"] != found["map"]["nll"]
+    assert call(*FIT, *flags, *QUICK, "--set", "tune=heldout", "--output", tmp_path / "heldout") == 0
+    assert min(row["heldout_nll"] for row in bl.load(tmp_path / "heldout").record.history) > 0
+
+
+def test_a_multiple_choice_posterior_predicts_any_number_of_choices(tmp_path: Path) -> None:
+    def written(name: str, counts: list[int]) -> Path:
+        rows = [
+            {"question": "I liked the", "options": [f"soup {n} ." for n in range(count)], "answer": 0}
+            for count in counts
+        ]
+        (tmp_path / name).write_text("\n".join(json.dumps(row) for row in rows))
+        return tmp_path / name
+
+    columns = ["--set", "task.text=question", "--set", "task.choices=options", "--set", "task.label=answer"]
+    two, three = written("two.jsonl", [2] * 4), written("three.jsonl", [3, 2, 3])
+    quick = ["--set", "epochs=1", "--set", "cpu=true", "--set", "max_length=12", "--output", tmp_path / "run"]
+    assert call("fit", "--model", "demo", "--task", two, *columns, "--backend", "svi", *quick) == 0
+    assert json.loads((tmp_path / "run" / "posterior.json").read_text())["program"]["max_length"] == 12
+    evaluated = ["--split", "train", "--samples", "2", "--json", tmp_path / "m.json"]
+    assert call("evaluate", tmp_path / "run", "--task", three, *columns, *evaluated) == 0
+    assert json.loads((tmp_path / "m.json").read_text())["n"] == 3
+    prediction = bl.load(tmp_path / "run").predict(
+        bl.load_task(str(three), text="question", choices="options", label="answer").train,
+        samples=2,
+        progress=False,
+    )
+    assert prediction.probabilities.shape == (3, 3)
+    assert prediction.probabilities[1, 2] == 0
+    torch.testing.assert_close(prediction.probabilities.sum(-1), torch.ones(3, dtype=torch.float64))
+
+
+def test_a_configuration_file_does_what_flags_do(run: Path, tmp_path: Path) -> None:
+    assert call("fit", "--config", run / "config.yaml", "--seed", "3", "--output", tmp_path / "again") == 0
+    first, second = (yaml.safe_load((each / "config.yaml").read_text()) for each in (run, tmp_path / "again"))
+    assert second == first | {"seed": 3, "output": str(tmp_path / "again")}
+
+
+def test_compare_twice_is_once(tmp_path: Path) -> None:
+    arguments = [
+        "compare",
+        *FIT[1:5],
+        *FIT[7:],
+        *QUICK,
+        "--backends",
+        "map,svi",
+        "--seeds",
+        "0",
+        "--set",
+        "svi.particles=2",
+    ]
+    command = [*arguments, "--split", "heldout", "--samples", "2", "--output", tmp_path / "out"]
+    found = shell(*command)
+    assert found.returncode == 0, found.stderr
+    assert "NLL" in found.stdout and "svi" in found.stdout
+    out = tmp_path / "out"
+    assert sorted(path.name for path in out.iterdir()) == [
+        "comparison.json", "comparison.md", "map-seed0", "reliability.png", "svi-seed0",
+    ]  # fmt: skip
+    record = json.loads((out / "svi-seed0" / "posterior.json").read_text())["record"]
+    assert record["settings"]["particles"] == 2 and record["settings"]["batch_size"] == 16
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*/*")}
+    assert call(*command) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in out.glob("*/*")}
+
+
+def test_lists(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert call("list", "backends") == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in inference.BACKENDS) and "Hoffman et al." in shown
+    assert call("list", "backends", "-v") == 0
+    assert "passes over the training data." in capsys.readouterr().out
+    assert call("list", "models", "-v") == 0
+    assert "components" in capsys.readouterr().out
+    assert call("list", "tasks") == 0
+    assert {"demo", "glue/mrpc"} <= set(capsys.readouterr().out.split("\n"))
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom bayeslora.app import cli\n"
+        "try:\n    cli.main(['fit', '--help'])\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        "heavy = {'torch', 'transformers', 'pyro', 'datasets', 'numpy', 'matplotlib', 'sklearn'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=False)
+    assert found.returncode == 0, found.stderr
+    assert "--train-size" in found.stdout
+
+
+def test_settings_of_one_backend_go_to_it_alone() -> None:
+    shared, own = cli._by_backend(["epochs=1", "svi.particles=2", "lora.r=4"], ["map", "svi"])
+    assert shared == ["epochs=1", "lora.r=4"]
+    assert own == {"map": {}, "svi": {"particles": "2"}}
+    with pytest.raises(SettingError, match="which is not among map"):
+        cli._by_backend(["svi.particles=2"], ["map"])

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bayeslora.app.config import LoraSettings, RunConfig, assign, differences, read_config, resolve
+from bayeslora.errors import SettingError
+
+
+def test_file_then_flags_then_assignments(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("model: demo\ntask: demo\nseed: 3\nlora: {r: 4}\nsettings: {epochs: 2, batch_size: 8}\n")
+    flags = {"seed": 5, "backend": "map", "task": None}
+    assignments = ["epochs=7", "lora.alpha=32", "program.components=2", "task.label=answer"]
+    config = read_config(path, flags, assignments)
+    assert config == RunConfig(
+        model="demo",
+        task="demo",
+        backend="map",
+        seed=5,
+        lora=LoraSettings(r=4, alpha=32),
+        settings={"epochs": "7", "batch_size": 8},
+        program_settings={"components": "2"},
+        task_settings={"label": "answer"},
+    )
+
+
+def test_values_may_hold_equals_signs_and_dots() -> None:
+    assert assign({}, ["a=b=c.d"]) == {"settings": {"a": "b=c.d"}}
+
+
+def test_resolving_gives_every_value_its_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "network").mkdir()
+    (tmp_path / "data").mkdir()
+    flags = {"model": "network", "task": "mrpc", "data_dir": "data"}
+    typed = ["epochs=2", "learning_rate=1e-3", "program.components=2", "program.nu=none"]
+    config = resolve(read_config(None, flags, [*typed, "task.labels=no,yes", "task.text={a}, {b}"]))
+    assert config.model == str(tmp_path / "network") and config.data_dir == str(tmp_path / "data")
+    assert config.settings == {"epochs": 2.0, "learning_rate": 1e-3}
+    assert config.program_settings == {"components": 2, "nu": None}
+    assert config.task_settings == {"labels": ["no", "yes"], "text": "{a}, {b}"}
+    assert resolve(config) == config
+
+
+def test_yaml_and_json_give_the_same_configuration_back(tmp_path: Path) -> None:
+    lora = LoraSettings(target_modules=("query", "value"))
+    config = RunConfig("demo", "demo", lora=lora, settings={"learning_rate": 1e-5, "epochs": 1.0}, output="é")
+    (tmp_path / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    assert read_config(tmp_path / "config.yaml") == config
+    assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert yaml.safe_load(config.to_yaml())["lora"]["target_modules"] == ["query", "value"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "assignments", "message"),
+    [
+        ({"modle": "x"}, [], "Unknown setting of a run 'modle'. Did you mean 'model'"),
+        ({}, ["epochs"], "Cannot read the setting 'epochs': expected key=value"),
+        ({}, ["progam.nu=3"], "Unknown prefix of a setting 'progam'. Did you mean 'program'"),
+        ({}, ["lora.rank=3"], "Unknown setting of lora 'rank'"),
+        ({}, ["lora.r=0"], "r must be at least 1, found 0"),
+        ({}, ["lora.dropout=1"], "dropout must be at least 0 and below 1"),
+        ({"seed": "x"}, [], "a run: seed expects int, found 'x'"),
+        ({}, ["epcohs=1"], "Unknown setting of svi 'epcohs'. Did you mean 'epochs'"),
+        ({}, ["epochs=many"], "svi: epochs expects float, found 'many'"),
+        ({}, ["program.component=1"], "Unknown setting of monteclora 'component'. Did you mean 'components'"),
+        ({}, ["task.lable=y"], "Unknown setting of a task 'lable'. Did you mean 'label'"),
+        ({}, ["task.seed=1"], "Unknown setting of a task 'seed'"),
+        ({"backend": "sv1"}, [], "Unknown backend 'sv1'. Did you mean 'svi'"),
+        ({"program": "montecarlo"}, [], "Unknown model of LoRA weights 'montecarlo'. Did you mean 'monteclora'"),
+        ({"model": "./missing"}, [], "There is no model folder './missing'"),
+        ({"data_dir": "missing"}, [], "There is no data folder 'missing'"),
+    ],
+)
+def test_mistakes_are_named(flags: dict[str, str], assignments: list[str], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        resolve(read_config(None, {"model": "demo", "task": "demo"} | flags, assignments))
+
+
+def test_files_that_are_no_configuration_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="Cannot read the configuration .*missing.yaml: No such file"):
+        read_config(tmp_path / "missing.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [")
+    with pytest.raises(SettingError, match="broken.yaml is no YAML file"):
+        read_config(tmp_path / "broken.yaml")
+    (tmp_path / "list.yaml").write_text("- a")
+    with pytest.raises(SettingError, match="holds a list, expected key: value"):
+        read_config(tmp_path / "list.yaml")
+    with pytest.raises(SettingError, match="a run needs a value for model, task"):
+        read_config()
+
+
+def test_differences_name_the_fields() -> None:
+    one = RunConfig("demo", "demo", settings={"epochs": 1.0}, output="a")
+    assert differences(one, RunConfig("demo", "demo", settings={"epochs": 1.0}, output="b")) == []
+    other = RunConfig("demo", "demo", settings={"batch_size": 8}, lora=LoraSettings(r=4))
+    assert differences(one, other) == [
+        "lora.r: 8 and 4",
+        "settings.epochs: 1.0 and default",
+        "settings.batch_size: default and 8",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        ("all-linear", "all-linear"),
+        ("query", {"query"}),
+        (("query", "value"), {"query", "value"}),
+        (r".*\.(query|value)", r".*\.(query|value)"),
+    ],
+)
+def test_lora_settings_become_those_of_peft(targets: str | tuple[str, ...], expected: object) -> None:
+    found = LoraSettings(r=4, alpha=2, dropout=0.1, target_modules=targets).to_peft()
+    assert (found.r, found.lora_alpha, found.lora_dropout) == (4, 2, 0.1)
+    assert found.target_modules == expected

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import arviz as az
+import pytest
+import torch
+from pyro.infer.mcmc.util import initialize_model
+from scenarios import Regression, lora_regression, text_program, text_rows, tiny_batch, tiny_program, tiny_rows
+from torch import Tensor
+
+from bayeslora.errors import PosteriorError, SettingError, TrainingError
+from bayeslora.inference import fit, load
+from bayeslora.inference.mcmc.posterior import EmpiricalPosterior
+from bayeslora.inference.mcmc.unconstrained import Unconstrained
+from bayeslora.models import MonteCLoRA
+from bayeslora.predict.passes import undisturbed
+from bayeslora.rng import isolated
+
+SITE = "linear_2x1.A"
+
+
+@pytest.fixture(scope="module")
+def known() -> Regression:
+    return lora_regression(columns=2, rank=1, noise=2.0)
+
+
+def drawn(known: Regression, backend: str, **settings: Any) -> tuple[Tensor, Tensor]:
+    """Draws (draws, weights) less the exact mean in the posterior's eigenvectors, and the precisions along them."""
+    posterior = fit(known.program, known.rows, backend, progress=False, **settings)
+    assert isinstance(posterior, EmpiricalPosterior)
+    variances, vectors = torch.linalg.eigh(known.covariance)
+    return (posterior.chain[SITE].flatten(1).double() - known.mean) @ vectors, 1 / variances
+
+
+def assert_moments(draws: Tensor, variances: Tensor) -> None:
+    """Within four standard errors at the effective sample sizes of mean and of square."""
+    for each, variance in zip(draws.T, variances, strict=True):
+        ess = float(az.ess(each.numpy()[None], method="mean"))
+        assert abs(float(each.mean())) < 4 * math.sqrt(float(variance) / ess)
+        ess = float(az.ess(each.square().numpy()[None], method="mean"))
+        assert abs(float(each.square().mean() / variance) - 1) < 4 * math.sqrt(2 / ess)
+
+
+def test_nuts_recovers_the_exact_posterior(known: Regression) -> None:
+    draws, precisions = drawn(known, "nuts", draws=600, warmup=200)
+    assert_moments(draws, 1 / precisions)
+
+
+@pytest.mark.parametrize("batch_size", [40, 10])
+def test_sgld_has_the_variance_of_its_step(known: Regression, batch_size: int) -> None:
+    step = 0.05
+    draws, precisions = drawn(known, "sgld", step_size=step, draws=4000, warmup=100, thin=1, batch_size=batch_size)
+    with isolated(0, torch.device("cpu")):
+        h = step * Unconstrained(known.program).spread()[SITE] ** 2
+    # theta' = (1 - h l / 2) theta + N(0, h) has the variance 1 / (l (1 - h l / 4)): a tenth above the posterior's.
+    variances = 1 / (precisions * (1 - h * precisions / 4))
+    if batch_size == 40:
+        assert_moments(draws, variances)
+    else:  # and the noise of a batch's gradient widens it further
+        assert float((draws.square().mean(0) / variances).mean()) > 1
+
+
+def test_sghmc_has_the_variance_of_its_step(known: Regression) -> None:
+    step, friction = 0.005, 0.2
+    settings = {"step_size": step, "friction": friction, "draws": 4000, "warmup": 100, "thin": 1, "batch_size": 40}
+    draws, precisions = drawn(known, "sghmc", **settings)
+    with isolated(0, torch.device("cpu")):
+        h = step * Unconstrained(known.program).spread()[SITE] ** 2
+    variances = []
+    for precision in precisions:
+        # (theta, v)' = M (theta, v) + noise: the covariance S solves S = M S M^T + N.
+        move = torch.tensor([[1 - h * precision, 1 - friction], [-h * precision, 1 - friction]], dtype=torch.float64)
+        noise = 2 * friction * h * torch.ones(2, 2, dtype=torch.float64)
+        system = torch.eye(4, dtype=torch.float64) - torch.kron(move, move)
+        variances.append(torch.linalg.solve(system, noise.flatten())[0])
+    assert_moments(draws, torch.stack(variances))
+    torch.testing.assert_close(torch.stack(variances) * precisions, torch.ones(2).double(), rtol=0.05, atol=0)
+
+
+def test_the_density_of_real_numbers_is_pyros() -> None:
+    program, rows = tiny_program(MonteCLoRA(components=3)), tiny_rows(6)
+    batch = tiny_batch(program, rows)
+    with undisturbed(program), isolated(1, torch.device("cpu")):
+        space = Unconstrained(program)
+        values = space.draw()
+        _, potential, _, _ = initialize_model(lambda: program(batch, 12))
+        torch.testing.assert_close(space.log_joint(values, batch, 12), -potential(values))
+    latents = space.constrained(values)
+    assert {name for name in latents if name.endswith(("scale_tril", "mixture"))}
+    for name, value in latents.items():
+        assert value.shape == program.model.initial(program.sites)[name].shape
+
+
+@pytest.mark.parametrize("backend", ["nuts", "sgld", "sghmc"])
+def test_a_chain_comes_back_from_disk(backend: str, tmp_path: Path) -> None:
+    program, rows = tiny_program(), tiny_rows(8)
+    settings = {"draws": 5, "warmup": 2, "progress": False}
+    state = torch.get_rng_state()
+    posterior = fit(program, rows, backend, output_dir=tmp_path / "run", **settings)
+    assert torch.equal(state, torch.get_rng_state())
+    found = load(tmp_path / "run", program=program)
+    assert found.record == posterior.record and found.record.finished
+    expected = posterior.predict(rows, samples=5, progress=False).logits
+    torch.testing.assert_close(found.predict(rows, samples=5, progress=False).logits, expected)
+    again = fit(program, rows, backend, output_dir=tmp_path / "run", resume=True, **settings)
+    assert again.record.cost == posterior.record.cost  # nothing was done again
+
+
+def test_draws_are_those_of_the_chain_in_order() -> None:
+    posterior = fit(tiny_program(), tiny_rows(8), "sgld", draws=7, warmup=1, thin=1, progress=False)
+    assert isinstance(posterior, EmpiricalPosterior)
+    name = "linear_16x16.A"
+    found = posterior.sample(4, seed=3)[name]
+    torch.testing.assert_close(found, posterior.chain[name][[0, 2, 4, 6]])
+    torch.testing.assert_close(posterior.mean()[name], posterior.chain[name].mean(0))
+    with pytest.raises(PosteriorError, match="has 7 draws, and 8"):
+        posterior.sample(8)
+    with pytest.raises(PosteriorError, match="has no density"):
+        posterior.log_prob(posterior.draw())
+
+
+def test_a_step_that_is_too_long_is_an_error() -> None:
+    with pytest.raises(TrainingError, match="step_size"):
+        fit(tiny_program(), tiny_rows(8), "sgld", step_size=1e30, draws=20, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("backend", "settings", "message"),
+    [
+        ("nuts", {"draws": 0}, "draws must be at least 1"),
+        ("nuts", {"warmup": 0}, "warmup must be at least 1"),
+        ("nuts", {"max_tree_depth": 0}, "max_tree_depth"),
+        ("nuts", {"target_accept": 1.0}, "target_accept"),
+        ("sgld", {"warmup": -1}, "warmup"),
+        ("sgld", {"step_size": 0.0}, "step_size"),
+        ("sgld", {"thin": 0}, "thin"),
+        ("sgld", {"batch_size": 0}, "batch_size"),
+        ("sghmc", {"friction": 0.0}, "friction"),
+        ("nuts", {"draws": 3}, "at least 4 draws, found 3"),
+    ],
+)
+def test_mistakes(backend: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        fit(tiny_program(), tiny_rows(8), backend, progress=False, **settings)
+
+
+def test_a_chain_over_text(tmp_path: Path) -> None:
+    from scenarios import saved_base
+
+    program = text_program(saved_base(tmp_path / "base"))
+    fit(program, text_rows(), "sgld", draws=3, warmup=1, output_dir=tmp_path / "run", progress=False)
+    found = load(tmp_path / "run")
+    assert found.predict(text_rows(), samples=3, progress=False).samples == 3

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scenarios import tiny_program, tiny_rows
+
+from bayeslora.errors import PosteriorError, SettingError
+from bayeslora.inference import fit, load
+from bayeslora.inference.mixture import MixturePosterior
+from bayeslora.models import Gaussian
+from bayeslora.program import Program
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "map": {"epochs": 1, "batch_size": 4},
+    "svi": {"epochs": 1, "batch_size": 4},
+    "laplace": {"mode": "train", "epochs": 1, "batch_size": 4},
+    "sgld": {"draws": 4, "warmup": 1, "thin": 1},
+}
+ROWS = tiny_rows(12)
+
+
+def program() -> Program:
+    return tiny_program(Gaussian(deviation=0.1))
+
+
+@pytest.mark.parametrize("backend", SETTINGS)
+def test_chains_are_the_fits_with_consecutive_seeds(backend: str, tmp_path: Path) -> None:
+    settings = SETTINGS[backend] | {"progress": False}
+    posterior = fit(program(), ROWS, backend, seed=3, chains=2, output_dir=tmp_path / "run", **settings)
+    assert isinstance(posterior, MixturePosterior) and posterior.record.chains == 2
+    for number, member in enumerate(posterior.members):
+        alone = fit(program(), ROWS, backend, seed=3 + number, **settings)
+        assert member.record.seed == 3 + number
+        for name, value in alone.state().items():
+            torch.testing.assert_close(member.state()[name], value)
+    means = [member.mean()["linear_16x16.A"] for member in posterior.members]
+    assert not torch.equal(*means)
+    torch.testing.assert_close(posterior.mean()["linear_16x16.A"], (means[0] + means[1]) / 2)
+
+
+@pytest.mark.parametrize("backend", SETTINGS)
+def test_the_mixture_comes_back_from_disk(backend: str, tmp_path: Path) -> None:
+    settings = SETTINGS[backend] | {"progress": False, "chains": 2, "output_dir": tmp_path / "run"}
+    here = program()
+    posterior = fit(here, ROWS, backend, **settings)
+    expected = posterior.predict(ROWS, samples=4, progress=False)
+    for found in (load(tmp_path / "run", program=here), fit(here, ROWS, backend, resume=True, **settings)):
+        assert isinstance(found, MixturePosterior) and found.record == posterior.record
+        assert [member.record for member in found.members] == [member.record for member in posterior.members]
+        torch.testing.assert_close(found.predict(ROWS, samples=4, progress=False).logits, expected.logits)
+
+
+def test_predictions_average_the_probabilities_of_the_members() -> None:
+    posterior = fit(program(), ROWS, "map", chains=3, epochs=1, progress=False)
+    assert isinstance(posterior, MixturePosterior)
+    members = [member.predict(ROWS, progress=False).probabilities for member in posterior.members]
+    found = posterior.predict(ROWS, samples=1, progress=False)  # one of each, so that all weigh the same
+    assert found.samples == 3
+    torch.testing.assert_close(found.probabilities, torch.stack(members).mean(0))
+
+
+def test_a_link_is_averaged_too() -> None:
+    posterior = fit(program(), ROWS, "laplace", chains=2, epochs=1, progress=False)
+    assert isinstance(posterior, MixturePosterior) and posterior.methods[0] == "mc-joint"
+    members = [member.predict(ROWS, progress=False, seed=place) for place, member in enumerate(posterior.members)]
+    found = posterior.predict(ROWS, progress=False)
+    torch.testing.assert_close(found.probabilities, torch.stack([each.probabilities for each in members]).mean(0))
+    torch.testing.assert_close(found.expected_entropy, torch.stack([each.expected_entropy for each in members]).mean(0))
+
+
+def test_the_density_is_the_mixtures_and_draws_take_turns() -> None:
+    posterior = fit(program(), ROWS, "svi", chains=2, epochs=1, progress=False)
+    assert isinstance(posterior, MixturePosterior)
+    value = posterior.draw()
+    each = [float(member.log_prob(value)) for member in posterior.members]
+    assert float(posterior.log_prob(value)) == pytest.approx(
+        max(each) + math.log1p(math.exp(min(each) - max(each))) - math.log(2), abs=1e-3
+    )
+    name = "linear_16x16.A"
+    drawn = posterior.sample(3, seed=5)[name]
+    first, second = posterior.members
+    torch.testing.assert_close(drawn[::2], first.sample(2, seed=5)[name])
+    torch.testing.assert_close(drawn[1], second.sample(1, seed=6)[name][0])
+
+
+def test_points_have_no_density() -> None:
+    posterior = fit(program(), ROWS, "map", chains=2, epochs=1, progress=False)
+    with pytest.raises(PosteriorError, match="no density"):
+        posterior.log_prob(posterior.draw())
+
+
+def test_a_stopped_fit_goes_on_with_the_next_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = SETTINGS["sgld"] | {"progress": False, "chains": 3}
+    whole = fit(program(), ROWS, "sgld", **settings)
+    from bayeslora.inference.mcmc.sgld import SGLD
+
+    chain, begun = SGLD.chain, []
+
+    def stopped(self: SGLD, *args: Any) -> Any:
+        begun.append(1)
+        if len(begun) == 2:
+            raise KeyboardInterrupt
+        return chain(self, *args)
+
+    monkeypatch.setattr(SGLD, "chain", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        fit(program(), ROWS, "sgld", output_dir=tmp_path / "run", **settings)
+    found = fit(program(), ROWS, "sgld", output_dir=tmp_path / "run", resume=True, **settings)
+    assert len(begun) == 4  # the first chain was not run again
+    for name, value in whole.state().items():
+        torch.testing.assert_close(found.state()[name], value)
+
+
+def test_another_number_of_chains_is_another_fit(tmp_path: Path) -> None:
+    settings = {"epochs": 1, "progress": False, "output_dir": tmp_path / "run"}
+    fit(program(), ROWS, "map", chains=2, **settings)
+    with pytest.raises(SettingError, match="chains"):
+        fit(program(), ROWS, "map", resume=True, **settings)
+    with pytest.raises(SettingError, match="at least 1"):
+        fit(program(), ROWS, "map", chains=0, epochs=1)

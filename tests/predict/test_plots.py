@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binomtest
+
+from bayeslora.errors import DataError
+from bayeslora.observations.likelihoods import Categorical, Normal
+from bayeslora.predict import metrics, plots
+from bayeslora.predict.plots import bin_predictions, reliability_diagram, save_figure
+from bayeslora.predict.prediction import Predictive
+
+
+def prediction(n: int = 300, samples: int = 4, seed: int = 0) -> tuple[Predictive, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    true = 1.5 * torch.randn(n, 3, generator=generator)
+    labels = torch.multinomial(true.softmax(-1), 1, generator=generator).squeeze(1)
+    noise = torch.randn(samples, n, 3, generator=generator)
+    return Predictive(true + noise, labels, Categorical(3)), true.softmax(-1)
+
+
+def test_bins_hold_the_rows_of_their_confidence() -> None:
+    found, truth = prediction()
+    assert found.labels is not None
+    binned = bin_predictions(found, 10, truth)
+    confidence, predicted = (each.numpy() for each in found.probabilities.max(-1))
+    correct = predicted == found.labels.numpy()
+    inside = (confidence > 0.6) & (confidence <= 0.7)
+    place = int(np.flatnonzero(np.isclose(binned.centre, 0.65))[0])
+    assert binned.rows.sum() == 300 and binned.rows[place] == inside.sum()
+    assert binned.confidence[place] == pytest.approx(confidence[inside].mean())
+    assert binned.accuracy[place] == pytest.approx(correct[inside].mean())
+    assert binned.truth is not None
+    expected = truth.numpy()[np.arange(300), predicted][inside].mean()
+    assert binned.truth[place] == pytest.approx(expected)
+    assert binned.ece == pytest.approx(metrics.ece(found.probabilities, found.labels, 10))
+
+
+@pytest.mark.parametrize(("hits", "rows"), [(0, 5), (5, 5), (3, 7), (480, 1000), (1, 1)])
+def test_intervals_are_those_of_wilson(hits: int, rows: int) -> None:
+    low, high = plots._wilson(np.array([hits / rows]), np.array([float(rows)]))
+    expected = binomtest(hits, rows).proportion_ci(method="wilson")
+    assert (low[0], high[0]) == pytest.approx((expected.low, expected.high))
+
+
+def test_a_confidence_of_one_is_drawn() -> None:
+    certain = Predictive(torch.tensor([[[100.0, -100.0]] * 4]), torch.tensor([0, 0, 0, 1]), Categorical(2))
+    binned = bin_predictions(certain)
+    assert binned.rows.tolist() == [4] and binned.accuracy.tolist() == [0.75]
+    reliability_diagram(certain).draw_without_rendering()
+
+
+def test_one_prediction_shows_bars_gaps_and_a_histogram() -> None:
+    found, truth = prediction()
+    figure = reliability_diagram(found, truth=truth, title="demo")
+    diagram, histogram = figure.axes
+    names = diagram.get_legend_handles_labels()[1]
+    ece = metrics.ece(found.probabilities, found.labels)
+    assert {"perfect calibration", "accuracy", "gap to the confidence", "true probability"} < set(names)
+    assert f"95 % interval  (ECE {ece:.3f})" in names and diagram.get_title() == "demo"
+    heights = [patch.get_height() for patch in histogram.patches]
+    assert sum(heights) == pytest.approx(1)
+
+
+def test_several_predictions_are_lines_over_each_other() -> None:
+    figure = reliability_diagram({"map": prediction()[0], "svi": prediction(seed=1)[0]})
+    labels = figure.axes[0].get_legend_handles_labels()[1]
+    assert [label.split("  ")[0] for label in labels] == ["perfect calibration", "map", "svi"]
+
+
+def test_figures_are_saved_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = reliability_diagram(prediction()[0])
+    for name, start in [("a.png", b"\x89PNG"), ("new/b.pdf", b"%PDF"), ("c.svg", b"<?xml")]:
+        save_figure(figure, tmp_path / name)
+        assert (tmp_path / name).read_bytes().startswith(start)
+    with pytest.raises(DataError, match=r"Cannot draw into 'd.txt': expected a name ending in .*pdf, .*png"):
+        save_figure(figure, tmp_path / "d.txt")
+    before = (tmp_path / "a.png").read_bytes()
+    monkeypatch.setattr(type(figure), "savefig", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        save_figure(figure, tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "c.svg", "new"]
+
+
+def test_what_cannot_be_drawn_is_refused() -> None:
+    found, _ = prediction()
+    with pytest.raises(DataError, match="needs predicted classes and their labels"):
+        reliability_diagram(Predictive(found.logits, None, Categorical(3)))
+    with pytest.raises(DataError, match="needs predicted classes"):
+        reliability_diagram(Predictive(torch.zeros(1, 2, 1), torch.zeros(2), Normal()))
+    with pytest.raises(DataError, match=r"shape \(300, 2\), predictions \(300, 3\)"):
+        reliability_diagram(found, truth=torch.zeros(300, 2))
+    with pytest.raises(DataError, match="1 to 7 predictions, found 0"):
+        reliability_diagram({})
+
+
+def test_drawing_leaves_the_global_state_of_matplotlib_alone() -> None:
+    code = (
+        "import sys, torch\n"
+        "import bayeslora.predict.plots as plots\n"
+        "from bayeslora.observations.likelihoods import Categorical\n"
+        "from bayeslora.predict.prediction import Predictive\n"
+        "assert 'matplotlib' not in sys.modules\n"
+        "found = Predictive(torch.zeros(1, 3, 2), torch.tensor([0, 1, 0]), Categorical(2))\n"
+        "plots.reliability_diagram(found).savefig('/dev/null', format='png')\n"
+        "assert 'matplotlib.pyplot' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from scipy.special import logsumexp
+from scipy.stats import norm
+
+from bayeslora import files, predictive
+from bayeslora.errors import DataError, PosteriorError
+from bayeslora.observations.likelihoods import Categorical, Normal
+from bayeslora.predict.prediction import Predictive
+
+
+def classes(samples: int = 6, n: int = 40, width: int = 3, seed: int = 0) -> Predictive:
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(samples, n, width, generator=generator)
+    labels = torch.randint(width, (n,), generator=generator)
+    return Predictive(logits, labels, Categorical(width), "sample", ("a", "b", "c")[:width])
+
+
+def reals(samples: int = 5, n: int = 30) -> Predictive:
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(samples, n, 1, generator=generator)
+    return Predictive(logits, torch.randn(n, generator=generator), Normal(0.5))
+
+
+def test_probabilities_are_averaged_and_not_logits() -> None:
+    """A posterior that is wide in logits is flat in probabilities, though its mean logits are certain."""
+    spread = 30 * torch.randn(4000, 1, 1, generator=torch.Generator().manual_seed(0))
+    logits = torch.cat([spread, torch.zeros_like(spread)], dim=-1) + torch.tensor([6.0, 0.0])
+    wide = Predictive(logits, None, Categorical(2)).probabilities[0, 0]
+    mean_logits = logits.mean(0).softmax(-1)[0, 0]
+    # P(6 + 30 z > 0) = 0.58 with a Monte Carlo error of 0.008 at 4000 draws.
+    assert wide == pytest.approx(0.58, abs=0.04)
+    assert mean_logits > 0.95
+
+
+def test_probabilities_are_the_mean_over_draws() -> None:
+    found = classes()
+    assert torch.allclose(found.probabilities, found.logits.double().softmax(-1).mean(0))
+    assert torch.allclose(found.probabilities.sum(-1), torch.ones(40, dtype=torch.float64))
+    assert torch.equal(found.predictions, found.probabilities.argmax(-1))
+
+
+def test_uncertainty_splits_into_expected_entropy_and_mutual_information() -> None:
+    found = classes()
+    assert (found.expected_entropy <= found.entropy + 1e-12).all()
+    assert (found.mutual_information >= 0).all() and found.mutual_information.max() > 0.1
+    assert torch.allclose(found.expected_entropy + found.mutual_information, found.entropy)
+    alike = Predictive(found.logits[:1].expand(7, -1, -1), None, Categorical(3))
+    assert torch.allclose(alike.mutual_information, torch.zeros(40, dtype=torch.float64), atol=1e-12)
+    torn = torch.tensor([[[50.0, -50.0]], [[-50.0, 50.0]]])  # each draw is certain, and they disagree
+    assert Predictive(torn, None, Categorical(2)).mutual_information.item() == pytest.approx(math.log(2))
+
+
+def test_nll_is_that_of_the_mixture() -> None:
+    found = classes()
+    assert found.labels is not None
+    at_label = found.probabilities[torch.arange(40), found.labels]
+    assert torch.allclose(found.log_predictive_density, at_label.log())
+    assert found.log_likelihood.shape == (6, 40)
+    assert found.metrics()["nll"].value == pytest.approx(-at_label.log().mean().item())
+    assert found.metrics()["accuracy"].value == pytest.approx((found.predictions == found.labels).double().mean())
+
+
+def test_choices_that_a_row_lacks_are_impossible_without_nan() -> None:
+    found = classes()
+    logits = found.logits.clone()
+    logits[:, ::2, 2] = -math.inf
+    labels = torch.zeros(40, dtype=torch.long)
+    masked = Predictive(logits, labels, Categorical(3))
+    assert (masked.probabilities[::2, 2] == 0).all()
+    for tensor in (masked.entropy, masked.expected_entropy, masked.mutual_information):
+        assert tensor.isfinite().all()
+    two = Predictive(found.logits[:, ::2, :2], labels[::2], Categorical(2))
+    assert torch.allclose(masked.entropy[::2], two.entropy)
+    assert all(math.isfinite(interval.value) for interval in masked.metrics().values())
+    labels[0] = 2
+    assert Predictive(logits, labels, Categorical(3)).metrics()["nll"].value == math.inf
+
+
+def test_very_small_probabilities_keep_their_logarithm() -> None:
+    logits = torch.tensor([[[0.0, -2000.0]], [[0.0, -1000.0]]])
+    found = Predictive(logits, torch.tensor([1]), Categorical(2))
+    assert found.log_probabilities[0, 1] == pytest.approx(-1000 - math.log(2))
+    assert found.metrics()["nll"].value == pytest.approx(1000 + math.log(2))
+
+
+def test_real_labels_have_a_mixture_of_normals() -> None:
+    found = reals()
+    assert found.labels is not None
+    outputs = found.logits.squeeze(-1).double().numpy()
+    expected = logsumexp(norm(outputs, 0.5).logpdf(found.labels.numpy()), axis=0) - math.log(5)
+    assert found.log_predictive_density.numpy() == pytest.approx(expected)
+    assert found.mean.numpy() == pytest.approx(outputs.mean(0))
+    assert found.variance.numpy() == pytest.approx(0.25 + outputs.var(0))
+    assert torch.equal(found.predictions, found.mean)
+    assert found.metrics()["nll"].value == pytest.approx(-expected.mean())
+    assert list(found.metrics()) == ["rmse", "nll", "pearson", "spearman"]
+
+
+def test_metrics_say_how_they_were_made() -> None:
+    plain = classes().metrics().to_dict()
+    assert list(plain) == [
+        "accuracy", "nll", "brier", "ece_10", "ece_15", "ece_20", "ece_adaptive", "mcc",
+        "n", "samples", "method",
+    ]  # fmt: skip
+    assert (plain["n"], plain["samples"], plain["method"]) == (40, 6, "sample")
+    assert set(plain["accuracy"]) == {"value", "low", "high"}
+
+
+def test_derived_tensors_do_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = classes()
+    expected = whole.log_probabilities, whole.expected_entropy, whole.log_likelihood
+    monkeypatch.setattr(predictive, "CHUNK", 6 * 3 * 7)
+    parts = classes()
+    for first, second in zip(
+        expected, (parts.log_probabilities, parts.expected_entropy, parts.log_likelihood), strict=True
+    ):
+        assert torch.allclose(first, second)
+    assert not Predictive(torch.zeros(2, 0, 3), None, Categorical(3)).probabilities.numel()
+
+
+@pytest.mark.parametrize("found", [classes(), reals(), Predictive(torch.zeros(1, 4, 2), None, Categorical(2), "mean")])
+def test_save_and_load(found: Predictive, tmp_path: Path) -> None:
+    path = tmp_path / "new" / "predictive.safetensors"
+    found.save(path)
+    found.save(path)  # over the old one
+    again = Predictive.load(path)
+    assert torch.equal(again.logits, found.logits)
+    assert (again.labels is None) == (found.labels is None)
+    assert again.labels is None or found.labels is None or torch.equal(again.labels, found.labels)
+    assert (again.likelihood, again.method, again.label_names) == (
+        found.likelihood,
+        found.method,
+        found.label_names,
+    )
+    assert [each.name for each in path.parent.iterdir()] == ["predictive.safetensors"]
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "predictive.safetensors"
+    classes().save(path)
+    before = path.read_bytes()
+
+    def fail(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(files.os, "replace", fail)
+    with pytest.raises(OSError, match="no space left"):
+        classes(seed=1).save(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_files_that_are_no_predictive_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(PosteriorError, match="Cannot read a predictive from"):
+        Predictive.load(tmp_path / "missing")
+    (tmp_path / "text").write_text("not tensors")
+    with pytest.raises(PosteriorError, match="Cannot read a predictive from"):
+        Predictive.load(tmp_path / "text")
+    save_file({"logits": torch.zeros(1)}, tmp_path / "other")
+    with pytest.raises(PosteriorError, match="holds no predictive: its format is None"):
+        Predictive.load(tmp_path / "other")
+
+
+def test_wrong_shapes_and_nan_are_refused() -> None:
+    with pytest.raises(DataError, match=r"Expected logits \(samples, examples, 3\) .* found the shape \(4, 2\)"):
+        Predictive(torch.zeros(4, 2), None, Categorical(3))
+    with pytest.raises(DataError, match=r"found the shape \(1, 4, 2\)"):
+        Predictive(torch.zeros(1, 4, 2), None, Categorical(3))
+    with pytest.raises(DataError, match="Expected 4 labels"):
+        Predictive(torch.zeros(1, 4, 2), torch.zeros(3, dtype=torch.long), Categorical(2))
+    logits = torch.zeros(2, 4, 2)
+    logits[1, 3, 0] = math.nan
+    with pytest.raises(DataError, match="The logits of row 3 are NaN"):
+        Predictive(logits, None, Categorical(2))
+
+
+def test_what_a_prediction_does_not_have_is_an_error() -> None:
+    with pytest.raises(DataError, match="no labels"):
+        Predictive(torch.zeros(1, 4, 2), None, Categorical(2)).metrics()
+    with pytest.raises(PosteriorError, match="has no class probabilities: use mean and variance"):
+        _ = reals().probabilities
+    with pytest.raises(PosteriorError, match="has no entropy"):
+        _ = reals().expected_entropy
+    with pytest.raises(PosteriorError, match="has no variance"):
+        _ = classes().variance

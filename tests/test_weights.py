@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+from scenarios import VOCABULARY, tiny_bert, tiny_program
+from torch import Tensor, nn
+from transformers import GPT2Config, GPT2ForSequenceClassification
+
+from bayeslora.errors import AdapterError
+from bayeslora.weights import Adapters
+
+BATCH = {
+    "input_ids": torch.tensor([[3, 7, 1, 9], [5, 2, 0, 0]]),
+    "attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]),
+}
+
+
+def tiny_gpt2() -> GPT2ForSequenceClassification:
+    return GPT2ForSequenceClassification(
+        GPT2Config(
+            vocab_size=VOCABULARY, n_positions=16, n_embd=16, n_layer=2, n_head=2, num_labels=3, pad_token_id=0,
+            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        )
+    )  # fmt: skip
+
+
+def bert(**lora: object) -> PeftModel:
+    config = {"r": 2, "lora_alpha": 4, "target_modules": "all-linear", "task_type": "SEQ_CLS", **lora}
+    return get_peft_model(tiny_bert(), LoraConfig(**config)).eval()
+
+
+NETWORKS = {
+    "linear": lambda: bert(),
+    "linear, rslora": lambda: bert(use_rslora=True, r=3),
+    "linear, ranks and scales by layer": lambda: bert(rank_pattern={"query": 3}, alpha_pattern={"key": 9}),
+    "embedding": lambda: bert(target_modules=["word_embeddings", "value"]),
+    "embedding alone": lambda: bert(target_modules=["word_embeddings"]),
+    "conv1d": lambda: get_peft_model(
+        tiny_gpt2(),
+        LoraConfig(r=2, target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True, task_type="SEQ_CLS"),
+    ).eval(),
+}
+
+
+def logits(network: nn.Module) -> Tensor:
+    with torch.no_grad():
+        return network(**BATCH).logits
+
+
+def other_values(adapters: Adapters) -> dict[str, Tensor]:
+    return {site.name: site.initial + 0.5 * torch.randn_like(site.initial) for site in adapters.sites}
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_installed_values_act_as_the_same_values_in_pefts_parameters(kind: str) -> None:
+    network = NETWORKS[kind]()
+    before = logits(network)
+    adapters = Adapters(network)
+    values = other_values(adapters)
+    adapters.install(values)
+    installed = logits(network)
+    adapters.restore()
+    assert torch.equal(logits(network), before)
+    adapters.write(values)
+    torch.testing.assert_close(installed, logits(network))
+    assert not torch.allclose(installed, before, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_every_single_value_reaches_the_network_and_its_gradient_comes_back(kind: str) -> None:
+    adapters = Adapters(network := NETWORKS[kind]())
+    values = {name: value.requires_grad_() for name, value in other_values(adapters).items()}
+    adapters.install(values)
+    network(**BATCH).logits.square().sum().backward()
+    for name, value in values.items():
+        dead = (value.grad.flatten(1) == 0).all(1) if "head" not in name else value.grad.sum() == 0
+        assert not dead.any(), name  # no layer of the stack is without gradient
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_installing_and_writing_leave_pefts_keys_and_parameters(kind: str) -> None:
+    network = NETWORKS[kind]()
+    keys, parameters = list(network.state_dict()), dict(network.named_parameters())
+    adapters = Adapters(network)
+    values = other_values(adapters)
+    for _ in range(2):
+        adapters.install(values)
+        adapters.write(values)
+    assert sorted(network.state_dict()) == sorted(keys)
+    assert all(value is parameters[name] for name, value in network.named_parameters())
+    stored = adapters.stored()
+    assert stored.keys() == values.keys()
+    assert all(torch.equal(stored[name], values[name]) for name in values)
+    copy.deepcopy(network)  # nothing that hangs on a graph is left in it
+
+
+def test_initial_values_do_not_follow_the_parameters() -> None:
+    adapters = Adapters(bert())
+    before = {site.name: site.initial.clone() for site in adapters.sites}
+    adapters.write(other_values(adapters))
+    assert all(torch.equal(site.initial, before[site.name]) for site in adapters.sites)
+
+
+def test_initial_values_of_another_network_are_refused() -> None:
+    adapters = tiny_program(rank=2).adapters
+    others = {site.name: site.initial for site in tiny_program(rank=3).adapters.sites}
+    with pytest.raises(AdapterError, match=r"do not fit the network: found .*3\).* expected .*2\)"):
+        adapters.centre(others)
+
+
+def test_layers_of_equal_shape_are_one_site_in_their_order() -> None:
+    network = bert()
+    sites = {site.name: site for site in Adapters(network).sites}
+    # Two layers of four 16 x 16 attention matrices and two of the feed-forward block; the pooler is 16 x 16 too.
+    assert {name: tuple(site.initial.shape) for name, site in sites.items()} == {
+        "linear_16x16.A": (9, 16, 2),
+        "linear_16x16.B": (9, 16, 2),
+        "linear_16x24.A": (2, 16, 2),
+        "linear_16x24.B": (2, 24, 2),
+        "linear_24x16.A": (2, 24, 2),
+        "linear_24x16.B": (2, 16, 2),
+        "head.classifier.weight": (3, 16),
+        "head.classifier.bias": (3,),
+    }
+    site = sites["linear_24x16.A"]
+    layer = network.get_submodule(site.layers[1])
+    assert torch.equal(site.initial[1], layer.lora_A["default"].weight.detach().T)
+    assert {site.role for site in sites.values()} == {"A", "B", "head"}
+    assert {sites[name].group for name in sites if name.startswith("linear_24x16")} == {"linear_24x16"}
+
+
+def test_the_rank_is_named_where_one_shape_has_several() -> None:
+    sites = {site.name: site for site in Adapters(bert(rank_pattern={"query": 3})).sites}
+    assert sites["linear_16x16_r3.A"].initial.shape == (2, 16, 3)
+    assert sites["linear_16x16_r2.A"].initial.shape == (7, 16, 2)
+    assert sites["linear_16x24.A"].initial.shape == (2, 16, 2)
+
+
+def test_embeddings_have_a_group_of_their_own() -> None:
+    sites = {site.name: site for site in Adapters(NETWORKS["embedding"]()).sites}
+    assert sites[f"embedding_{VOCABULARY}x16.A"].initial.shape == (1, VOCABULARY, 2)
+    assert sites[f"embedding_{VOCABULARY}x16.B"].initial.shape == (1, 16, 2)
+
+
+def test_a_second_adapter_is_not_disturbed() -> None:
+    network = bert()
+    network.add_adapter(
+        "second", LoraConfig(r=3, target_modules=["query"], task_type="SEQ_CLS", init_lora_weights=False)
+    )
+    network.set_adapter("second")
+    before, state = logits(network), copy.deepcopy(network.state_dict())
+    network.set_adapter("default")
+    adapters = Adapters(network)
+    assert all("r3" not in site.name for site in adapters.sites)
+    values = other_values(adapters)
+    adapters.install(values)
+    logits(network)
+    adapters.write(values)
+    network.set_adapter("second")
+    assert torch.equal(logits(network), before)
+    after = network.state_dict()
+    assert all(torch.equal(after[name], state[name]) for name in state if "second" in name)
+
+
+def test_the_base_is_frozen_and_a_low_precision_base_keeps_float32_sites() -> None:
+    base = tiny_bert().to(torch.bfloat16)
+    network = get_peft_model(base, LoraConfig(r=2, target_modules="all-linear", task_type="SEQ_CLS")).eval()
+    adapters = Adapters(network)
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+    assert {site.initial.dtype for site in adapters.sites} == {torch.float32}
+    values = other_values(adapters)
+    adapters.install(values)
+    installed = logits(network)
+    adapters.write(values)
+    assert torch.equal(installed, logits(network))
+    assert network.get_base_model().classifier.modules_to_save["default"].weight.dtype == torch.bfloat16
+
+
+class Zoo(nn.Module):
+    """One layer of each kind that is not supported."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.picture = nn.Conv2d(3, 4, 3)
+        self.looker = nn.MultiheadAttention(8, 2)
+        self.linear = nn.Linear(8, 8)
+
+
+@pytest.mark.parametrize("layer", ["picture", "looker"])
+def test_a_layer_that_cannot_be_stochastic_is_named(layer: str) -> None:
+    network = get_peft_model(Zoo(), LoraConfig(r=2, target_modules=[layer, "linear"]))
+    with pytest.raises(AdapterError, match=rf"{layer}.*cannot be made stochastic"):
+        Adapters(network)
+
+
+@pytest.mark.parametrize(
+    ("lora", "message"),
+    [
+        ({"use_dora": True}, "query.*variant Dora"),
+        ({"lora_bias": True, "use_dora": False}, "query.*lora_bias=True"),
+        ({"bias": "lora_only"}, r"query.*bias.*is trainable"),
+    ],
+)
+def test_a_variant_of_lora_is_refused_by_name(lora: dict[str, object], message: str) -> None:
+    with pytest.raises(AdapterError, match=message):
+        Adapters(bert(target_modules=["query"], **lora))
+
+
+def test_other_networks_are_refused() -> None:
+    with pytest.raises(AdapterError, match=r"Expected a peft.PeftModel.*BertForSequenceClassification"):
+        Adapters(tiny_bert())
+    scaled = get_peft_model(tiny_bert(), IA3Config(target_modules=["key"], feedforward_modules=[], task_type="SEQ_CLS"))
+    with pytest.raises(AdapterError, match="'default' has no LoRA layers"):
+        Adapters(scaled)
+
+
+def test_a_merged_adapter_is_refused() -> None:
+    network = bert()
+    network.merge_adapter()
+    with pytest.raises(AdapterError, match="query.*merged"):
+        Adapters(network)
+
+
+def test_two_active_adapters_are_refused() -> None:
+    network = bert(task_type=None)
+    network.add_adapter("second", LoraConfig(r=2, target_modules=["query"]))
+    network.base_model.set_adapter(["default", "second"])
+    with pytest.raises(AdapterError, match=r"found \['default', 'second'\]"):
+        Adapters(network)
+
+
+def test_a_trainable_weight_that_would_be_lost_is_named() -> None:
+    network = bert()
+    network.base_model.model.bert.embeddings.LayerNorm.weight.requires_grad_(True)
+    with pytest.raises(AdapterError, match=r"embeddings.LayerNorm.weight' is trainable.*modules_to_save"):
+        Adapters(network)
