@@ -18,7 +18,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 quickstart: $(READY)  ## Fine-tune the embedded demo by plain LoRA, MAP and SVI, and compare them (no network)
-	$(BIN)/bayeslora compare --model demo --task demo --backends mle,map,svi --seeds 0 --train-size 400 --split test \
+	$(BIN)/bayeslora compare --base demo --task demo --backends mle,map,svi --seeds 0 --train-size 400 --split test \
 		--set epochs=10 --set batch_size=16 --output runs/quickstart
 
 figures: quickstart  ## Make the README's picture and table again

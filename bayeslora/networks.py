@@ -30,11 +30,11 @@ class Base(NamedTuple):
     random: frozenset[str]
 
 
-def load_base(name_or_path: str | Path, spec: TaskSpec, dtype: torch.dtype = torch.float32) -> Base:
+def load_base(name: str | Path, spec: TaskSpec, dtype: torch.dtype = torch.float32) -> Base:
     """The base network with the head that the task needs, drawn afresh if it has none."""
     from transformers import AutoModelForMultipleChoice, AutoModelForSequenceClassification, AutoTokenizer
 
-    path = _demo() if str(name_or_path) == "demo" else str(name_or_path)
+    path = _demo() if str(name) == "demo" else str(name)
     with _quietly():
         tokenizer = AutoTokenizer.from_pretrained(path)
         if tokenizer.pad_token is None:

@@ -180,7 +180,7 @@ class Posterior(ABC):
     def predict(
         self,
         data: Split | Dataset,
-        samples: int = 10,
+        draws: int = 10,
         method: str | None = None,
         seed: int = 0,
         batch_size: int = 64,
@@ -191,7 +191,7 @@ class Posterior(ABC):
         Args:
             data: rows of a task, or a tokenised data set. Rows of another multiple-choice task may have another number
                 of choices.
-            samples: number of weight draws; a point estimate makes one pass in any case.
+            draws: number of weight draws; a point estimate makes one pass in any case.
             method: one of `methods`, by default the first. ``"sample"`` averages probabilities over draws; ``"mean"``
                 is the one pass at the posterior mean, the plain-LoRA prediction.
             seed: of the draws; the global generators are left as they were.
@@ -206,22 +206,22 @@ class Posterior(ABC):
         method = self.methods[0] if method is None else method
         if method not in self.methods:
             raise PosteriorError(f"Unknown method '{method}' of prediction. Known: {', '.join(self.methods)}.")
-        if samples < 1:
-            raise PosteriorError(f"At least one sample is needed to predict, found samples={samples}.")
+        if draws < 1:
+            raise PosteriorError(f"At least one draw is needed to predict, found draws={draws}.")
         rows = encoded(self.program, data)
         likelihood, names, collate = answers(self.program, data)
         pass_over = Rows(rows, collate, batch_size, progress)
         with undisturbed(self.program), torch.no_grad():
-            logits, aleatoric = self.outputs(pass_over, method, samples, seed)
+            logits, aleatoric = self.outputs(pass_over, method, draws, seed)
         labels = torch.as_tensor(rows["labels"][:]) if "labels" in rows.column_names else None
         return Predictive(logits, labels, likelihood, method, names, aleatoric)
 
-    def outputs(self, rows: Rows, method: str, samples: int, seed: int) -> tuple[Tensor, Tensor | None]:
-        """Logits (samples, examples, classes) by one of `methods`; the expected entropy, where it is not theirs."""
+    def outputs(self, rows: Rows, method: str, draws: int, seed: int) -> tuple[Tensor, Tensor | None]:
+        """Logits (draws, examples, classes) by one of `methods`; the expected entropy, where it is not theirs."""
         if method == "mean":
             return logits_at(self.program, self.mean(), rows).unsqueeze(0), None
-        draws = self.draws(samples if self.random else 1, seed)
-        return torch.stack([logits_at(self.program, draw, rows) for draw in draws]), None
+        values = self.draws(draws if self.random else 1, seed)
+        return torch.stack([logits_at(self.program, each, rows) for each in values]), None
 
     def to_inference_data(self, data: Split | Dataset, **settings: Any) -> Any:
         """The posterior as data of arviz: see `bayeslora.diagnostics.to_inference_data`."""

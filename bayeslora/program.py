@@ -90,7 +90,7 @@ class Program(nn.Module):
     @classmethod
     def from_pretrained(
         cls,
-        name_or_path: str | Path,
+        base: str | Path,
         task: Task,
         *,
         lora: LoraConfig | None = None,
@@ -103,7 +103,7 @@ class Program(nn.Module):
         """Load a base network, add LoRA layers and a head for ``task``, and declare the program.
 
         Args:
-            name_or_path: folder or hub name of the base network; ``"demo"`` is the encoder that the package ships.
+            base: folder or hub name of the base network; ``"demo"`` is the encoder that the package ships.
             task: says the kind of network, the number of logits and how rows become text.
             lora: PEFT's configuration; rank 8, alpha 16 on all linear layers by default.
             adapter: folder of a PEFT LoRA adapter, trained or not, to load in place of a fresh one by ``lora``.
@@ -120,13 +120,15 @@ class Program(nn.Module):
 
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            base = load_base(name_or_path, task.spec, dtype)
-            network = adapt(base.network, task.spec, lora) if adapter is None else load_adapter(base.network, adapter)
-        positions = getattr(base.network.config, "max_position_embeddings", None)
-        encoder = Encoder(base.tokenizer, task.spec, max_length=max_length, limit=positions)
+            loaded = load_base(base, task.spec, dtype)
+            network = (
+                adapt(loaded.network, task.spec, lora) if adapter is None else load_adapter(loaded.network, adapter)
+            )
+        positions = getattr(loaded.network.config, "max_position_embeddings", None)
+        encoder = Encoder(loaded.tokenizer, task.spec, max_length=max_length, limit=positions)
         program = cls(network, likelihood_of(task.spec), model, encoder=encoder)
         if adapter is not None:
-            _refuse_random(program, base, adapter)
+            _refuse_random(program, loaded, adapter)
         return program
 
     @property

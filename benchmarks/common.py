@@ -104,7 +104,7 @@ def command_line(
     parser = ArgumentParser(description=description)
     commands = parser.add_subparsers(required=True)
     running = commands.add_parser("run", help="do the runs that are not finished")
-    running.add_argument("--model", required=True, help="folder or hub name of the base network")
+    running.add_argument("--base", required=True, help="folder or hub name of the base network")
     running.add_argument("--data-dir", help="folder with a folder of files for each task; the hub by default")
     running.add_argument("--threads", type=int, help="threads of this process")
     running.add_argument("--quick", action="store_true", help="32 rows, one epoch: to see that it works")
@@ -128,7 +128,7 @@ def work(runs: Iterable[Run], options: Namespace, measure: Measure | None = None
     if options.threads:
         torch.set_num_threads(options.threads)
     for run in runs:
-        run = replace(run, base=Path(options.model).name)
+        run = replace(run, base=Path(options.base).name)
         run = run.quick() if options.quick else run
         with claimed(options.output / ".locks" / f"{run.name}.lock") as mine:
             if not mine:
@@ -142,7 +142,7 @@ def work(runs: Iterable[Run], options: Namespace, measure: Measure | None = None
 def _attempt(run: Run, options: Namespace, measure: Measure) -> None:
     say(f"{run.name}: started")
     try:
-        record = execute(run, options.model, options.data_dir, options.output, measure)
+        record = execute(run, options.base, options.data_dir, options.output, measure)
     except TrainingError as error:
         say(f"{run.name}: no result. {error}")
         return
@@ -179,7 +179,7 @@ def measured(run: Run, model: str, data_dir: str | None, output: Path) -> dict[s
     mean = posterior.predict(rows, method="mean", progress=False)
     arms = {"svi-mean" if run.backend == "svi" else run.backend: mean}
     if run.backend == "svi":
-        arms["svi"] = posterior.predict(rows, samples=run.samples, seed=run.seed, progress=False)
+        arms["svi"] = posterior.predict(rows, draws=run.samples, seed=run.seed, progress=False)
     predicted = time.perf_counter() - start
     temperature = None
     if run.backend == "mle":

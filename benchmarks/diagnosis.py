@@ -1,6 +1,6 @@
 """The diagnosis of MAP, SVI and Laplace on one task: k-hat by block, leave-one-out, and what probabilities are worth.
 
-    python benchmarks/diagnosis.py run --model sentence-transformers/all-MiniLM-L6-v2 --threads 2
+    python benchmarks/diagnosis.py run --base sentence-transformers/all-MiniLM-L6-v2 --threads 2
     python benchmarks/diagnosis.py report
 
 The protocol of quality.py on MRPC, but 400 training rows and 25 epochs, which are as many steps (the last epoch, seed

@@ -109,9 +109,7 @@ class Fitted:
         _, trace = best_width(self.laplace, encoded(self.plain.program, task.heldout), self.run.batch_size, False)
         width = min(trace, key=lambda row: row["heldout_nll"])["multiple"]
         arms = {f"la-{link}": (1.0, link) for link in LINKS} | {"la-heldout": (width, "mc-joint")}
-        drawn = self.laplace.predict(
-            rows, method="sample", samples=self.run.samples, seed=self.run.seed, progress=False
-        )
+        drawn = self.laplace.predict(rows, method="sample", draws=self.run.samples, seed=self.run.seed, progress=False)
         return self.predict(rows, arms) | {"la-sample": drawn}
 
     def _linearised(self, rows: bl.Split, arms: Mapping[str, tuple[float, str]]) -> dict[str, Predictive]:

@@ -1,6 +1,6 @@
 """Laplace's approximation along a fit that overfits: plain LoRA at several epochs, and a Gaussian around each.
 
-    python benchmarks/epochs.py run --model sentence-transformers/all-MiniLM-L6-v2 --threads 1
+    python benchmarks/epochs.py run --base sentence-transformers/all-MiniLM-L6-v2 --threads 1
     python benchmarks/epochs.py report
 
 After figure 1 of Yang et al. (ICLR 2024): plain LoRA (`mle`) as in quality.py, whose checkpoints are taken as given by

@@ -53,7 +53,7 @@ def subject(options: Namespace) -> Subject:
         task = bl.load_task(options.task, options.data_dir, train_size=options.rows, heldout_size=options.test_rows)
         assert task.heldout is not None
         lora = LoraConfig(r=options.rank, lora_alpha=2 * options.rank, target_modules="all-linear")
-        program = Program.from_pretrained(options.model, task, lora=lora, model=prior())
+        program = Program.from_pretrained(options.base, task, lora=lora, model=prior())
         train, test = encoded(program, task.train), encoded(program, task.heldout)
     generator = torch.Generator().manual_seed(0)
     values = {

@@ -1,7 +1,7 @@
 """Laplace's approximation here against laplace-torch and bayesian-lora: whether they agree, and what they cost.
 
     pip install bayeslora[peers]
-    python benchmarks/peers.py --model MODEL --task mrpc --data-dir DATA
+    python benchmarks/peers.py --base MODEL --task mrpc --data-dir DATA
     python benchmarks/peers.py --quick                          # no file needed; its figures mean nothing
 
 With a build of PyTorch for CPUs alone, take torchvision away again (`pip uninstall torchvision`): laplace-torch asks
@@ -210,7 +210,7 @@ def parse(arguments: Sequence[str] | None = None) -> Namespace:
     """Options of the command line."""
     parts = [*AGREEMENTS, *COSTS]
     parser = ArgumentParser(description="Laplace's approximation here against laplace-torch and bayesian-lora.")
-    parser.add_argument("--model", help="folder or hub name of the base network")
+    parser.add_argument("--base", help="folder or hub name of the base network")
     parser.add_argument("--task", default="mrpc", help="name of a task of classification")
     parser.add_argument("--data-dir", help="folder with a folder of files for each task; the hub by default")
     parser.add_argument("--rows", type=int, default=1000, help="rows to fit")
@@ -231,8 +231,8 @@ def parse(arguments: Sequence[str] | None = None) -> Namespace:
     options.arguments = list(sys.argv[1:] if arguments is None else arguments)
     if options.quick:
         options.rows, options.batch_size, options.repeats = 24, 8, 1
-    elif not options.model:
-        parser.error("--model is needed, unless with --quick.")
+    elif not options.base:
+        parser.error("--base is needed, unless with --quick.")
     return options
 
 
@@ -248,7 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     names = ("task", "rows", "test_rows", "peer_rows", "rank", "batch_size", "small_batch", "repeats", "quick")
     settings = {name: getattr(options, name) for name in (*names, "time_limit", "memory_limit")}
-    settings |= {"model": Path(options.model or "tiny").name, "prior_scale": SCALE, "curvature_rank": CURVATURE_RANK}
+    settings |= {"model": Path(options.base or "tiny").name, "prior_scale": SCALE, "curvature_rank": CURVATURE_RANK}
     surroundings = environment(torch.device("cpu"))
     surroundings["versions"] |= {package: installed(package) for package in PACKAGES}
     for found in measure(options):

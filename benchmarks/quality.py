@@ -1,6 +1,6 @@
 """Accuracy and calibration of SVI against plain LoRA, on four tasks of GLUE with little data.
 
-    python benchmarks/quality.py run --model sentence-transformers/all-MiniLM-L6-v2 --threads 1
+    python benchmarks/quality.py run --base sentence-transformers/all-MiniLM-L6-v2 --threads 1
     python benchmarks/quality.py report
 
 LoRA of rank 8 on all linear layers, 1,000 training rows (CoLA 2,000) and 300 more held back, 10 epochs, the last

@@ -1,6 +1,6 @@
 """How much SVI and plain LoRA depend on the learning rate: MRPC over five of them.
 
-    python benchmarks/robustness.py run --model sentence-transformers/all-MiniLM-L6-v2 --threads 1
+    python benchmarks/robustness.py run --base sentence-transformers/all-MiniLM-L6-v2 --threads 1
     python benchmarks/robustness.py report
 
 The protocol is that of quality.py: 1,000 rows, 10 epochs, the last epoch, seed 0. With MiniLM a run takes a few minutes

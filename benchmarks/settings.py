@@ -1,6 +1,6 @@
 """What the settings of the prior and the guide do: SVI on SST-2 with one of them changed at a time.
 
-    python benchmarks/settings.py run --model sentence-transformers/all-MiniLM-L6-v2 --threads 1
+    python benchmarks/settings.py run --base sentence-transformers/all-MiniLM-L6-v2 --threads 1
     python benchmarks/settings.py report
 
 The protocol is that of quality.py (1,000 rows, 10 epochs, the last epoch, seed 0), but judged on 1,000 other training

@@ -7,7 +7,7 @@
 A step is the forward pass, the backward pass and the step of AdamW, on the same batch, with LoRA of the same rank on
 the same layers and the same dropout. PEFT MonteCLoRA runs as its documentation says: `MontecloraConfig()` and its
 variational loss added to that of the task. SVI looks at the parts of its bound as often as in training. Networks have
-random weights, which time does not depend on; `--model` takes one that exists. Times are medians of alternating steps,
+random weights, which time does not depend on; `--base` takes one that exists. Times are medians of alternating steps,
 so that a slower spell of the machine hits all three; the ratio is the median of the ratios within a round. A median
 leaves out the noise that PEFT MonteCLoRA draws ahead every 150 steps. Peak memory is that of a process which does
 nothing else, the median of five: on a GPU of all tensors, on a CPU (Linux) of what it adds to the base network.
@@ -72,9 +72,9 @@ def network(options: Namespace) -> Any:
     )
 
     torch.manual_seed(0)
-    if options.model:
+    if options.base:
         found = AutoModelForSequenceClassification.from_pretrained(
-            options.model, num_labels=CLASSES, dtype=torch.float32
+            options.base, num_labels=CLASSES, dtype=torch.float32
         ).to(options.device)
     else:
         with torch.device(options.device):
@@ -253,7 +253,7 @@ def parse(arguments: Sequence[str] | None = None) -> Namespace:
     """Options of the command line."""
     parser = ArgumentParser(description="Time and memory of a training step against PEFT.")
     parser.add_argument("--shape", choices=[*BERT, *LLAMA], default="minilm", help="of a network with random weights")
-    parser.add_argument("--model", help="folder or hub name of a network to take in its place")
+    parser.add_argument("--base", help="folder or hub name of a network to take in its place")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--batches", nargs="+", metavar="ROWSxTOKENS", help="32x64 and 32x16 by default")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="PEFT LoRA must be among them")
@@ -300,7 +300,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = ("shape", "device", "rank", "rounds", "warm_up", "gradient_checkpointing")
     measured = {
         "settings": {name: getattr(options, name) for name in settings}
-        | ({"model": Path(options.model).name} if options.model else {}),
+        | ({"model": Path(options.base).name} if options.base else {}),
         "environment": environment(torch.device(options.device)),
         "results": results,
         "verdicts": judged,

@@ -99,9 +99,9 @@ class MixturePosterior(Posterior):
         ]
         return cls(members, record)
 
-    def outputs(self, rows: Rows, method: str, samples: int, seed: int) -> tuple[Tensor, Tensor | None]:
+    def outputs(self, rows: Rows, method: str, draws: int, seed: int) -> tuple[Tensor, Tensor | None]:
         """Logits of all members, from as many draws of each, so that all weigh the same."""
-        each = -(-samples // len(self.members))
+        each = -(-draws // len(self.members))
         found = [member.outputs(rows, method, each, seed + place) for place, member in enumerate(self.members)]
         known = [aleatoric for _, aleatoric in found if aleatoric is not None]
         return torch.cat([logits for logits, _ in found]), torch.stack(known).mean(0) if known else None

@@ -11,7 +11,7 @@ import pytest
 
 from bayeslora.app import cli
 
-FIT = ["fit", "--model", "demo", "--task", "demo", "--backend", "map", "--train-size", "48"]
+FIT = ["fit", "--base", "demo", "--task", "demo", "--backend", "map", "--train-size", "48"]
 QUICK = ["--heldout-size", "60", "--set", "epochs=1", "--set", "batch_size=16", "--set", "cpu=true"]
 
 

@@ -78,7 +78,7 @@ def test_quality_runs_once_and_reports_partial_results(
     benchmarks: SimpleNamespace, base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "runs"
-    command = ["run", "--model", str(base), "--data-dir", str(data), "--output", str(output), "--quick"]
+    command = ["run", "--base", str(base), "--data-dir", str(data), "--output", str(output), "--quick"]
     command += ["--tasks", "sst2", "--seeds", "0", "--backends", "mle", "svi"]
     benchmarks.quality.main(command)
     first = {path: path.stat().st_mtime_ns for path in output.glob("*.json")}
@@ -163,7 +163,7 @@ def test_laplace_by_epoch_runs_and_reports(
 ) -> None:
     output, results, picture = tmp_path / "runs", tmp_path / "epochs.json", tmp_path / "epochs.png"
     benchmarks.epochs.main(
-        ["run", "--model", str(base), "--data-dir", str(data), "--output", str(output), "--quick"]
+        ["run", "--base", str(base), "--data-dir", str(data), "--output", str(output), "--quick"]
         + ["--tasks", "cola", "--seeds", "0"]
     )
     benchmarks.epochs.main(["report", "--output", str(output), "--results", str(results), "--figure", str(picture)])
@@ -231,7 +231,7 @@ def test_robustness_runs_and_reports(
     benchmarks: SimpleNamespace, base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output, results = tmp_path / "runs", tmp_path / "robustness.json"
-    command = ["run", "--model", str(base), "--data-dir", str(data), "--output", str(output), "--quick"]
+    command = ["run", "--base", str(base), "--data-dir", str(data), "--output", str(output), "--quick"]
     benchmarks.robustness.main([*command, "--learning-rates", "2e-3"])
     benchmarks.robustness.main(["report", "--output", str(output), "--results", str(results)])
     kept = json.loads(results.read_text(encoding="utf-8"))
@@ -308,7 +308,7 @@ def test_peers_are_measured(benchmarks: SimpleNamespace, tmp_path: Path) -> None
 
 def test_peers_stops_a_part_that_takes_too_long(benchmarks: SimpleNamespace, tmp_path: Path) -> None:
     results = tmp_path / "peers.json"
-    command = ["--model", "none", "--parts", "plain", "--time-limit", "0.01", "--results", str(results)]
+    command = ["--base", "none", "--parts", "plain", "--time-limit", "0.01", "--results", str(results)]
     benchmarks.peers.main(command)
     kept = json.loads(results.read_text(encoding="utf-8"))["results"]["plain"]
     assert kept["error"] == "stopped after 0.01 s"
@@ -320,14 +320,14 @@ def test_peers_measures_in_processes_of_their_own(
     benchmarks: SimpleNamespace, base: Path, data: Path, tmp_path: Path
 ) -> None:
     results = tmp_path / "peers.json"
-    command = ["--model", str(base), "--task", "sst2", "--data-dir", str(data), "--results", str(results)]
+    command = ["--base", str(base), "--task", "sst2", "--data-dir", str(data), "--results", str(results)]
     command += ["--rows", "16", "--test-rows", "8", "--rank", "2", "--batch-size", "8", "--repeats", "2"]
     benchmarks.peers.main([*command, "--parts", "map", "fit"])
     kept = json.loads(results.read_text(encoding="utf-8"))["results"]
     assert [len(kept[name]["runs"]) for name in ("map", "fit")] == [2, 2]
     assert kept["fit"]["seconds_per_row"] == pytest.approx(kept["fit"]["seconds"] / 16)
     # A process that fails says why.
-    benchmarks.peers.main([*command[2:], "--model", str(tmp_path / "none"), "--parts", "map"])
+    benchmarks.peers.main([*command[2:], "--base", str(tmp_path / "none"), "--parts", "map"])
     assert "none" in json.loads(results.read_text(encoding="utf-8"))["results"]["map"]["error"]
 
 
@@ -352,7 +352,7 @@ def test_diagnosis_runs_and_reports(
     benchmarks: SimpleNamespace, base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output, results = tmp_path / "runs", tmp_path / "diagnosis.json"
-    command = ["run", "--model", str(base), "--data-dir", str(data), "--output", str(output), "--quick"]
+    command = ["run", "--base", str(base), "--data-dir", str(data), "--output", str(output), "--quick"]
     benchmarks.diagnosis.main(command)
     benchmarks.diagnosis.main(["report", "--output", str(output), "--results", str(results)])
     kept = json.loads(results.read_text(encoding="utf-8"))["figures"]

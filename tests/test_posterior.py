@@ -65,14 +65,14 @@ def test_the_first_draws_do_not_depend_on_their_number(posterior: Posterior, man
     few, all_draws = posterior.sample(2, seed=4), posterior.sample(many, seed=4)
     assert all(torch.equal(few[name], all_draws[name][:2]) for name in few)
     rows = tiny_rows(5)
-    assert torch.equal(logits(posterior, rows, samples=2), logits(posterior, rows, samples=5)[:2])
+    assert torch.equal(logits(posterior, rows, draws=2), logits(posterior, rows, draws=5)[:2])
 
 
 @pytest.mark.parametrize("model", [MonteCLoRA(components=3), MonteCLoRA(components=3, collapse=False)])
 def test_predictions_are_those_of_the_draws(model: MonteCLoRA) -> None:
     posterior = untrained(tiny_program(model).eval())
     rows = tiny_rows(5)
-    found = logits(posterior, rows, samples=2, seed=3)
+    found = logits(posterior, rows, draws=2, seed=3)
     draws = posterior.sample(2, seed=3)
     ids = [torch.tensor([row]) for row in rows["input_ids"]]
     with torch.no_grad():
@@ -106,7 +106,7 @@ def test_a_point_estimate_has_no_density() -> None:
 
 def test_predictions_and_metrics_do_not_depend_on_the_batch_size(posterior: Posterior) -> None:
     rows = tiny_rows(24)
-    found = {size: posterior.predict(rows, samples=3, batch_size=size, progress=False) for size in (1, 7, 24)}
+    found = {size: posterior.predict(rows, draws=3, batch_size=size, progress=False) for size in (1, 7, 24)}
     whole = found[24]
     assert whole.logits.shape == (3, 24, 3)
     for size in (1, 7):
@@ -123,8 +123,8 @@ def test_predictions_are_in_the_order_of_the_rows(posterior: Posterior) -> None:
     rows = tiny_rows(9)
     order = [4, 0, 8, 2]
     torch.testing.assert_close(
-        logits(posterior, rows.select(order), samples=2),
-        logits(posterior, rows, samples=2)[:, order],
+        logits(posterior, rows.select(order), draws=2),
+        logits(posterior, rows, draws=2)[:, order],
         rtol=1e-4,
         atol=1e-5,
     )
@@ -138,7 +138,7 @@ def test_prediction_is_without_dropout_and_restores_the_mode(posterior: Posterio
     network.train(training)
     before = generators()
     assert torch.equal(logits(posterior, rows, method="mean"), logits(posterior, rows, method="mean"))
-    assert torch.equal(logits(posterior, rows, samples=2), logits(posterior, rows, samples=2))
+    assert torch.equal(logits(posterior, rows, draws=2), logits(posterior, rows, draws=2))
     assert generators() == before
     assert network.training is training
     assert list(network.state_dict()) == keys
@@ -149,15 +149,15 @@ def test_prediction_is_without_dropout_and_restores_the_mode(posterior: Posterio
 def test_a_wide_posterior_flattens_the_prediction(posterior: Posterior) -> None:
     rows = tiny_rows(12)
     narrow, wide = (untrained(tiny_program(MonteCLoRA(components=3, eps=eps))) for eps in (1e-3, 3.0))
-    mutual = [each.predict(rows, samples=8, progress=False).mutual_information.mean() for each in (narrow, wide)]
+    mutual = [each.predict(rows, draws=8, progress=False).mutual_information.mean() for each in (narrow, wide)]
     assert mutual[0] < 1e-3 < mutual[1]
 
 
 def test_bad_arguments_of_prediction_are_refused(posterior: Posterior) -> None:
     with pytest.raises(PosteriorError, match="Unknown method 'average' of prediction. Known: sample, mean"):
         posterior.predict(tiny_rows(2), method="average")
-    with pytest.raises(PosteriorError, match="samples=0"):
-        posterior.predict(tiny_rows(2), samples=0)
+    with pytest.raises(PosteriorError, match="draws=0"):
+        posterior.predict(tiny_rows(2), draws=0)
     with pytest.raises(DataError, match="no rows"):
         posterior.predict(tiny_rows(2).select([]))
 
@@ -166,11 +166,11 @@ def test_two_posteriors_of_one_program_do_not_disturb_each_other(tmp_path: Path)
     program = tiny_program().eval()
     one, two = untrained(program), untrained(program, "mean-field")
     rows = tiny_rows(6)
-    first = logits(one, rows, samples=2)
-    second = logits(two, rows, samples=2)
+    first = logits(one, rows, draws=2)
+    second = logits(two, rows, draws=2)
     two.save(tmp_path)
-    assert torch.equal(logits(one, rows, samples=2), first)
-    assert torch.equal(logits(two, rows, samples=2), second)
+    assert torch.equal(logits(one, rows, draws=2), first)
+    assert torch.equal(logits(two, rows, draws=2), second)
     assert not torch.equal(first, second)
 
 
@@ -199,7 +199,7 @@ def test_a_saved_posterior_has_no_pickle_and_no_noise(tmp_path: Path) -> None:
     program = tiny_program()
     posterior = untrained(program)
     plain = {name: value.shape for name, value in program.network.state_dict().items()}
-    logits(posterior, tiny_rows(4), samples=1)
+    logits(posterior, tiny_rows(4), draws=1)
     posterior.save(tmp_path)
     assert sorted(path.name for path in tmp_path.rglob("*")) == [
         "adapter_config.json", "adapter_model.safetensors", "posterior.json", "posterior.safetensors",
@@ -224,6 +224,6 @@ def test_a_fit_says_what_it_cost() -> None:
 
 
 def test_a_program_can_be_fitted_without_text_and_names() -> None:
-    prediction = untrained(tiny_program()).predict(tiny_rows(3).remove_columns("labels"), samples=1, progress=False)
+    prediction = untrained(tiny_program()).predict(tiny_rows(3).remove_columns("labels"), draws=1, progress=False)
     assert prediction.labels is None
     assert prediction.label_names == ()

@@ -19,11 +19,11 @@ from bayeslora.app.options import (
     BatchSize,
     ConfigFile,
     DataDir,
+    Draws,
     HeldoutSize,
     Method,
     Model,
-    ModelOfWeights,
-    Samples,
+    MovedBase,
     Split,
     TaskName,
     TrainSize,
@@ -85,12 +85,12 @@ def options(
 def fit(
     context: typer.Context,
     output: Annotated[Path, typer.Option(help="Folder of the run.", show_default=False)],
-    model: Model = None,
+    base: Base = None,
     adapter: AdapterFolder = None,
     task: TaskName = None,
     data_dir: DataDir = None,
     backend: Annotated[str | None, typer.Option(help="Inference algorithm.", show_default="svi")] = None,
-    program: ModelOfWeights = None,
+    model: Model = None,
     train_size: TrainSize = None,
     heldout_size: HeldoutSize = None,
     seed: Annotated[
@@ -109,7 +109,7 @@ def fit(
     from bayeslora.app.config import read_config, resolve
 
     flags = {
-        "model": model, "adapter": adapter, "task": task, "data_dir": data_dir, "backend": backend, "program": program,
+        "base": base, "adapter": adapter, "task": task, "data_dir": data_dir, "backend": backend, "model": model,
         "train_size": train_size, "heldout_size": heldout_size, "seed": seed, "chains": chains, "output": str(output),
     }  # fmt: skip
     given = config or assignments or any(flags[name] is not None for name in flags if name != "output")
@@ -137,11 +137,11 @@ def evaluate(
         str | None, typer.Option(help="Where the task's files are now, if they have moved.", show_default=False)
     ] = None,
     split: Split = "validation",
-    samples: Samples = 10,
+    draws: Draws = 10,
     method: Method = None,
     seed: Annotated[int, typer.Option(help="Of the draws and of the intervals.")] = 0,
     batch_size: BatchSize = 64,
-    base: Base = None,
+    base: MovedBase = None,
     assignments: Assignments = None,
     json: Annotated[Path | None, typer.Option(help="Write the metrics into a JSON file.", show_default=False)] = None,
     plot: Annotated[
@@ -159,7 +159,7 @@ def evaluate(
         figure_format(plot)  # before the work
     posterior = load(run, base)
     rows = runs.saved_task(posterior, task, data_dir, settings).split(split)
-    prediction = posterior.predict(rows, samples, method, seed, batch_size)
+    prediction = posterior.predict(rows, draws, method, seed, batch_size)
     found, finished = prediction.metrics(seed=seed), posterior.record.finished
     title = f"{posterior.record.backend} on {rows.spec.name}, {split}" + ("" if finished else " (not finished)")
     if not finished:
@@ -196,7 +196,7 @@ def diagnose(
     ] = 0,
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
     batch_size: BatchSize = 64,
-    base: Base = None,
+    base: MovedBase = None,
     assignments: Assignments = None,
 ) -> None:
     """Say how near a posterior is to the true one, how good the model is, and what its probabilities are worth.
@@ -236,15 +236,15 @@ def compare(
     context: typer.Context,
     output: Annotated[Path, typer.Option(help="Folder of the comparison.", show_default=False)],
     backends: Annotated[str, typer.Option(help="Inference algorithms, separated by commas.", show_default=False)],
-    model: Model = None,
+    base: Base = None,
     task: TaskName = None,
     data_dir: DataDir = None,
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0,1,2",
-    program: ModelOfWeights = None,
+    model: Model = None,
     train_size: TrainSize = None,
     heldout_size: HeldoutSize = None,
     split: Split = "validation",
-    samples: Samples = 10,
+    draws: Draws = 10,
     method: Method = None,
     assignments: Assignments = None,
     config: ConfigFile = None,
@@ -259,7 +259,7 @@ def compare(
     from bayeslora.app.config import read_config
 
     flags = {
-        "model": model, "task": task, "data_dir": data_dir, "program": program, "train_size": train_size,
+        "base": base, "task": task, "data_dir": data_dir, "model": model, "train_size": train_size,
         "heldout_size": heldout_size,
     }  # fmt: skip
     names = _words(backends)
@@ -270,7 +270,7 @@ def compare(
         {name: {"backend": name, "settings": own[name]} for name in names},
         [_seed(word) for word in _words(seeds)],
         output,
-        evaluation=Evaluation(split, samples, method),
+        evaluation=Evaluation(split, draws, method),
     )
     header, *body = zip(*found.rows(), strict=True)  # arms side by side: metrics are many
     table = new_table(f"{found.config.task}, {split}: mean over seeds {seeds}", list(header))
@@ -296,7 +296,7 @@ def list_backends(verbose: Verbose = False) -> None:
 
 @listing.command("models")
 def list_models(verbose: Verbose = False) -> None:
-    """Pyro models of the LoRA weights (--program), and with -v their settings."""
+    """Pyro models of the LoRA weights (--model), and with -v their settings."""
     from bayeslora.models import MODELS
 
     show_classes("models", MODELS, {}, verbose)

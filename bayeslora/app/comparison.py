@@ -56,12 +56,12 @@ class Evaluation:
 
     Attributes:
         split: rows to predict, by name.
-        samples: number of weight draws.
+        draws: number of weight draws.
         method: one of the posterior's, by default each posterior's own.
     """
 
     split: str = "validation"
-    samples: int = 10
+    draws: int = 10
     method: str | None = None
 
 
@@ -120,12 +120,12 @@ class Comparison:
         header, *body = self.rows()
         size = self.config.train_size or "all"
         lines = [
-            f"# {self.config.task}, {self.config.model}",
+            f"# {self.config.task}, {self.config.base}",
             "",
             f"{size} training rows; split '{self.evaluation.split}' of {first[0].metrics.n} rows; "
             f"seeds {', '.join(str(outcome.seed) for outcome in first)}; prediction by "
             + (self.evaluation.method or "each posterior's own method")
-            + ("." if self.evaluation.method == "mean" else f", {self.evaluation.samples} draws of weights."),
+            + ("." if self.evaluation.method == "mean" else f", {self.evaluation.draws} draws of weights."),
             "Values are means over seeds" + (" ± their standard deviation." if len(first) > 1 else ": there is one."),
             "",
             "| " + " | ".join(header) + " |",
@@ -229,7 +229,7 @@ def _run(config: RunConfig, folder: Path, evaluation: Evaluation, progress: bool
             return Outcome(config.seed, Metrics.from_dict(done["metrics"]), done["cost"])
     posterior = runs.fit(config, folder, resume=True, progress=progress)
     split = runs.saved_task(posterior).split(evaluation.split)
-    prediction = posterior.predict(split, evaluation.samples, evaluation.method, seed=config.seed, progress=progress)
+    prediction = posterior.predict(split, evaluation.draws, evaluation.method, seed=config.seed, progress=progress)
     outcome = Outcome(config.seed, runs.measure(prediction, split), posterior.cost)
     prediction.save(folder / PREDICTIVE)
     record = {"evaluation": vars(evaluation), "metrics": outcome.metrics.to_dict(), "cost": outcome.cost}

@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 #: Where an assignment with a prefix goes; one without goes to the settings of the backend.
-PREFIXES = {"program": "program_settings", "lora": "lora", "task": "task_settings"}
+PREFIXES = {"model": "model_settings", "lora": "lora", "task": "task_settings"}
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class RunConfig:
     """All that a run depends on.
 
     Attributes:
-        model: folder or hub name of the base network; "demo" is the encoder that the package ships.
+        base: folder or hub name of the base network; "demo" is the encoder that the package ships.
         adapter: PEFT LoRA adapter to start from, in place of a fresh one; ``lora`` is then not looked at.
         task: name of a known task, or path or hub name of your own data (with ``task_settings``).
         data_dir: folder with the task's files; without it they come from the hub.
@@ -81,9 +81,9 @@ class RunConfig:
         seed: of the choice of rows, the initial weights and the fit.
         chains: number of independent fits, whose seeds follow one another; the posterior is their mixture.
         max_length: longest sequence in tokens.
-        program: Pyro model of the LoRA weights; by default "monteclora", but for an adapter that `laplace` is given
+        model: Pyro model of the LoRA weights; by default "monteclora", but for an adapter that `laplace` is given
             "gaussian", isotropic around zero over both matrices, as in Laplace-LoRA.
-        program_settings: settings of that model.
+        model_settings: settings of that model.
         lora: LoRA layers.
         task_settings: further arguments of `bayeslora.load_task`.
         settings: settings of the backend.
@@ -92,7 +92,7 @@ class RunConfig:
 
     name: ClassVar[str] = "a run"
 
-    model: str
+    base: str
     task: str
     adapter: str | None = None
     data_dir: str | None = None
@@ -102,8 +102,8 @@ class RunConfig:
     seed: int = 0
     chains: int = 1
     max_length: int = 256
-    program: str | None = None
-    program_settings: dict[str, Any] = field(default_factory=dict)
+    model: str | None = None
+    model_settings: dict[str, Any] = field(default_factory=dict)
     lora: LoraSettings = field(default_factory=LoraSettings)
     task_settings: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
@@ -159,7 +159,7 @@ def read_config(
 def assign(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
     """Fields of a `RunConfig` with assignments put in.
 
-    ``epochs=3`` is a setting of the backend; ``program.components=4``, ``lora.r=16`` and ``task.label=answer`` are
+    ``epochs=3`` is a setting of the backend; ``model.components=4``, ``lora.r=16`` and ``task.label=answer`` are
     settings of the Pyro model, the LoRA layers and the task; ``max_length=128`` is a field of `RunConfig` itself.
     Values stay text: the setting knows its type.
 
@@ -193,17 +193,17 @@ def resolve(config: RunConfig) -> RunConfig:
     from bayeslora.inference import backend
     from bayeslora.models import MODELS
 
-    program, program_settings = model_of(config)
-    if program not in MODELS:
-        raise SettingError(unknown("model of LoRA weights", program, MODELS))
+    model, model_settings = model_of(config)
+    if model not in MODELS:
+        raise SettingError(unknown("model of LoRA weights", model, MODELS))
     return replace(
         config,
-        program=program,
-        model=_located(config.model),
+        model=model,
+        base=_located(config.base),
         adapter=None if config.adapter is None else _folder(config.adapter, "adapter"),
         data_dir=None if config.data_dir is None else _folder(config.data_dir, "data"),
         settings=_typed(backend(config.backend), config.settings),
-        program_settings=_typed(MODELS[program], program_settings),
+        model_settings=_typed(MODELS[model], model_settings),
         task_settings=task_settings(config.task_settings),
     )
 
@@ -213,9 +213,9 @@ def model_of(config: RunConfig) -> tuple[str, dict[str, Any]]:
     from bayeslora.inference import backend
 
     name, settings = backend(config.backend).around_adapter or (None, {})
-    if name is not None and config.adapter is not None and config.program in (None, name):
-        return name, settings | config.program_settings
-    return config.program or "monteclora", config.program_settings
+    if name is not None and config.adapter is not None and config.model in (None, name):
+        return name, settings | config.model_settings
+    return config.model or "monteclora", config.model_settings
 
 
 def differences(one: RunConfig, other: RunConfig) -> list[str]:
@@ -263,14 +263,14 @@ def task_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     return typed
 
 
-def _located(model: str) -> str:
+def _located(base: str) -> str:
     """A hub name as it is, a folder by its absolute path."""
-    path = Path(model).expanduser()
-    if model != "demo" and path.exists():
+    path = Path(base).expanduser()
+    if base != "demo" and path.exists():
         return str(path.resolve())
-    if path.is_absolute() or model.startswith((".", "~")):
-        raise SettingError(f"There is no model folder '{model}': expected a folder, a name on the hub, or 'demo'.")
-    return model
+    if path.is_absolute() or base.startswith((".", "~")):
+        raise SettingError(f"There is no base network '{base}': expected a folder, a name on the hub, or 'demo'.")
+    return base
 
 
 def _folder(name: str, what: str) -> str:

@@ -14,17 +14,17 @@ __all__ = [
     "BatchSize",
     "ConfigFile",
     "DataDir",
+    "Draws",
     "HeldoutSize",
     "Method",
     "Model",
-    "ModelOfWeights",
-    "Samples",
+    "MovedBase",
     "Split",
     "TaskName",
     "TrainSize",
 ]
 
-Model = Annotated[str | None, typer.Option(help="Base network: folder, hub name, or 'demo'.", show_default=False)]
+Base = Annotated[str | None, typer.Option(help="Base network: folder, hub name, or 'demo'.", show_default=False)]
 AdapterFolder = Annotated[
     str | None,
     typer.Option("--adapter", help="PEFT LoRA adapter to start from, in place of a fresh one.", show_default=False),
@@ -36,10 +36,10 @@ DataDir = Annotated[
     str | None,
     typer.Option(help="Folder with the task's files; without it they come from the hub.", show_default=False),
 ]
-ModelOfWeights = Annotated[
+Model = Annotated[
     str | None,
     typer.Option(
-        "--program",
+        "--model",
         help="Pyro model of the weights.",
         show_default="monteclora; gaussian for an adapter given to laplace",
     ),
@@ -60,9 +60,11 @@ ConfigFile = Annotated[
     typer.Option("--config", help="YAML file with the same settings; flags go over it.", show_default=False),
 ]
 Split = Annotated[str, typer.Option(help="Rows to predict: validation, test, heldout or another split of the data.")]
-Samples = Annotated[int, typer.Option(help="Number of weight draws; the links of laplace take none.", min=1)]
+Draws = Annotated[int, typer.Option(help="Number of weight draws; the links of laplace take none.", min=1)]
 BatchSize = Annotated[int, typer.Option(help="Rows a pass: less takes less memory.", min=1)]
-Base = Annotated[str | None, typer.Option(help="Where the base network is now, if it has moved.", show_default=False)]
+MovedBase = Annotated[
+    str | None, typer.Option("--base", help="Where the base network is now, if it has moved.", show_default=False)
+]
 Method = Annotated[
     str | None,
     typer.Option(

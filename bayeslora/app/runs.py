@@ -72,7 +72,7 @@ def build_program(config: RunConfig, task: Task) -> Program:
 
     model, settings = model_of(config)
     return Program.from_pretrained(
-        config.model,
+        config.base,
         task,
         lora=config.lora.to_peft(),
         adapter=config.adapter,
@@ -265,7 +265,7 @@ def measure(prediction: Predictive, split: Split, seed: int = 0) -> Metrics:
     if truth is None or prediction.likelihood.name == "normal":
         return found
     distances = against_truth(prediction.log_probabilities, truth, seed=seed)
-    return Metrics({**found, **distances}, found.n, found.samples, found.method)
+    return Metrics({**found, **distances}, found.n, found.draws, found.method)
 
 
 def true_probabilities(split: Split) -> NDArray[np.float64] | None:

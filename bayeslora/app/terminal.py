@@ -43,7 +43,7 @@ def metrics_table(found: Metrics, title: str) -> Table:
     table = new_table(title, ["metric", "value", "95 % interval"])
     for name, interval in found.items():
         table.add_row(name, f"{interval.value:.4f}", f"{interval.low:.4f} to {interval.high:.4f}")
-    table.caption = f"{found.n:,} rows, samples={found.samples}, method={found.method}"
+    table.caption = f"{found.n:,} rows, draws={found.draws}, method={found.method}"
     return table
 
 
@@ -79,7 +79,7 @@ def explain(error: Exception) -> str:
     if isinstance(error, BayesLoraError):
         return ""
     if re.search(r"\bhub\b|huggingface|offline|connect", str(error).lower()):
-        return "Without the hub, give a local folder: --model for the network, --data-dir for the data."
+        return "Without the hub, give a local folder: --base for the network, --data-dir for the data."
     return "Run with --debug for the traceback."
 
 

@@ -132,7 +132,7 @@ class _Chain:
 def _followed(posterior: Posterior, prediction: Predictive, seed: int, sites: Sequence[str]) -> _Chain:
     """Draw again what the prediction is of, and keep of each draw what fits in little memory."""
     chain = _Chain(prediction, seed, posterior.record.temperature, [], [], [])
-    for draw in posterior.draws(prediction.samples, seed):
+    for draw in posterior.draws(prediction.draws, seed):
         chain.summaries.append(summarise(draw, posterior.program.sites, sites))
         chain.log_prior.append({name: float(value) for name, value in posterior.log_prior(draw).items()})
         if posterior.dense:

@@ -42,13 +42,13 @@ class Metrics(Mapping[str, Interval]):
     Attributes:
         intervals: name to value and interval.
         n: number of rows.
-        samples: number of weight draws that were averaged.
+        draws: number of weight draws that were averaged.
         method: ``"sample"`` or ``"mean"``.
     """
 
     intervals: Mapping[str, Interval] = field(default_factory=dict)
     n: int = 0
-    samples: int = 1
+    draws: int = 1
     method: str = "sample"
 
     def __getitem__(self, name: str) -> Interval:
@@ -63,7 +63,7 @@ class Metrics(Mapping[str, Interval]):
     def __str__(self) -> str:
         width = max((len(name) for name in self), default=0)
         lines = [f"{name:<{width}}  {interval}" for name, interval in self.items()]
-        return "\n".join([*lines, f"{self.n} rows, samples={self.samples}, method={self.method}"])
+        return "\n".join([*lines, f"{self.n} rows, draws={self.draws}, method={self.method}"])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; numbers that JSON lacks become "Infinity", "-Infinity" and "NaN"."""
@@ -75,7 +75,7 @@ class Metrics(Mapping[str, Interval]):
             }
             for name, interval in self.items()
         }
-        return plain | {"n": self.n, "samples": self.samples, "method": self.method}
+        return plain | {"n": self.n, "draws": self.draws, "method": self.method}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Metrics:
@@ -85,7 +85,7 @@ class Metrics(Mapping[str, Interval]):
             for name, value in plain.items()
             if isinstance(value, Mapping)
         }
-        return cls(intervals, plain["n"], plain["samples"], plain["method"])
+        return cls(intervals, plain["n"], plain["draws"], plain["method"])
 
 
 def accuracy(probabilities: ArrayLike, labels: ArrayLike) -> float:

@@ -35,7 +35,7 @@ class Predictive:
     is derived is in double precision and made when first asked for.
 
     Attributes:
-        logits: outputs of the network (samples, examples, outputs), float32 on the CPU; choices that a row
+        logits: outputs of the network (draws, examples, outputs), float32 on the CPU; choices that a row
             lacks have minus infinity.
         labels: true labels (examples,), where they are known.
         likelihood: what the logits mean.
@@ -57,7 +57,7 @@ class Predictive:
     def __post_init__(self) -> None:
         if self.logits.ndim != 3 or self.logits.shape[-1] != self.likelihood.outputs:
             raise DataError(
-                f"Expected logits (samples, examples, {self.likelihood.outputs}) for a {self.likelihood.name}"
+                f"Expected logits (draws, examples, {self.likelihood.outputs}) for a {self.likelihood.name}"
                 f" likelihood, found the shape {tuple(self.logits.shape)}."
             )
         if self.labels is not None and self.labels.shape != self.logits.shape[1:2]:
@@ -72,7 +72,7 @@ class Predictive:
         return self.logits.shape[1]
 
     @property
-    def samples(self) -> int:
+    def draws(self) -> int:
         """Number of weight draws."""
         return self.logits.shape[0]
 
@@ -80,7 +80,7 @@ class Predictive:
     def log_probabilities(self) -> Tensor:
         """Log of the class probabilities averaged over draws (examples, classes)."""
         self._need_classes("class probabilities")
-        return self._by_rows(lambda logits: logits.log_softmax(-1).logsumexp(0) - math.log(self.samples))
+        return self._by_rows(lambda logits: logits.log_softmax(-1).logsumexp(0) - math.log(self.draws))
 
     @property
     def probabilities(self) -> Tensor:
@@ -132,7 +132,7 @@ class Predictive:
 
     @cached_property
     def log_likelihood(self) -> Tensor:
-        """Log density of each label under each draw (samples, examples).
+        """Log density of each label under each draw (draws, examples).
 
         Raises:
             DataError: the labels are not known.
@@ -150,7 +150,7 @@ class Predictive:
         Raises:
             DataError: the labels are not known.
         """
-        return self.log_likelihood.logsumexp(0) - math.log(self.samples)
+        return self.log_likelihood.logsumexp(0) - math.log(self.draws)
 
     def metrics(self, intervals: bool = True, seed: int = 0) -> Metrics:
         """Metrics over all rows.
@@ -170,7 +170,7 @@ class Predictive:
             found = metrics.regression(self.mean, self.log_predictive_density, labels, intervals=intervals, seed=seed)
         else:
             found = metrics.classification(self.log_probabilities, labels, intervals=intervals, seed=seed)
-        return metrics.Metrics(found, len(self), self.samples, self.method)
+        return metrics.Metrics(found, len(self), self.draws, self.method)
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, which describes itself in its metadata, in one step."""
@@ -219,7 +219,7 @@ class Predictive:
 
     def _chunks(self) -> list[tuple[slice, Tensor]]:
         """Rows and their logits, some at a time: all in double precision may not fit."""
-        step = max(1, CHUNK // max(1, self.samples * self.logits.shape[-1]))
+        step = max(1, CHUNK // max(1, self.draws * self.logits.shape[-1]))
         starts = range(0, max(1, len(self)), step)
         return [(slice(start, start + step), self.logits[:, start : start + step]) for start in starts]
 

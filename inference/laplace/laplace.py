@@ -187,7 +187,7 @@ class Laplace(TrainingSettings):
         if self.tune == "mode-evidence" and at_centre:
             raise SettingError(
                 f"The prior of site '{at_centre[0]}' is centred on the very weights that are given, so that by this "
-                "evidence its best scale is zero: give the model centre='zero' (--set program.centre=zero), or "
+                "evidence its best scale is zero: give the model centre='zero' (--set model.centre=zero), or "
                 "tune='evidence'."
             )
 

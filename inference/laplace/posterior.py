@@ -24,7 +24,7 @@ from bayeslora.rng import seeded
 
 __all__ = ["LaplacePosterior"]
 
-#: Logits drawn for each row by the links that draw: no pass of the network, and so not what `samples` counts.
+#: Logits drawn for each row by the links that draw: no pass of the network, and so not what `draws` counts.
 LOGIT_DRAWS = 1000
 
 
@@ -171,7 +171,7 @@ class LaplacePosterior(Posterior):
         return torch.cat(means)[places], torch.cat(found, dim=1)[:, places]
 
     def answer(self, means: Tensor, covariance: Tensor, method: str, seed: int) -> tuple[Tensor, Tensor | None]:
-        """What a link makes of a Gaussian over logits: logits (samples, examples, classes), and expected entropies.
+        """What a link makes of a Gaussian over logits: logits (draws, examples, classes), and expected entropies.
 
         Raises:
             PosteriorError: the link is one to class probabilities, and the labels are real.
@@ -190,17 +190,17 @@ class LaplacePosterior(Posterior):
         logits = links.probit(means, covariance) if method == "probit" else logs
         return logits.float().unsqueeze(0), aleatoric
 
-    def outputs(self, rows: Rows, method: str, samples: int, seed: int) -> tuple[Tensor, Tensor | None]:
-        """Logits (samples, examples, classes) by one of `methods`; the expected entropy, where a link gives it."""
+    def outputs(self, rows: Rows, method: str, draws: int, seed: int) -> tuple[Tensor, Tensor | None]:
+        """Logits (draws, examples, classes) by one of `methods`; the expected entropy, where a link gives it."""
         if method in links.LINKS:
             return self.answer(*self.linearised(rows), method, seed)
         if method == "linear":
-            return self._linear(rows, samples, seed), None
-        return super().outputs(rows, method, samples, seed)
+            return self._linear(rows, draws, seed), None
+        return super().outputs(rows, method, draws, seed)
 
-    def _linear(self, rows: Rows, samples: int, seed: int) -> Tensor:
-        """Logits (samples, examples, classes) of the linear network, each draw of the weights for all examples."""
-        shifts = [self._shift() for _ in seeded(samples, seed, self.program.device)]
+    def _linear(self, rows: Rows, draws: int, seed: int) -> Tensor:
+        """Logits (draws, examples, classes) of the linear network, each draw of the weights for all examples."""
+        shifts = [self._shift() for _ in seeded(draws, seed, self.program.device)]
         stacked = {key: torch.stack([shift[key] for shift in shifts]) for key in shifts[0]}
         order, found = [], []
         for index, logits, gradients in jacobians(self.program, self.sites, self.mean(), rows):

@@ -31,12 +31,12 @@ def test_fit_leaves_the_posterior_and_its_configuration(run: Path) -> None:
 
 def test_evaluate_writes_metrics_and_a_picture(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     metrics, picture = tmp_path / "new" / "metrics.json", tmp_path / "new" / "reliability.png"
-    options = ["--split", "heldout", "--samples", "3"]
+    options = ["--split", "heldout", "--draws", "3"]
     assert call("evaluate", run, *options, "--json", metrics, "--plot", picture) == 0
     written = json.loads(metrics.read_text())
-    assert list(written) == [*METRICS, "n", "samples", "method", "finished"] and written["finished"]
+    assert list(written) == [*METRICS, "n", "draws", "method", "finished"] and written["finished"]
     # A point estimate needs one pass, however many draws are asked for.
-    assert (written["n"], written["samples"], written["method"]) == (60, 1, "sample")
+    assert (written["n"], written["draws"], written["method"]) == (60, 1, "sample")
     for name in METRICS:
         assert written[name]["low"] <= written[name]["value"] <= written[name]["high"]
     shown = capsys.readouterr().out
@@ -118,14 +118,14 @@ def test_a_multiple_choice_posterior_predicts_any_number_of_choices(tmp_path: Pa
     columns = ["--set", "task.text=question", "--set", "task.choices=options", "--set", "task.label=answer"]
     two, three = written("two.jsonl", [2] * 4), written("three.jsonl", [3, 2, 3])
     quick = ["--set", "epochs=1", "--set", "cpu=true", "--set", "max_length=12", "--output", tmp_path / "run"]
-    assert call("fit", "--model", "demo", "--task", two, *columns, "--backend", "svi", *quick) == 0
+    assert call("fit", "--base", "demo", "--task", two, *columns, "--backend", "svi", *quick) == 0
     assert json.loads((tmp_path / "run" / "posterior.json").read_text())["program"]["max_length"] == 12
-    evaluated = ["--split", "train", "--samples", "2", "--json", tmp_path / "m.json"]
+    evaluated = ["--split", "train", "--draws", "2", "--json", tmp_path / "m.json"]
     assert call("evaluate", tmp_path / "run", "--task", three, *columns, *evaluated) == 0
     assert json.loads((tmp_path / "m.json").read_text())["n"] == 3
     prediction = bl.load(tmp_path / "run").predict(
         bl.load_task(str(three), text="question", choices="options", label="answer").train,
-        samples=2,
+        draws=2,
         progress=False,
     )
     assert prediction.probabilities.shape == (3, 3)
@@ -152,7 +152,7 @@ def test_compare_twice_is_once(tmp_path: Path) -> None:
         "--set",
         "svi.particles=2",
     ]
-    command = [*arguments, "--split", "heldout", "--samples", "2", "--output", tmp_path / "out"]
+    command = [*arguments, "--split", "heldout", "--draws", "2", "--output", tmp_path / "out"]
     found = shell(*command)
     assert found.returncode == 0, found.stderr
     assert "NLL" in found.stdout and "svi" in found.stdout

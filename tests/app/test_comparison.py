@@ -20,13 +20,13 @@ from bayeslora.predict.metrics import Interval, Metrics
 from bayeslora.predict.prediction import Predictive
 
 CONFIG = RunConfig(
-    model="demo",
+    base="demo",
     task="demo",
     train_size=48,
     heldout_size=60,
     settings={"epochs": "1", "batch_size": 16, "cpu": True},
 )
-EVALUATION = Evaluation("heldout", samples=2)
+EVALUATION = Evaluation("heldout", draws=2)
 ARMS = {"map": {"backend": "map"}, "svi-cold": {"backend": "svi", "settings": {"temperature": "0.1"}}}
 RUNS = ["map-seed0", "map-seed3", "svi-cold-seed0", "svi-cold-seed3"]
 
@@ -82,7 +82,7 @@ def test_every_arm_is_run_with_every_seed(finished: tuple[Path, Comparison]) -> 
 def test_metrics_are_those_of_the_saved_predictions(finished: tuple[Path, Comparison]) -> None:
     folder, found = finished
     prediction = Predictive.load(folder / "svi-cold-seed3" / "predictive.safetensors")
-    assert prediction.samples == 2 and len(prediction) == 60
+    assert prediction.draws == 2 and len(prediction) == 60
     expected = prediction.metrics(intervals=False)
     outcome = found.outcomes["svi-cold"][1]
     assert outcome.metrics["nll"].value == pytest.approx(expected["nll"].value)
@@ -110,7 +110,7 @@ def test_the_table_has_means_over_seeds(finished: tuple[Path, Comparison]) -> No
         "spread": pytest.approx(np.std(values, ddof=1)),
     }
     assert [each["seed"] for each in written["arms"]["map"]["runs"]] == [0, 3]
-    assert written["evaluation"] == {"split": "heldout", "samples": 2, "method": None}
+    assert written["evaluation"] == {"split": "heldout", "draws": 2, "method": None}
     text = (folder / "comparison.md").read_text()
     assert f"{np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}" in text
     assert (

@@ -12,18 +12,18 @@ from bayeslora.errors import SettingError
 
 def test_file_then_flags_then_assignments(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
-    path.write_text("model: demo\ntask: demo\nseed: 3\nlora: {r: 4}\nsettings: {epochs: 2, batch_size: 8}\n")
+    path.write_text("base: demo\ntask: demo\nseed: 3\nlora: {r: 4}\nsettings: {epochs: 2, batch_size: 8}\n")
     flags = {"seed": 5, "backend": "map", "task": None}
-    assignments = ["epochs=7", "lora.alpha=32", "program.components=2", "task.label=answer"]
+    assignments = ["epochs=7", "lora.alpha=32", "model.components=2", "task.label=answer"]
     config = read_config(path, flags, assignments)
     assert config == RunConfig(
-        model="demo",
+        base="demo",
         task="demo",
         backend="map",
         seed=5,
         lora=LoraSettings(r=4, alpha=32),
         settings={"epochs": "7", "batch_size": 8},
-        program_settings={"components": "2"},
+        model_settings={"components": "2"},
         task_settings={"label": "answer"},
     )
 
@@ -36,12 +36,12 @@ def test_resolving_gives_every_value_its_type(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     (tmp_path / "network").mkdir()
     (tmp_path / "data").mkdir()
-    flags = {"model": "network", "task": "mrpc", "data_dir": "data"}
-    typed = ["epochs=2", "learning_rate=1e-3", "program.components=2", "program.nu=none"]
+    flags = {"base": "network", "task": "mrpc", "data_dir": "data"}
+    typed = ["epochs=2", "learning_rate=1e-3", "model.components=2", "model.nu=none"]
     config = resolve(read_config(None, flags, [*typed, "task.labels=no,yes", "task.text={a}, {b}"]))
-    assert config.model == str(tmp_path / "network") and config.data_dir == str(tmp_path / "data")
+    assert config.base == str(tmp_path / "network") and config.data_dir == str(tmp_path / "data")
     assert config.settings == {"epochs": 2.0, "learning_rate": 1e-3}
-    assert config.program_settings == {"components": 2, "nu": None}
+    assert config.model_settings == {"components": 2, "nu": None}
     assert config.task_settings == {"labels": ["no", "yes"], "text": "{a}, {b}"}
     assert resolve(config) == config
 
@@ -60,25 +60,25 @@ def test_yaml_and_json_give_the_same_configuration_back(tmp_path: Path) -> None:
     [
         ({"modle": "x"}, [], "Unknown setting of a run 'modle'. Did you mean 'model'"),
         ({}, ["epochs"], "Cannot read the setting 'epochs': expected key=value"),
-        ({}, ["progam.nu=3"], "Unknown prefix of a setting 'progam'. Did you mean 'program'"),
+        ({}, ["modle.nu=3"], "Unknown prefix of a setting 'modle'. Did you mean 'model'"),
         ({}, ["lora.rank=3"], "Unknown setting of lora 'rank'"),
         ({}, ["lora.r=0"], "r must be at least 1, found 0"),
         ({}, ["lora.dropout=1"], "dropout must be at least 0 and below 1"),
         ({"seed": "x"}, [], "a run: seed expects int, found 'x'"),
         ({}, ["epcohs=1"], "Unknown setting of svi 'epcohs'. Did you mean 'epochs'"),
         ({}, ["epochs=many"], "svi: epochs expects float, found 'many'"),
-        ({}, ["program.component=1"], "Unknown setting of monteclora 'component'. Did you mean 'components'"),
+        ({}, ["model.component=1"], "Unknown setting of monteclora 'component'. Did you mean 'components'"),
         ({}, ["task.lable=y"], "Unknown setting of a task 'lable'. Did you mean 'label'"),
         ({}, ["task.seed=1"], "Unknown setting of a task 'seed'"),
         ({"backend": "sv1"}, [], "Unknown backend 'sv1'. Did you mean 'svi'"),
-        ({"program": "montecarlo"}, [], "Unknown model of LoRA weights 'montecarlo'. Did you mean 'monteclora'"),
-        ({"model": "./missing"}, [], "There is no model folder './missing'"),
+        ({"model": "montecarlo"}, [], "Unknown model of LoRA weights 'montecarlo'. Did you mean 'monteclora'"),
+        ({"base": "./missing"}, [], "There is no base network './missing'"),
         ({"data_dir": "missing"}, [], "There is no data folder 'missing'"),
     ],
 )
 def test_mistakes_are_named(flags: dict[str, str], assignments: list[str], message: str) -> None:
     with pytest.raises(SettingError, match=message):
-        resolve(read_config(None, {"model": "demo", "task": "demo"} | flags, assignments))
+        resolve(read_config(None, {"base": "demo", "task": "demo"} | flags, assignments))
 
 
 def test_files_that_are_no_configuration_are_refused(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_files_that_are_no_configuration_are_refused(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- a")
     with pytest.raises(SettingError, match="holds a list, expected key: value"):
         read_config(tmp_path / "list.yaml")
-    with pytest.raises(SettingError, match="a run needs a value for model, task"):
+    with pytest.raises(SettingError, match="a run needs a value for base, task"):
         read_config()
 
 

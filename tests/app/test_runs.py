@@ -70,10 +70,10 @@ def test_a_run_is_not_removed_for_one_that_cannot_start(
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     wrong = {
         "--task glue/mrcp --overwrite": "Unknown task 'glue/mrcp'",
-        "--model missing-folder/at/all --overwrite": "missing-folder",
+        "--base missing-folder/at/all --overwrite": "missing-folder",
         "--backend svi --set guide=nonsense --overwrite": "Unknown guide 'nonsense'",
         "--overwrite --resume": "either resumed or overwritten",
-        "--backend laplace --program gaussian --set scales=hyper --overwrite": "scales='hyper' needs a model",
+        "--backend laplace --model gaussian --set scales=hyper --overwrite": "scales='hyper' needs a model",
     }
     for flags, message in wrong.items():
         assert call(*FIT, *QUICK, *flags.split(), "--output", folder) == 2
@@ -101,7 +101,7 @@ def test_a_run_comes_back_if_its_successor_leaves_nothing(
         (folder / name).rename(folder / ".replaced" / name)
     assert call(*FIT, *QUICK, "--backend", "svi", "--set", "guide=nonsense", "--overwrite", "--output", folder) == 2
     assert call(*FIT, *QUICK, "--overwrite", "--output", folder) == 0
-    assert not (folder / ".replaced").exists() and call("evaluate", folder, "--samples", 1) == 0
+    assert not (folder / ".replaced").exists() and call("evaluate", folder, "--draws", 1) == 0
 
 
 def test_a_fit_that_was_stopped_is_evaluated_as_such(
@@ -111,14 +111,14 @@ def test_a_fit_that_was_stopped_is_evaluated_as_such(
     described = json.loads((folder / "posterior.json").read_text())
     described["record"]["finished"] = False
     (folder / "posterior.json").write_text(json.dumps(described))
-    assert call("evaluate", folder, "--samples", 1, "--json", tmp_path / "m.json") == 0
+    assert call("evaluate", folder, "--draws", 1, "--json", tmp_path / "m.json") == 0
     shown = capsys.readouterr()
     assert "was stopped: what is evaluated is how far it had come" in shown.err and "(not finished)" in shown.out
     assert json.loads((tmp_path / "m.json").read_text())["finished"] is False
 
 
 def test_a_configuration_of_ones_own_is_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "config.yaml").write_text("model: demo  # the small one\ntask: demo\n")
+    (tmp_path / "config.yaml").write_text("base: demo  # the small one\ntask: demo\n")
     before = (tmp_path / "config.yaml").read_text()
     for flags in ([], ["--overwrite"]):
         assert call("fit", "--config", tmp_path / "config.yaml", *flags, "--output", tmp_path) == 2

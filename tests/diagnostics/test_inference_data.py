@@ -62,7 +62,7 @@ def test_likelihoods_are_those_of_the_prediction(backend: str) -> None:
     posterior = fitted(backend)
     found = posterior.to_inference_data(ROWS, draws=4, prior_draws=0, seed=3, batch_size=5, progress=False)
     assert "prior" not in groups(found)
-    prediction = posterior.predict(ROWS, samples=4, method=posterior.by_draws[0], seed=3, progress=False)
+    prediction = posterior.predict(ROWS, draws=4, method=posterior.by_draws[0], seed=3, progress=False)
     values = found["log_likelihood"]["y"].values[0]
     np.testing.assert_allclose(values, prediction.log_likelihood, rtol=0, atol=1e-5)
     np.testing.assert_allclose(

@@ -89,7 +89,7 @@ def test_a_loaded_posterior_is_the_saved_one(base: Path, tmp_path: Path, case: s
 
 
 def assert_same_predictions(one: Posterior, two: Posterior) -> None:
-    for settings in ({"samples": 2}, {"method": "mean"}):
+    for settings in ({"draws": 2}, {"method": "mean"}):
         first, second = (each.predict(text_rows(), progress=False, **settings) for each in (one, two))
         assert torch.equal(first.logits, second.logits)
         assert torch.equal(first.labels, second.labels)
@@ -209,7 +209,7 @@ def test_a_posterior_without_text_loads_into_its_own_program(tmp_path: Path) -> 
     posterior = fit(tiny_program(), tiny_rows(6), **QUICK)
     posterior.save(tmp_path)
     loaded = load(tmp_path, program=tiny_program())
-    one, two = (each.predict(tiny_rows(4), samples=2, progress=False).logits for each in (posterior, loaded))
+    one, two = (each.predict(tiny_rows(4), draws=2, progress=False).logits for each in (posterior, loaded))
     torch.testing.assert_close(one, two, rtol=0, atol=0)
     with pytest.raises(PosteriorError, match="is of another program .*lora.r: 2 and 3"):
         load(tmp_path, program=tiny_program(rank=3))
@@ -218,7 +218,7 @@ def test_a_posterior_without_text_loads_into_its_own_program(tmp_path: Path) -> 
 def test_a_flow_is_saved_and_loaded(tmp_path: Path) -> None:
     fit(tiny_program(), tiny_rows(6), **QUICK, guide="AutoIAFNormal", output_dir=tmp_path)
     loaded = load(tmp_path, program=tiny_program())
-    assert torch.isfinite(loaded.predict(tiny_rows(4), samples=2, progress=False).logits).all()
+    assert torch.isfinite(loaded.predict(tiny_rows(4), draws=2, progress=False).logits).all()
 
 
 def test_two_loaded_posteriors_live_side_by_side(saved: Path) -> None:
@@ -226,6 +226,6 @@ def test_two_loaded_posteriors_live_side_by_side(saved: Path) -> None:
     with torch.no_grad():
         for parameter in two.guide.parameters():
             parameter.add_(0.3)
-    before = one.predict(text_rows(), samples=2, progress=False).logits
-    two.predict(text_rows(), samples=2, progress=False)
-    assert torch.equal(one.predict(text_rows(), samples=2, progress=False).logits, before)
+    before = one.predict(text_rows(), draws=2, progress=False).logits
+    two.predict(text_rows(), draws=2, progress=False)
+    assert torch.equal(one.predict(text_rows(), draws=2, progress=False).logits, before)

@@ -47,19 +47,19 @@ def test_the_mixture_comes_back_from_disk(backend: str, tmp_path: Path) -> None:
     settings = SETTINGS[backend] | {"progress": False, "chains": 2, "output_dir": tmp_path / "run"}
     here = program()
     posterior = fit(here, ROWS, backend, **settings)
-    expected = posterior.predict(ROWS, samples=4, progress=False)
+    expected = posterior.predict(ROWS, draws=4, progress=False)
     for found in (load(tmp_path / "run", program=here), fit(here, ROWS, backend, resume=True, **settings)):
         assert isinstance(found, MixturePosterior) and found.record == posterior.record
         assert [member.record for member in found.members] == [member.record for member in posterior.members]
-        torch.testing.assert_close(found.predict(ROWS, samples=4, progress=False).logits, expected.logits)
+        torch.testing.assert_close(found.predict(ROWS, draws=4, progress=False).logits, expected.logits)
 
 
 def test_predictions_average_the_probabilities_of_the_members() -> None:
     posterior = fit(program(), ROWS, "map", chains=3, epochs=1, progress=False)
     assert isinstance(posterior, MixturePosterior)
     members = [member.predict(ROWS, progress=False).probabilities for member in posterior.members]
-    found = posterior.predict(ROWS, samples=1, progress=False)  # one of each, so that all weigh the same
-    assert found.samples == 3
+    found = posterior.predict(ROWS, draws=1, progress=False)  # one of each, so that all weigh the same
+    assert found.draws == 3
     torch.testing.assert_close(found.probabilities, torch.stack(members).mean(0))
 
 

@@ -256,7 +256,7 @@ def test_metrics_are_a_mapping_that_survives_strict_json() -> None:
         "nll": {"value": "Infinity", "low": 1.0, "high": "Infinity"},
         "mcc": {"value": 0.5, "low": 0.25, "high": 0.75},
         "n": 10,
-        "samples": 4,
+        "draws": 4,
         "method": "sample",
     }
     assert Metrics.from_dict(json.loads(text)) == found

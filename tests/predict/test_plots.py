@@ -16,11 +16,11 @@ from bayeslora.predict.plots import bin_predictions, reliability_diagram, save_f
 from bayeslora.predict.prediction import Predictive
 
 
-def prediction(n: int = 300, samples: int = 4, seed: int = 0) -> tuple[Predictive, torch.Tensor]:
+def prediction(n: int = 300, draws: int = 4, seed: int = 0) -> tuple[Predictive, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     true = 1.5 * torch.randn(n, 3, generator=generator)
     labels = torch.multinomial(true.softmax(-1), 1, generator=generator).squeeze(1)
-    noise = torch.randn(samples, n, 3, generator=generator)
+    noise = torch.randn(draws, n, 3, generator=generator)
     return Predictive(true + noise, labels, Categorical(3)), true.softmax(-1)
 
 

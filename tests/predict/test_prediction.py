@@ -9,22 +9,23 @@ from safetensors.torch import save_file
 from scipy.special import logsumexp
 from scipy.stats import norm
 
-from bayeslora import files, predictive
+from bayeslora import files
 from bayeslora.errors import DataError, PosteriorError
 from bayeslora.observations.likelihoods import Categorical, Normal
+from bayeslora.predict import prediction as predictive
 from bayeslora.predict.prediction import Predictive
 
 
-def classes(samples: int = 6, n: int = 40, width: int = 3, seed: int = 0) -> Predictive:
+def classes(draws: int = 6, n: int = 40, width: int = 3, seed: int = 0) -> Predictive:
     generator = torch.Generator().manual_seed(seed)
-    logits = 3 * torch.randn(samples, n, width, generator=generator)
+    logits = 3 * torch.randn(draws, n, width, generator=generator)
     labels = torch.randint(width, (n,), generator=generator)
     return Predictive(logits, labels, Categorical(width), "sample", ("a", "b", "c")[:width])
 
 
-def reals(samples: int = 5, n: int = 30) -> Predictive:
+def reals(draws: int = 5, n: int = 30) -> Predictive:
     generator = torch.Generator().manual_seed(1)
-    logits = torch.randn(samples, n, 1, generator=generator)
+    logits = torch.randn(draws, n, 1, generator=generator)
     return Predictive(logits, torch.randn(n, generator=generator), Normal(0.5))
 
 
@@ -107,9 +108,9 @@ def test_metrics_say_how_they_were_made() -> None:
     plain = classes().metrics().to_dict()
     assert list(plain) == [
         "accuracy", "nll", "brier", "ece_10", "ece_15", "ece_20", "ece_adaptive", "mcc",
-        "n", "samples", "method",
+        "n", "draws", "method",
     ]  # fmt: skip
-    assert (plain["n"], plain["samples"], plain["method"]) == (40, 6, "sample")
+    assert (plain["n"], plain["draws"], plain["method"]) == (40, 6, "sample")
     assert set(plain["accuracy"]) == {"value", "low", "high"}
 
 
@@ -169,7 +170,7 @@ def test_files_that_are_no_predictive_are_refused(tmp_path: Path) -> None:
 
 
 def test_wrong_shapes_and_nan_are_refused() -> None:
-    with pytest.raises(DataError, match=r"Expected logits \(samples, examples, 3\) .* found the shape \(4, 2\)"):
+    with pytest.raises(DataError, match=r"Expected logits \(draws, examples, 3\) .* found the shape \(4, 2\)"):
         Predictive(torch.zeros(4, 2), None, Categorical(3))
     with pytest.raises(DataError, match=r"found the shape \(1, 4, 2\)"):
         Predictive(torch.zeros(1, 4, 2), None, Categorical(3))

@@ -139,7 +139,7 @@ def test_linear_draws_share_one_set_of_weights(kind: str) -> None:
     weights = posterior.sample(4, seed=3)
     shifts = torch.cat([(weights[name] - posterior.latents[name]).flatten(1) for name in posterior.curvature.shapes], 1)
     at_mode = posterior.predict(rows, method="mean", progress=False).logits[:, batch["index"]]
-    found = posterior.predict(rows, samples=4, seed=3, method="linear", batch_size=5, progress=False)
+    found = posterior.predict(rows, draws=4, seed=3, method="linear", batch_size=5, progress=False)
     expected = at_mode + torch.einsum("ncp,sp->snc", flat, shifts)
     torch.testing.assert_close(found.logits[:, batch["index"]], expected, rtol=1e-4, atol=1e-4)
 
@@ -167,7 +167,7 @@ def test_a_loaded_posterior_predicts_the_same(kind: str, tmp_path: Path) -> None
     loaded = load(tmp_path / "run")
     assert loaded.record == posterior.record
     for method in posterior.methods:
-        one, two = (each.predict(text_rows(), samples=2, method=method, progress=False) for each in (posterior, loaded))
+        one, two = (each.predict(text_rows(), draws=2, method=method, progress=False) for each in (posterior, loaded))
         assert torch.equal(one.logits, two.logits)
         assert one.method == method
         # What more data would not remove is no more than the whole, but for draws of the logits.

@@ -103,8 +103,8 @@ def test_a_chain_comes_back_from_disk(backend: str, tmp_path: Path) -> None:
     assert torch.equal(state, torch.get_rng_state())
     found = load(tmp_path / "run", program=program)
     assert found.record == posterior.record and found.record.finished
-    expected = posterior.predict(rows, samples=5, progress=False).logits
-    torch.testing.assert_close(found.predict(rows, samples=5, progress=False).logits, expected)
+    expected = posterior.predict(rows, draws=5, progress=False).logits
+    torch.testing.assert_close(found.predict(rows, draws=5, progress=False).logits, expected)
     again = fit(program, rows, backend, output_dir=tmp_path / "run", resume=True, **settings)
     assert again.record.cost == posterior.record.cost  # nothing was done again
 
@@ -153,4 +153,4 @@ def test_a_chain_over_text(tmp_path: Path) -> None:
     program = text_program(saved_base(tmp_path / "base"))
     fit(program, text_rows(), "sgld", draws=3, warmup=1, output_dir=tmp_path / "run", progress=False)
     found = load(tmp_path / "run")
-    assert found.predict(text_rows(), samples=3, progress=False).samples == 3
+    assert found.predict(text_rows(), draws=3, progress=False).draws == 3

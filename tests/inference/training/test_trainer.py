@@ -176,7 +176,7 @@ def test_a_resumed_fit_is_the_uninterrupted_one(
     for name, value in parameters(whole).items():
         torch.testing.assert_close(parameters(resumed)[name], value, rtol=1e-6, atol=1e-7)
     one, two, three = (
-        each.predict(data, samples=2, progress=False).logits for each in (whole, resumed, load(tmp_path / "run"))
+        each.predict(data, draws=2, progress=False).logits for each in (whole, resumed, load(tmp_path / "run"))
     )
     torch.testing.assert_close(one, two)
     assert torch.equal(two, three)
@@ -221,7 +221,7 @@ def test_an_infinite_loss_stops_training_and_keeps_the_last_posterior(
     left = load(tmp_path / "run")
     assert not left.record.finished
     assert all(torch.isfinite(value).all() for value in left.state().values())
-    assert torch.isfinite(left.predict(data, samples=1, progress=False).logits).all()
+    assert torch.isfinite(left.predict(data, draws=1, progress=False).logits).all()
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["checkpoint-3"]
 
 

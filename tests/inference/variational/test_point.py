@@ -62,7 +62,7 @@ def test_hyper_sites_stay_and_are_not_counted() -> None:
 
 def test_a_point_is_predicted_once_at_its_mean() -> None:
     posterior = fit(tiny_program(), tiny_rows(12), "map", epochs=1, batch_size=6, progress=False)
-    found = posterior.predict(tiny_rows(4), samples=3, progress=False).logits
+    found = posterior.predict(tiny_rows(4), draws=3, progress=False).logits
     assert found.shape == (1, 4, 3)
     assert torch.equal(found, posterior.predict(tiny_rows(4), method="mean", progress=False).logits)
 

@@ -115,8 +115,8 @@ def test_every_guide_trains_under_every_bound(guide: str, elbo: str) -> None:
     draws = posterior.sample(2)
     same = {name for name, value in draws.items() if value[0].equal(value[1])}
     assert set(posterior.record.point_sites) == same
-    samples = 1 if guide == "delta" else 2
-    assert posterior.predict(tiny_rows(3), samples=2, progress=False).logits.shape == (samples, 3, 3)
+    draws = 1 if guide == "delta" else 2
+    assert posterior.predict(tiny_rows(3), draws=2, progress=False).logits.shape == (draws, 3, 3)
 
 
 def test_the_bound_rises_in_training() -> None:
