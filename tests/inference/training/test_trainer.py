@@ -237,7 +237,7 @@ def test_weights_that_the_last_step_broke_are_not_saved(tmp_path: Path) -> None:
 
 
 def script(folder: Path, body: str) -> list[str]:
-    tests = Path(__file__).parent.parent
+    tests = Path(__file__).parents[2]
     path = folder / "script.py"
     path.write_text(f"import sys\nsys.path.insert(0, {str(tests)!r})\n" + textwrap.dedent(body))
     return [str(path)]
