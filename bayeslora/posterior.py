@@ -151,7 +151,7 @@ class Posterior(ABC):
         with torch.no_grad():
             trace = poutine.trace(self.program.prior).get_trace()
         latents = {name: trace.nodes[name]["value"] for name in trace.stochastic_nodes}
-        return latents | self.program.weights(latents)
+        return latents | self.program.weights_at(latents)
 
     def log_prior(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Log density of the prior at a draw, by site, of the sites that are random; the model's factors with them."""
@@ -247,7 +247,7 @@ class Posterior(ABC):
             (stage / RECORD).write_text(json.dumps(described, indent=2), encoding="utf-8")
 
     def _save_adapter(self, folder: Path) -> None:
-        adapters = self.program.adapters
+        adapters = self.program.weights
         adapters.write(self.mean())
         # "auto" would ask the hub whether the vocabulary has grown.
         self.program.network.save_pretrained(folder, save_embedding_layers=False, selected_adapters=[adapters.name])
@@ -300,7 +300,7 @@ def describe(program: Program) -> dict[str, Any]:
         "base": "" if config is None else _portable(config.name_or_path),
         "base_config": "" if config is None else files.fingerprint(config.to_dict()),
         "dtype": str(next(program.network.parameters()).dtype).removeprefix("torch."),
-        "lora": program.adapters.described(),
+        "lora": program.weights.described(),
         "model": {"name": program.model.name, "settings": asdict(program.model)},
         "likelihood": to_dict(program.likelihood),
         "spec": None if encoder is None else encoder.spec.to_dict(),

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from bayeslora.errors import AdapterError
 from bayeslora.networks import Base, adapt, load_adapter, load_base
 from bayeslora.observations.likelihoods import Categorical, Likelihood, Normal
-from bayeslora.weights import Adapters, Site
+from bayeslora.weights import Site, Weights
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -85,7 +85,7 @@ class Program(nn.Module):
         self.likelihood = likelihood
         self.model: LoraModel = model if model is not None else _default_model()
         self.encoder = encoder
-        self.adapters = Adapters(network)
+        self.weights = Weights(network)
 
     @classmethod
     def from_pretrained(
@@ -134,7 +134,7 @@ class Program(nn.Module):
     @property
     def sites(self) -> tuple[Site, ...]:
         """The weights: LoRA matrices by group and role, and the head's tensors."""
-        return self.adapters.sites
+        return self.weights.sites
 
     @property
     def device(self) -> torch.device:
@@ -142,9 +142,9 @@ class Program(nn.Module):
         return next(self.network.parameters()).device
 
     def _apply(self, *args: Any, **kwargs: Any) -> Program:
-        self.adapters.restore()  # PEFT's own parameters move with the network
+        self.weights.restore()  # PEFT's own parameters move with the network
         super()._apply(*args, **kwargs)
-        self.adapters.to(self.device)
+        self.weights.to(self.device)
         return self
 
     def prior(self) -> dict[str, Tensor]:
@@ -153,7 +153,7 @@ class Program(nn.Module):
         with torch.autocast(self.device.type, enabled=False):
             return self.model.sample(self.sites)
 
-    def weights(self, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def weights_at(self, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The weight of each site that values of all latent sites determine."""
         with torch.no_grad():
             found: dict[str, Tensor] = poutine.condition(self.prior, data=dict(latents))()
@@ -164,7 +164,7 @@ class Program(nn.Module):
 
         Choices of a multiple-choice row that do not exist (``batch["choice_mask"]`` is false) get minus infinity.
         """
-        self.adapters.install(weights)
+        self.weights.install(weights)
         inputs = {key: value for key, value in batch.items() if key not in NOT_INPUTS}
         logits: Tensor = self.network(**inputs).logits.float()
         if "choice_mask" in batch:

@@ -20,7 +20,7 @@ from bayeslora.errors import AdapterError
 if TYPE_CHECKING:
     from peft import PeftModel
 
-__all__ = ["Adapters", "Site", "Slot"]
+__all__ = ["Site", "Slot", "Weights"]
 
 #: PEFT's LoRA layers whose two matrices act as ``scaling * B A x``, whatever the base weight is stored as.
 SUPPORTED_LAYERS = ("Linear", "Embedding", "Linear8bitLt", "Linear4bit")
@@ -73,7 +73,7 @@ class Site:
     scaling: tuple[float, ...] = ()
 
 
-class Adapters:
+class Weights:
     """The stochastic weights of a PEFT model: its LoRA matrices and the modules that PEFT trains in full (the head).
 
     Args:

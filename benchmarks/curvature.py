@@ -56,7 +56,7 @@ def trained(rows: int, epochs: int) -> tuple[bl.Task, Program]:
     prior = bl.models.Gaussian(sites="both", centre="zero")
     program = bl.Program.from_pretrained("demo", task, lora=lora, model=prior)
     found = bl.fit(program, task.train, "mle", epochs=epochs, batch_size=16, cpu=True, progress=False)
-    program.adapters.write(found.mean())
+    program.weights.write(found.mean())
     return task, program
 
 

@@ -39,7 +39,7 @@ def measured(run: Run, model: str, data_dir: str | None, output: Path) -> dict[s
     program = bl.Program.from_pretrained(model, task, lora=lora, model=weights, seed=run.seed)
     settings = {"epochs": run.epochs, "batch_size": run.batch_size, "learning_rate": run.learning_rate}
     if run.backend == "laplace":
-        program.adapters.write(bl.fit(program, task.train, "mle", seed=run.seed, progress=False, **settings).mean())
+        program.weights.write(bl.fit(program, task.train, "mle", seed=run.seed, progress=False, **settings).mean())
         # By the evidence of the linear model the best prior around a fit as exact as this one has no width at all.
         settings = {"mode": "given", "tune": "mode-evidence", "batch_size": run.batch_size}
     posterior = bl.fit(program, task.train, run.backend, seed=run.seed, progress=False, **settings)

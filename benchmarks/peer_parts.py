@@ -58,9 +58,9 @@ def subject(options: Namespace) -> Subject:
     generator = torch.Generator().manual_seed(0)
     values = {
         name: 0.05 * torch.randn(value.shape, generator=generator) if name.endswith(".B") else value
-        for name, value in program.adapters.stored().items()
+        for name, value in program.weights.stored().items()
     }
-    program.adapters.write(values)  # where B is zero, so are all gradients of A
+    program.weights.write(values)  # where B is zero, so are all gradients of A
     return Subject(program, train, test)
 
 
@@ -124,9 +124,9 @@ class Loader(list[dict[str, Tensor]]):
 
 def trainable(program: Program) -> Any:
     """The network as PEFT has it, without dropout, with gradients for the LoRA matrices alone."""
-    program.adapters.restore()
+    program.weights.restore()
     for site in program.sites:
-        for slot in program.adapters.slots(site.name):
+        for slot in program.weights.slots(site.name):
             slot.parameter.requires_grad_(site.role != "head")
     return program.network.eval()
 
@@ -158,7 +158,7 @@ def agreement(backend: str) -> dict[str, float]:
     program = small_program(SMALL_CLASSES)
     rows = encoded(program, small_rows(SMALL_ROWS, SMALL_CLASSES))
     trained = bl.fit(program, rows, "map", progress=False, cpu=True, epochs=5, batch_size=8, learning_rate=1e-2)
-    program.adapters.write(trained.mean())
+    program.weights.write(trained.mean())
     ours = laplace_fit(program, rows, 8, curvature="full")
     _, covariances = ours.linearised(Rows(rows, collator(program), SMALL_ROWS, progress=False))
     theirs = laplace_torch(program, backend, "full")
@@ -179,7 +179,7 @@ def places(ours: LaplacePosterior, parameters: Sequence[nn.Parameter]) -> Tensor
     sizes = [each.numel() for each in parameters]
     numbers = torch.arange(sum(sizes)).split(sizes)
     known = {id(each): number.view_as(each) for each, number in zip(parameters, numbers, strict=True)}
-    slots = [slot for site in ours.sites for slot in ours.program.adapters.slots(site.name)]
+    slots = [slot for site in ours.sites for slot in ours.program.weights.slots(site.name)]
     found = [(known[id(slot.parameter)], slot.transposed) for slot in slots]
     return torch.cat([(number.mT if transposed else number).flatten() for number, transposed in found])
 

@@ -122,9 +122,9 @@ def _one(program: Program, rows: Dataset, algorithm: Backend, run: Run) -> Poste
 
 def _each(program: Program, rows: Dataset, algorithm: Backend, run: Run, chains: int) -> Iterator[Posterior]:
     """Independent fits, all from what the adapter holds now: a posterior that is saved leaves its mean there."""
-    stored = {name: value.clone() for name, value in program.adapters.stored().items()}
+    stored = {name: value.clone() for name, value in program.weights.stored().items()}
     for number in range(chains):
-        program.adapters.write(stored)
+        program.weights.write(stored)
         yield _one(program, rows, algorithm, run.chain(number))
 
 

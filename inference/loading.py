@@ -56,7 +56,7 @@ def load(
     for name, value in tensors.items():
         part, _, rest = name.partition("/")
         parts[part][rest] = value
-    program.adapters.centre(parts["centre"])
+    program.weights.centre(parts["centre"])
     program.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return posterior_class(described["kind"]).from_state(program, Record(**described["record"]), parts["state"])
 

@@ -176,7 +176,7 @@ def test_two_programs_over_one_network_do_not_disturb_each_other() -> None:
 
 def test_an_adapter_is_loaded_in_place_of_a_fresh_one(base: Path, tmp_path: Path) -> None:
     first = Program.from_pretrained(base, Task(SPEC, text_rows()), seed=1)
-    first.adapters.write({site.name: site.initial + 1 for site in first.sites})
+    first.weights.write({site.name: site.initial + 1 for site in first.sites})
     first.network.save_pretrained(tmp_path / "adapter")
     second = Program.from_pretrained(base, Task(SPEC, text_rows()), adapter=tmp_path / "adapter", seed=2)
     for one, two in zip(first.sites, second.sites, strict=True):

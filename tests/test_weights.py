@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from bayeslora.errors import AdapterError
-from bayeslora.weights import Adapters
+from bayeslora.weights import Weights
 
 BATCH = {
     "input_ids": torch.tensor([[3, 7, 1, 9], [5, 2, 0, 0]]),
@@ -50,7 +50,7 @@ def logits(network: nn.Module) -> Tensor:
         return network(**BATCH).logits
 
 
-def other_values(adapters: Adapters) -> dict[str, Tensor]:
+def other_values(adapters: Weights) -> dict[str, Tensor]:
     return {site.name: site.initial + 0.5 * torch.randn_like(site.initial) for site in adapters.sites}
 
 
@@ -58,7 +58,7 @@ def other_values(adapters: Adapters) -> dict[str, Tensor]:
 def test_installed_values_act_as_the_same_values_in_pefts_parameters(kind: str) -> None:
     network = NETWORKS[kind]()
     before = logits(network)
-    adapters = Adapters(network)
+    adapters = Weights(network)
     values = other_values(adapters)
     adapters.install(values)
     installed = logits(network)
@@ -71,7 +71,7 @@ def test_installed_values_act_as_the_same_values_in_pefts_parameters(kind: str) 
 
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_every_single_value_reaches_the_network_and_its_gradient_comes_back(kind: str) -> None:
-    adapters = Adapters(network := NETWORKS[kind]())
+    adapters = Weights(network := NETWORKS[kind]())
     values = {name: value.requires_grad_() for name, value in other_values(adapters).items()}
     adapters.install(values)
     network(**BATCH).logits.square().sum().backward()
@@ -84,7 +84,7 @@ def test_every_single_value_reaches_the_network_and_its_gradient_comes_back(kind
 def test_installing_and_writing_leave_pefts_keys_and_parameters(kind: str) -> None:
     network = NETWORKS[kind]()
     keys, parameters = list(network.state_dict()), dict(network.named_parameters())
-    adapters = Adapters(network)
+    adapters = Weights(network)
     values = other_values(adapters)
     for _ in range(2):
         adapters.install(values)
@@ -98,22 +98,22 @@ def test_installing_and_writing_leave_pefts_keys_and_parameters(kind: str) -> No
 
 
 def test_initial_values_do_not_follow_the_parameters() -> None:
-    adapters = Adapters(bert())
+    adapters = Weights(bert())
     before = {site.name: site.initial.clone() for site in adapters.sites}
     adapters.write(other_values(adapters))
     assert all(torch.equal(site.initial, before[site.name]) for site in adapters.sites)
 
 
 def test_initial_values_of_another_network_are_refused() -> None:
-    adapters = tiny_program(rank=2).adapters
-    others = {site.name: site.initial for site in tiny_program(rank=3).adapters.sites}
+    adapters = tiny_program(rank=2).weights
+    others = {site.name: site.initial for site in tiny_program(rank=3).weights.sites}
     with pytest.raises(AdapterError, match=r"do not fit the network: found .*3\).* expected .*2\)"):
         adapters.centre(others)
 
 
 def test_layers_of_equal_shape_are_one_site_in_their_order() -> None:
     network = bert()
-    sites = {site.name: site for site in Adapters(network).sites}
+    sites = {site.name: site for site in Weights(network).sites}
     # Two layers of four 16 x 16 attention matrices and two of the feed-forward block; the pooler is 16 x 16 too.
     assert {name: tuple(site.initial.shape) for name, site in sites.items()} == {
         "linear_16x16.A": (9, 16, 2),
@@ -133,14 +133,14 @@ def test_layers_of_equal_shape_are_one_site_in_their_order() -> None:
 
 
 def test_the_rank_is_named_where_one_shape_has_several() -> None:
-    sites = {site.name: site for site in Adapters(bert(rank_pattern={"query": 3})).sites}
+    sites = {site.name: site for site in Weights(bert(rank_pattern={"query": 3})).sites}
     assert sites["linear_16x16_r3.A"].initial.shape == (2, 16, 3)
     assert sites["linear_16x16_r2.A"].initial.shape == (7, 16, 2)
     assert sites["linear_16x24.A"].initial.shape == (2, 16, 2)
 
 
 def test_embeddings_have_a_group_of_their_own() -> None:
-    sites = {site.name: site for site in Adapters(NETWORKS["embedding"]()).sites}
+    sites = {site.name: site for site in Weights(NETWORKS["embedding"]()).sites}
     assert sites[f"embedding_{VOCABULARY}x16.A"].initial.shape == (1, VOCABULARY, 2)
     assert sites[f"embedding_{VOCABULARY}x16.B"].initial.shape == (1, 16, 2)
 
@@ -153,7 +153,7 @@ def test_a_second_adapter_is_not_disturbed() -> None:
     network.set_adapter("second")
     before, state = logits(network), copy.deepcopy(network.state_dict())
     network.set_adapter("default")
-    adapters = Adapters(network)
+    adapters = Weights(network)
     assert all("r3" not in site.name for site in adapters.sites)
     values = other_values(adapters)
     adapters.install(values)
@@ -168,7 +168,7 @@ def test_a_second_adapter_is_not_disturbed() -> None:
 def test_the_base_is_frozen_and_a_low_precision_base_keeps_float32_sites() -> None:
     base = tiny_bert().to(torch.bfloat16)
     network = get_peft_model(base, LoraConfig(r=2, target_modules="all-linear", task_type="SEQ_CLS")).eval()
-    adapters = Adapters(network)
+    adapters = Weights(network)
     assert not any(parameter.requires_grad for parameter in network.parameters())
     assert {site.initial.dtype for site in adapters.sites} == {torch.float32}
     values = other_values(adapters)
@@ -193,7 +193,7 @@ class Zoo(nn.Module):
 def test_a_layer_that_cannot_be_stochastic_is_named(layer: str) -> None:
     network = get_peft_model(Zoo(), LoraConfig(r=2, target_modules=[layer, "linear"]))
     with pytest.raises(AdapterError, match=rf"{layer}.*cannot be made stochastic"):
-        Adapters(network)
+        Weights(network)
 
 
 @pytest.mark.parametrize(
@@ -206,22 +206,22 @@ def test_a_layer_that_cannot_be_stochastic_is_named(layer: str) -> None:
 )
 def test_a_variant_of_lora_is_refused_by_name(lora: dict[str, object], message: str) -> None:
     with pytest.raises(AdapterError, match=message):
-        Adapters(bert(target_modules=["query"], **lora))
+        Weights(bert(target_modules=["query"], **lora))
 
 
 def test_other_networks_are_refused() -> None:
     with pytest.raises(AdapterError, match=r"Expected a peft.PeftModel.*BertForSequenceClassification"):
-        Adapters(tiny_bert())
+        Weights(tiny_bert())
     scaled = get_peft_model(tiny_bert(), IA3Config(target_modules=["key"], feedforward_modules=[], task_type="SEQ_CLS"))
     with pytest.raises(AdapterError, match="'default' has no LoRA layers"):
-        Adapters(scaled)
+        Weights(scaled)
 
 
 def test_a_merged_adapter_is_refused() -> None:
     network = bert()
     network.merge_adapter()
     with pytest.raises(AdapterError, match="query.*merged"):
-        Adapters(network)
+        Weights(network)
 
 
 def test_two_active_adapters_are_refused() -> None:
@@ -229,11 +229,11 @@ def test_two_active_adapters_are_refused() -> None:
     network.add_adapter("second", LoraConfig(r=2, target_modules=["query"]))
     network.base_model.set_adapter(["default", "second"])
     with pytest.raises(AdapterError, match=r"found \['default', 'second'\]"):
-        Adapters(network)
+        Weights(network)
 
 
 def test_a_trainable_weight_that_would_be_lost_is_named() -> None:
     network = bert()
     network.base_model.model.bert.embeddings.LayerNorm.weight.requires_grad_(True)
     with pytest.raises(AdapterError, match=r"embeddings.LayerNorm.weight' is trainable.*modules_to_save"):
-        Adapters(network)
+        Weights(network)

@@ -115,7 +115,7 @@ def khat_by_block(
         for draw in posterior.draws(draws, seed):
             mixed = dict(_replaced(program, rest, draw, layers))
             with undisturbed(program), torch.no_grad():
-                logits = logits_at(program, program.weights(mixed), over).double()
+                logits = logits_at(program, program.weights_at(mixed), over).double()
             likelihood = program.likelihood.distribution(logits).log_prob(labels).sum() / posterior.record.temperature
             log_p.append(float(likelihood) + sum(float(value) for value in posterior.log_prior(mixed).values()))
             log_q.append(float(posterior.log_prob(mixed)))

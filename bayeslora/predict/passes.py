@@ -104,4 +104,4 @@ def undisturbed(program: Program) -> Iterator[None]:
         yield
     finally:
         program.network.train(was_training)
-        program.adapters.restore()
+        program.weights.restore()

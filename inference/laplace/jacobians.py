@@ -152,7 +152,7 @@ class Tape:
         self._patched: list[Any] = []
         self._sites = {site.name: site for site in sites}
         self._places = [
-            (site, place, slot) for site in sites for place, slot in enumerate(program.adapters.slots(site.name))
+            (site, place, slot) for site in sites for place, slot in enumerate(program.weights.slots(site.name))
         ]
         self._network = program.network
         for site, place, slot in self._places:

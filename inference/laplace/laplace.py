@@ -110,7 +110,7 @@ class Laplace(TrainingSettings):
         self._check(program, sites, curvature, len(data), run)
         self._probe(program, tape, data)
         latents, history, cost = self._mode(program, data, run)
-        weights = program.weights(latents)
+        weights = program.weights_at(latents)
         matrices, prior = matrices_of(sites, weights), normal_prior(program, sites, latents)
         self._check_distance(prior, matrices)
         reset_peak(program.device)
@@ -139,7 +139,7 @@ class Laplace(TrainingSettings):
         """The mode of every latent site, and what its training logged and cost."""
         if self.mode == "given" or (self.mode == "auto" and not _is_fresh(program)):
             latents = program.model.initial(program.sites)
-            stored = program.adapters.stored()
+            stored = program.weights.stored()
             return {name: stored.get(name, value) for name, value in latents.items()}, [], {}
         trained = point_estimate(self, program, data, run, prior_weight=self.temperature, weight_decay=0.0)
         latents = {name: value.detach().clone() for name, value in trained.draw().items()}

@@ -86,11 +86,11 @@ class LaplacePosterior(Posterior):
         """One draw of every latent site: the Gaussian's, and the mode of the others."""
         matrices = {key: self._mode(key) + shift for key, shift in self._shift().items()}
         latents = self.latents | self._values(matrices)
-        return latents | self.program.weights(latents)
+        return latents | self.program.weights_at(latents)
 
     def mean(self) -> dict[str, Tensor]:
         """The mode of the weights, by site."""
-        return {name: value.clone() for name, value in self.program.weights(self.latents).items()}
+        return {name: value.clone() for name, value in self.program.weights_at(self.latents).items()}
 
     def log_prob(self, values: Mapping[str, Tensor]) -> Tensor:
         """Log density of the Gaussian at values of its sites; those of other sites are not looked at."""
@@ -110,7 +110,7 @@ class LaplacePosterior(Posterior):
         latents = self.latents | self._values(
             {(name, place): self.prior.centres[name][place] + value for (name, place), value in noise.items()}
         )
-        return latents | self.program.weights(latents)
+        return latents | self.program.weights_at(latents)
 
     def log_prior(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Log density of the prior that was tuned, by site."""

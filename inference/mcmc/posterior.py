@@ -79,4 +79,4 @@ class EmpiricalPosterior(Posterior):
 
     def _at(self, place: int) -> dict[str, Tensor]:
         latents = {name: values[place] for name, values in self.chain.items()}
-        return latents | self.program.weights(latents)
+        return latents | self.program.weights_at(latents)

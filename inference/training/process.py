@@ -43,7 +43,7 @@ def restored_network(program: Program, checkpointing: bool) -> Iterator[None]:
         if checkpointing:
             network.get_base_model().gradient_checkpointing_disable()
         network.train(was_training)
-        program.adapters.restore()
+        program.weights.restore()
 
 
 @contextmanager

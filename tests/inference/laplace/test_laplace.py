@@ -33,7 +33,7 @@ def test_a_given_adapter_keeps_its_prediction() -> None:
 def test_given_are_the_weights_that_the_network_has() -> None:
     program = tiny()
     moved = {site.name: site.initial + 1 for site in program.sites}
-    program.adapters.write(moved)
+    program.weights.write(moved)
     posterior = given(program, tiny_rows(6))
     assert all(torch.equal(value, moved[name]) for name, value in posterior.mean().items())
 
@@ -176,5 +176,5 @@ def test_an_adapter_with_one_layer_at_its_start_is_not_fresh() -> None:
     program = awake(tiny_program(Gaussian(sites="both", deviation=0.1)))
     values = {site.name: site.initial.clone() for site in program.sites}
     values["linear_16x16.B"][0] = 0
-    program.adapters.centre(values)
+    program.weights.centre(values)
     assert not fit(program, tiny_rows(8), "laplace", tune="none", progress=False).record.history

@@ -294,7 +294,7 @@ def test_a_pass_leaves_no_noise_behind() -> None:
     batch = whole(loss)
     for seed in range(2):
         gradients(loss, batch, seed)
-    program.adapters.restore()
+    program.weights.restore()
     assert set(program.network.state_dict()) == keys
     assert {name for name, _ in loss.named_buffers()} == buffers
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in program.network.modules())
