@@ -215,16 +215,21 @@ def _of_khat(shape: float, draws: int, posterior: Posterior, method: str) -> str
     size = sum(site.initial.numel() for site in posterior.program.sites if site.name not in set(fixed))
     given = " given its point estimates" if fixed else ""
     target = f"the posterior{' of the linear network' if method == 'linear' else ''}{given}"
-    good = good_k(draws)
-    error = f"k-hat {shape:.2f}, with an error of {khat_error(shape, draws):.2f}"
+    good, error = good_k(draws), khat_error(shape, draws)
+    found = f"k-hat {shape:.2f}, with an error of {error:.2f}"
     if np.isinf(shape):
-        error = "k-hat infinite, since p / q has no tail that a Pareto law could be fitted to"
-    if shape < min(0.5, good):
-        return f"{error}: draws of the guide stand for draws of {target}."
-    if shape < good:
-        return f"{error}: draws of the guide stand for {target} once they are weighted."
+        found = "k-hat infinite, since p / q has no tail that a Pareto law could be fitted to"
+    if shape + error < min(0.5, good):
+        return f"{found}: draws of the guide stand for draws of {target}."
+    if shape + error < good:
+        return f"{found}: draws of the guide stand for {target} once they are weighted."
+    if shape - error < good:  # an infinite k-hat has no such bound
+        return (
+            f"{found}: whether draws of the guide stand for {target} is not known; {draws} draws can be weighted up to "
+            f"{good:.2f}, which is within the error. More draws tell."
+        )
     return (
-        f"{error}: as a joint law of {size:,} weights the guide is far from {target}, as it is nearly always at this "
+        f"{found}: as a joint law of {size:,} weights the guide is far from {target}, as it is nearly always at this "
         f"size; {draws} draws can be weighted up to {good:.2f}. Predictions may still be fine: see what the "
         "probabilities are worth."
     )
@@ -274,10 +279,12 @@ def _calibration(
     gap = confidence - measured["accuracy"].value
     named = {name: measured[name] for name in ("accuracy", "nll", "ece_15")}
     listed = ", ".join(f"{name} {each.value:.3f} ({each.low:.3f} to {each.high:.3f})" for name, each in named.items())
-    sure = "surer than right" if gap > 0 else "less sure than right"
+    sure = f"surer than right, by {gap:.3f}" if gap > 0 else f"less sure than right, by {-gap:.3f}"
+    if measured["accuracy"].low <= confidence <= measured["accuracy"].high:
+        sure = f"as sure as right, within the interval of the accuracy: the difference is {gap:.3f}"
     found.say(
         question,
-        f"{len(rows):,} rows of {rows.name}: {listed}. On average {sure}, by {abs(gap):.3f}.",
+        f"{len(rows):,} rows of {rows.name}: {listed}. On average {sure}.",
         **{name: each.value for name, each in named.items()}, confidence=confidence,
     )  # fmt: skip
     risk = risk_coverage(prediction)

@@ -61,12 +61,14 @@ class Ranks:
         A guide may be too narrow or wide and yet right about the mean: asymmetry shows a bias (VSBC; Yao, Vehtari,
         Simpson and Gelman, ICML 2018). Wilcoxon's signed-rank test of the distances from the middle, in place of the
         paper's Kolmogorov-Smirnov test of ranks against their mirror image, which takes the two for independent.
+        Ranks that are all in the middle are symmetric: their p-value is 1.
         """
         from scipy.stats import wilcoxon
 
+        distances = {name: ranks - self.draws / 2 for name, ranks in self.ranks.items()}
         return {
-            name: float(wilcoxon(ranks - self.draws / 2, method="asymptotic").pvalue)
-            for name, ranks in self.ranks.items()
+            name: float(wilcoxon(distance, method="asymptotic").pvalue) if distance.any() else 1.0
+            for name, distance in distances.items()
         }
 
 

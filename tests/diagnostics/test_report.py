@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from scenarios import lora_regression, saved_base, text_program, text_rows
 
-from bayeslora.diagnostics import diagnose, plots, read
+from bayeslora.diagnostics import diagnose, plots, read, report
 from bayeslora.errors import PosteriorError
 from bayeslora.inference import fit
 from bayeslora.models import Gaussian
@@ -94,6 +95,24 @@ def test_real_labels_are_refused() -> None:
     posterior = fit(known.program, known.rows, "svi", progress=False, epochs=1)
     with pytest.raises(PosteriorError, match="A diagnosis is of class probabilities"):
         diagnose(posterior, known.rows, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("shape", "draws", "verdict"),
+    [
+        (-0.1, 10_000, "draws of the guide stand for draws of the posterior"),
+        (0.23, 60, "is not known"),  # its error is 0.36
+        (0.23, 10_000, "draws of the guide stand for draws of the posterior"),
+        (0.48, 10_000, "once they are weighted"),
+        (0.70, 10_000, "is not known"),
+        (0.75, 10_000, "is not known"),
+        (0.90, 10_000, "is far from the posterior"),
+        (np.inf, 10_000, "is far from the posterior"),
+    ],
+)
+def test_verdicts_on_khat_weigh_its_error(shape: float, draws: int, verdict: str) -> None:
+    posterior: Any = SimpleNamespace(record=SimpleNamespace(point_sites=()), program=SimpleNamespace(sites=()))
+    assert verdict in report._of_khat(shape, draws, posterior, "sample")
 
 
 def test_an_infinite_khat_is_seen() -> None:

@@ -70,6 +70,13 @@ def test_a_bias_is_no_symmetry() -> None:
     assert ranks.symmetry()["fair"] > 0.005 and ranks.uniformity(4)["fair"] > 0.005
 
 
+def test_ranks_in_the_middle_are_symmetric() -> None:
+    assert Ranks({"even": np.full(30, 10), "bias": np.full(30, 11)}, 20).symmetry() == {
+        "even": 1.0,
+        "bias": pytest.approx(0.0, abs=1e-6),
+    }
+
+
 def test_symmetry_errs_as_often_as_it_says() -> None:
     generator = np.random.default_rng(1)
     ends = generator.choice([0, 1, 18, 19], (1000, 60))
