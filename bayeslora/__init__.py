@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from bayeslora.app.config import RunConfig
     from bayeslora.inference import fit, load
     from bayeslora.posterior import Posterior
-    from bayeslora.predict.prediction import Predictive
+    from bayeslora.predict.prediction import Prediction
     from bayeslora.program import Program
     from bayeslora.tasks import Task, load_task
 
@@ -20,7 +20,7 @@ __version__ = "0.1.0"
 #: Public names and where they are; each is imported when it is first used, so that importing the package is quick.
 _HOMES = {
     "Posterior": "bayeslora.posterior",
-    "Predictive": "bayeslora.predict.prediction",
+    "Prediction": "bayeslora.predict.prediction",
     "Program": "bayeslora.program",
     "RunConfig": "bayeslora.app.config",
     "Task": "bayeslora.tasks",
@@ -35,7 +35,7 @@ _HOMES = {
 
 __all__ = [
     "Posterior",
-    "Predictive",
+    "Prediction",
     "Program",
     "RunConfig",
     "Task",

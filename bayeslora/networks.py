@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import nn
 
 from bayeslora.errors import AdapterError
 
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from bayeslora.observations import Observation
     from bayeslora.tasks import TaskSpec
 
 __all__ = ["Base", "adapt", "load_adapter", "load_base"]
@@ -30,25 +30,17 @@ class Base(NamedTuple):
     random: frozenset[str]
 
 
-def load_base(name: str | Path, spec: TaskSpec, dtype: torch.dtype = torch.float32) -> Base:
+def load_base(name: str | Path, observation: Observation, spec: TaskSpec, dtype: torch.dtype = torch.float32) -> Base:
     """The base network with the head that the task needs, drawn afresh if it has none."""
-    from transformers import AutoModelForMultipleChoice, AutoModelForSequenceClassification, AutoTokenizer
+    import transformers
 
     path = _demo() if str(name) == "demo" else str(name)
     with _quietly():
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        kind: Any = AutoModelForSequenceClassification
-        settings: dict[str, Any] = {}
-        if spec.kind == "multiple-choice":
-            kind = AutoModelForMultipleChoice
-        elif spec.kind == "regression":
-            settings = {"num_labels": 1}
-        else:
-            names = dict(enumerate(spec.labels))
-            settings = {"id2label": names, "label2id": {name: number for number, name in names.items()}}
-        base, found = kind.from_pretrained(path, dtype=dtype, output_loading_info=True, **settings)
+        kind: Any = getattr(transformers, observation.network)
+        base, found = kind.from_pretrained(path, dtype=dtype, output_loading_info=True, **observation.head(spec))
     base.config.pad_token_id = tokenizer.pad_token_id
     return Base(base, tokenizer, frozenset(found["missing_keys"]))
 
@@ -69,10 +61,6 @@ def _quietly() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-def _has_weights(module: nn.Module) -> bool:
-    return next(module.parameters(), None) is not None
 
 
 def _demo() -> str:
@@ -109,7 +97,7 @@ def load_adapter(base: PreTrainedModel, folder: str | Path) -> PeftModel:
     return network
 
 
-def adapt(base: PreTrainedModel, spec: TaskSpec, lora: LoraConfig | None = None) -> PeftModel:
+def adapt(base: PreTrainedModel, observation: Observation, lora: LoraConfig | None = None) -> PeftModel:
     """Add LoRA layers to ``base`` and let PEFT train its head in full.
 
     Raises:
@@ -120,12 +108,9 @@ def adapt(base: PreTrainedModel, spec: TaskSpec, lora: LoraConfig | None = None)
     from peft import LoraConfig, get_peft_model
 
     config = deepcopy(lora) if lora else LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
-    config.task_type = None if spec.kind == "multiple-choice" else "SEQ_CLS"
+    config.task_type = observation.peft_task
     if config.modules_to_save is None:
-        # PEFT matches by the end of a name: naming a head's dropout would also hit LoRA's own dropout.
-        config.modules_to_save = [
-            name for name, module in base.named_children() if name != base.base_model_prefix and _has_weights(module)
-        ]
+        config.modules_to_save = observation.trained_in_full(base)
     try:
         with _quietly():
             network: PeftModel = get_peft_model(base, config)

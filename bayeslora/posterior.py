@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -19,16 +20,16 @@ from pyro import poutine
 from torch import Tensor
 
 from bayeslora import files
-from bayeslora.errors import PosteriorError
-from bayeslora.observations.likelihoods import to_dict
-from bayeslora.predict.passes import Rows, answers, encoded, logits_at, undisturbed
+from bayeslora.errors import PosteriorError, unknown
+from bayeslora.passes import rows_of, undisturbed
+from bayeslora.predictors import Draws, Mean, Predictor
 from bayeslora.program import Program
 from bayeslora.rng import seeded
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from bayeslora.predict.prediction import Predictive
+    from bayeslora.predict.prediction import Prediction
     from bayeslora.tasks import Split
 
 __all__ = ["Posterior", "Record", "check_foreign", "describe", "read_record"]
@@ -84,9 +85,10 @@ class Posterior(ABC):
     kind: ClassVar[str]
     #: Whether draws differ; a point estimate needs one pass to predict.
     random: bool = True
-    #: Ways to predict, the default first, and those among them that predict by draws of the weights.
-    methods: tuple[str, ...] = ("sample", "mean")
-    by_draws: tuple[str, ...] = ("sample",)
+    #: Whether draws follow one another as those of a Markov chain do.
+    markov: ClassVar[bool] = False
+    #: Ways to predict by name, the default first.
+    predictors: Mapping[str, Predictor] = MappingProxyType({"sample": Draws(), "mean": Mean()})
 
     def __init__(self, program: Program, record: Record) -> None:
         self.program = program
@@ -177,6 +179,22 @@ class Posterior(ABC):
         draws = list(self.draws(n, seed))
         return {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
 
+    @property
+    def most_draws(self) -> int | None:
+        """How many draws there are to be had; None where there is no end of them."""
+        return None
+
+    def predictor(self, method: str | None = None) -> tuple[str, Predictor]:
+        """Name and predictor, the first by default.
+
+        Raises:
+            PosteriorError: there is none of that name.
+        """
+        name = next(iter(self.predictors)) if method is None else method
+        if name not in self.predictors:
+            raise PosteriorError(unknown("method of prediction", name, self.predictors))
+        return name, self.predictors[name]
+
     def predict(
         self,
         data: Split | Dataset,
@@ -185,43 +203,29 @@ class Posterior(ABC):
         seed: int = 0,
         batch_size: int = 64,
         progress: bool = True,
-    ) -> Predictive:
+    ) -> Prediction:
         """Predict every row of ``data`` under draws of the weights, in the memory of one.
 
         Args:
             data: rows of a task, or a tokenised data set. Rows of another multiple-choice task may have another number
                 of choices.
             draws: number of weight draws; a point estimate makes one pass in any case.
-            method: one of `methods`, by default the first. ``"sample"`` averages probabilities over draws; ``"mean"``
-                is the one pass at the posterior mean, the plain-LoRA prediction.
+            method: name of one of `predictors`, by default the first. ``"sample"`` averages probabilities over draws;
+                ``"mean"`` is the one pass at the posterior mean, the plain-LoRA prediction.
             seed: of the draws; the global generators are left as they were.
             batch_size: rows a pass; it does not change the result.
             progress: show a bar.
 
         Raises:
-            PosteriorError: unknown method, or fewer than one sample.
+            PosteriorError: unknown method, or fewer than one draw.
         """
-        from bayeslora.predict.prediction import Predictive
-
-        method = self.methods[0] if method is None else method
-        if method not in self.methods:
-            raise PosteriorError(f"Unknown method '{method}' of prediction. Known: {', '.join(self.methods)}.")
+        name, predictor = self.predictor(method)
         if draws < 1:
             raise PosteriorError(f"At least one draw is needed to predict, found draws={draws}.")
-        rows = encoded(self.program, data)
-        likelihood, names, collate = answers(self.program, data)
-        pass_over = Rows(rows, collate, batch_size, progress)
+        rows = rows_of(self.program, data, batch_size, progress)
         with undisturbed(self.program), torch.no_grad():
-            logits, aleatoric = self.outputs(pass_over, method, draws, seed)
-        labels = torch.as_tensor(rows["labels"][:]) if "labels" in rows.column_names else None
-        return Predictive(logits, labels, likelihood, method, names, aleatoric)
-
-    def outputs(self, rows: Rows, method: str, draws: int, seed: int) -> tuple[Tensor, Tensor | None]:
-        """Logits (draws, examples, classes) by one of `methods`; the expected entropy, where it is not theirs."""
-        if method == "mean":
-            return logits_at(self.program, self.mean(), rows).unsqueeze(0), None
-        values = self.draws(draws if self.random else 1, seed)
-        return torch.stack([logits_at(self.program, each, rows) for each in values]), None
+            outputs, aleatoric = predictor(self, rows, draws, seed)
+        return rows.predicted(outputs, name, aleatoric)
 
     def to_inference_data(self, data: Split | Dataset, **settings: Any) -> Any:
         """The posterior as data of arviz: see `bayeslora.diagnostics.to_inference_data`."""
@@ -293,7 +297,7 @@ def check_foreign(folder: Path) -> None:
 
 
 def describe(program: Program) -> dict[str, Any]:
-    """What tells a program from others, as plain data: base network, LoRA, Pyro model, likelihood, task, lengths."""
+    """What tells a program from others, as plain data: base network, LoRA, Pyro model, observation, task, lengths."""
     config = getattr(program.network.get_base_model(), "config", None)
     encoder = program.encoder
     return {
@@ -302,7 +306,7 @@ def describe(program: Program) -> dict[str, Any]:
         "dtype": str(next(program.network.parameters()).dtype).removeprefix("torch."),
         "lora": program.weights.described(),
         "model": {"name": program.model.name, "settings": asdict(program.model)},
-        "likelihood": to_dict(program.likelihood),
+        "observation": program.observation.to_dict(),
         "spec": None if encoder is None else encoder.spec.to_dict(),
         "max_length": None if encoder is None else encoder.max_length,
     }

@@ -1,7 +1,7 @@
-"""The probabilistic program: a prior over LoRA weights, a network, a likelihood and the data's plate.
+"""The probabilistic program: a prior over the weights, a network, and an observation of its output.
 
 Every inference algorithm works on this one declaration: `Program.forward` is the whole Pyro model, `Program.prior` the
-part of it that samples weights, `Program.logits` the network at given weights.
+part of it that samples weights, `Program.outputs` the network at given weights.
 """
 
 from __future__ import annotations
@@ -11,26 +11,21 @@ from dataclasses import Field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-import pyro
 import torch
 from pyro import poutine
 from torch import Tensor, nn
 
 from bayeslora.errors import AdapterError
 from bayeslora.networks import Base, adapt, load_adapter, load_base
-from bayeslora.observations.likelihoods import Categorical, Likelihood, Normal
+from bayeslora.observations import Encoder, Observation, Padding, of_task
 from bayeslora.weights import Site, Weights
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
 
-    from bayeslora.observations.encoding import Encoder
-    from bayeslora.tasks import Task, TaskSpec
+    from bayeslora.tasks import Task
 
-__all__ = ["LoraModel", "Program", "likelihood_of"]
-
-#: Keys of a batch that are not arguments of the network.
-NOT_INPUTS = frozenset({"labels", "index", "choice_mask"})
+__all__ = ["LoraModel", "Program"]
 
 
 class LoraModel(Protocol):
@@ -56,7 +51,7 @@ class LoraModel(Protocol):
 
 
 class Program(nn.Module):
-    """LoRA fine-tuning as a Pyro model: weights ~ prior, labels ~ likelihood(network(weights)).
+    """LoRA fine-tuning as a Pyro model: weights ~ prior, labels ~ observation(network(weights)).
 
     The joint density is p(weights) prod_i p(y_i | x_i, weights) over all N examples of the data set: the plate scales a
     batch up to N, so that a Kullback-Leibler weight of 1 is Bayes' rule whatever the batch size.
@@ -64,7 +59,7 @@ class Program(nn.Module):
     Args:
         network: a PEFT LoRA model, trained or not. The program freezes its parameters and puts sampled values in their
             place; a posterior's ``save`` writes its mean back.
-        likelihood: map from logits to the distribution of a label.
+        observation: what is read of the network's output, and how labels follow from it.
         model: Pyro model of the LoRA weights; `bayeslora.models.MonteCLoRA` by default.
         encoder: turns the rows of a task into token ids; not needed for data that are tokenised already.
 
@@ -75,14 +70,14 @@ class Program(nn.Module):
     def __init__(
         self,
         network: PeftModel,
-        likelihood: Likelihood,
+        observation: Observation,
         model: LoraModel | None = None,
         *,
         encoder: Encoder | None = None,
     ) -> None:
         super().__init__()
         self.network = network
-        self.likelihood = likelihood
+        self.observation = observation
         self.model: LoraModel = model if model is not None else _default_model()
         self.encoder = encoder
         self.weights = Weights(network)
@@ -116,17 +111,16 @@ class Program(nn.Module):
             AdapterError: a target of ``lora`` does not exist or cannot be made stochastic, or ``adapter`` does not fit
                 the base network.
         """
-        from bayeslora.observations.encoding import Encoder
-
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            loaded = load_base(base, task.spec, dtype)
+            observation = of_task(task.spec)
+            loaded = load_base(base, observation, task.spec, dtype)
             network = (
-                adapt(loaded.network, task.spec, lora) if adapter is None else load_adapter(loaded.network, adapter)
+                adapt(loaded.network, observation, lora) if adapter is None else load_adapter(loaded.network, adapter)
             )
         positions = getattr(loaded.network.config, "max_position_embeddings", None)
         encoder = Encoder(loaded.tokenizer, task.spec, max_length=max_length, limit=positions)
-        program = cls(network, likelihood_of(task.spec), model, encoder=encoder)
+        program = cls(network, observation, model, encoder=encoder)
         if adapter is not None:
             _refuse_random(program, loaded, adapter)
         return program
@@ -135,6 +129,11 @@ class Program(nn.Module):
     def sites(self) -> tuple[Site, ...]:
         """The weights: LoRA matrices by group and role, and the head's tensors."""
         return self.weights.sites
+
+    @property
+    def padding(self) -> Padding:
+        """How rows are padded into batches."""
+        return Padding() if self.encoder is None else self.encoder.padding
 
     @property
     def device(self) -> torch.device:
@@ -159,27 +158,16 @@ class Program(nn.Module):
             found: dict[str, Tensor] = poutine.condition(self.prior, data=dict(latents))()
         return found
 
-    def logits(self, weights: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
-        """Logits (batch, classes) in float32 at ``weights``, which stay in place until the next call.
-
-        Choices of a multiple-choice row that do not exist (``batch["choice_mask"]`` is false) get minus infinity.
-        """
+    def outputs(self, weights: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
+        """Outputs (examples, outputs) in float32 at ``weights``, which stay in place until the next call."""
         self.weights.install(weights)
-        inputs = {key: value for key, value in batch.items() if key not in NOT_INPUTS}
-        logits: Tensor = self.network(**inputs).logits.float()
-        if "choice_mask" in batch:
-            logits = logits.masked_fill(~batch["choice_mask"], -torch.inf)
-        return logits
+        return self.observation.run(self.network, batch)
 
     def forward(self, batch: Mapping[str, Tensor], size: int) -> Tensor:
-        """The whole Pyro model of a batch out of ``size`` examples; returns the logits (batch, classes)."""
-        logits = self.logits(self.prior(), batch)
-        labels = batch["labels"]
-        # The plate asks which rows it holds only to know how many; a user's own batch may not number them.
-        rows = batch["index"] if "index" in batch else torch.arange(len(labels), device=labels.device)
-        with pyro.plate("data", size, subsample=rows):
-            pyro.sample("y", self.likelihood.distribution(logits), obs=labels)
-        return logits
+        """The whole Pyro model of a batch out of ``size`` examples; returns the outputs (examples, outputs)."""
+        outputs = self.outputs(self.prior(), batch)
+        self.observation.observe(outputs, batch, size)
+        return outputs
 
     def summary(self) -> str:
         """Table of the latent sites: shape, entries, stochastic or point estimate; then the parameter counts."""
@@ -206,13 +194,6 @@ def _default_model() -> LoraModel:
     from bayeslora.models import MonteCLoRA
 
     return MonteCLoRA()
-
-
-def likelihood_of(spec: TaskSpec) -> Likelihood:
-    """The likelihood that a task's labels call for."""
-    if spec.kind == "regression":
-        return Normal()
-    return Categorical(spec.max_choices if spec.kind == "multiple-choice" else len(spec.labels))
 
 
 def _refuse_random(program: Program, base: Base, adapter: str | Path) -> None:

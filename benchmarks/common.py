@@ -26,7 +26,7 @@ from torch import Tensor
 import bayeslora as bl
 from bayeslora.errors import TrainingError
 from bayeslora.files import write_json
-from bayeslora.predict.prediction import Predictive
+from bayeslora.predict.prediction import ClassPrediction
 
 #: Training rows of each task.
 TRAIN_SIZES = {"mrpc": 1000, "sst2": 1000, "cola": 2000, "rte": 1000}
@@ -203,7 +203,7 @@ def measured(run: Run, model: str, data_dir: str | None, output: Path) -> dict[s
     }
 
 
-def best_temperature(heldout: Predictive) -> float:
+def best_temperature(heldout: ClassPrediction) -> float:
     """The temperature T > 0 at which softmax(logits / T) has the least NLL on held-out rows (Guo et al. 2017)."""
     from math import exp, log
 
@@ -219,7 +219,7 @@ def best_temperature(heldout: Predictive) -> float:
     return exp(minimize_scalar(nll, bounds=(log(COLDEST), log(HOTTEST)), method="bounded").x)
 
 
-def tempered(prediction: Predictive, temperature: float) -> Predictive:
+def tempered(prediction: ClassPrediction, temperature: float) -> ClassPrediction:
     """The prediction with all logits divided by ``temperature``."""
     return replace(prediction, logits=prediction.logits / temperature)
 

@@ -24,7 +24,8 @@ from torch import Tensor
 import bayeslora as bl
 from bayeslora.files import write_json
 from bayeslora.inference.laplace.posterior import LaplacePosterior
-from bayeslora.predict.passes import Rows, collator, encoded
+from bayeslora.inference.laplace.predictors import linearised
+from bayeslora.passes import rows_of
 from bayeslora.program import Program
 
 ROWS, TEST_ROWS, EPOCHS = 400, 500, 10
@@ -86,11 +87,11 @@ def measure(rows: int = ROWS, test_rows: int = TEST_ROWS, epochs: int = EPOCHS) 
     """Figures of every form."""
     task, program = trained(rows, epochs)
     test = task.split("test").select(range(test_rows))
-    over = Rows(encoded(program, test), collator(program), 64, progress=False)
+    over = rows_of(program, test, 64)
     around: dict[str, Any] = {"mode": "given", "cpu": True, "progress": False}
     exact = bl.fit(program, task.train, "laplace", curvature="full", **around)
     assert isinstance(exact, LaplacePosterior)
-    matrix, (_, covariances) = dense(exact), exact.linearised(over)
+    matrix, (_, (covariances,)) = dense(exact), linearised(exact, over, torch.ones(1))
     sizes = [torch.Size(exact.curvature.shapes[name][1:]).numel() for name, _ in exact.curvature.layers]
     blocks = torch.block_diag(*(torch.ones(size, size, dtype=torch.float64) for size in sizes))
     found = {}
@@ -98,7 +99,7 @@ def measure(rows: int = ROWS, test_rows: int = TEST_ROWS, epochs: int = EPOCHS) 
         fitted = bl.fit(program, task.train, "laplace", tune="none", **settings, **around)
         assert isinstance(fitted, LaplacePosterior)
         fitted.prior = exact.prior
-        means, other = fitted.linearised(over)
+        means, (other,) = linearised(fitted, over, torch.ones(1))
         ratios = (other - covariances).diagonal(dim1=-2, dim2=-1) / covariances.diagonal(dim1=-2, dim2=-1)
         found[name] = {
             "matrix": _relative(dense(fitted), matrix),

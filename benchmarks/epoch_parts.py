@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from common import Run, best_temperature, tempered
@@ -13,10 +13,11 @@ from torch import Tensor
 import bayeslora as bl
 from bayeslora.inference.laplace.heldout import best_width
 from bayeslora.inference.laplace.posterior import LaplacePosterior
+from bayeslora.inference.laplace.predictors import linearised, linked
 from bayeslora.inference.laplace.tuning import tuned_width
+from bayeslora.passes import rows_of
 from bayeslora.posterior import Posterior
-from bayeslora.predict.passes import Rows, answers, encoded
-from bayeslora.predict.prediction import Predictive
+from bayeslora.predict.prediction import ClassPrediction
 
 #: Arms at every epoch that is looked at, and at the last alone.
 CURVES = {
@@ -44,7 +45,7 @@ SHIFTS = {
 }
 
 
-def metrics_of(arms: Mapping[str, Predictive]) -> dict[str, Any]:
+def metrics_of(arms: Mapping[str, ClassPrediction]) -> dict[str, Any]:
     """Every metric of every arm, as plain data."""
     return {arm: found.metrics().to_dict() for arm, found in arms.items()}
 
@@ -91,7 +92,9 @@ class Fitted:
         width = float(root[0, 0, 0])
         return {"log_evidence": self.laplace.log_evidence, "la": width, "la-mode": width * self.published}
 
-    def predict(self, rows: bl.Split, more: Mapping[str, tuple[float, str]] | None = None) -> dict[str, Predictive]:
+    def predict(
+        self, rows: bl.Split, more: Mapping[str, tuple[float, str]] | None = None
+    ) -> dict[str, ClassPrediction]:
         """The arms of `CURVES`, and more by multiple of the prior's width and link."""
         plain = self.plain.predict(rows, method="mean", progress=False)
         arms = {"la": (1.0, "mc-joint"), "la-mode": (self.published, "mc-joint"), **(more or {})}
@@ -102,32 +105,30 @@ class Fitted:
             "llla": self.last_layer.predict(rows, progress=False),
         }
 
-    def predict_last(self, task: bl.Task) -> dict[str, Predictive]:
+    def predict_last(self, task: bl.Task) -> dict[str, ClassPrediction]:
         """The arms of `CURVES` and of `LAST`."""
         assert task.heldout is not None
         rows = task.split(self.run.split)
-        _, trace = best_width(self.laplace, encoded(self.plain.program, task.heldout), self.run.batch_size, False)
+        heldout = rows_of(self.plain.program, task.heldout).dataset
+        _, trace = best_width(self.laplace, heldout, self.run.batch_size, False)
         width = min(trace, key=lambda row: row["heldout_nll"])["multiple"]
         arms = {f"la-{link}": (1.0, link) for link in LINKS} | {"la-heldout": (width, "mc-joint")}
         drawn = self.laplace.predict(rows, method="sample", draws=self.run.samples, seed=self.run.seed, progress=False)
         return self.predict(rows, arms) | {"la-sample": drawn}
 
-    def _linearised(self, rows: bl.Split, arms: Mapping[str, tuple[float, str]]) -> dict[str, Predictive]:
+    def _linearised(self, rows: bl.Split, arms: Mapping[str, tuple[float, str]]) -> dict[str, ClassPrediction]:
         """Predictions under priors so many times as wide, by a link each, in one pass."""
-        program, data = self.plain.program, encoded(self.plain.program, rows)
-        likelihood, _, collate = answers(program, rows)
-        labels = torch.as_tensor(data["labels"][:])
+        over = rows_of(self.plain.program, rows, self.run.batch_size)
         widths = sorted({width for width, _ in arms.values()})
-        over = Rows(data, collate, self.run.batch_size, False)
-        means, covariances = self.laplace.linearised_at(over, torch.tensor(widths, dtype=torch.float64))
+        means, covariances = linearised(self.laplace, over, torch.tensor(widths, dtype=torch.float64))
         found = {}
         for arm, (width, link) in arms.items():
-            logits, aleatoric = self.laplace.answer(means, covariances[widths.index(width)], link, seed=0)
-            found[arm] = Predictive(logits, labels, likelihood, link, aleatoric=aleatoric)
+            outputs, aleatoric = linked(over.observation, means, covariances[widths.index(width)], link, 0)
+            found[arm] = cast("ClassPrediction", over.predicted(outputs, link, aleatoric))
         return found
 
 
-def shifted(run: Run, fitted: Fitted, known: Mapping[str, Predictive], data_dir: str | None) -> dict[str, Any]:
+def shifted(run: Run, fitted: Fitted, known: Mapping[str, ClassPrediction], data_dir: str | None) -> dict[str, Any]:
     """Metrics on rows of other tasks or domains, and how well uncertainty tells them from the known ones."""
     shifts = {}
     for title, (name, split) in SHIFTS.get(run.task, {}).items():

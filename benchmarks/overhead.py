@@ -24,7 +24,7 @@ from transformers import RobertaConfig, RobertaForSequenceClassification
 
 import bayeslora as bl
 from bayeslora.files import write_json
-from bayeslora.observations.likelihoods import Categorical
+from bayeslora.observations import Classes
 
 TRAIN, VALIDATION, TOKENS = 3668, 408, 64
 #: The targets: mebibytes, and time as a part of an epoch's.
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.manual_seed(0)
     lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="SEQ_CLS")
     network = get_peft_model(RobertaForSequenceClassification(config), lora)
-    program = bl.Program(network, Categorical(2), bl.models.MonteCLoRA())
+    program = bl.Program(network, Classes(2), bl.models.MonteCLoRA())
     train, validation = (rows(max(1, round(options.share * size)), config.vocab_size) for size in (TRAIN, VALIDATION))
     posterior = bl.fit(program, train, "svi", epochs=1, progress=False)
     begun = time.perf_counter()

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 import bayeslora as bl
 from bayeslora.inference.laplace.posterior import LaplacePosterior
-from bayeslora.observations.encoding import batches
-from bayeslora.observations.likelihoods import Categorical
-from bayeslora.predict.passes import Rows, collator, encoded
+from bayeslora.inference.laplace.predictors import linearised
+from bayeslora.observations import Classes, batches
+from bayeslora.passes import rows_of
 from bayeslora.program import Program
 
 #: Prior standard deviation of every entry; rank of the wide Kronecker factors.
@@ -44,7 +44,7 @@ def subject(options: Namespace) -> Subject:
     """The same for every part with the same options."""
     if options.quick:
         program = small_program(2)
-        train = test = encoded(program, small_rows(options.rows, 2))
+        train = test = rows_of(program, small_rows(options.rows, 2)).dataset
     else:
         from peft import LoraConfig
         from transformers.utils import logging
@@ -54,7 +54,7 @@ def subject(options: Namespace) -> Subject:
         assert task.heldout is not None
         lora = LoraConfig(r=options.rank, lora_alpha=2 * options.rank, target_modules="all-linear")
         program = Program.from_pretrained(options.base, task, lora=lora, model=prior())
-        train, test = encoded(program, task.train), encoded(program, task.heldout)
+        train, test = (rows_of(program, split).dataset for split in (task.train, task.heldout))
     generator = torch.Generator().manual_seed(0)
     values = {
         name: 0.05 * torch.randn(value.shape, generator=generator) if name.endswith(".B") else value
@@ -76,7 +76,7 @@ def small_program(classes: int) -> Program:
         torch.manual_seed(0)
         lora = LoraConfig(r=2, lora_alpha=4, target_modules="all-linear", task_type="SEQ_CLS")
         network = get_peft_model(BertForSequenceClassification(config), lora)
-    return Program(network, Categorical(classes), prior())
+    return Program(network, Classes(classes), prior())
 
 
 def small_rows(rows: int, classes: int) -> Dataset:
@@ -139,7 +139,7 @@ def logits(network: Any, batch: dict[str, Tensor]) -> Tensor:
 
 def loader(program: Program, rows: Dataset, batch_size: int) -> Loader:
     """The batches that our own passes have."""
-    made = batches(encoded(program, rows), collator(program), batch_size)
+    made = batches(rows, program.observation.collator(program.padding), batch_size)
     return Loader({name: value for name, value in batch.items() if name != "index"} for batch in made)
 
 
@@ -156,15 +156,15 @@ def laplace_torch(program: Program, backend: str, structure: str) -> Any:
 def agreement(backend: str) -> dict[str, float]:
     """Relative differences between our figures and laplace-torch's, where both are exact."""
     program = small_program(SMALL_CLASSES)
-    rows = encoded(program, small_rows(SMALL_ROWS, SMALL_CLASSES))
+    rows = rows_of(program, small_rows(SMALL_ROWS, SMALL_CLASSES)).dataset
     trained = bl.fit(program, rows, "map", progress=False, cpu=True, epochs=5, batch_size=8, learning_rate=1e-2)
     program.weights.write(trained.mean())
     ours = laplace_fit(program, rows, 8, curvature="full")
-    _, covariances = ours.linearised(Rows(rows, collator(program), SMALL_ROWS, progress=False))
+    _, (covariances,) = linearised(ours, rows_of(program, rows, SMALL_ROWS), torch.ones(1))
     theirs = laplace_torch(program, backend, "full")
     theirs.fit(loader(program, rows, 8))
     place = places(ours, theirs.params)
-    (batch,) = batches(rows, collator(program), SMALL_ROWS)
+    (batch,) = batches(rows, program.observation.collator(program.padding), SMALL_ROWS)
     index = batch.pop("index")
     jacobian, _ = theirs.backend.jacobians(batch)
     return {

@@ -14,7 +14,7 @@ import torch
 
 from bayeslora.predict.metrics import ece
 from bayeslora.predict.plots import bin_predictions, save_figure
-from bayeslora.predict.prediction import Predictive
+from bayeslora.predict.prediction import ClassPrediction
 
 BINS = 15
 #: Of the arms in their order; the colour-blind tell them apart (Okabe and Ito).
@@ -45,15 +45,15 @@ def draw(panels: Mapping[str, Mapping[str, Sequence[Path]]], path: Path) -> None
         save_figure(figure, path)
 
 
-def pooled(files: Sequence[Path]) -> Predictive:
+def pooled(files: Sequence[Path]) -> ClassPrediction:
     """The rows of all files as those of one prediction."""
-    parts = [Predictive.load(file) for file in files]
+    parts = [ClassPrediction.load(file) for file in files]
     labels = torch.cat([part.labels for part in parts if part.labels is not None])
-    return Predictive(torch.cat([part.logits for part in parts], dim=1), labels, parts[0].likelihood)
+    return ClassPrediction(torch.cat([part.outputs for part in parts], dim=1), labels)
 
 
-def _panel(upper: Any, lower: Any, arms: Mapping[str, Predictive]) -> None:
-    least = 1 / max(prediction.likelihood.outputs for prediction in arms.values())
+def _panel(upper: Any, lower: Any, arms: Mapping[str, ClassPrediction]) -> None:
+    least = 1 / max(prediction.outputs.shape[-1] for prediction in arms.values())
     upper.plot([least, 1], [least, 1], color="#999999", linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     # The arms' bars stand side by side, each a part of the bin.
     width = 0.8 / BINS / len(arms)

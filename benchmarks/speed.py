@@ -37,7 +37,7 @@ from bayeslora.inference.variational.elbo import NegativeELBO, bound
 from bayeslora.inference.variational.svi import SVI
 from bayeslora.models import MonteCLoRA
 from bayeslora.models.guides.auto import make_guide
-from bayeslora.observations.likelihoods import Categorical
+from bayeslora.observations import Classes
 from bayeslora.program import Program
 
 ARMS = {"lora": "PEFT LoRA", "monteclora": "PEFT MonteCLoRA", "svi": "bayeslora SVI"}
@@ -115,7 +115,7 @@ def make_step(arm: str, base: Any, options: Namespace, batch: dict[str, Tensor])
     wrapped = adapted(base, arm, options)
     if arm == "svi":
         # As `bayeslora.fit` composes it for the backend "svi" with its default settings.
-        program = Program(wrapped, Categorical(CLASSES), MonteCLoRA())
+        program = Program(wrapped, Classes(CLASSES), MonteCLoRA())
         guide = make_guide("structured", MonteCLoRA(), program.sites, init_scale=1e-2).to(options.device)
         objective = NegativeELBO(program, guide, bound("mean-field", 1), EXAMPLES).train()
         learned = [parameter for parameter in guide.parameters() if parameter.requires_grad]

@@ -19,7 +19,7 @@ from bayeslora.inference.base import Backend, Run, is_main_process, labelled
 from bayeslora.inference.folders import check_new, check_same, is_finished
 from bayeslora.inference.loading import load
 from bayeslora.inference.mixture import refitted
-from bayeslora.observations.encoding import digest
+from bayeslora.observations import digest
 from bayeslora.posterior import Posterior
 from bayeslora.program import Program
 from bayeslora.settings import build, check_seed
@@ -72,7 +72,7 @@ def fit(
     """Infer the posterior of a program's weights given data.
 
     Args:
-        program: prior, network and likelihood.
+        program: prior, network and observation.
         data: training rows of a task, or a tokenised data set with ``labels``.
         backend: name of the inference algorithm; see `BACKENDS`.
         seed: of everything random in the fit, from 0 to 2^32 - 1; the global generators are left as they were.
@@ -90,7 +90,7 @@ def fit(
     Raises:
         SettingError: unknown backend or setting, or a value that it cannot take; ``output_dir`` holds a fit already
             or, with ``resume``, one of another program, other data, another seed or setting.
-        DataError: no rows, or labels that the likelihood cannot have.
+        DataError: no rows, or labels that cannot be observed.
         TrainingError: the loss became infinite or not a number.
     """
     if resume and output_dir is None:

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from bayeslora.errors import DataError
 from bayeslora.inference.folders import CHAIN, holds_fit
-from bayeslora.observations.likelihoods import Categorical
+from bayeslora.passes import rows_of
 from bayeslora.posterior import Posterior, Record
-from bayeslora.predict.passes import encoded
 from bayeslora.program import Program
 
 if TYPE_CHECKING:
@@ -88,19 +87,15 @@ class Backend(Protocol):
 
 
 def labelled(program: Program, data: Split | Dataset) -> Dataset:
-    """Tokenised training rows, each with a label that the likelihood can have.
+    """Tokenised training rows, each with a label that can be observed.
 
     Raises:
-        DataError: no rows, no labels, or a label out of range (the message names the row).
+        DataError: no rows, no labels, or a label that cannot be (the message names the row).
     """
-    rows = encoded(program, data)
+    rows = rows_of(program, data).dataset
     if "labels" not in rows.column_names:
         raise DataError("The training data have no column 'labels'.")
-    if isinstance(program.likelihood, Categorical):
-        classes = program.likelihood.classes
-        for row, label in enumerate(rows["labels"]):
-            if label not in range(classes):
-                raise DataError(f"Row {row} has label {label}; the likelihood has classes 0 to {classes - 1}.")
+    program.observation.check(rows["labels"][:])
     return rows
 
 

@@ -12,7 +12,8 @@ import torch
 from bayeslora import files
 from bayeslora.errors import PosteriorError, unknown
 from bayeslora.networks import load_adapter, load_base
-from bayeslora.observations.likelihoods import build_likelihood
+from bayeslora.observations import Encoder
+from bayeslora.observations import build as build_observation
 from bayeslora.posterior import FORMAT, RECORD, TENSORS, Posterior, Record, describe, read_record
 from bayeslora.program import Program
 from bayeslora.settings import differing
@@ -21,10 +22,10 @@ __all__ = ["load", "posterior_class"]
 
 #: Where the class of each kind of posterior is.
 POSTERIORS: dict[str, str] = {
-    "drawn": "bayeslora.inference.mcmc.posterior:EmpiricalPosterior",
-    "guide": "bayeslora.inference.variational.posterior:VariationalPosterior",
+    "empirical": "bayeslora.inference.mcmc.posterior:EmpiricalPosterior",
+    "variational": "bayeslora.inference.variational.posterior:VariationalPosterior",
     "laplace": "bayeslora.inference.laplace.posterior:LaplacePosterior",
-    "refits": "bayeslora.inference.mixture:MixturePosterior",
+    "mixture": "bayeslora.inference.mixture:MixturePosterior",
 }
 
 
@@ -92,7 +93,7 @@ def _read(folder: Path) -> dict[str, Any]:
 
 def _check(program: Program, folder: Path, saved: dict[str, Any]) -> None:
     """Make sure that weights mean the same in a program as in the saved one."""
-    names = ("base_config", "lora", "model", "likelihood")
+    names = ("base_config", "lora", "model", "observation")
     now = json.loads(json.dumps({name: describe(program)[name] for name in names}))
     changed = differing({name: saved.get(name) for name in names}, now)
     if changed:
@@ -101,7 +102,6 @@ def _check(program: Program, folder: Path, saved: dict[str, Any]) -> None:
 
 def _rebuilt(folder: Path, described: dict[str, Any], base: str | Path | None) -> Program:
     from bayeslora.models import build as build_model
-    from bayeslora.observations.encoding import Encoder
     from bayeslora.tasks import TaskSpec
 
     name = str(base or described["base"])
@@ -111,9 +111,10 @@ def _rebuilt(folder: Path, described: dict[str, Any], base: str | Path | None) -
             "and give load(path, program=...)."
         )
     spec = TaskSpec.from_dict(described["spec"])
+    observation = build_observation(described["observation"])
     with torch.random.fork_rng():
         try:
-            network, tokenizer, _ = load_base(name, spec, getattr(torch, described["dtype"]))
+            network, tokenizer, _ = load_base(name, observation, spec, getattr(torch, described["dtype"]))
         except (OSError, ValueError) as error:
             raise PosteriorError(
                 f"The base network '{name}' of '{folder}' cannot be loaded; give base=...: {error}"
@@ -127,4 +128,4 @@ def _rebuilt(folder: Path, described: dict[str, Any], base: str | Path | None) -
         adapted = load_adapter(network, folder)
     model = build_model(described["model"]["name"], **described["model"]["settings"])
     encoder = Encoder(tokenizer, spec, max_length=described["max_length"])
-    return Program(adapted, build_likelihood(described["likelihood"]), model, encoder=encoder)
+    return Program(adapted, observation, model, encoder=encoder)

@@ -10,8 +10,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from bayeslora.passes import Rows
 from bayeslora.posterior import Posterior, Record
-from bayeslora.predict.passes import Rows
+from bayeslora.predictors import Outputs
 from bayeslora.program import Program
 
 __all__ = ["MixturePosterior", "refitted"]
@@ -28,13 +29,13 @@ class MixturePosterior(Posterior):
         record: of the whole.
     """
 
-    kind: ClassVar[str] = "refits"
+    kind: ClassVar[str] = "mixture"
 
     def __init__(self, members: Sequence[Posterior], record: Record) -> None:
         super().__init__(members[0].program, record)
         self.members = tuple(members)
         self.random = members[0].random
-        self.methods, self.by_draws = members[0].methods, members[0].by_draws
+        self.predictors = {name: _OfEach(name, each.by_draws) for name, each in members[0].predictors.items()}
 
     @property
     def chains(self) -> tuple[Posterior, ...]:
@@ -99,12 +100,23 @@ class MixturePosterior(Posterior):
         ]
         return cls(members, record)
 
-    def outputs(self, rows: Rows, method: str, draws: int, seed: int) -> tuple[Tensor, Tensor | None]:
-        """Logits of all members, from as many draws of each, so that all weigh the same."""
-        each = -(-draws // len(self.members))
-        found = [member.outputs(rows, method, each, seed + place) for place, member in enumerate(self.members)]
+
+class _OfEach:
+    """One of the members' ways to predict, by as many draws of each, so that all weigh the same."""
+
+    def __init__(self, method: str, by_draws: bool) -> None:
+        self.method = method
+        self.by_draws = by_draws
+
+    def __call__(self, posterior: Posterior, rows: Rows, draws: int, seed: int) -> Outputs:
+        """The outputs of all members."""
+        each = -(-draws // len(posterior.chains))
+        found = [
+            member.predictors[self.method](member, rows, each, seed + place)
+            for place, member in enumerate(posterior.chains)
+        ]
         known = [aleatoric for _, aleatoric in found if aleatoric is not None]
-        return torch.cat([logits for logits, _ in found]), torch.stack(known).mean(0) if known else None
+        return torch.cat([outputs for outputs, _ in found]), torch.stack(known).mean(0) if known else None
 
 
 def refitted(fits: Iterable[Posterior]) -> MixturePosterior:

@@ -23,9 +23,8 @@ from bayeslora.inference.laplace.jacobians import as_matrices
 from bayeslora.inference.mcmc.posterior import EmpiricalPosterior
 from bayeslora.models import Gaussian, MonteCLoRA
 from bayeslora.models.guides.base import Guide, GuideList
-from bayeslora.observations.encoding import batches
-from bayeslora.observations.likelihoods import Categorical, Normal
-from bayeslora.predict.passes import Rows, collator, encoded, logits_at
+from bayeslora.observations import Choices, Classes, Value, batches
+from bayeslora.passes import rows_of
 from bayeslora.program import LoraModel, Program
 from bayeslora.tasks import Split, Task, TaskSpec
 from bayeslora.weights import Site
@@ -69,7 +68,7 @@ def tiny_program(
         for name, parameter in network.named_parameters():
             if "lora_B" in name:
                 nn.init.normal_(parameter, std=0.1)
-    return Program(network, Categorical(classes), model or MonteCLoRA(components=3))
+    return Program(network, Classes(classes), model or MonteCLoRA(components=3))
 
 
 SPEC = TaskSpec("counting", labels=("none", "one", "more"))
@@ -104,7 +103,8 @@ def text_rows(n: int = 12) -> Split:
 
 def tiny_batch(program: Program, rows: Dataset) -> dict[str, Tensor]:
     """All rows as one batch."""
-    return next(iter(batches(encoded(program, rows), collator(program), len(rows))))
+    over = rows_of(program, rows)
+    return next(batches(over.dataset, over.collate, len(over)))
 
 
 def awake(program: Program) -> Program:
@@ -121,7 +121,7 @@ def dense_jacobian(program: Program, batch: dict[str, Tensor]) -> dict[str, Tens
     weights = {site.name: site.initial for site in program.sites}
 
     def logits(*values: Tensor) -> Tensor:
-        return program.logits(dict(zip(weights, values, strict=True)), batch)
+        return program.outputs(dict(zip(weights, values, strict=True)), batch)
 
     found = torch.autograd.functional.jacobian(logits, tuple(weights.values()))
     return {
@@ -137,7 +137,7 @@ def tiny_choices(model: LoraModel | None = None) -> Program:
         max_position_embeddings=32, initializer_range=0.3,
     )  # fmt: skip
     lora = LoraConfig(r=2, target_modules=["query", "dense"], modules_to_save=["classifier"])
-    return awake(Program(get_peft_model(BertForMultipleChoice(config), lora), Categorical(3), model or MonteCLoRA()))
+    return awake(Program(get_peft_model(BertForMultipleChoice(config), lora), Choices(3), model or MonteCLoRA()))
 
 
 def tiny_rows(n: int = 24, classes: int = 3, seed: int = 0, longest: int = 9) -> Dataset:
@@ -224,7 +224,7 @@ def lora_regression(n: int = 40, columns: int = 3, rank: int = 2, noise: float =
     y = offset + design @ truth.reshape(-1) + noise * torch.randn(n, generator=generator)
 
     scale = prior / float(layer.lora_A["default"].weight.detach().square().mean().sqrt())
-    program = Program(network, Normal(noise), FixedB(sites="A", centre="zero", scale=scale))
+    program = Program(network, Value(noise), FixedB(sites="A", centre="zero", scale=scale))
     precision = design.T @ design / noise**2 + torch.eye(columns * rank) / prior**2
     covariance = torch.linalg.inv(precision.double())
     mean = covariance @ (design.T @ (y - offset)).double() / noise**2
@@ -248,7 +248,7 @@ class ExactRegression:
     def fit(self, program: Program, data: Dataset, run: Run) -> EmpiricalPosterior:
         site = next(site for site in program.sites if site.role == "A")
         offset, design = linear_parts(program, data)
-        noise, deviation = program.likelihood.scale, program.model.sigma0(site).double().mean()
+        noise, deviation = program.observation.scale, program.model.sigma0(site).double().mean()
         labels = torch.as_tensor(data["labels"][:]).double()
         precision = design.T @ design / noise**2 + torch.eye(design.shape[1]) / deviation**2
         root = torch.linalg.cholesky(torch.linalg.inv(precision))
@@ -261,13 +261,13 @@ class ExactRegression:
 
 def linear_parts(program: Program, data: Dataset) -> tuple[Tensor, Tensor]:
     """Offset (examples,) and design (examples, weights) of a regression that is linear in A."""
-    over = Rows(encoded(program, data), collator(program), len(data), False)
+    over = rows_of(program, data, len(data))
     weights = {site.name: site.initial for site in program.sites}
     site = next(site for site in program.sites if site.role == "A")
 
     def outputs(value: Tensor) -> Tensor:
         with torch.no_grad():
-            return logits_at(program, weights | {site.name: value}, over).double().squeeze(-1)
+            return over.outputs(program, weights | {site.name: value}).double().squeeze(-1)
 
     offset = outputs(torch.zeros_like(site.initial))
     units = torch.eye(site.initial.numel()).reshape(-1, *site.initial.shape)

@@ -13,8 +13,7 @@ from peft import LoraConfig
 from transformers import BertConfig, BertModel, BertTokenizer
 
 import bayeslora as bl
-from bayeslora.observations.likelihoods import Categorical
-from bayeslora.predict.prediction import Predictive
+from bayeslora.predict.prediction import ClassPrediction
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 WORDS = ["good", "bad", "film", "the", "a", "was", "story", "dull"]
@@ -97,7 +96,7 @@ def test_quality_runs_once_and_reports_partial_results(
     printed = capsys.readouterr().out
     assert "SST-2 | SVI" in printed and "Missing (34 runs" in printed
     # The kept figure is that of the saved logits.
-    saved = Predictive.load(output / "sst2-svi-seed0-lr0.002" / "svi.safetensors").metrics(intervals=False)
+    saved = ClassPrediction.load(output / "sst2-svi-seed0-lr0.002" / "svi.safetensors").metrics(intervals=False)
     assert kept["summary"]["sst2"]["svi"]["nll"]["mean"] == pytest.approx(saved["nll"].value, rel=1e-9)
 
 
@@ -132,7 +131,7 @@ def test_the_temperature_undoes_a_known_one(benchmarks: SimpleNamespace) -> None
     generator = torch.Generator().manual_seed(0)
     logits = 2 * torch.randn(20_000, 2, generator=generator)
     labels = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
-    found = benchmarks.common.best_temperature(Predictive(3 * logits[None], labels, Categorical(2), "mean"))
+    found = benchmarks.common.best_temperature(ClassPrediction(3 * logits[None], labels, "mean"))
     # The standard error of log T at 20,000 rows of this spread is about 0.015.
     assert found == pytest.approx(3.0, rel=0.06)
 
@@ -171,7 +170,7 @@ def test_laplace_by_epoch_runs_and_reports(
     (run,) = kept["runs"]
     assert set(run["epochs"]["1"]) == {*benchmarks.epochs.CURVES, *benchmarks.epochs.LAST}
     # The figures are those of the saved logits.
-    saved = Predictive.load(output / "cola-laplace-seed0-lr0.002" / "mle.safetensors").metrics(intervals=False)
+    saved = ClassPrediction.load(output / "cola-laplace-seed0-lr0.002" / "mle.safetensors").metrics(intervals=False)
     assert run["epochs"]["1"]["mle"]["nll"] == pytest.approx(saved["nll"].value, rel=1e-9)
     assert len(kept["verdicts"]) == 4
     assert picture.read_bytes().startswith(b"\x89PNG")

@@ -19,6 +19,7 @@ from bayeslora.inference import fit
 from bayeslora.inference.variational.posterior import VariationalPosterior
 from bayeslora.models import MonteCLoRA
 from bayeslora.models.guides.auto import make_guide
+from bayeslora.observations import encode
 from bayeslora.posterior import Posterior, Record
 from bayeslora.program import Program
 
@@ -78,7 +79,7 @@ def test_predictions_are_those_of_the_draws(model: MonteCLoRA) -> None:
     with torch.no_grad():
         for number in range(2):
             weights = {site.name: draws[site.name][number] for site in posterior.program.sites}
-            alone = torch.cat([posterior.program.logits(weights, {"input_ids": row}) for row in ids])
+            alone = torch.cat([posterior.program.outputs(weights, {"input_ids": row}) for row in ids])
             torch.testing.assert_close(found[number], alone, rtol=1e-4, atol=1e-5)
 
 
@@ -154,7 +155,7 @@ def test_a_wide_posterior_flattens_the_prediction(posterior: Posterior) -> None:
 
 
 def test_bad_arguments_of_prediction_are_refused(posterior: Posterior) -> None:
-    with pytest.raises(PosteriorError, match="Unknown method 'average' of prediction. Known: sample, mean"):
+    with pytest.raises(PosteriorError, match="Unknown method of prediction 'average'. Known: mean, sample"):
         posterior.predict(tiny_rows(2), method="average")
     with pytest.raises(PosteriorError, match="draws=0"):
         posterior.predict(tiny_rows(2), draws=0)
@@ -182,14 +183,14 @@ def test_the_saved_adapter_is_plain_lora_at_the_mean(tmp_path: Path, adapter: st
         network = program.network
         network.add_adapter(adapter, replace(network.peft_config["default"]))
         network.set_adapter(adapter)
-        program = Program(network, program.likelihood, encoder=program.encoder)
+        program = Program(network, program.observation, encoder=program.encoder)
     posterior = untrained(program)
     rows = text_rows(6)
     expected = logits(posterior, rows, method="mean")[0]
     posterior.save(tmp_path / "posterior")
     plain = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3)
     plain = PeftModel.from_pretrained(plain, tmp_path / "posterior").eval()
-    encoded = program.encoder.encode(rows)
+    encoded = encode(rows, program.observation, program.encoder)
     with torch.no_grad():
         found = torch.cat([plain(input_ids=torch.tensor([row])).logits for row in encoded["input_ids"]])
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -16,7 +16,7 @@ from transformers import BertConfig, BertForMultipleChoice, BertForSequenceClass
 
 from bayeslora.errors import AdapterError
 from bayeslora.models import Gaussian, MonteCLoRA
-from bayeslora.observations.likelihoods import Categorical, Normal
+from bayeslora.observations import Choices, Classes, Value
 from bayeslora.program import Program
 from bayeslora.tasks import Task
 
@@ -81,7 +81,7 @@ def test_logits_stay_in_place_until_others_are_set() -> None:
     batch = tiny_batch(program, tiny_rows(4))
     inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
     with torch.no_grad():
-        logits = program.logits(program.prior(), batch)
+        logits = program.outputs(program.prior(), batch)
         assert torch.equal(program.network(**inputs).logits, logits)
 
 
@@ -92,13 +92,13 @@ def multiple_choice() -> Program:
         max_position_embeddings=32, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     lora = LoraConfig(r=2, target_modules="all-linear", modules_to_save=["classifier"], exclude_modules=["classifier"])
-    return Program(get_peft_model(BertForMultipleChoice(config), lora), Categorical(3)).eval()
+    return Program(get_peft_model(BertForMultipleChoice(config), lora), Choices(3)).eval()
 
 
 def test_a_program_moves_with_the_parameters_of_peft() -> None:
     program = tiny_program()
     before = program.network.state_dict().keys()
-    program.logits(program.prior(), {"input_ids": torch.tensor([[1, 2]])})
+    program.outputs(program.prior(), {"input_ids": torch.tensor([[1, 2]])})
     program.to(torch.float64)
     found = program.network.state_dict()
     assert found.keys() == before
@@ -111,7 +111,7 @@ def test_choices_that_do_not_exist_are_impossible() -> None:
     rows = Dataset.from_dict({"input_ids": ids, "labels": [2, 0]})
     batch = tiny_batch(program, rows)
     with torch.no_grad():
-        logits = program.logits({site.name: site.initial for site in program.sites}, batch)
+        logits = program.outputs({site.name: site.initial for site in program.sites}, batch)
     assert logits.shape == (2, 3)
     assert torch.isinf(logits).tolist() == [[False] * 3, [False, False, True]]
 
@@ -133,7 +133,7 @@ def test_from_pretrained_is_reproducible_by_seed_and_leaves_the_generators(base:
     assert all(torch.equal(a.initial, b.initial) for a, b in zip(one.sites, same.sites, strict=True))
     assert not torch.equal(one.sites[0].initial, other.sites[0].initial)
     assert isinstance(one.model, MonteCLoRA)
-    assert one.likelihood == Categorical(3)
+    assert one.observation == Classes(3)
     assert "head.classifier.weight" in [site.name for site in one.sites]
 
 
@@ -144,7 +144,7 @@ def test_a_bfloat16_base_has_float32_sites_and_works(base: Path) -> None:
     assert {value.dtype for value in weights.values()} == {torch.float32}
     batch = tiny_batch(program, text_rows(6))
     weights = {name: value.requires_grad_() for name, value in weights.items()}
-    logits = program.logits(weights, batch)
+    logits = program.outputs(weights, batch)
     assert logits.dtype == torch.float32
     logits.sum().backward()
     assert all(value.grad.dtype == torch.float32 and torch.isfinite(value.grad).all() for value in weights.values())
@@ -164,14 +164,14 @@ def test_the_users_lora_config_is_not_changed(base: Path) -> None:
 
 def test_two_programs_over_one_network_do_not_disturb_each_other() -> None:
     network = get_peft_model(tiny_bert(), LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS")).eval()
-    one = Program(network, Categorical(3))
-    two = Program(network, Normal(), Gaussian())
+    one = Program(network, Classes(3))
+    two = Program(network, Value(), Gaussian())
     batch = tiny_batch(one, tiny_rows(4))
     values = {site.name: site.initial + 1 for site in one.sites}
     with torch.no_grad():
-        first = one.logits(values, batch)
-        two.logits({site.name: site.initial - 1 for site in two.sites}, batch)
-        assert torch.equal(one.logits(values, batch), first)
+        first = one.outputs(values, batch)
+        two.outputs({site.name: site.initial - 1 for site in two.sites}, batch)
+        assert torch.equal(one.outputs(values, batch), first)
 
 
 def test_an_adapter_is_loaded_in_place_of_a_fresh_one(base: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from bayeslora.app.runs import METRICS, PREDICTIVE
 from bayeslora.errors import SettingError
 from bayeslora.predict.metrics import Metrics, number_to_json
 from bayeslora.predict.plots import COLOURS, reliability_diagram, save_figure
-from bayeslora.predict.prediction import Predictive
+from bayeslora.predict.prediction import Prediction
 from bayeslora.progress import track
 
 __all__ = ["Comparison", "Evaluation", "Outcome", "compare"]
@@ -243,7 +243,7 @@ def _draw(found: Comparison, output: Path) -> None:
         return
     arms = list(found.outcomes)[: len(COLOURS)]
     seed = found.outcomes[arms[0]][0].seed
-    predictions = {arm: Predictive.load(_folder(output, arm, seed) / PREDICTIVE) for arm in arms}
+    predictions = {arm: Prediction.load(_folder(output, arm, seed) / PREDICTIVE) for arm in arms}
     split = runs.task_of(replace(found.config, seed=seed)).split(found.evaluation.split)
     title = f"{found.config.task}, {found.evaluation.split}, seed {seed}"
     figure = reliability_diagram(predictions, truth=runs.true_probabilities(split), title=title)

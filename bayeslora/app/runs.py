@@ -19,7 +19,7 @@ from bayeslora.posterior import RECORD, TENSORS, check_foreign, read_record
 if TYPE_CHECKING:
     from bayeslora.posterior import Posterior
     from bayeslora.predict.metrics import Metrics
-    from bayeslora.predict.prediction import Predictive
+    from bayeslora.predict.prediction import Prediction
     from bayeslora.program import Program
     from bayeslora.tasks import Split, Task
 
@@ -257,12 +257,13 @@ def saved_task(
     return task
 
 
-def measure(prediction: Predictive, split: Split, seed: int = 0) -> Metrics:
+def measure(prediction: Prediction, split: Split, seed: int = 0) -> Metrics:
     """Metrics of a prediction, and its distance from the true probabilities where the rows say them."""
     from bayeslora.predict.metrics import Metrics, against_truth
+    from bayeslora.predict.prediction import ClassPrediction
 
     found, truth = prediction.metrics(seed=seed), true_probabilities(split)
-    if truth is None or prediction.likelihood.name == "normal":
+    if truth is None or not isinstance(prediction, ClassPrediction):
         return found
     distances = against_truth(prediction.log_probabilities, truth, seed=seed)
     return Metrics({**found, **distances}, found.n, found.draws, found.method)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from bayeslora.errors import DataError
+from bayeslora.predict.prediction import ClassPrediction
 from bayeslora.predict.resampling import bin_of, indicator
-
-if TYPE_CHECKING:
-    from bayeslora.predict.prediction import Predictive
 
 __all__ = ["ClassBins", "RiskCoverage", "auroc", "by_class", "risk_coverage"]
 
@@ -38,7 +35,7 @@ class RiskCoverage:
         return float(self.risk.mean())
 
 
-def risk_coverage(prediction: Predictive) -> RiskCoverage:
+def risk_coverage(prediction: ClassPrediction) -> RiskCoverage:
     """The risk at each coverage, if rows are left unanswered by the probability of their best class.
 
     Raises:
@@ -78,16 +75,15 @@ class ClassBins:
         return float(self.rows @ np.abs(self.probability - self.share) / self.rows.sum())
 
 
-def by_class(prediction: Predictive, bins: int = 10) -> list[ClassBins]:
+def by_class(prediction: ClassPrediction, bins: int = 10) -> list[ClassBins]:
     """Calibration of each class's probability, in bins of equal width.
 
     Raises:
         DataError: the labels are not known, or are no classes.
     """
     probabilities, labels = _known(prediction)
-    names = prediction.label_names or tuple(str(number) for number in range(probabilities.shape[1]))
     found = []
-    for number, name in enumerate(names):
+    for number, name in enumerate(prediction.names):
         members = indicator(bin_of(probabilities[:, number], bins), bins)
         members = members[:, members.sum(0) > 0]
         rows = members.sum(0)
@@ -109,8 +105,8 @@ def auroc(known: torch.Tensor, other: torch.Tensor) -> float:
     return float(mannwhitneyu(other.numpy(), known.numpy()).statistic / (len(known) * len(other)))
 
 
-def _known(prediction: Predictive) -> tuple[Floats, NDArray[np.int64]]:
+def _known(prediction: ClassPrediction) -> tuple[Floats, NDArray[np.int64]]:
     """Probabilities (examples, classes) and labels (examples,)."""
-    if prediction.labels is None or prediction.likelihood.name == "normal":
+    if prediction.labels is None or not isinstance(prediction, ClassPrediction):
         raise DataError("Calibration needs predicted classes and their labels.")
     return prediction.probabilities.numpy(), prediction.labels.numpy()

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from bayeslora.diagnostics.inference_data import MARKOV
 from bayeslora.errors import PosteriorError
 
 __all__ = ["Trend", "elbo_trend", "prediction_ess", "prediction_rhat", "shuffled"]
@@ -67,7 +68,7 @@ def prediction_ess(data: Any) -> xr.DataArray:
     """
     import arviz as az
 
-    if data.attrs["draws_are"] == "independent":
+    if data.attrs["draws_are"] != MARKOV:
         raise PosteriorError("Draws of a guide are independent: as many are effective as there are.")
     found: xr.DataArray = az.ess(xr.Dataset({"values": _chains(data)}))["values"]
     return found
@@ -85,7 +86,7 @@ def _chains(data: Any) -> xr.DataArray:
     group = data["posterior_predictive"]
     values = group["probabilities" if "probabilities" in group else "mean"]
     sizes = values.sizes
-    if data.attrs["draws_are"] == "independent" and sizes["chain"] < 2:
+    if data.attrs["draws_are"] != MARKOV and sizes["chain"] < 2:
         raise PosteriorError(
             "Draws of one guide are independent: R-hat and effective sample size say nothing of them. Fit several "
             "chains, fit(..., chains=4), to see whether fits agree."

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bayeslora.diagnostics import versions
 from bayeslora.errors import PosteriorError, unknown
-from bayeslora.predict.passes import Rows, collator, encoded, logits_at, undisturbed
+from bayeslora.passes import rows_of, undisturbed
 from bayeslora.program import Program
 
 if TYPE_CHECKING:
@@ -105,9 +105,9 @@ def khat_by_block(
     known = set().union(*layer_blocks(program).values())
     for name in sorted(set().union(*(blocks or {}).values()) - known):
         raise PosteriorError(unknown("layer", name, known))
-    rows = encoded(program, data)
-    labels = torch.as_tensor(rows["labels"][:])
-    over = Rows(rows, collator(program), batch_size, progress)
+    over = rows_of(program, data, batch_size, progress)
+    if over.labels is None:
+        raise PosteriorError("k-hat by block needs the rows that it was fitted to, with their labels.")
     rest = _mean(posterior, draws, seed)
     found = {}
     for name, layers in (blocks or layer_blocks(program)).items():
@@ -115,8 +115,8 @@ def khat_by_block(
         for draw in posterior.draws(draws, seed):
             mixed = dict(_replaced(program, rest, draw, layers))
             with undisturbed(program), torch.no_grad():
-                logits = logits_at(program, program.weights_at(mixed), over).double()
-            likelihood = program.likelihood.distribution(logits).log_prob(labels).sum() / posterior.record.temperature
+                outputs = over.outputs(program, program.weights_at(mixed)).double()
+            likelihood = over.observation.log_prob(outputs, over.labels).sum() / posterior.record.temperature
             log_p.append(float(likelihood) + sum(float(value) for value in posterior.log_prior(mixed).values()))
             log_q.append(float(posterior.log_prob(mixed)))
         found[name] = khat(np.array(log_p), np.array(log_q))

@@ -16,19 +16,22 @@ import bayeslora
 from bayeslora.diagnostics import versions
 from bayeslora.diagnostics.summaries import Summary, summarise
 from bayeslora.errors import PosteriorError, unknown
-from bayeslora.observations.encoding import digest
-from bayeslora.predict.passes import Rows, answers, encoded, logits_at, undisturbed
-from bayeslora.predict.prediction import Predictive
+from bayeslora.observations import digest
+from bayeslora.passes import Rows, rows_of, undisturbed
 from bayeslora.rng import isolated, seeded
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from bayeslora.posterior import Posterior
+    from bayeslora.predict.prediction import Prediction
+    from bayeslora.predictors import Predictor
     from bayeslora.tasks import Split
 
 __all__ = ["to_inference_data"]
 
+#: What draws are: those of a chain, of a law, or passes that no draw of the weights belongs to.
+MARKOV, INDEPENDENT, PASSES = "a Markov chain", "independent", "passes of the network"
 #: Dimensions of everything that is drawn.
 CHAINED = ("chain", "draw")
 #: Added to the seed, so that draws of the prior do not share their noise with those of the posterior.
@@ -53,6 +56,9 @@ def to_inference_data(
     sample_stats, prior, prior_predictive, observed_data, constant_data. LoRA matrices are summarised: see
     `bayeslora.diagnostics.summaries`. A point estimate has one draw.
 
+    What is of the weights (posterior, log_prior, log_p and log_q) is left out where a method does not predict by draws
+    of them: what cannot be computed from the rest, such as k-hat and leave-one-out, then says so.
+
     In sample_stats are ``log_q`` of a posterior with a density and, if ``data`` are the rows that it was fitted to,
     ``log_p`` = log p(y | draw) / temperature + log p(draw) and their difference, whose mean is the ``elbo``: of the
     sites that are random, the others where they are.
@@ -64,40 +70,38 @@ def to_inference_data(
         prior_draws: draws of the prior, or of the priors that independent fits have tuned, in all; 0 for none, as many
             as ``draws`` by default.
         sites: names of latent sites or weights that are kept entry by entry besides.
-        method: one of ``posterior.by_draws``, by default the first.
+        method: of ``posterior.predictors``; by default the first that predicts by draws of the weights or, if there is
+            none, the first.
         seed: of the draws.
         batch_size: rows a pass.
         progress: show bars.
 
     Raises:
-        PosteriorError: a name in ``sites`` is unknown, or the method does not predict by draws of weights.
+        PosteriorError: a name in ``sites`` or the method is unknown.
     """
-    method = method or posterior.by_draws[0]
-    if method not in posterior.by_draws:
-        raise PosteriorError(unknown("method of prediction by draws", method, posterior.by_draws))
+    method, predictor = _method(posterior, method)
     known = posterior.program.model.initial(posterior.program.sites).keys() | {
         site.name for site in posterior.program.sites
     }
     for name in sites:
         if name not in known:
             raise PosteriorError(unknown("site", name, known))
-    rows = encoded(posterior.program, data)
-    fitted = "labels" in rows.column_names and digest(rows) == posterior.record.data
+    rows = rows_of(posterior.program, data, batch_size, progress)
+    fitted = rows.labels is not None and digest(rows.dataset) == posterior.record.data
     chains = []
     for place, chain in enumerate(posterior.chains):
         count, own = (draws if chain.random else 1), seed + place
         prediction = chain.predict(data, count, method, own, batch_size, progress)
-        chains.append(_followed(chain, prediction, own, sites))
+        chains.append(_followed(chain, predictor, prediction, own, sites))
     noise = [each.noise_scales() for each in posterior.chains]
-    groups = _posterior(chains, fitted) | _constant(rows, chains[0].prediction, noise)
+    groups = _posterior(chains, fitted) | _constant(rows, noise)
     count = draws if prior_draws is None else prior_draws
     if count:
-        likelihood, labels, collate = answers(posterior.program, data)
-        over, each = Rows(rows, collate, batch_size, progress), -(-count // len(posterior.chains))
+        each = -(-count // len(posterior.chains))
         seeds = [seed + PRIOR_SEED + place for place in range(len(posterior.chains))]
-        drawn = [_prior(chain, over, each, own, sites) for chain, own in zip(posterior.chains, seeds, strict=True)]
+        drawn = [_prior(chain, rows, each, own, sites) for chain, own in zip(posterior.chains, seeds, strict=True)]
         groups["prior"] = _summarised([summaries for summaries, _ in drawn])
-        predictions = [Predictive(logits, None, likelihood, "sample", labels) for _, logits in drawn]
+        predictions = [rows.predicted(outputs) for _, outputs in drawn]
         groups["prior_predictive"] = _predicted(predictions, seeds)
     attributes = {
         "created_by": f"bayeslora {bayeslora.__version__}",
@@ -106,16 +110,28 @@ def to_inference_data(
         "method": method,
         "temperature": posterior.record.temperature,
         "rows": "training" if fitted else "other",
-        "draws_are": "a Markov chain" if posterior.chains[0].kind == "drawn" else "independent",
+        "draws_are": _kind_of_draws(posterior, predictor),
     }
     return versions.join(groups, attributes)
+
+
+def _method(posterior: Posterior, method: str | None) -> tuple[str, Predictor]:
+    """The predictor that is asked for, or the one that says most of the weights."""
+    by_draws = (name for name, each in posterior.predictors.items() if each.by_draws)
+    return posterior.predictor(method or next(by_draws, None))
+
+
+def _kind_of_draws(posterior: Posterior, predictor: Predictor) -> str:
+    if not predictor.by_draws:
+        return PASSES
+    return MARKOV if posterior.chains[0].markov else INDEPENDENT
 
 
 @dataclass(frozen=True)
 class _Chain:
     """What is kept of the draws of one fit, and their predictions."""
 
-    prediction: Predictive
+    prediction: Prediction
     seed: int
     temperature: float
     summaries: list[dict[str, Summary]]
@@ -129,10 +145,12 @@ class _Chain:
         return [value + sum(prior.values()) for value, prior in zip(likelihoods, self.log_prior, strict=True)]
 
 
-def _followed(posterior: Posterior, prediction: Predictive, seed: int, sites: Sequence[str]) -> _Chain:
+def _followed(
+    posterior: Posterior, predictor: Predictor, prediction: Prediction, seed: int, sites: Sequence[str]
+) -> _Chain:
     """Draw again what the prediction is of, and keep of each draw what fits in little memory."""
     chain = _Chain(prediction, seed, posterior.record.temperature, [], [], [])
-    for draw in posterior.draws(prediction.draws, seed):
+    for draw in posterior.draws(prediction.draws, seed) if predictor.by_draws else ():
         chain.summaries.append(summarise(draw, posterior.program.sites, sites))
         chain.log_prior.append({name: float(value) for name, value in posterior.log_prior(draw).items()})
         if posterior.dense:
@@ -143,16 +161,16 @@ def _followed(posterior: Posterior, prediction: Predictive, seed: int, sites: Se
 def _posterior(chains: Sequence[_Chain], fitted: bool) -> dict[str, xr.Dataset]:
     """The groups with a dimension of draws."""
     first = chains[0]
-    groups = {
-        "posterior": _summarised([chain.summaries for chain in chains]),
-        "posterior_predictive": _predicted([chain.prediction for chain in chains], [chain.seed for chain in chains]),
-    }
+    predictions = [chain.prediction for chain in chains]
+    groups = {"posterior_predictive": _predicted(predictions, [chain.seed for chain in chains])}
+    if first.summaries:
+        groups["posterior"] = _summarised([chain.summaries for chain in chains])
     if first.prediction.labels is not None:
         values = np.stack([chain.prediction.log_likelihood.numpy() for chain in chains])
         variables: dict[str, Any] = {"y": ((*CHAINED, "example"), values)}
         groups["log_likelihood"] = xr.Dataset(variables, _indexed(variables))
-    stats: dict[str, list[list[float]]] = {"seed": [[float(chain.seed)] * len(chain.summaries) for chain in chains]}
-    if names := list(first.log_prior[0]):
+    stats: dict[str, list[list[float]]] = {"seed": [[float(chain.seed)] * chain.prediction.draws for chain in chains]}
+    if names := list(first.log_prior[0]) if first.log_prior else []:
         groups["log_prior"] = _scalars(
             {name: [[draw[name] for draw in chain.log_prior] for chain in chains] for name in names}
         )
@@ -169,15 +187,15 @@ def _posterior(chains: Sequence[_Chain], fitted: bool) -> dict[str, xr.Dataset]:
 def _prior(
     posterior: Posterior, rows: Rows, n: int, seed: int, sites: Sequence[str]
 ) -> tuple[list[dict[str, Summary]], Tensor]:
-    """What is kept of draws of the prior, and logits (draws, examples, classes) at each."""
+    """What is kept of draws of the prior, and outputs (draws, examples, outputs) at each."""
     program = posterior.program
-    summaries, logits = [], []
+    summaries, found = [], []
     with undisturbed(program), torch.no_grad():
         for _ in seeded(n, seed, program.device):
             draw = posterior.prior_draw()
             summaries.append(summarise(draw, program.sites, sites))
-            logits.append(logits_at(program, draw, rows))
-    return summaries, torch.stack(logits)
+            found.append(rows.outputs(program, draw))
+    return summaries, torch.stack(found)
 
 
 def _summarised(chains: list[list[dict[str, Summary]]]) -> xr.Dataset:
@@ -191,33 +209,30 @@ def _summarised(chains: list[list[dict[str, Summary]]]) -> xr.Dataset:
     return xr.Dataset(variables, _indexed(variables) | coordinates)
 
 
-def _predicted(chains: Sequence[Predictive], seeds: Sequence[int]) -> xr.Dataset:
-    """Labels that are drawn from every draw's prediction, and class probabilities."""
+def _predicted(chains: Sequence[Prediction], seeds: Sequence[int]) -> xr.Dataset:
+    """Labels that are drawn from every draw's prediction, and what is predicted under each."""
     labels = []
     for prediction, seed in zip(chains, seeds, strict=True):
         with isolated(seed, torch.device("cpu")):
-            labels.append(prediction.likelihood.distribution(prediction.logits).sample().numpy())
+            labels.append(prediction.sample().numpy())
     variables: dict[str, Any] = {"y": ((*CHAINED, "example"), np.stack(labels))}
-    coordinates: dict[str, Any] = {}
-    first = chains[0]
-    if first.likelihood.name == "categorical":
-        values = np.stack([each.likelihood.probabilities(each.logits).numpy() for each in chains])
-        variables["probabilities"] = ((*CHAINED, "example", "class"), values)
-        coordinates["class"] = list(first.label_names) or list(range(first.likelihood.outputs))
-    else:
-        variables["mean"] = ((*CHAINED, "example"), np.stack([each.logits[..., 0].numpy() for each in chains]))
+    each = [prediction.by_draw for prediction in chains]
+    for name, (_, dims) in each[0].items():
+        values = np.stack([found[name][0].numpy() for found in each])
+        variables[name] = ((*CHAINED, "example", *dims), values)
+    coordinates = {dim: list(names) for _, dims in each[0].values() for dim, names in dims.items()}
     return xr.Dataset(variables, _indexed(variables) | coordinates)
 
 
-def _constant(rows: Dataset, prediction: Predictive, noise: Sequence[Mapping[str, Tensor]]) -> dict[str, xr.Dataset]:
+def _constant(rows: Rows, noise: Sequence[Mapping[str, Tensor]]) -> dict[str, xr.Dataset]:
     """What is not drawn: the rows' lengths and labels, and the guides' noise."""
-    variables: dict[str, Any] = {"tokens": (("example",), np.asarray(rows["length"][:]))}
+    variables: dict[str, Any] = {"tokens": (("example",), np.asarray(rows.dataset["length"][:]))}
     for name in noise[0]:
         values = torch.stack([each[name] for each in noise]).cpu().numpy()
         variables[name] = (("chain", *(f"{name}.{place}" for place in range(values.ndim - 1))), values)
     found = {"constant_data": xr.Dataset(variables, _indexed(variables))}
-    if prediction.labels is not None:
-        labels: dict[str, Any] = {"y": (("example",), prediction.labels.numpy())}
+    if rows.labels is not None:
+        labels: dict[str, Any] = {"y": (("example",), rows.labels.numpy())}
         found["observed_data"] = xr.Dataset(labels, _indexed(labels))
     return found
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from bayeslora.diagnostics import versions
 from bayeslora.diagnostics.guide import LEAST_DRAWS, good_k
+from bayeslora.diagnostics.inference_data import MARKOV
 from bayeslora.errors import PosteriorError
 
 __all__ = ["loo", "loo_parts"]
@@ -42,7 +43,8 @@ def loo(data: Any) -> Any:
     if data.attrs["rows"] != "training":
         raise PosteriorError("Leave-one-out is over the rows that the posterior was fitted to: convert it with those.")
     likelihood = data["log_likelihood"]["y"].transpose("chain", "example", "draw").values
-    if data.attrs["draws_are"] != "independent":  # draws of all chains are of the same law
+    markov = data.attrs["draws_are"] == MARKOV
+    if markov:  # draws of all chains are of the same law
         likelihood = np.concatenate(likelihood, axis=-1)[None]
     fits, _, draws = likelihood.shape
     if draws < LEAST_DRAWS:
@@ -51,9 +53,12 @@ def loo(data: Any) -> Any:
             "others take to_inference_data(..., draws=100)."
         )
     log_ratios = np.zeros((fits, 1, draws))
-    if data.attrs["draws_are"] == "independent":
+    if not markov:
         if "log_q" not in stats:
-            raise PosteriorError("Leave-one-out needs the density of the posterior, and this one has none.")
+            raise PosteriorError(
+                "Leave-one-out needs the density of the posterior at its draws, and this one has none, or predicts "
+                f"otherwise than by draws of its weights (method '{data.attrs['method']}')."
+            )
         log_ratios = (stats["log_p"] - stats["log_q"]).values[:, None]
     weights, shapes = versions.psis(log_ratios - likelihood / data.attrs["temperature"])
     pointwise = np.logaddexp.reduce(weights + likelihood, axis=(0, 2)) - np.log(fits)

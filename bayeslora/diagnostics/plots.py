@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from bayeslora.diagnostics.simulation import Ranks
-    from bayeslora.predict.prediction import Predictive
+    from bayeslora.predict.prediction import ClassPrediction
 
 __all__ = [
     "class_calibration",
@@ -74,7 +74,7 @@ def pareto_k(shapes: np.ndarray, good: float) -> Figure:
     return figure
 
 
-def risk_curves(predictions: Mapping[str, Predictive]) -> Figure:
+def risk_curves(predictions: Mapping[str, ClassPrediction]) -> Figure:
     """Share of wrong answers against the share of rows that are answered, the surest first."""
     figure, axes = _one("share of wrong answers")
     for (name, prediction), colour in zip(predictions.items(), cycle(COLOURS), strict=False):
@@ -86,7 +86,7 @@ def risk_curves(predictions: Mapping[str, Predictive]) -> Figure:
     return figure
 
 
-def uncertainty_scatter(prediction: Predictive) -> Figure:
+def uncertainty_scatter(prediction: ClassPrediction) -> Figure:
     """Mutual information against expected entropy of each row, right and wrong ones apart."""
     figure, axes = _one("epistemic: mutual information, nats")
     assert prediction.labels is not None
@@ -102,7 +102,7 @@ def uncertainty_scatter(prediction: Predictive) -> Figure:
     return figure
 
 
-def class_calibration(prediction: Predictive) -> Figure:
+def class_calibration(prediction: ClassPrediction) -> Figure:
     """Share of rows of each class against its predicted probability."""
     figure, axes = _one("share of rows of the class")
     axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
@@ -168,7 +168,7 @@ def rank_histograms(ranks: Ranks, bins: int = 10) -> Figure:
     return figure
 
 
-def shift_histograms(known: Predictive, other: Predictive, names: tuple[str, str]) -> Figure:
+def shift_histograms(known: ClassPrediction, other: ClassPrediction, names: tuple[str, str]) -> Figure:
     """Uncertainty about known rows and about rows of another kind, and how well it tells them apart."""
     from matplotlib.figure import Figure
 

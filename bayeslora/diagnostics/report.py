@@ -5,27 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import torch
 
 from bayeslora import files
 from bayeslora.diagnostics import plots, versions
 from bayeslora.diagnostics.calibration import auroc, risk_coverage
 from bayeslora.diagnostics.convergence import elbo_trend, prediction_ess, prediction_rhat, shuffled
 from bayeslora.diagnostics.guide import good_k, khat, khat_by_block, khat_error
-from bayeslora.diagnostics.inference_data import to_inference_data
+from bayeslora.diagnostics.inference_data import MARKOV, to_inference_data
 from bayeslora.diagnostics.loo import loo, loo_parts
 from bayeslora.errors import PosteriorError
-from bayeslora.inference.mcmc.posterior import EmpiricalPosterior
 from bayeslora.predict.metrics import number_to_json
 from bayeslora.predict.plots import reliability_diagram, save_figure
+from bayeslora.predict.prediction import ClassPrediction
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from bayeslora.posterior import Posterior
-    from bayeslora.predict.prediction import Predictive
     from bayeslora.tasks import Split
 
 __all__ = ["Diagnosis", "diagnose"]
@@ -103,10 +103,11 @@ def diagnose(
     Raises:
         PosteriorError: the labels are real numbers.
     """
-    if posterior.program.likelihood.name == "normal":
-        raise PosteriorError("A diagnosis is of class probabilities: for real labels there is to_inference_data.")
     settings: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "progress": progress}
-    draws = min([draws, *(len(chain) for chain in posterior.chains if isinstance(chain, EmpiricalPosterior))])
+    observation = posterior.program.observation
+    if not isinstance(observation.predicted(torch.zeros(1, 1, observation.outputs)), ClassPrediction):
+        raise PosteriorError("A diagnosis is of class probabilities: for real labels there is to_inference_data.")
+    draws = min([draws, *(chain.most_draws for chain in posterior.chains if chain.most_draws is not None)])
     found = Diagnosis()
     found.data = to_inference_data(posterior, rows if train is None else train, draws, PRIOR_DRAWS, **settings)
     _guide(found, posterior, train, block_draws, settings)
@@ -123,6 +124,7 @@ def _guide(found: Diagnosis, posterior: Posterior, train: Split | None, draws: i
     stats = found.data["sample_stats"]
     if "elbo" not in stats:
         reason = "these are not the rows that it was fitted to" if posterior.dense else "it has no density"
+        reason = reason if "posterior" in found.data else "its predictions are not draws of the weights"
         found.say(question, f"k-hat is left out: {'the training rows are not there' if train is None else reason}.")
         return
     try:
@@ -175,7 +177,7 @@ def _agreement(found: Diagnosis, question: str, posterior: Posterior) -> None:
         f"with the draws of all fits shuffled, at most {np.nanmax(chance):.2f} and in {expected:.0%}.",
         rhat_largest=high, rhat_above=share, rhat_above_by_chance=expected,
     )  # fmt: skip
-    if found.data.attrs["draws_are"] == "independent":
+    if found.data.attrs["draws_are"] != MARKOV:
         return
     least, all_draws = float(np.nanmin(prediction_ess(found.data).values)), found.data["posterior"].sizes
     total = all_draws["chain"] * all_draws["draw"]
@@ -254,7 +256,7 @@ def _model(found: Diagnosis, posterior: Posterior) -> None:
     except PosteriorError as problem:
         found.say(question, f"Leave-one-out is left out. {problem}")
     best = found.data["prior_predictive"]["probabilities"].max("class").values
-    chance = 1 / posterior.program.likelihood.outputs
+    chance = 1 / posterior.program.observation.outputs
     corners = float((best > 0.99).mean())
     tuned = ", given its point estimates and under its own prior" if found.data.attrs["method"] == "linear" else ""
     found.say(
@@ -273,7 +275,7 @@ def _calibration(
 ) -> None:
     """What the probabilities of the posterior's own way to predict are worth."""
     question = "What are the probabilities worth?"
-    prediction = posterior.predict(rows, draws, None, **settings)
+    prediction = cast("ClassPrediction", posterior.predict(rows, draws, None, **settings))
     measured = prediction.metrics()
     confidence = float(prediction.probabilities.max(-1).values.mean())
     gap = confidence - measured["accuracy"].value
@@ -300,10 +302,11 @@ def _calibration(
     found.pictures["risk"] = plots.risk_curves({posterior.record.backend: prediction})
     found.pictures["uncertainty"] = plots.uncertainty_scatter(prediction)
     if other is not None:
-        _shift(found, prediction, posterior.predict(other, draws, None, **settings), (rows.name, other.name))
+        shifted = cast("ClassPrediction", posterior.predict(other, draws, None, **settings))
+        _shift(found, prediction, shifted, (rows.name, other.name))
 
 
-def _shift(found: Diagnosis, known: Predictive, other: Predictive, names: tuple[str, str]) -> None:
+def _shift(found: Diagnosis, known: ClassPrediction, other: ClassPrediction, names: tuple[str, str]) -> None:
     entropy = auroc(known.entropy, other.entropy)
     information = auroc(known.mutual_information, other.mutual_information)
     found.say(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bayeslora.errors import SettingError
-from bayeslora.predict.passes import Rows, collator, encoded, logits_at, undisturbed
+from bayeslora.passes import rows_of, undisturbed
 from bayeslora.program import Program
 from bayeslora.progress import track
 from bayeslora.rng import isolated
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Quantities", "Ranks", "sbc"]
 
-#: Numbers of a draw, by name, given every latent site and weight, and the logits (examples, classes) there.
+#: Numbers of a draw, by name, given every latent site and weight, and the network's outputs (examples, outputs) there.
 Quantities = Callable[[Mapping[str, Tensor], Tensor], Mapping[str, float]]
 
 
@@ -117,24 +117,24 @@ def sbc(
         raise SettingError(
             f"Simulations and draws of each must be at least 1, found {simulations} and {posterior_draws}."
         )
-    rows = encoded(program, data)
-    over = Rows(rows, collator(program), len(rows), False)
-    unlabelled = rows.remove_columns(["labels"] if "labels" in rows.column_names else [])
+    over = rows_of(program, data)
+    over = replace(over, batch_size=len(over))
+    unlabelled = over.dataset.remove_columns([] if over.labels is None else ["labels"])
     found: dict[str, list[int]] = {}
     seeds = torch.randint(2**31, (simulations,), generator=torch.Generator().manual_seed(seed)).tolist()
     for each in track(seeds, "simulations", simulations, progress):
         with isolated(each, program.device), undisturbed(program), torch.no_grad():
             truth = program.prior()
-            logits = logits_at(program, truth, over)
-            labels = program.likelihood.distribution(logits).sample()
+            outputs = over.outputs(program, truth)
+            labels = over.observation.predicted(outputs.unsqueeze(0)).sample()[0]
         simulated = unlabelled.add_column("labels", labels.tolist())
         posterior = fit(program, simulated, backend, seed=each, progress=False, **settings)
         measure = quantities or _default(program, labels)
-        true = measure(truth, logits)
+        true = measure(truth, outputs)
         below = dict.fromkeys(true, 0)
         with undisturbed(program), torch.no_grad():
             for draw in posterior.draws(posterior_draws, each):
-                for name, value in measure(draw, logits_at(program, draw, over)).items():
+                for name, value in measure(draw, over.outputs(program, draw)).items():
                     below[name] += value < true[name]
         for name, rank in below.items():
             found.setdefault(name, []).append(int(rank))
@@ -142,9 +142,9 @@ def sbc(
 
 
 def _default(program: Program, labels: Tensor) -> Quantities:
-    def measure(draw: Mapping[str, Tensor], logits: Tensor) -> dict[str, float]:
-        likelihood = program.likelihood.distribution(logits.double()).log_prob(labels).sum()
-        first = {f"logit of row {row}": float(logits[row, 0]) for row in range(min(3, len(logits)))}
+    def measure(draw: Mapping[str, Tensor], outputs: Tensor) -> dict[str, float]:
+        likelihood = program.observation.log_prob(outputs.double(), labels).sum()
+        first = {f"logit of row {row}": float(outputs[row, 0]) for row in range(min(3, len(outputs)))}
         return {"log-likelihood": float(likelihood), **first}
 
     return measure

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bayeslora import files
 from bayeslora.errors import DataError
+from bayeslora.predict.prediction import ClassPrediction, Prediction
 from bayeslora.predict.resampling import Floats, bin_of, indicator
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from bayeslora.predict.prediction import Predictive
 
 __all__ = ["Bins", "bin_predictions", "figure_format", "reliability_diagram", "save_figure"]
 
@@ -55,7 +55,7 @@ class Bins(NamedTuple):
         return float(self.rows @ np.abs(self.accuracy - self.confidence) / self.rows.sum())
 
 
-def bin_predictions(prediction: Predictive, bins: int = 15, truth: ArrayLike | None = None) -> Bins:
+def bin_predictions(prediction: Prediction, bins: int = 15, truth: ArrayLike | None = None) -> Bins:
     """What a reliability diagram shows.
 
     Args:
@@ -66,7 +66,7 @@ def bin_predictions(prediction: Predictive, bins: int = 15, truth: ArrayLike | N
     Raises:
         DataError: the prediction has no labels or no classes, or the true probabilities have another shape.
     """
-    if prediction.labels is None or prediction.likelihood.name == "normal" or not len(prediction):
+    if prediction.labels is None or not isinstance(prediction, ClassPrediction) or not len(prediction):
         raise DataError("A reliability diagram needs predicted classes and their labels.")
     probabilities = prediction.probabilities.numpy()
     predicted, labels = probabilities.argmax(1), prediction.labels.numpy()
@@ -90,7 +90,7 @@ def bin_predictions(prediction: Predictive, bins: int = 15, truth: ArrayLike | N
 
 
 def reliability_diagram(
-    predictions: Predictive | Mapping[str, Predictive],
+    predictions: Prediction | Mapping[str, Prediction],
     *,
     bins: int = 15,
     truth: ArrayLike | None = None,
@@ -119,7 +119,7 @@ def reliability_diagram(
     figure = Figure(figsize=(5.2, 6.4), dpi=150, layout="constrained")
     diagram, histogram = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
     binned = {name: bin_predictions(each, bins, truth) for name, each in several.items()}
-    chance = 1 / max(each.likelihood.outputs for each in several.values())
+    chance = 1 / max(each.outputs.shape[-1] for each in several.values())
 
     diagram.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="perfect calibration")
     if len(several) == 1:
@@ -131,7 +131,7 @@ def reliability_diagram(
         if found.truth is not None:
             crosses = colour if len(several) > 1 else "black"
             diagram.scatter(found.confidence, found.truth, marker="x", s=32, color=crosses, zorder=5)
-        _draw_histogram(histogram, several[name], bins, colour, filled=len(several) == 1)
+        _draw_histogram(histogram, cast("ClassPrediction", several[name]), bins, colour, filled=len(several) == 1)
     if truth is not None:
         diagram.scatter([], [], marker="x", s=32, color="black", label="true probability")
     histogram.plot([], [], color=GREY, linestyle=":", linewidth=1.2, label="mean confidence")
@@ -199,7 +199,7 @@ def _draw_accuracy(axes: Axes, found: Bins, colour: str, style: str, label: str)
     )
 
 
-def _draw_histogram(axes: Axes, prediction: Predictive, bins: int, colour: str, filled: bool) -> None:
+def _draw_histogram(axes: Axes, prediction: ClassPrediction, bins: int, colour: str, filled: bool) -> None:
     confidence = prediction.probabilities.max(-1).values.numpy()
     weights = np.full(len(confidence), 1 / len(confidence))
     edges = np.linspace(0, 1, bins + 1).tolist()

@@ -1,85 +1,231 @@
-"""Predictions of a posterior: logits of every weight draw, and what follows from them."""
+"""Predictions of a posterior: outputs of the network under every draw of the weights, and what follows from them."""
 
 from __future__ import annotations
 
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 from bayeslora import files
 from bayeslora.errors import DataError, PosteriorError
-from bayeslora.observations.likelihoods import Likelihood, build_likelihood, to_dict
 from bayeslora.predict import metrics
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from bayeslora.predict.metrics import Metrics
 
-__all__ = ["Predictive"]
+__all__ = ["ClassPrediction", "Prediction", "ValuePrediction"]
 
-FORMAT = "bayeslora predictive 1"
-CHUNK = 2**24  # entries of logits in double precision at once
+FORMAT = "bayeslora prediction 2"
+CHUNK = 2**24  # entries of outputs in double precision at once
 
 
-@dataclass(frozen=True, eq=False)
-class Predictive:
+@dataclass(frozen=True, eq=False, repr=False)
+class Prediction(ABC):
     """The posterior predictive distribution of every row's label, as a mixture over draws of the weights.
 
     Averages are over probabilities, never over logits: the mean of logits knows nothing of their spread. What
     is derived is in double precision and made when first asked for.
 
     Attributes:
-        logits: outputs of the network (draws, examples, outputs), float32 on the CPU; choices that a row
-            lacks have minus infinity.
+        outputs: of the network (draws, examples, outputs), float32 on the CPU.
         labels: true labels (examples,), where they are known.
-        likelihood: what the logits mean.
-        method: how it was made, one of the posterior's `methods`.
-        label_names: names of the classes, where they have some.
-        aleatoric: expected entropy (examples,) in nats, where a formula gives it in place of draws.
+        method: how it was made, one of the posterior's predictors.
 
     Raises:
-        DataError: the shapes do not belong together, or a logit is NaN.
+        DataError: the shapes do not belong together, or an output is NaN.
     """
 
-    logits: Tensor
-    labels: Tensor | None
-    likelihood: Likelihood
+    kind: ClassVar[str]
+
+    outputs: Tensor
+    labels: Tensor | None = None
     method: str = "sample"
-    label_names: tuple[str, ...] = ()
-    aleatoric: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.logits.ndim != 3 or self.logits.shape[-1] != self.likelihood.outputs:
+        if self.outputs.ndim != 3:
             raise DataError(
-                f"Expected logits (draws, examples, {self.likelihood.outputs}) for a {self.likelihood.name}"
-                f" likelihood, found the shape {tuple(self.logits.shape)}."
+                f"Expected outputs (draws, examples, outputs), found the shape {tuple(self.outputs.shape)}."
             )
-        if self.labels is not None and self.labels.shape != self.logits.shape[1:2]:
+        if self.labels is not None and self.labels.shape != self.outputs.shape[1:2]:
             raise DataError(
-                f"Expected {self.logits.shape[1]} labels, one an example, found the shape {tuple(self.labels.shape)}."
+                f"Expected {self.outputs.shape[1]} labels, one an example, found the shape {tuple(self.labels.shape)}."
             )
-        if self.logits.isnan().any():
-            row = int(self.logits.isnan().any(-1).any(0).nonzero()[0])
-            raise DataError(f"The logits of row {row} are NaN: the network or the posterior is not finite.")
+        if self.outputs.isnan().any():
+            row = int(self.outputs.isnan().any(-1).any(0).nonzero()[0])
+            raise DataError(f"The outputs of row {row} are NaN: the network or the posterior is not finite.")
 
     def __len__(self) -> int:
-        return self.logits.shape[1]
+        return self.outputs.shape[1]
+
+    def __repr__(self) -> str:
+        known = "labels known" if self.labels is not None else "no labels"
+        return f"{type(self).__name__}({len(self):,} rows, {self.draws} draws, method={self.method!r}, {known})"
 
     @property
     def draws(self) -> int:
         """Number of weight draws."""
-        return self.logits.shape[0]
+        return self.outputs.shape[0]
+
+    @abstractmethod
+    def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
+        """Distribution of the labels (draws, rows) given outputs (draws, rows, outputs)."""
+
+    @property
+    @abstractmethod
+    def predictions(self) -> Tensor:
+        """The best guess of every label (examples,)."""
+
+    @property
+    @abstractmethod
+    def by_draw(self) -> dict[str, tuple[Tensor, dict[str, tuple[str, ...]]]]:
+        """What is predicted under each draw, by name: values (draws, examples, ...), and names along what follows."""
+
+    @abstractmethod
+    def measured(self, intervals: bool, seed: int) -> dict[str, metrics.Interval]:
+        """Metrics by name, of a prediction whose labels are known."""
+
+    @abstractmethod
+    def to_pandas(self) -> pd.DataFrame:
+        """A table with a row for each example: what is predicted, and how sure it is."""
+
+    @cached_property
+    def log_likelihood(self) -> Tensor:
+        """Log density of each label under each draw (draws, examples).
+
+        Raises:
+            DataError: the labels are not known.
+        """
+        labels = self._known()
+        density = [self.distribution(part.double()).log_prob(labels[rows]) for rows, part in self._chunks()]
+        return torch.cat(density, dim=1)
+
+    @property
+    def log_predictive_density(self) -> Tensor:
+        """Log of the density of each label averaged over draws (examples,); its mean is minus the NLL.
+
+        Raises:
+            DataError: the labels are not known.
+        """
+        return self.log_likelihood.logsumexp(0) - math.log(self.draws)
+
+    def sample(self) -> Tensor:
+        """A label of every row from each draw's distribution (draws, examples), by torch's global generator."""
+        found: Tensor = self.distribution(self.outputs).sample()
+        return found
+
+    def metrics(self, intervals: bool = True, seed: int = 0) -> Metrics:
+        """Metrics over all rows.
+
+        Args:
+            intervals: make 95 % bootstrap intervals over rows as well.
+            seed: of the resamples.
+
+        Returns:
+            Accuracy, NLL, Brier score, ECE and MCC of classes; RMSE, NLL and correlations of real labels.
+
+        Raises:
+            DataError: the labels are not known, or there are no rows.
+        """
+        self._known()
+        return metrics.Metrics(self.measured(intervals, seed), len(self), self.draws, self.method)
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, which describes itself in its metadata, in one step."""
+        from safetensors.torch import save_file
+
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        tensors = {name: value.contiguous() for name, value in values.items() if isinstance(value, Tensor)}
+        plain = {name: value for name, value in values.items() if name not in tensors}
+        metadata = {"format": FORMAT, "kind": self.kind, "fields": json.dumps(plain)}
+        with files.staged(target.parent) as stage:
+            save_file(tensors, stage / target.name, metadata=metadata)
+
+    @staticmethod
+    def load(path: str | Path) -> Prediction:
+        """Read what `save` wrote.
+
+        Raises:
+            PosteriorError: the file does not exist or is no saved prediction.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+        except (OSError, SafetensorError) as error:
+            raise PosteriorError(f"Cannot read a prediction from {path}: {error}") from error
+        if metadata.get("format") != FORMAT or metadata.get("kind") not in KINDS:
+            raise PosteriorError(f"{path} holds no prediction: its format is {metadata.get('format')!r}.")
+        plain: dict[str, Any] = json.loads(metadata["fields"])
+        plain = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
+        return KINDS[metadata["kind"]](**plain | tensors)
+
+    def _chunks(self) -> list[tuple[slice, Tensor]]:
+        """Rows and their outputs, some at a time: all in double precision may not fit."""
+        step = max(1, CHUNK // max(1, self.draws * self.outputs.shape[-1]))
+        starts = range(0, max(1, len(self)), step)
+        return [(slice(start, start + step), self.outputs[:, start : start + step]) for start in starts]
+
+    def _by_rows(self, reduce: Callable[[Tensor], Tensor]) -> Tensor:
+        """Apply a function that removes the dimension of draws to the outputs of some rows at a time."""
+        return torch.cat([reduce(part.double()) for _, part in self._chunks()])
+
+    def _known(self) -> Tensor:
+        if self.labels is None:
+            raise DataError("The rows that were predicted have no labels to compare with.")
+        return self.labels
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ClassPrediction(Prediction):
+    """A prediction of classes, whose outputs are logits: their softmax is the probability of each class.
+
+    Attributes:
+        label_names: names of the classes, where they have some.
+        aleatoric: expected entropy (examples,) in nats, where a formula gives it in place of draws.
+    """
+
+    kind: ClassVar[str] = "classes"
+
+    label_names: tuple[str, ...] = ()
+    aleatoric: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.label_names and len(self.label_names) != self.outputs.shape[-1]:
+            raise DataError(f"Expected names of {self.outputs.shape[-1]} classes, found {len(self.label_names)}.")
+
+    @property
+    def logits(self) -> Tensor:
+        """The outputs (draws, examples, classes); choices that a row lacks have minus infinity."""
+        return self.outputs
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """A name for each class: its number, where it has none."""
+        return self.label_names or tuple(str(number) for number in range(self.outputs.shape[-1]))
+
+    def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
+        """Categorical."""
+        return dist.Categorical(logits=outputs, validate_args=False)
 
     @cached_property
     def log_probabilities(self) -> Tensor:
         """Log of the class probabilities averaged over draws (examples, classes)."""
-        self._need_classes("class probabilities")
         return self._by_rows(lambda logits: logits.log_softmax(-1).logsumexp(0) - math.log(self.draws))
 
     @property
@@ -95,7 +241,6 @@ class Predictive:
     @cached_property
     def expected_entropy(self) -> Tensor:
         """Mean over draws of the entropy at each (examples,), in nats: what more data would not remove."""
-        self._need_classes("entropy")
         if self.aleatoric is not None:
             return self.aleatoric
         return self._by_rows(lambda logits: _entropy(logits.log_softmax(-1)).mean(0))
@@ -108,137 +253,86 @@ class Predictive:
         """
         return (self.entropy - self.expected_entropy).clamp(min=0)
 
+    @property
+    def predictions(self) -> Tensor:
+        """The most probable class (examples,)."""
+        return self.log_probabilities.argmax(-1)
+
+    @property
+    def by_draw(self) -> dict[str, tuple[Tensor, dict[str, tuple[str, ...]]]]:
+        """``probabilities`` (draws, examples, classes)."""
+        return {"probabilities": (self.outputs.softmax(-1), {"class": self.names})}
+
+    def measured(self, intervals: bool, seed: int) -> dict[str, metrics.Interval]:
+        """See `bayeslora.predict.metrics.classification`."""
+        return metrics.classification(self.log_probabilities, self._known(), intervals=intervals, seed=seed)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Columns ``class``, ``p(NAME)`` of every class, ``entropy`` and ``mutual_information`` in nats."""
+        import pandas as pd
+
+        names = self.names
+        columns: dict[str, Any] = {"class": [names[number] for number in self.predictions.tolist()]}
+        columns |= {f"p({name})": column.numpy() for name, column in zip(names, self.probabilities.T, strict=True)}
+        columns |= {"entropy": self.entropy.numpy(), "mutual_information": self.mutual_information.numpy()}
+        return pd.DataFrame(columns)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ValuePrediction(Prediction):
+    """A prediction of real labels, whose one output is the mean of normal noise.
+
+    Attributes:
+        scale: standard deviation of the noise.
+    """
+
+    kind: ClassVar[str] = "values"
+
+    scale: float = 1.0
+
+    def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
+        """Normal around the output."""
+        return dist.Normal(outputs.squeeze(-1), torch.as_tensor(self.scale).to(outputs), validate_args=False)
+
     @cached_property
     def mean(self) -> Tensor:
-        """Predictive mean of a real label (examples,)."""
-        self._need_reals("mean")
-        return self._by_rows(lambda logits: self.likelihood.distribution(logits).mean.mean(0))
+        """Predictive mean (examples,)."""
+        return self._by_rows(lambda outputs: self.distribution(outputs).mean.mean(0))
 
     @cached_property
     def variance(self) -> Tensor:
-        """Predictive variance of a real label (examples,): the noise's plus that of the mean over draws."""
-        self._need_reals("variance")
+        """Predictive variance (examples,): the noise's plus that of the mean over draws."""
 
-        def total(logits: Tensor) -> Tensor:
-            label = self.likelihood.distribution(logits)
-            return label.variance.mean(0) + label.mean.var(0, correction=0)
+        def total(outputs: Tensor) -> Tensor:
+            label = self.distribution(outputs)
+            found: Tensor = label.variance.mean(0) + label.mean.var(0, correction=0)
+            return found
 
         return self._by_rows(total)
 
     @property
     def predictions(self) -> Tensor:
-        """The most probable class, or the predictive mean of a real label (examples,)."""
-        return self.mean if self.likelihood.name == "normal" else self.log_probabilities.argmax(-1)
-
-    @cached_property
-    def log_likelihood(self) -> Tensor:
-        """Log density of each label under each draw (draws, examples).
-
-        Raises:
-            DataError: the labels are not known.
-        """
-        labels = self._labels()
-        density = [
-            self.likelihood.distribution(logits.double()).log_prob(labels[rows]) for rows, logits in self._chunks()
-        ]
-        return torch.cat(density, dim=1)
+        """The predictive mean (examples,)."""
+        return self.mean
 
     @property
-    def log_predictive_density(self) -> Tensor:
-        """Log of the density of each label averaged over draws (examples,); its mean is minus the NLL.
+    def by_draw(self) -> dict[str, tuple[Tensor, dict[str, tuple[str, ...]]]]:
+        """``mean`` (draws, examples)."""
+        return {"mean": (self.outputs[..., 0], {})}
 
-        Raises:
-            DataError: the labels are not known.
-        """
-        return self.log_likelihood.logsumexp(0) - math.log(self.draws)
+    def measured(self, intervals: bool, seed: int) -> dict[str, metrics.Interval]:
+        """See `bayeslora.predict.metrics.regression`."""
+        density = self.log_predictive_density
+        return metrics.regression(self.mean, density, self._known(), intervals=intervals, seed=seed)
 
-    def metrics(self, intervals: bool = True, seed: int = 0) -> Metrics:
-        """Metrics over all rows.
+    def to_pandas(self) -> pd.DataFrame:
+        """Columns ``mean`` and ``deviation``, the standard deviation of a label, in its unit."""
+        import pandas as pd
 
-        Args:
-            intervals: make 95 % bootstrap intervals over rows as well.
-            seed: of the resamples.
+        return pd.DataFrame({"mean": self.mean.numpy(), "deviation": self.variance.sqrt().numpy()})
 
-        Returns:
-            Accuracy, NLL, Brier score, ECE and MCC of classes; RMSE, NLL and correlations of real labels.
 
-        Raises:
-            DataError: the labels are not known, or there are no rows.
-        """
-        labels = self._labels()
-        if self.likelihood.name == "normal":
-            found = metrics.regression(self.mean, self.log_predictive_density, labels, intervals=intervals, seed=seed)
-        else:
-            found = metrics.classification(self.log_probabilities, labels, intervals=intervals, seed=seed)
-        return metrics.Metrics(found, len(self), self.draws, self.method)
-
-    def save(self, path: str | Path) -> None:
-        """Write one safetensors file, which describes itself in its metadata, in one step."""
-        from safetensors.torch import save_file
-
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {"logits": self.logits.contiguous()}
-        for name in ("labels", "aleatoric"):
-            if (value := getattr(self, name)) is not None:
-                tensors[name] = value.contiguous()
-        described = {
-            "likelihood": to_dict(self.likelihood),
-            "method": self.method,
-            "label_names": list(self.label_names),
-        }
-        with files.staged(target.parent) as stage:
-            save_file(tensors, stage / target.name, metadata={"format": FORMAT, "predictive": json.dumps(described)})
-
-    @classmethod
-    def load(cls, path: str | Path) -> Predictive:
-        """Read what `save` wrote.
-
-        Raises:
-            PosteriorError: the file does not exist or is no saved predictive.
-        """
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
-        except (OSError, SafetensorError) as error:
-            raise PosteriorError(f"Cannot read a predictive from {path}: {error}") from error
-        if metadata.get("format") != FORMAT:
-            raise PosteriorError(f"{path} holds no predictive: its format is {metadata.get('format')!r}.")
-        described = json.loads(metadata["predictive"])
-        return cls(
-            tensors["logits"],
-            tensors.get("labels"),
-            build_likelihood(described["likelihood"]),
-            described["method"],
-            tuple(described["label_names"]),
-            tensors.get("aleatoric"),
-        )
-
-    def _chunks(self) -> list[tuple[slice, Tensor]]:
-        """Rows and their logits, some at a time: all in double precision may not fit."""
-        step = max(1, CHUNK // max(1, self.draws * self.logits.shape[-1]))
-        starts = range(0, max(1, len(self)), step)
-        return [(slice(start, start + step), self.logits[:, start : start + step]) for start in starts]
-
-    def _by_rows(self, reduce: Callable[[Tensor], Tensor]) -> Tensor:
-        """Apply a function that removes the dimension of draws to the logits of some rows at a time."""
-        return torch.cat([reduce(logits.double()) for _, logits in self._chunks()])
-
-    def _labels(self) -> Tensor:
-        if self.labels is None:
-            raise DataError("The rows that were predicted have no labels to compare with.")
-        return self.labels
-
-    def _need_classes(self, what: str) -> None:
-        if self.likelihood.name == "normal":
-            raise PosteriorError(f"A prediction of real labels has no {what}: use mean and variance.")
-
-    def _need_reals(self, what: str) -> None:
-        if self.likelihood.name != "normal":
-            raise PosteriorError(f"A prediction of classes has no {what}: use probabilities and entropy.")
+KINDS: dict[str, type[Prediction]] = {each.kind: each for each in (ClassPrediction, ValuePrediction)}
 
 
 def _entropy(log_probabilities: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from bayeslora.inference.laplace.posterior import LaplacePosterior
+from bayeslora.inference.laplace.predictors import linearised, linked
 from bayeslora.inference.laplace.priors import NormalPrior
-from bayeslora.predict.passes import Rows, collator
-from bayeslora.predict.prediction import Predictive
+from bayeslora.passes import rows_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -35,13 +35,13 @@ def best_width(
     Returns:
         The prior, and for each width ``multiple`` and ``heldout_nll``, in nats an example.
     """
-    program = posterior.program
-    means, covariances = posterior.linearised_at(Rows(data, collator(program), batch_size, progress), MULTIPLES)
-    labels = torch.as_tensor(data["labels"][:])
+    rows = rows_of(posterior.program, data, batch_size, progress)
+    means, covariances = linearised(posterior, rows, MULTIPLES)
+    method, _ = posterior.predictor()
     trace = []
     for multiple, covariance in zip(MULTIPLES, covariances, strict=True):
-        logits, _ = posterior.answer(means, covariance, posterior.methods[0], seed=0)
-        density = Predictive(logits, labels, program.likelihood).log_predictive_density
+        outputs, _ = linked(rows.observation, means, covariance, method, 0)
+        density = rows.observation.predicted(outputs, rows.labels).log_predictive_density
         trace.append({"multiple": float(multiple), "heldout_nll": -float(density.mean())})
     best = min(trace, key=lambda row: row["heldout_nll"])["multiple"]
     if best in (trace[0]["multiple"], trace[-1]["multiple"]):

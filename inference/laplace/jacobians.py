@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from bayeslora.errors import AdapterError
-from bayeslora.predict.passes import Rows, undisturbed
+from bayeslora.passes import Rows, undisturbed
 from bayeslora.program import Program
 from bayeslora.weights import Site, Slot
 
@@ -155,6 +155,7 @@ class Tape:
             (site, place, slot) for site in sites for place, slot in enumerate(program.weights.slots(site.name))
         ]
         self._network = program.network
+        self._attended = program.observation.attended
         for site, place, slot in self._places:
             if site.role == "head" and not isinstance(slot.module, nn.Linear):
                 raise AdapterError(
@@ -219,7 +220,7 @@ class Tape:
         Args:
             logits: of the pass that was listened to, (examples, outputs).
             directions: (directions, examples, outputs).
-            batch: its inputs, whose masks say which tokens are padding.
+            batch: of the pass, whose masks say which tokens are padding.
 
         Raises:
             AdapterError: a layer mixes examples, so that its gradient cannot be split between them.
@@ -227,9 +228,10 @@ class Tape:
         calls = [(key, call) for key, heard in self._calls.items() for call in heard]
         outputs = [call.left for _, call in calls]
         # A sequence that begins with padding may leave attention there without a key, and what follows is not finite.
-        finite = "choice_mask" not in batch and bool(batch["attention_mask"][..., 0].all())
+        attended = self._attended(batch)
+        finite = bool(attended[..., 0].all())
         # What entered a layer is the same for every direction.
-        inputs = {key: self._entered(key, heard, batch, len(logits), finite) for key, heard in self._calls.items()}
+        inputs = {key: self._entered(key, heard, attended, finite) for key, heard in self._calls.items()}
         for number, direction in enumerate(directions):
             more = number + 1 < len(directions)
             gradients = torch.autograd.grad(logits, outputs, direction, retain_graph=more, allow_unused=True)
@@ -240,17 +242,16 @@ class Tape:
                 came[key].append(back.reshape(len(logits), -1, back.shape[-1]))
             yield {key: self._product(key, *inputs[key], came[key]) for key in came}
 
-    def _entered(
-        self, key: Layer, calls: list[_Call], batch: Mapping[str, Tensor], examples: int, finite: bool
-    ) -> tuple[Tensor, Tensor, int]:
+    def _entered(self, key: Layer, calls: list[_Call], attended: Tensor, finite: bool) -> tuple[Tensor, Tensor, int]:
         """What entered a layer (examples, tokens, ...); which tokens count; sequences an example."""
+        examples = len(attended)
         if not calls:  # a layer that the network leaves out
             nothing = self._sites[key[0]].initial.new_zeros(examples, 0)
             return nothing.unsqueeze(-1), nothing.bool(), 1
         entered, counted = [], []
         for call in calls:
             rows, tokens = len(call.entered), call.left.shape[1:-1]
-            each = _counted(key, batch, rows, tokens, examples).reshape(examples, -1)
+            each = _counted(key, attended, rows, tokens).reshape(examples, -1)
             if call.entered.is_floating_point():
                 value = call.entered.float().reshape(examples, -1, call.entered.shape[-1])
                 value = value if finite else torch.where(each.unsqueeze(-1), value, 0.0)
@@ -258,8 +259,7 @@ class Tape:
                 value = call.entered.reshape(examples, -1)
             entered.append(value)
             counted.append(each)
-        choices = batch["choice_mask"].shape[1] if "choice_mask" in batch else 1
-        return _joined(entered), _joined(counted), choices * len(calls)
+        return _joined(entered), _joined(counted), attended.shape[1] * len(calls)
 
     def _product(self, key: Layer, entered: Tensor, counted: Tensor, groups: int, came: list[Tensor]) -> Products:
         site = self._sites[key[0]]
@@ -294,7 +294,7 @@ def jacobians(
     with undisturbed(program):
         for batch, index in chain.from_iterable(starmap(_pieces, rows.batches(program.device))):
             with torch.enable_grad(), tape:
-                logits = program.logits(weights, batch)
+                logits = program.outputs(weights, batch)
                 directions = torch.eye(logits.shape[1]).to(logits).unsqueeze(1).expand(-1, *logits.shape)
                 each = [
                     {key: product.matrices() for key, product in products.items()}
@@ -323,11 +323,9 @@ def _awake(output: Tensor) -> Tensor:
     return output if output.requires_grad else output.requires_grad_()
 
 
-def _counted(key: Layer, batch: Mapping[str, Tensor], rows: int, tokens: torch.Size, examples: int) -> Tensor:
+def _counted(key: Layer, attended: Tensor, rows: int, tokens: torch.Size) -> Tensor:
     """Whether each token of each row of a layer is one of the text, (rows, tokens); a pooled row is one token."""
-    mask = batch["attention_mask"].bool()
-    if "choice_mask" in batch:
-        mask = (mask & batch["choice_mask"].unsqueeze(-1)).flatten(0, 1)
+    examples, mask = len(attended), attended.flatten(0, 1)
     if len(tokens) == 1 and mask.shape == (rows, tokens[0]):
         return mask
     if not tokens and rows == mask.numel():

@@ -27,7 +27,8 @@ from bayeslora.inference.laplace.tuning import tuned_hyper, tuned_scales, tuned_
 from bayeslora.inference.training.process import available, peak, reset_peak
 from bayeslora.inference.training.trainer import TrainingSettings
 from bayeslora.inference.variational.point import point_estimate
-from bayeslora.predict.passes import Rows, collator, undisturbed
+from bayeslora.observations import Curved
+from bayeslora.passes import rows_of, undisturbed
 from bayeslora.program import Program
 from bayeslora.rng import isolated
 from bayeslora.weights import Site
@@ -147,11 +148,7 @@ class Laplace(TrainingSettings):
 
     def _check(self, program: Program, sites: Sequence[Site], curvature: Curvature, rows: int, run: Run) -> None:
         """Refuse what cannot work before the time of training and of a pass is spent."""
-        likelihood = program.likelihood
-        if not hasattr(likelihood, "curvature_root"):
-            raise PosteriorError(
-                f"The likelihood '{likelihood.name}' has no curvature_root, which Laplace's approximation needs."
-            )
+        _curved(program)
         latents = program.model.initial(program.sites)
         normal_prior(program, sites, latents)
         if self.scales == "hyper" and not HyperPrior(program, sites, latents).shapes_weights:
@@ -173,11 +170,11 @@ class Laplace(TrainingSettings):
 
     def _probe(self, program: Program, tape: Tape, data: Dataset) -> None:
         """Take the gradients of two rows, so that a layer which cannot be split by examples is named at once."""
-        rows = Rows(data.select(range(min(2, len(data)))), collator(program), 2, False)
+        rows = rows_of(program, data.select(range(min(2, len(data)))), 2)
         with undisturbed(program), torch.enable_grad():
             for batch, _ in rows.batches(program.device):
                 with tape:
-                    logits = program.logits({site.name: site.initial for site in program.sites}, batch)
+                    logits = program.outputs({site.name: site.initial for site in program.sites}, batch)
                     for _ in tape.products(logits, torch.ones_like(logits).unsqueeze(0), batch):
                         pass
 
@@ -214,17 +211,16 @@ class Laplace(TrainingSettings):
         evidence: LinearEvidence,
     ) -> float:
         """One pass over the data: add to curvature and evidence; the tempered log-likelihood at the mode."""
-        rows = Rows(data, collator(program), self.batch_size, run.progress)
-        labels = torch.as_tensor(data["labels"][:])
+        rows = rows_of(program, data, self.batch_size, run.progress)
         total = 0.0
         cast = torch.autocast(program.device.type, dtype=torch.bfloat16, enabled=self.bf16)
         with undisturbed(program), isolated(run.seed, program.device), torch.enable_grad():
             for batch, index in rows.batches(program.device, "curvature"):
                 with tape:
                     with cast:
-                        logits = program.logits(weights, batch)
-                    at, known = logits.detach().double(), labels[index].to(logits.device)
-                    values = program.likelihood.distribution(at).log_prob(known) / self.temperature
+                        logits = program.outputs(weights, batch)
+                    at, known = logits.detach().double(), batch["labels"]
+                    values = program.observation.log_prob(at, known) / self.temperature
                     roots = self._directions(program, at, known) / math.sqrt(self.temperature)
                     shifts = self._shifts(program, at, known, roots)
                     products = tape.products(logits, roots.to(logits), batch)
@@ -235,26 +231,30 @@ class Laplace(TrainingSettings):
 
     def _vectors(self, program: Program) -> int:
         """How many vectors `_directions` gives for each row."""
-        likelihood = program.likelihood
-        return len(likelihood.curvature_root(torch.zeros(1, likelihood.outputs))) if self.fisher == "exact" else 1
+        observation = _curved(program)
+        return (
+            len(observation.curvature_root(torch.zeros(1, program.observation.outputs)))
+            if self.fisher == "exact"
+            else 1
+        )
 
     def _directions(self, program: Program, logits: Tensor, labels: Tensor) -> Tensor:
         """Vectors (vectors, examples, outputs) whose squares add up to the Fisher information of the logits."""
-        likelihood = program.likelihood
+        observation = _curved(program)
         if self.fisher == "exact":
-            return likelihood.curvature_root(logits)
+            return observation.curvature_root(logits)
         if self.fisher == "mc":
-            labels = likelihood.distribution(logits).sample()
-        return likelihood.score(logits, labels).unsqueeze(0)
+            labels = program.observation.distribution(logits).sample()
+        return observation.score(logits, labels).unsqueeze(0)
 
     def _shifts(self, program: Program, logits: Tensor, labels: Tensor, roots: Tensor) -> Tensor:
         """The `offsets` of the evidence."""
-        likelihood = program.likelihood
-        score = likelihood.score(logits, labels) / self.temperature
+        observation = _curved(program)
+        score = observation.score(logits, labels) / self.temperature
         check_finite({"the logits": score})
         drawn = self.fisher == "mc"
-        metric = likelihood.curvature_root(logits) / math.sqrt(self.temperature) if drawn else roots
-        return offsets(roots, metric, score, likelihood.gain(logits, labels) / self.temperature)
+        metric = observation.curvature_root(logits) / math.sqrt(self.temperature) if drawn else roots
+        return offsets(roots, metric, score, observation.gain(logits, labels) / self.temperature)
 
     def _tuned(
         self, posterior: LaplacePosterior, linear: LinearEvidence, run: Run
@@ -281,3 +281,17 @@ def _is_fresh(program: Program) -> bool:
     """Whether no layer's LoRA product changed the network that the program was made with: A or B was zero in each."""
     zero = {site.name: ~site.initial.flatten(1).any(1) for site in program.sites if site.role != "head"}
     return all(bool((zero[name] | zero[f"{name[:-2]}.B"]).all()) for name in zero if name.endswith(".A"))
+
+
+def _curved(program: Program) -> Curved:
+    """The program's observation, which says how its log-likelihood curves.
+
+    Raises:
+        PosteriorError: it does not.
+    """
+    if not isinstance(program.observation, Curved):
+        raise PosteriorError(
+            f"The observation '{program.observation.name}' does not say how its log-likelihood curves, which Laplace's "
+            "approximation needs: make it a bayeslora.observations.Curved, or choose another backend."
+        )
+    return program.observation

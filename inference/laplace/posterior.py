@@ -9,23 +9,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bayeslora.errors import PosteriorError
-from bayeslora.inference.laplace import links
 from bayeslora.inference.laplace.curvature import Curvature
 from bayeslora.inference.laplace.evidence import ModeEvidence
 from bayeslora.inference.laplace.forms import make_curvature
-from bayeslora.inference.laplace.gaussian import Basis, covariances, draw, log_det, quadratic
-from bayeslora.inference.laplace.jacobians import Layer, as_matrices, as_value, jacobians, matrices_of
+from bayeslora.inference.laplace.gaussian import Basis, draw, log_det, quadratic
+from bayeslora.inference.laplace.jacobians import Layer, as_matrices, as_value, matrices_of
+from bayeslora.inference.laplace.predictors import LinearDraws, Linearised
 from bayeslora.inference.laplace.priors import NormalPrior
 from bayeslora.posterior import Posterior, Record
-from bayeslora.predict.passes import Rows
+from bayeslora.predictors import Draws, Mean, Predictor
 from bayeslora.program import Program
-from bayeslora.rng import seeded
 
 __all__ = ["LaplacePosterior"]
-
-#: Logits drawn for each row by the links that draw: no pass of the network, and so not what `draws` counts.
-LOGIT_DRAWS = 1000
 
 
 class LaplacePosterior(Posterior):
@@ -47,8 +42,12 @@ class LaplacePosterior(Posterior):
     """
 
     kind: ClassVar[str] = "laplace"
-    methods: tuple[str, ...] = ("mc-joint", "mc-indep", "probit", "bridge", "linear", "sample", "mean")
-    by_draws: tuple[str, ...] = ("linear", "sample")
+    predictors: Mapping[str, Predictor] = {
+        **{link: Linearised(link) for link in ("mc-joint", "mc-indep", "probit", "bridge")},
+        "linear": LinearDraws(),
+        "sample": Draws(),
+        "mean": Mean(),
+    }
 
     def __init__(
         self,
@@ -84,7 +83,7 @@ class LaplacePosterior(Posterior):
 
     def draw(self) -> dict[str, Tensor]:
         """One draw of every latent site: the Gaussian's, and the mode of the others."""
-        matrices = {key: self._mode(key) + shift for key, shift in self._shift().items()}
+        matrices = {key: self._mode(key) + shift for key, shift in self.shift().items()}
         latents = self.latents | self._values(matrices)
         return latents | self.program.weights_at(latents)
 
@@ -147,69 +146,7 @@ class LaplacePosterior(Posterior):
         rows = int(parts["data"]["evidence_rows"])
         return cls(program, record, parts["mode"], prior, curvature, log_likelihood, log_evidence, rows)
 
-    def linearised(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """The network that is linear in the weights around the mode: logits' means and covariances.
-
-        Returns:
-            Means (examples, classes) and covariances (examples, classes, classes), double precision, on the CPU.
-        """
-        means, found = self.linearised_at(rows, torch.ones(1))
-        return means, found[0]
-
-    def linearised_at(self, rows: Rows, multiples: Tensor) -> tuple[Tensor, Tensor]:
-        """The same under priors of which each is one of ``multiples`` (multiples,) times as wide, in one pass.
-
-        Returns:
-            Means (examples, classes) and covariances (multiples, examples, classes, classes).
-        """
-        order, means, found = [], [], []
-        for index, logits, gradients in jacobians(self.program, self.sites, self.mean(), rows):
-            order.append(index)
-            means.append(logits.double().cpu())
-            found.append(covariances(self.basis, gradients, self.prior.roots, multiples).cpu())
-        places = torch.cat(order).argsort()
-        return torch.cat(means)[places], torch.cat(found, dim=1)[:, places]
-
-    def answer(self, means: Tensor, covariance: Tensor, method: str, seed: int) -> tuple[Tensor, Tensor | None]:
-        """What a link makes of a Gaussian over logits: logits (draws, examples, classes), and expected entropies.
-
-        Raises:
-            PosteriorError: the link is one to class probabilities, and the labels are real.
-        """
-        real = self.program.likelihood.name == "normal"
-        if method in ("probit", "bridge") and real:
-            raise PosteriorError(f"The link '{method}' is one to class probabilities; for real labels use 'mc-joint'.")
-        if method == "bridge":
-            concentration = links.bridge(means, covariance)
-            shares = concentration / concentration.sum(-1, keepdim=True)
-            return shares.log().float().unsqueeze(0), links.dirichlet_entropy(concentration)
-        joint = method != "mc-indep"
-        if real:
-            return links.draws(means, covariance, joint, LOGIT_DRAWS, seed).float(), None
-        logs, aleatoric = links.averaged(means, covariance, joint, LOGIT_DRAWS, seed)
-        logits = links.probit(means, covariance) if method == "probit" else logs
-        return logits.float().unsqueeze(0), aleatoric
-
-    def outputs(self, rows: Rows, method: str, draws: int, seed: int) -> tuple[Tensor, Tensor | None]:
-        """Logits (draws, examples, classes) by one of `methods`; the expected entropy, where a link gives it."""
-        if method in links.LINKS:
-            return self.answer(*self.linearised(rows), method, seed)
-        if method == "linear":
-            return self._linear(rows, draws, seed), None
-        return super().outputs(rows, method, draws, seed)
-
-    def _linear(self, rows: Rows, draws: int, seed: int) -> Tensor:
-        """Logits (draws, examples, classes) of the linear network, each draw of the weights for all examples."""
-        shifts = [self._shift() for _ in seeded(draws, seed, self.program.device)]
-        stacked = {key: torch.stack([shift[key] for shift in shifts]) for key in shifts[0]}
-        order, found = [], []
-        for index, logits, gradients in jacobians(self.program, self.sites, self.mean(), rows):
-            changes = [torch.einsum("noab,sab->sno", each, stacked[key]) for key, each in gradients.items()]
-            order.append(index)
-            found.append((logits + torch.stack(changes).sum(0)).cpu())
-        return torch.cat(found, dim=1)[:, torch.cat(order).argsort()]
-
-    def _shift(self) -> dict[Layer, Tensor]:
+    def shift(self) -> dict[Layer, Tensor]:
         """One draw of the matrices, less the mode."""
         noise = {key: torch.randn_like(self._mode(key)) for key in self.curvature.layers}
         return {key: value @ self._root(key).mT.to(value) for key, value in draw(self.basis, noise).items()}

@@ -14,7 +14,7 @@ from bayeslora.errors import SettingError
 from bayeslora.inference.base import Run
 from bayeslora.inference.mcmc.posterior import EmpiricalPosterior
 from bayeslora.inference.training.process import peak, reset_peak
-from bayeslora.predict.passes import undisturbed
+from bayeslora.passes import undisturbed
 from bayeslora.program import Program
 from bayeslora.rng import isolated
 

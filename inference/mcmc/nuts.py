@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
 from pyro.infer import mcmc
 from pyro.infer.autoguide.initialization import init_to_sample
 from torch import Tensor
 
 from bayeslora.errors import SettingError
 from bayeslora.inference.mcmc.chains import ChainSettings
-from bayeslora.predict.passes import Rows, collator
+from bayeslora.passes import rows_of
 from bayeslora.program import Program
 from bayeslora.progress import bar
 
@@ -57,8 +56,7 @@ class NUTS(ChainSettings):
 
     def chain(self, program: Program, data: Dataset, progress: bool) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Run one chain; its acceptance rate, divergent transitions and step size come with it."""
-        batch, index = next(iter(Rows(data, collator(program), len(data), False).batches(program.device)))
-        batch["labels"] = torch.as_tensor(data["labels"][:])[index].to(program.device)
+        batch, _ = next(rows_of(program, data, len(data)).batches(program.device))
         kernel = mcmc.NUTS(
             lambda: program(batch, len(data)),
             target_accept_prob=self.target_accept,

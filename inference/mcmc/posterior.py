@@ -24,11 +24,17 @@ class EmpiricalPosterior(Posterior):
         chain: values (draws, ...) of every latent site, in the order in which they were drawn.
     """
 
-    kind: ClassVar[str] = "drawn"
+    kind: ClassVar[str] = "empirical"
+    markov: ClassVar[bool] = True
 
     def __init__(self, program: Program, record: Record, chain: Mapping[str, Tensor]) -> None:
         super().__init__(program, record)
         self.chain = dict(chain)
+
+    @property
+    def most_draws(self) -> int:
+        """As many as were kept."""
+        return len(self)
 
     def __len__(self) -> int:
         return len(next(iter(self.chain.values())))

@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader
 from bayeslora.errors import SettingError, TrainingError
 from bayeslora.inference.mcmc.chains import ChainSettings
 from bayeslora.inference.mcmc.unconstrained import Unconstrained
-from bayeslora.predict.passes import collator
 from bayeslora.program import Program
 from bayeslora.progress import bar
 
@@ -101,7 +100,8 @@ class SGLD(ChainSettings):
 
 def _endless(program: Program, data: Dataset, batch_size: int) -> Iterator[dict[str, Tensor]]:
     """Batches of rows in random order, again and again."""
-    loader = DataLoader(data, min(batch_size, len(data)), shuffle=True, drop_last=True, collate_fn=collator(program))
+    collate = program.observation.collator(program.padding)
+    loader = DataLoader(data, min(batch_size, len(data)), shuffle=True, drop_last=True, collate_fn=collate)
     while True:
         for batch in loader:
             yield {name: value.to(program.device) for name, value in batch.items()}

@@ -29,7 +29,6 @@ from bayeslora.inference.folders import CHECKPOINTS, last_checkpoint, seconds_be
 from bayeslora.inference.training.order import Order
 from bayeslora.inference.training.process import interrupts, peak, reset_peak, restored_generators, restored_network
 from bayeslora.inference.variational.elbo import NegativeELBO
-from bayeslora.predict.passes import collator
 from bayeslora.progress import bar
 from bayeslora.rng import isolated
 
@@ -160,7 +159,7 @@ def train(
             model=loss,
             args=arguments,
             train_dataset=data,
-            data_collator=collator(loss.program),
+            data_collator=loss.program.observation.collator(loss.program.padding),
             optimizers=(torch.optim.AdamW(groups, lr=settings.learning_rate), None),
             callbacks=[steps],
         )

@@ -29,7 +29,7 @@ __all__ = ["VariationalPosterior", "optimise"]
 class VariationalPosterior(Posterior):
     """The distribution that a guide has become."""
 
-    kind: ClassVar[str] = "guide"
+    kind: ClassVar[str] = "variational"
 
     def __init__(self, program: Program, record: Record, guide: Guide) -> None:
         super().__init__(program, record)

@@ -17,7 +17,7 @@ from bayeslora.app.config import RunConfig
 from bayeslora.errors import SettingError
 from bayeslora.predict import metrics
 from bayeslora.predict.metrics import Interval, Metrics
-from bayeslora.predict.prediction import Predictive
+from bayeslora.predict.prediction import ClassPrediction
 
 CONFIG = RunConfig(
     base="demo",
@@ -81,7 +81,7 @@ def test_every_arm_is_run_with_every_seed(finished: tuple[Path, Comparison]) -> 
 
 def test_metrics_are_those_of_the_saved_predictions(finished: tuple[Path, Comparison]) -> None:
     folder, found = finished
-    prediction = Predictive.load(folder / "svi-cold-seed3" / "predictive.safetensors")
+    prediction = ClassPrediction.load(folder / "svi-cold-seed3" / "predictive.safetensors")
     assert prediction.draws == 2 and len(prediction) == 60
     expected = prediction.metrics(intervals=False)
     outcome = found.outcomes["svi-cold"][1]
@@ -95,7 +95,7 @@ def test_the_distance_from_the_truth_is_that_of_the_rows(finished: tuple[Path, C
 
     folder, found = finished
     split = runs.task_of(replace(CONFIG, seed=3)).split("heldout")
-    prediction = Predictive.load(folder / "map-seed3" / "predictive.safetensors")
+    prediction = ClassPrediction.load(folder / "map-seed3" / "predictive.safetensors")
     truth = np.asarray(split.dataset["probabilities"])
     expected = metrics.against_truth(prediction.log_probabilities, truth, intervals=False)
     assert found.outcomes["map"][1].metrics["kl"].value == pytest.approx(expected["kl"].value)
@@ -158,11 +158,11 @@ def test_a_stopped_comparison_goes_on(
         (folder / name / "metrics.json").unlink()
     for name in ("posterior.json", "adapter_config.json"):
         (folder / "svi-cold-seed3" / name).unlink()
-    original = Predictive.save
-    monkeypatch.setattr(Predictive, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    original = ClassPrediction.save
+    monkeypatch.setattr(ClassPrediction, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         run(folder)
-    monkeypatch.setattr(Predictive, "save", original)
+    monkeypatch.setattr(ClassPrediction, "save", original)
     found = run(folder)
     assert fits == ["svi-cold-seed3"]
     for arm in ARMS:

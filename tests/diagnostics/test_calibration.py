@@ -5,13 +5,12 @@ import torch
 
 from bayeslora.diagnostics import auroc, by_class, risk_coverage
 from bayeslora.errors import DataError
-from bayeslora.observations.likelihoods import Categorical, Normal
-from bayeslora.predict.prediction import Predictive
+from bayeslora.predict.prediction import ClassPrediction, ValuePrediction
 
 
-def prediction(probabilities: list[list[float]], labels: list[int]) -> Predictive:
+def prediction(probabilities: list[list[float]], labels: list[int]) -> ClassPrediction:
     logits = torch.tensor(probabilities).log().unsqueeze(0)
-    return Predictive(logits, torch.tensor(labels), Categorical(logits.shape[-1]), label_names=("a", "b"))
+    return ClassPrediction(logits, torch.tensor(labels), label_names=("a", "b"))
 
 
 def test_risk_is_over_the_surest_rows() -> None:
@@ -47,6 +46,6 @@ def test_auroc_counts_pairs_and_half_of_ties() -> None:
 
 def test_labels_are_needed() -> None:
     with pytest.raises(DataError, match="needs predicted classes and their labels"):
-        risk_coverage(Predictive(torch.zeros(1, 3, 1), torch.zeros(3), Normal()))
+        risk_coverage(ValuePrediction(torch.zeros(1, 3, 1), torch.zeros(3)))
     with pytest.raises(DataError, match="needs predicted classes and their labels"):
-        by_class(Predictive(torch.zeros(1, 3, 2), None, Categorical(2)))
+        by_class(ClassPrediction(torch.zeros(1, 3, 2), None))

@@ -10,6 +10,7 @@ import torch
 from scenarios import lora_regression, tiny_program, tiny_rows
 
 from bayeslora.diagnostics import read, write
+from bayeslora.diagnostics.loo import loo
 from bayeslora.diagnostics.summaries import summarise
 from bayeslora.errors import PosteriorError
 from bayeslora.inference import fit
@@ -62,7 +63,8 @@ def test_likelihoods_are_those_of_the_prediction(backend: str) -> None:
     posterior = fitted(backend)
     found = posterior.to_inference_data(ROWS, draws=4, prior_draws=0, seed=3, batch_size=5, progress=False)
     assert "prior" not in groups(found)
-    prediction = posterior.predict(ROWS, draws=4, method=posterior.by_draws[0], seed=3, progress=False)
+    method = next(name for name, each in posterior.predictors.items() if each.by_draws)
+    prediction = posterior.predict(ROWS, draws=4, method=method, seed=3, progress=False)
     values = found["log_likelihood"]["y"].values[0]
     np.testing.assert_allclose(values, prediction.log_likelihood, rtol=0, atol=1e-5)
     np.testing.assert_allclose(
@@ -193,8 +195,19 @@ def test_mistakes_are_told() -> None:
     posterior = fitted("svi")
     with pytest.raises(PosteriorError, match=r"Unknown site 'linear_16x16.a'.*linear_16x16.A"):
         posterior.to_inference_data(ROWS, sites=["linear_16x16.a"], progress=False)
-    with pytest.raises(PosteriorError, match="by draws 'mean'"):
-        posterior.to_inference_data(ROWS, method="mean", progress=False)
+    with pytest.raises(PosteriorError, match="Unknown method of prediction 'men'. Did you mean 'mean'"):
+        posterior.to_inference_data(ROWS, method="men", progress=False)
+
+
+def test_a_method_without_draws_of_the_weights_gives_the_rest() -> None:
+    posterior = fitted("laplace")
+    found = posterior.to_inference_data(ROWS, method="probit", progress=False)
+    assert not {"posterior", "log_prior"} & set(groups(found)) and "elbo" not in found["sample_stats"]
+    assert found.attrs["draws_are"] == "passes of the network"
+    values = posterior.predict(ROWS, method="probit", progress=False).log_likelihood
+    np.testing.assert_array_equal(found["log_likelihood"]["y"].values[0], values)
+    with pytest.raises(PosteriorError, match="Leave-one-out needs at least"):
+        loo(found)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of few draws, and of labels that are discrete

@@ -76,7 +76,7 @@ def test_a_loaded_posterior_is_the_saved_one(base: Path, tmp_path: Path, case: s
     assert loaded.record == posterior.record
     assert loaded.record.task == task
     assert loaded.program.model == model
-    assert loaded.program.likelihood == posterior.program.likelihood
+    assert loaded.program.observation == posterior.program.observation
     assert_same_predictions(posterior, loaded)
     for one, two in zip(posterior.program.sites, loaded.program.sites, strict=True):
         assert (one.name, one.layers) == (two.name, two.layers)
@@ -128,8 +128,8 @@ def test_a_missing_posterior_is_named(tmp_path: Path) -> None:
 
 
 def test_an_unknown_format_and_an_unknown_kind_are_refused(copy: Path) -> None:
-    rewrite(copy, lambda described: described.update(kind="guid"))
-    with pytest.raises(PosteriorError, match="Unknown kind of posterior 'guid'. Did you mean 'guide'"):
+    rewrite(copy, lambda described: described.update(kind="laplac"))
+    with pytest.raises(PosteriorError, match="Unknown kind of posterior 'laplac'. Did you mean 'laplace'"):
         load(copy)
     rewrite(copy, lambda described: described.update(format=99))
     with pytest.raises(PosteriorError, match="has format 99; this version of bayeslora reads format 1"):

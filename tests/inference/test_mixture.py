@@ -65,7 +65,7 @@ def test_predictions_average_the_probabilities_of_the_members() -> None:
 
 def test_a_link_is_averaged_too() -> None:
     posterior = fit(program(), ROWS, "laplace", chains=2, epochs=1, progress=False)
-    assert isinstance(posterior, MixturePosterior) and posterior.methods[0] == "mc-joint"
+    assert isinstance(posterior, MixturePosterior) and posterior.predictor()[0] == "mc-joint"
     members = [member.predict(ROWS, progress=False, seed=place) for place, member in enumerate(posterior.members)]
     found = posterior.predict(ROWS, progress=False)
     torch.testing.assert_close(found.probabilities, torch.stack([each.probabilities for each in members]).mean(0))

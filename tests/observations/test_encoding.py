@@ -12,7 +12,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from bayeslora.errors import DataError, SettingError
-from bayeslora.observations.encoding import Collator, Encoder, batches, encode
+from bayeslora.observations import Classes, Collator, Encoder, Padding, batches, encode, of_task
+from bayeslora.observations.choices import ChoiceCollator
 from bayeslora.tasks import Split, Task, TaskSpec, build_task
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "q", *"abcdefgh"]
@@ -49,12 +50,20 @@ def quiz() -> Task:
     return build_task(QUIZ, {"train": rows})
 
 
+def tokens(encoder: Encoder, data: Any) -> Dataset:
+    return encode(data, of_task(encoder.spec), encoder)
+
+
+def collator(encoder: Encoder) -> Collator:
+    return of_task(encoder.spec).collator(encoder.padding)
+
+
 def words(ids: Any) -> str:
     return " ".join(WORDS[number] for number in ids)
 
 
 def test_encoded_rows(tokenizer: PreTrainedTokenizerFast) -> None:
-    encoded = Encoder(tokenizer, SENTENCES).encode(sentences([1, 3]))
+    encoded = tokens(Encoder(tokenizer, SENTENCES), sentences([1, 3]))
     assert [words(row) for row in encoded["input_ids"]] == ["[CLS] a [SEP]", "[CLS] a a a [SEP]"]
     assert (encoded["labels"][:], encoded["index"][:], encoded["length"][:]) == ([0, 1], [0, 1], [3, 5])
     assert "text" not in encoded.column_names
@@ -63,7 +72,7 @@ def test_encoded_rows(tokenizer: PreTrainedTokenizerFast) -> None:
 def test_a_pair_of_texts(tokenizer: PreTrainedTokenizerFast) -> None:
     spec = TaskSpec("pairs", text=("one", "two"), labels=("no", "yes"))
     split = build_task(spec, {"train": [{"one": "a b", "two": "c", "label": 1}]}).train
-    row = Encoder(tokenizer, spec).encode(split)[0]
+    row = tokens(Encoder(tokenizer, spec), split)[0]
     assert words(row["input_ids"]) == "[CLS] a b [SEP] c [SEP]"
     assert row["token_type_ids"] == [0, 0, 0, 0, 1, 1]
 
@@ -76,7 +85,7 @@ def test_a_tokenizer_that_does_not_part_a_pair_gets_a_new_line() -> None:
 
 def test_more_rows_than_are_encoded_at_once(tokenizer: PreTrainedTokenizerFast) -> None:
     lengths = [1 + row % 5 for row in range(2345)]
-    encoded = Encoder(tokenizer, SENTENCES).encode(sentences(lengths))
+    encoded = tokens(Encoder(tokenizer, SENTENCES), sentences(lengths))
     assert [length - 2 for length in encoded["length"]] == lengths
     assert encoded["index"][:] == list(range(2345))
 
@@ -88,13 +97,13 @@ def test_more_rows_than_are_encoded_at_once(tokenizer: PreTrainedTokenizerFast) 
 def test_long_texts_are_cut(max_length: int, model_limit: int, limit: int | None, expected: int) -> None:
     short = make_tokenizer(pad_token="[PAD]", model_max_length=model_limit)
     encoder = Encoder(short, SENTENCES, max_length=max_length, limit=limit)
-    encoded = encoder.encode(sentences([300]))
+    encoded = tokens(encoder, sentences([300]))
     assert encoded["length"][:] == [expected]
     assert encoded["input_ids"][0][-1] == WORDS.index("[SEP]")
 
 
 def test_choices_of_a_row_are_pairs_with_the_question(tokenizer: PreTrainedTokenizerFast) -> None:
-    encoded = Encoder(tokenizer, QUIZ).encode(quiz().train)
+    encoded = tokens(Encoder(tokenizer, QUIZ), quiz().train)
     assert [words(choice) for choice in encoded["input_ids"][0]] == [
         "[CLS] q a [SEP] b [SEP]",
         "[CLS] q a [SEP] c d e [SEP]",
@@ -106,7 +115,7 @@ def test_choices_of_a_row_are_pairs_with_the_question(tokenizer: PreTrainedToken
 
 def test_a_multiple_choice_batch_marks_the_choices_that_exist(tokenizer: PreTrainedTokenizerFast) -> None:
     encoder = Encoder(tokenizer, QUIZ)
-    (batch,) = batches(encoder.encode(quiz().train), encoder.collator(), 2)
+    (batch,) = batches(tokens(encoder, quiz().train), collator(encoder), 2)
     assert batch["input_ids"].shape == batch["attention_mask"].shape == (2, 3, 8)
     assert batch["choice_mask"].dtype == torch.bool
     assert batch["choice_mask"].tolist() == [[True, True, True], [True, True, False]]
@@ -116,14 +125,14 @@ def test_a_multiple_choice_batch_marks_the_choices_that_exist(tokenizer: PreTrai
 
 def test_every_multiple_choice_batch_is_as_wide_as_the_task(tokenizer: PreTrainedTokenizerFast) -> None:
     encoder = Encoder(tokenizer, QUIZ)
-    widths = {batch["input_ids"].shape[1] for batch in batches(encoder.encode(quiz().train), encoder.collator(), 1)}
+    widths = {batch["input_ids"].shape[1] for batch in batches(tokens(encoder, quiz().train), collator(encoder), 1)}
     assert widths == {QUIZ.max_choices} == {3}
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_padding(side: Any) -> None:
-    collator = Collator(pad={"input_ids": 9, "attention_mask": 0}, side=side, multiple_of=4)
-    batch = collator([{"input_ids": [1, 2, 3, 4, 5], "labels": 1}, {"input_ids": [6], "labels": 0}])
+    collate = Collator(Padding({"input_ids": 9, "attention_mask": 0}, side), multiple_of=4)
+    batch = collate([{"input_ids": [1, 2, 3, 4, 5], "labels": 1}, {"input_ids": [6], "labels": 0}])
     last = [6] + [9] * 7 if side == "right" else [9] * 7 + [6]
     assert batch["input_ids"][1].tolist() == last
     assert batch["attention_mask"].sum(-1).tolist() == [5, 1]
@@ -145,7 +154,7 @@ def test_batches_hold_every_row_once_whatever_their_size(tokenizer: PreTrainedTo
     encoder = Encoder(tokenizer, SENTENCES)
     found, labels = torch.zeros(10, dtype=torch.int64), torch.zeros(10, dtype=torch.int64)
     longest = []
-    for batch in batches(encoder.encode(split), encoder.collator(), batch_size):
+    for batch in batches(tokens(encoder, split), collator(encoder), batch_size):
         found[batch["index"]] += batch["attention_mask"].sum(-1)
         labels[batch["index"]] = batch["labels"]
         longest.append(batch["input_ids"].shape[1])
@@ -157,36 +166,36 @@ def test_batches_hold_every_row_once_whatever_their_size(tokenizer: PreTrainedTo
 def test_rows_without_labels(tokenizer: PreTrainedTokenizerFast) -> None:
     split = Split(Dataset.from_dict({"text": ["a", "b"]}), SENTENCES)
     encoder = Encoder(tokenizer, SENTENCES)
-    (batch,) = batches(encoder.encode(split), encoder.collator(), 2)
+    (batch,) = batches(tokens(encoder, split), collator(encoder), 2)
     assert "labels" not in batch
 
 
 def test_a_users_own_tokenised_rows_pass_through() -> None:
     own = Dataset.from_dict({"input_ids": [[5, 6], [7]], "label": [1, 0], "note": ["x", "y"]})
-    encoded = encode(own)
+    encoded = encode(own, Classes(2))
     assert (encoded["input_ids"][:], encoded["labels"][:]) == ([[5, 6], [7]], [1, 0])
     assert (encoded["index"][:], encoded["length"][:]) == ([0, 1], [2, 1])
-    (batch,) = batches(own, Collator(), 2)
+    (batch,) = batches(encoded, Collator(), 2)
     assert batch["attention_mask"].tolist() == [[1, 1], [1, 0]]
     assert set(batch) == {"input_ids", "attention_mask", "labels", "index"}
 
 
 def test_rows_of_a_subset_are_numbered_anew(tokenizer: PreTrainedTokenizerFast) -> None:
     encoder = Encoder(tokenizer, SENTENCES)
-    subset = encoder.encode(sentences([1, 2, 3, 4])).select([3, 1])
-    (batch,) = batches(subset, encoder.collator(), 4)
+    subset = tokens(encoder, sentences([1, 2, 3, 4])).select([3, 1])
+    (batch,) = batches(subset, collator(encoder), 4)
     assert batch["index"].tolist() == [0, 1]
     assert batch["attention_mask"].sum(-1).tolist() == [6, 4]
 
 
 def test_rows_of_the_tasks_own_columns_are_encoded(tokenizer: PreTrainedTokenizerFast) -> None:
-    encoded = Encoder(tokenizer, SENTENCES).encode(Dataset.from_dict({"text": ["a b"], "label": ["yes"]}))
+    encoded = tokens(Encoder(tokenizer, SENTENCES), Dataset.from_dict({"text": ["a b"], "label": ["yes"]}))
     assert words(encoded["input_ids"][0]) == "[CLS] a b [SEP]"
     assert encoded["labels"][:] == [1]
 
 
 def test_the_end_token_stands_in_for_padding() -> None:
-    assert Encoder(make_tokenizer(eos_token="[SEP]"), SENTENCES).pad_token_id == WORDS.index("[SEP]")
+    assert Encoder(make_tokenizer(eos_token="[SEP]"), SENTENCES).padding.values["input_ids"] == WORDS.index("[SEP]")
 
 
 def test_nothing_is_left_behind(
@@ -194,8 +203,8 @@ def test_nothing_is_left_behind(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     encoder = Encoder(tokenizer, SENTENCES)
-    encoded = encoder.encode(sentences([1, 2]).select([1]))
-    assert len(list(batches(encoded, encoder.collator(), 1))) == 1
+    encoded = tokens(encoder, sentences([1, 2]).select([1]))
+    assert len(list(batches(encoded, collator(encoder), 1))) == 1
     assert encoded.cache_files == []
     assert list(tmp_path.iterdir()) == []
 
@@ -207,37 +216,40 @@ def test_a_tokenizer_that_cannot_pad() -> None:
 
 def test_rows_without_an_encoder() -> None:
     with pytest.raises(DataError, match="expected a column 'input_ids', or an encoder"):
-        encode(sentences([1]))
+        encode(sentences([1]), Classes(2))
 
 
 def test_a_whole_task(tokenizer: PreTrainedTokenizerFast) -> None:
     whole: Any = quiz()
     with pytest.raises(DataError, match="task.train"):
-        Encoder(tokenizer, QUIZ).encode(whole)
+        tokens(Encoder(tokenizer, QUIZ), whole)
 
 
 def test_a_text_without_tokens() -> None:
     plain = make_tokenizer(pairs=False, pad_token="[PAD]")
     split = build_task(SENTENCES, {"train": [{"text": "a", "label": 0}, {"text": "", "label": 1}]}).train
     with pytest.raises(DataError, match="Row 1 of split 'train' has no tokens"):
-        Encoder(plain, SENTENCES).encode(split)
+        tokens(Encoder(plain, SENTENCES), split)
 
 
-@pytest.mark.parametrize(("label", "message"), [(2, "label 2, expected a number from 0 to 1"), ([1], "one number")])
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [(2, "label 2; expected a class number from 0 to 1"), ([1], "Row 0 has label .1.; expected a class number")],
+)
 def test_tokenised_rows_with_other_labels(tokenizer: PreTrainedTokenizerFast, label: Any, message: str) -> None:
     own = Dataset.from_dict({"input_ids": [[5]], "labels": [label]})
     with pytest.raises(DataError, match=message):
-        Encoder(tokenizer, SENTENCES).encode(own)
+        tokens(Encoder(tokenizer, SENTENCES), own)
 
 
 def test_tokenised_data_without_rows() -> None:
     with pytest.raises(DataError, match="no rows"):
-        encode(Dataset.from_dict({"input_ids": []}))
+        encode(Dataset.from_dict({"input_ids": []}), Classes(2))
 
 
 def test_more_choices_than_the_task_has() -> None:
     with pytest.raises(DataError, match="3 choices, expected at most 2"):
-        Collator(choices=2)([{"input_ids": [[1], [2], [3]]}])
+        ChoiceCollator(choices=2)([{"input_ids": [[1], [2], [3]]}])
 
 
 @pytest.mark.parametrize("size", [0, -1])

@@ -10,18 +10,17 @@ import torch
 from scipy.stats import binomtest
 
 from bayeslora.errors import DataError
-from bayeslora.observations.likelihoods import Categorical, Normal
 from bayeslora.predict import metrics, plots
 from bayeslora.predict.plots import bin_predictions, reliability_diagram, save_figure
-from bayeslora.predict.prediction import Predictive
+from bayeslora.predict.prediction import ClassPrediction, ValuePrediction
 
 
-def prediction(n: int = 300, draws: int = 4, seed: int = 0) -> tuple[Predictive, torch.Tensor]:
+def prediction(n: int = 300, draws: int = 4, seed: int = 0) -> tuple[ClassPrediction, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     true = 1.5 * torch.randn(n, 3, generator=generator)
     labels = torch.multinomial(true.softmax(-1), 1, generator=generator).squeeze(1)
     noise = torch.randn(draws, n, 3, generator=generator)
-    return Predictive(true + noise, labels, Categorical(3)), true.softmax(-1)
+    return ClassPrediction(true + noise, labels), true.softmax(-1)
 
 
 def test_bins_hold_the_rows_of_their_confidence() -> None:
@@ -49,7 +48,7 @@ def test_intervals_are_those_of_wilson(hits: int, rows: int) -> None:
 
 
 def test_a_confidence_of_one_is_drawn() -> None:
-    certain = Predictive(torch.tensor([[[100.0, -100.0]] * 4]), torch.tensor([0, 0, 0, 1]), Categorical(2))
+    certain = ClassPrediction(torch.tensor([[[100.0, -100.0]] * 4]), torch.tensor([0, 0, 0, 1]))
     binned = bin_predictions(certain)
     assert binned.rows.tolist() == [4] and binned.accuracy.tolist() == [0.75]
     reliability_diagram(certain).draw_without_rendering()
@@ -91,9 +90,9 @@ def test_figures_are_saved_in_one_step(tmp_path: Path, monkeypatch: pytest.Monke
 def test_what_cannot_be_drawn_is_refused() -> None:
     found, _ = prediction()
     with pytest.raises(DataError, match="needs predicted classes and their labels"):
-        reliability_diagram(Predictive(found.logits, None, Categorical(3)))
+        reliability_diagram(ClassPrediction(found.logits, None))
     with pytest.raises(DataError, match="needs predicted classes"):
-        reliability_diagram(Predictive(torch.zeros(1, 2, 1), torch.zeros(2), Normal()))
+        reliability_diagram(ValuePrediction(torch.zeros(1, 2, 1), torch.zeros(2)))
     with pytest.raises(DataError, match=r"shape \(300, 2\), predictions \(300, 3\)"):
         reliability_diagram(found, truth=torch.zeros(300, 2))
     with pytest.raises(DataError, match="1 to 7 predictions, found 0"):
@@ -104,10 +103,9 @@ def test_drawing_leaves_the_global_state_of_matplotlib_alone() -> None:
     code = (
         "import sys, torch\n"
         "import bayeslora.predict.plots as plots\n"
-        "from bayeslora.observations.likelihoods import Categorical\n"
-        "from bayeslora.predict.prediction import Predictive\n"
+        "from bayeslora.predict.prediction import ClassPrediction\n"
         "assert 'matplotlib' not in sys.modules\n"
-        "found = Predictive(torch.zeros(1, 3, 2), torch.tensor([0, 1, 0]), Categorical(2))\n"
+        "found = ClassPrediction(torch.zeros(1, 3, 2), torch.tensor([0, 1, 0]))\n"
         "plots.reliability_diagram(found).savefig('/dev/null', format='png')\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )

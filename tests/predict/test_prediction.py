@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -11,29 +13,28 @@ from scipy.stats import norm
 
 from bayeslora import files
 from bayeslora.errors import DataError, PosteriorError
-from bayeslora.observations.likelihoods import Categorical, Normal
 from bayeslora.predict import prediction as predictive
-from bayeslora.predict.prediction import Predictive
+from bayeslora.predict.prediction import ClassPrediction, Prediction, ValuePrediction
 
 
-def classes(draws: int = 6, n: int = 40, width: int = 3, seed: int = 0) -> Predictive:
+def classes(draws: int = 6, n: int = 40, width: int = 3, seed: int = 0) -> ClassPrediction:
     generator = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(draws, n, width, generator=generator)
     labels = torch.randint(width, (n,), generator=generator)
-    return Predictive(logits, labels, Categorical(width), "sample", ("a", "b", "c")[:width])
+    return ClassPrediction(logits, labels, "sample", ("a", "b", "c")[:width])
 
 
-def reals(draws: int = 5, n: int = 30) -> Predictive:
+def reals(draws: int = 5, n: int = 30) -> ClassPrediction:
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(draws, n, 1, generator=generator)
-    return Predictive(logits, torch.randn(n, generator=generator), Normal(0.5))
+    return ValuePrediction(logits, torch.randn(n, generator=generator), scale=0.5)
 
 
 def test_probabilities_are_averaged_and_not_logits() -> None:
     """A posterior that is wide in logits is flat in probabilities, though its mean logits are certain."""
     spread = 30 * torch.randn(4000, 1, 1, generator=torch.Generator().manual_seed(0))
     logits = torch.cat([spread, torch.zeros_like(spread)], dim=-1) + torch.tensor([6.0, 0.0])
-    wide = Predictive(logits, None, Categorical(2)).probabilities[0, 0]
+    wide = ClassPrediction(logits, None).probabilities[0, 0]
     mean_logits = logits.mean(0).softmax(-1)[0, 0]
     # P(6 + 30 z > 0) = 0.58 with a Monte Carlo error of 0.008 at 4000 draws.
     assert wide == pytest.approx(0.58, abs=0.04)
@@ -52,10 +53,10 @@ def test_uncertainty_splits_into_expected_entropy_and_mutual_information() -> No
     assert (found.expected_entropy <= found.entropy + 1e-12).all()
     assert (found.mutual_information >= 0).all() and found.mutual_information.max() > 0.1
     assert torch.allclose(found.expected_entropy + found.mutual_information, found.entropy)
-    alike = Predictive(found.logits[:1].expand(7, -1, -1), None, Categorical(3))
+    alike = ClassPrediction(found.logits[:1].expand(7, -1, -1), None)
     assert torch.allclose(alike.mutual_information, torch.zeros(40, dtype=torch.float64), atol=1e-12)
     torn = torch.tensor([[[50.0, -50.0]], [[-50.0, 50.0]]])  # each draw is certain, and they disagree
-    assert Predictive(torn, None, Categorical(2)).mutual_information.item() == pytest.approx(math.log(2))
+    assert ClassPrediction(torn, None).mutual_information.item() == pytest.approx(math.log(2))
 
 
 def test_nll_is_that_of_the_mixture() -> None:
@@ -73,20 +74,20 @@ def test_choices_that_a_row_lacks_are_impossible_without_nan() -> None:
     logits = found.logits.clone()
     logits[:, ::2, 2] = -math.inf
     labels = torch.zeros(40, dtype=torch.long)
-    masked = Predictive(logits, labels, Categorical(3))
+    masked = ClassPrediction(logits, labels)
     assert (masked.probabilities[::2, 2] == 0).all()
     for tensor in (masked.entropy, masked.expected_entropy, masked.mutual_information):
         assert tensor.isfinite().all()
-    two = Predictive(found.logits[:, ::2, :2], labels[::2], Categorical(2))
+    two = ClassPrediction(found.logits[:, ::2, :2], labels[::2])
     assert torch.allclose(masked.entropy[::2], two.entropy)
     assert all(math.isfinite(interval.value) for interval in masked.metrics().values())
     labels[0] = 2
-    assert Predictive(logits, labels, Categorical(3)).metrics()["nll"].value == math.inf
+    assert ClassPrediction(logits, labels).metrics()["nll"].value == math.inf
 
 
 def test_very_small_probabilities_keep_their_logarithm() -> None:
     logits = torch.tensor([[[0.0, -2000.0]], [[0.0, -1000.0]]])
-    found = Predictive(logits, torch.tensor([1]), Categorical(2))
+    found = ClassPrediction(logits, torch.tensor([1]))
     assert found.log_probabilities[0, 1] == pytest.approx(-1000 - math.log(2))
     assert found.metrics()["nll"].value == pytest.approx(1000 + math.log(2))
 
@@ -94,7 +95,7 @@ def test_very_small_probabilities_keep_their_logarithm() -> None:
 def test_real_labels_have_a_mixture_of_normals() -> None:
     found = reals()
     assert found.labels is not None
-    outputs = found.logits.squeeze(-1).double().numpy()
+    outputs = found.outputs.squeeze(-1).double().numpy()
     expected = logsumexp(norm(outputs, 0.5).logpdf(found.labels.numpy()), axis=0) - math.log(5)
     assert found.log_predictive_density.numpy() == pytest.approx(expected)
     assert found.mean.numpy() == pytest.approx(outputs.mean(0))
@@ -123,23 +124,20 @@ def test_derived_tensors_do_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyP
         expected, (parts.log_probabilities, parts.expected_entropy, parts.log_likelihood), strict=True
     ):
         assert torch.allclose(first, second)
-    assert not Predictive(torch.zeros(2, 0, 3), None, Categorical(3)).probabilities.numel()
+    assert not ClassPrediction(torch.zeros(2, 0, 3), None).probabilities.numel()
 
 
-@pytest.mark.parametrize("found", [classes(), reals(), Predictive(torch.zeros(1, 4, 2), None, Categorical(2), "mean")])
-def test_save_and_load(found: Predictive, tmp_path: Path) -> None:
+@pytest.mark.parametrize("found", [classes(), reals(), ClassPrediction(torch.zeros(1, 4, 2), None, "mean")])
+def test_save_and_load(found: Prediction, tmp_path: Path) -> None:
     path = tmp_path / "new" / "predictive.safetensors"
     found.save(path)
     found.save(path)  # over the old one
-    again = Predictive.load(path)
-    assert torch.equal(again.logits, found.logits)
+    again = Prediction.load(path)
+    assert type(again) is type(found) and torch.equal(again.outputs, found.outputs)
     assert (again.labels is None) == (found.labels is None)
     assert again.labels is None or found.labels is None or torch.equal(again.labels, found.labels)
-    assert (again.likelihood, again.method, again.label_names) == (
-        found.likelihood,
-        found.method,
-        found.label_names,
-    )
+    plain = [each.name for each in fields(found) if not isinstance(getattr(found, each.name), torch.Tensor)]
+    assert all(getattr(again, name) == getattr(found, name) for name in plain)
     assert [each.name for each in path.parent.iterdir()] == ["predictive.safetensors"]
 
 
@@ -159,35 +157,46 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_files_that_are_no_predictive_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(PosteriorError, match="Cannot read a predictive from"):
-        Predictive.load(tmp_path / "missing")
+    with pytest.raises(PosteriorError, match="Cannot read a prediction from"):
+        ClassPrediction.load(tmp_path / "missing")
     (tmp_path / "text").write_text("not tensors")
-    with pytest.raises(PosteriorError, match="Cannot read a predictive from"):
-        Predictive.load(tmp_path / "text")
+    with pytest.raises(PosteriorError, match="Cannot read a prediction from"):
+        ClassPrediction.load(tmp_path / "text")
     save_file({"logits": torch.zeros(1)}, tmp_path / "other")
-    with pytest.raises(PosteriorError, match="holds no predictive: its format is None"):
-        Predictive.load(tmp_path / "other")
+    with pytest.raises(PosteriorError, match="holds no prediction: its format is None"):
+        ClassPrediction.load(tmp_path / "other")
 
 
 def test_wrong_shapes_and_nan_are_refused() -> None:
-    with pytest.raises(DataError, match=r"Expected logits \(draws, examples, 3\) .* found the shape \(4, 2\)"):
-        Predictive(torch.zeros(4, 2), None, Categorical(3))
-    with pytest.raises(DataError, match=r"found the shape \(1, 4, 2\)"):
-        Predictive(torch.zeros(1, 4, 2), None, Categorical(3))
+    with pytest.raises(DataError, match=r"Expected outputs \(draws, examples, outputs\), found the shape \(4, 2\)"):
+        ClassPrediction(torch.zeros(4, 2), None)
+    with pytest.raises(DataError, match="Expected names of 2 classes, found 3"):
+        ClassPrediction(torch.zeros(1, 4, 2), None, label_names=("a", "b", "c"))
     with pytest.raises(DataError, match="Expected 4 labels"):
-        Predictive(torch.zeros(1, 4, 2), torch.zeros(3, dtype=torch.long), Categorical(2))
+        ClassPrediction(torch.zeros(1, 4, 2), torch.zeros(3, dtype=torch.long))
     logits = torch.zeros(2, 4, 2)
     logits[1, 3, 0] = math.nan
-    with pytest.raises(DataError, match="The logits of row 3 are NaN"):
-        Predictive(logits, None, Categorical(2))
+    with pytest.raises(DataError, match="The outputs of row 3 are NaN"):
+        ClassPrediction(logits, None)
 
 
-def test_what_a_prediction_does_not_have_is_an_error() -> None:
+def test_rows_without_labels_have_no_metrics() -> None:
     with pytest.raises(DataError, match="no labels"):
-        Predictive(torch.zeros(1, 4, 2), None, Categorical(2)).metrics()
-    with pytest.raises(PosteriorError, match="has no class probabilities: use mean and variance"):
-        _ = reals().probabilities
-    with pytest.raises(PosteriorError, match="has no entropy"):
-        _ = reals().expected_entropy
-    with pytest.raises(PosteriorError, match="has no variance"):
-        _ = classes().variance
+        ClassPrediction(torch.zeros(1, 4, 2), None).metrics()
+
+
+def test_a_prediction_says_what_it_is_on_one_line() -> None:
+    assert repr(classes()) == "ClassPrediction(40 rows, 6 draws, method='sample', labels known)"
+    assert repr(ClassPrediction(torch.zeros(1, 4, 2))) == "ClassPrediction(4 rows, 1 draws, method='sample', no labels)"
+
+
+def test_tables_have_a_row_for_each_example() -> None:
+    found = classes()
+    table = found.to_pandas()
+    assert list(table) == ["class", "p(a)", "p(b)", "p(c)", "entropy", "mutual_information"] and len(table) == 40
+    np.testing.assert_array_equal(table[["p(a)", "p(b)", "p(c)"]].to_numpy(), found.probabilities.numpy())
+    assert table["class"].tolist() == ["abc"[number] for number in found.predictions.tolist()]
+    np.testing.assert_array_equal(table["mutual_information"], found.mutual_information.numpy())
+    values = reals().to_pandas()
+    np.testing.assert_array_equal(values["deviation"], reals().variance.sqrt().numpy())
+    assert values["mean"].tolist() == reals().mean.tolist()

@@ -25,7 +25,7 @@ from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from bayeslora.errors import TrainingError
 from bayeslora.models import Gaussian
-from bayeslora.observations.likelihoods import Categorical
+from bayeslora.observations import Classes
 from bayeslora.program import Program
 
 
@@ -37,7 +37,7 @@ def dense_curvature(program: Program, rows: Dataset) -> Tensor:
         batch = tiny_batch(program, rows.select([number]))
         jacobian = dense_jacobian(program, batch)
         flat = torch.cat([jacobian[site.name][0].flatten(1) for site in sites], dim=1).double()
-        p = program.logits({site.name: site.initial for site in program.sites}, batch)[0].double().softmax(-1)
+        p = program.outputs({site.name: site.initial for site in program.sites}, batch)[0].double().softmax(-1)
         total = total + flat.mT @ (p.diag() - torch.outer(p, p)) @ flat
     assert isinstance(total, Tensor)
     return total
@@ -102,7 +102,7 @@ def test_empirical_curvature_is_of_the_labels_that_are_given(temperature: float)
     jacobian = dense_jacobian(program, batch)
     posterior = given(program, rows, curvature="full", fisher="empirical", temperature=temperature)
     flat = torch.cat([jacobian[name].flatten(2) for name in posterior.curvature.shapes], dim=2).double()
-    logits = program.logits({site.name: site.initial for site in program.sites}, batch).detach().double()
+    logits = program.outputs({site.name: site.initial for site in program.sites}, batch).detach().double()
     score = torch.nn.functional.one_hot(batch["labels"], 3) - logits.softmax(-1)
     gradients = torch.einsum("ncp,nc->np", flat, score)
     assert relative(matrix_of(posterior), gradients.mT @ gradients / temperature) < 1e-5
@@ -199,7 +199,7 @@ def test_a_head_that_scores_every_token_counts_the_one_that_is_looked_at() -> No
     sizes = {"n_embd": 8, "n_layer": 1, "n_head": 2, "vocab_size": VOCABULARY, "n_positions": 16}
     network = GPT2ForSequenceClassification(GPT2Config(**sizes, num_labels=2, pad_token_id=0, initializer_range=0.3))
     lora = LoraConfig(r=2, target_modules=["c_attn"], task_type="SEQ_CLS", fan_in_fan_out=True)
-    program = awake(Program(get_peft_model(network, lora), Categorical(2), Gaussian()))
+    program = awake(Program(get_peft_model(network, lora), Classes(2), Gaussian()))
     last = {"subset": "last-layer", "curvature_rank": 8}
     exact = matrix_of(given(program, tiny_rows(1), curvature="full", **last))
     for sharing in ("sum", "expand", "reduce"):

@@ -17,14 +17,14 @@ from bayeslora.inference.laplace.evidence import LinearEvidence, offsets
 from bayeslora.inference.laplace.jacobians import Products, matrices_of
 from bayeslora.inference.laplace.posterior import LaplacePosterior
 from bayeslora.inference.laplace.priors import NormalPrior
-from bayeslora.observations.likelihoods import Categorical
+from bayeslora.observations import Classes
 from bayeslora.program import Program
 
 
 def rows_like(program: Program, rows: Dataset) -> Dataset:
     """The same rows, each with the label that is thought likeliest."""
     batch = tiny_batch(program, rows)
-    logits = program.logits({site.name: site.initial for site in program.sites}, batch)
+    logits = program.outputs({site.name: site.initial for site in program.sites}, batch)
     labels = logits.argmax(-1)[batch["index"].argsort()]
     return rows.remove_columns("labels").add_column("labels", labels.tolist())
 
@@ -35,7 +35,7 @@ def expected_evidence(posterior: LaplacePosterior, rows: Dataset) -> float:
     jacobian = dense_jacobian(program, batch)
     names = list(posterior.prior.roots)
     flat = torch.cat([jacobian[name].flatten(2) for name in names], dim=2).double()
-    logits = program.logits({site.name: site.initial for site in program.sites}, batch).detach().double()
+    logits = program.outputs({site.name: site.initial for site in program.sites}, batch).detach().double()
     p = logits.softmax(-1)
     hessian = torch.einsum("ncp,ncd,ndq->pq", flat, p.diag_embed() - p.unsqueeze(-1) * p.unsqueeze(-2), flat)
     slope = torch.einsum("ncp,nc->p", flat, torch.nn.functional.one_hot(batch["labels"], 3) - p)
@@ -127,7 +127,7 @@ def test_random_directions_keep_inner_products() -> None:
 
 def test_offsets_give_back_the_score_of_labels_that_are_possible() -> None:
     logits, labels = torch.randn(20, 4, dtype=torch.float64), torch.arange(20) % 4
-    likelihood = Categorical(4)
+    likelihood = Classes(4)
     roots, score = likelihood.curvature_root(logits), likelihood.score(logits, labels)
     found = offsets(roots, roots, score, torch.full((20,), torch.inf).double())
     torch.testing.assert_close(torch.einsum("vn,vnc->nc", found, roots), score.double())
@@ -140,7 +140,7 @@ def test_offsets_give_back_the_score_of_labels_that_are_possible() -> None:
 
 def test_certain_labels_have_finite_offsets() -> None:
     logits = torch.tensor([[60.0, -60.0], [60.0, -60.0], [800.0, 0.0]], dtype=torch.float64)
-    labels, likelihood = torch.tensor([0, 1, 0]), Categorical(2)
+    labels, likelihood = torch.tensor([0, 1, 0]), Classes(2)
     roots = likelihood.curvature_root(logits)
     found = offsets(roots, roots, likelihood.score(logits, labels), likelihood.gain(logits, labels))
     assert found.isfinite().all()
@@ -148,7 +148,7 @@ def test_certain_labels_have_finite_offsets() -> None:
 
 
 def test_drawn_vectors_give_the_score_on_average() -> None:
-    count, likelihood = 40_000, Categorical(3)
+    count, likelihood = 40_000, Classes(3)
     logits = torch.tensor([[0.5, -0.2, 0.1]]).double().expand(count, 3)
     labels = torch.ones(count, dtype=torch.long)
     score, metric = likelihood.score(logits, labels), likelihood.curvature_root(logits)
@@ -203,13 +203,13 @@ def test_the_prior_may_have_any_centre() -> None:
     around_zero = given(known.program, known.rows).log_evidence
     model = known.program.model
     moved = replace(model, centre="init")
-    centred = Program(known.program.network, known.program.likelihood, moved)
+    centred = Program(known.program.network, known.program.observation, moved)
     centred.weights.write({each.name: each.initial for each in centred.sites})
     posterior = given(centred, known.rows)
     mean = torch.zeros(len(known.rows)).double()
     jacobian = dense_jacobian(centred, tiny_batch(centred, known.rows))[site.name].flatten(1).double()
     batch = tiny_batch(centred, known.rows)
-    logits = centred.logits({each.name: each.initial for each in centred.sites}, batch)[:, 0].double().detach()
+    logits = centred.outputs({each.name: each.initial for each in centred.sites}, batch)[:, 0].double().detach()
     deviation = float(posterior.prior.roots[site.name][0, 0, 0])
     covariance = deviation**2 * jacobian @ jacobian.mT + 4 * torch.eye(len(mean)).double()
     exact = torch.distributions.MultivariateNormal(logits, covariance).log_prob(batch["labels"].double())
@@ -222,8 +222,8 @@ def test_labels_that_are_thought_impossible_have_a_bounded_target() -> None:
     program.weights.write({site.name: (6 if site.role == "head" else 1) * site.initial for site in program.sites})
     program.weights.centre(program.weights.stored())
     posterior = given(program, rows, temperature=temperature)
-    batch, likelihood = tiny_batch(program, rows), program.likelihood
-    logits = program.logits({site.name: site.initial for site in program.sites}, batch).detach().double()
+    batch, likelihood = tiny_batch(program, rows), program.observation
+    logits = program.outputs({site.name: site.initial for site in program.sites}, batch).detach().double()
     roots = likelihood.curvature_root(logits) / math.sqrt(temperature)
     score, gain = (part(logits, batch["labels"]) / temperature for part in (likelihood.score, likelihood.gain))
     c = offsets(roots, roots, score, gain)

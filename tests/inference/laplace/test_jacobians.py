@@ -14,15 +14,15 @@ from transformers import GPT2Config, GPT2ForSequenceClassification
 from bayeslora.errors import AdapterError
 from bayeslora.inference.laplace.jacobians import Products, Tape, as_matrices, as_value, jacobians
 from bayeslora.models import Gaussian
-from bayeslora.observations.likelihoods import Categorical
-from bayeslora.predict.passes import Rows, collator, encoded
+from bayeslora.observations import Classes
+from bayeslora.passes import rows_of
 from bayeslora.program import Program
 
 
 def embedded() -> Program:
     """LoRA on an embedding and the linear layers behind it."""
     lora = LoraConfig(r=2, target_modules=["word_embeddings", "query", "dense"], task_type="SEQ_CLS")
-    return awake(Program(get_peft_model(tiny_bert(), lora), Categorical(3), Gaussian()))
+    return awake(Program(get_peft_model(tiny_bert(), lora), Classes(3), Gaussian()))
 
 
 def convolved() -> Program:
@@ -30,7 +30,7 @@ def convolved() -> Program:
     sizes = {"n_embd": 8, "n_layer": 2, "n_head": 2, "vocab_size": VOCABULARY, "n_positions": 16}
     network = GPT2ForSequenceClassification(GPT2Config(**sizes, num_labels=3, pad_token_id=0, initializer_range=0.3))
     lora = LoraConfig(r=2, target_modules=["c_attn", "c_proj"], task_type="SEQ_CLS", fan_in_fan_out=True)
-    return awake(Program(get_peft_model(network, lora), Categorical(3), Gaussian()))
+    return awake(Program(get_peft_model(network, lora), Classes(3), Gaussian()))
 
 
 PROGRAMS = {"linear": lambda: tiny_program().eval(), "embedding": embedded, "conv1d": convolved}
@@ -43,7 +43,7 @@ def test_products_are_the_jacobian(kind: str) -> None:
     expected = dense_jacobian(program, batch)
     weights = {site.name: site.initial for site in program.sites}
     with Tape(program, program.sites) as tape:
-        logits = program.logits(weights, batch)
+        logits = program.outputs(weights, batch)
         directions = torch.eye(3).unsqueeze(1).expand(3, 5, 3)
         for output, products in enumerate(tape.products(logits, directions, batch)):
             for (name, place), product in products.items():
@@ -63,7 +63,7 @@ def test_choices_of_a_row_are_its_tokens() -> None:
     expected = dense_jacobian(program, batch)
     weights = {site.name: site.initial for site in program.sites}
     with Tape(program, program.sites) as tape:
-        logits = program.logits(weights, batch)
+        logits = program.outputs(weights, batch)
         for output, products in enumerate(tape.products(logits, torch.eye(3).unsqueeze(1).expand(3, 4, 3), batch)):
             for (name, place), product in products.items():
                 torch.testing.assert_close(product.matrices(), expected[name][:, output, place], rtol=1e-4, atol=1e-5)
@@ -78,7 +78,7 @@ def test_padding_adds_nothing_and_does_not_count(side: str) -> None:
         batch |= {name: batch[name].flip(1) for name in ("input_ids", "attention_mask")}
     weights = {site.name: site.initial for site in program.sites}
     with Tape(program, program.sites) as tape:
-        logits = program.logits(weights, batch)
+        logits = program.outputs(weights, batch)
         (products,) = tape.products(logits, torch.ones(1, 4, 3), batch)
         for product in products.values():
             tokens = product.counted.sum()
@@ -99,10 +99,10 @@ def test_matrices_of_a_site_and_back() -> None:
 
 def test_a_layer_that_mixes_examples_is_named() -> None:
     lora = LoraConfig(r=2, target_modules=["position_embeddings"], task_type="SEQ_CLS")
-    program = awake(Program(get_peft_model(tiny_bert(), lora), Categorical(3), Gaussian()))
+    program = awake(Program(get_peft_model(tiny_bert(), lora), Classes(3), Gaussian()))
     batch = tiny_batch(program, tiny_rows(4))
     with Tape(program, program.sites) as tape:
-        logits = program.logits({site.name: site.initial for site in program.sites}, batch)
+        logits = program.outputs({site.name: site.initial for site in program.sites}, batch)
         with pytest.raises(AdapterError, match="'embedding_32x16.*saw 1 rows for 4 examples"):
             list(tape.products(logits, torch.ones(1, 4, 3), batch))
 
@@ -129,7 +129,7 @@ def test_a_batch_of_many_tokens_is_split(make: Any, monkeypatch: pytest.MonkeyPa
     if rows is None:
         rows = Dataset.from_dict({"input_ids": [[[1, 2, 3], [4, 5]], [[6], [7, 8], [9, 10]]], "labels": [0, 1]})
     weights = {site.name: site.initial for site in program.sites}
-    over = Rows(encoded(program, rows), collator(program), 7, False)
+    over = rows_of(program, rows, 7)
     [(index, logits, gradients)] = jacobians(program, program.sites, weights, over)
     monkeypatch.setattr("bayeslora.inference.laplace.jacobians.TOKENS", 8)  # fewer than one row has, with padding
     pieces = list(jacobians(program, program.sites, weights, over))

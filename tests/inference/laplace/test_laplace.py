@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from bayeslora.errors import AdapterError, PosteriorError, SettingError
 from bayeslora.inference import fit
 from bayeslora.inference.laplace import laplace
 from bayeslora.models import Gaussian, MonteCLoRA
-from bayeslora.observations.likelihoods import Categorical
+from bayeslora.observations import Classes, Observation
 from bayeslora.program import LoraModel, Program
 
 
@@ -41,7 +42,7 @@ def test_given_are_the_weights_that_the_network_has() -> None:
 @pytest.mark.parametrize("targets", [["query"], ["word_embeddings", "query"]])
 def test_a_fresh_adapter_is_trained_and_no_other(targets: list[str]) -> None:
     lora = LoraConfig(r=2, target_modules=targets, task_type="SEQ_CLS")
-    fresh = Program(get_peft_model(tiny_bert(), lora), Categorical(3), Gaussian(zero_scale=1.0))
+    fresh = Program(get_peft_model(tiny_bert(), lora), Classes(3), Gaussian(zero_scale=1.0))
     settings = {"epochs": 2, "batch_size": 8, "progress": False, "tune": "none"}
     trained = fit(fresh, tiny_rows(16), "laplace", **settings)
     assert trained.record.history
@@ -99,7 +100,7 @@ def test_settings_that_would_do_nothing_are_refused(setting: dict[str, Any]) -> 
 
 def test_what_was_saved_before_does_not_decide_whether_to_train(tmp_path: Path) -> None:
     lora = LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS")
-    program = Program(get_peft_model(tiny_bert(), lora), Categorical(3), Gaussian(sites="both", deviation=0.1))
+    program = Program(get_peft_model(tiny_bert(), lora), Classes(3), Gaussian(sites="both", deviation=0.1))
     settings = {"epochs": 2, "batch_size": 8, "log_every": 1, "progress": False}
     first = fit(program, tiny_rows(16), "laplace", output_dir=tmp_path / "first", **settings)
     second = fit(program, tiny_rows(16), "laplace", seed=1, output_dir=tmp_path / "second", **settings)
@@ -110,16 +111,28 @@ def test_what_was_saved_before_does_not_decide_whether_to_train(tmp_path: Path) 
 
 def test_a_layer_that_cannot_be_split_is_named_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
     lora = LoraConfig(r=2, target_modules=["position_embeddings", "query"], task_type="SEQ_CLS")
-    program = Program(get_peft_model(tiny_bert(), lora), Categorical(3), Gaussian(deviation=0.1))
+    program = Program(get_peft_model(tiny_bert(), lora), Classes(3), Gaussian(deviation=0.1))
     monkeypatch.setattr(laplace, "point_estimate", lambda *_, **__: pytest.fail("it was trained"))
     with pytest.raises(AdapterError, match="cannot be split"):
         fit(program, tiny_rows(6), "laplace", progress=False)
 
 
-def test_a_likelihood_without_curvature_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(Categorical, "curvature_root")
-    with pytest.raises(PosteriorError, match="likelihood 'categorical' has no curvature_root"):
-        given(tiny(), tiny_rows(6))
+class Flat(Observation):
+    """Classes that do not say how their log-likelihood curves."""
+
+    name = "flat"
+    outputs = 3
+    of = distribution = predicted = None  # type: ignore[assignment]
+
+    def check(self, labels: Sequence[Any]) -> None:
+        pass
+
+
+def test_an_observation_without_curvature_is_named() -> None:
+    program = tiny()
+    program.observation = Flat()
+    with pytest.raises(PosteriorError, match="observation 'flat' does not say how its log-likelihood curves"):
+        given(program, tiny_rows(6))
 
 
 @pytest.mark.parametrize("setting", [{"temperature": 0.0}, {"curvature_rank": 0}, {"curvature": "krn"}])
@@ -165,7 +178,7 @@ def test_the_last_layer_of_a_head_of_two() -> None:
     )  # fmt: skip
     lora = LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS")
     network = get_peft_model(RobertaForSequenceClassification(config), lora)
-    posterior = given(awake(Program(network, Categorical(3), Gaussian())), tiny_rows(12), subset="last-layer")
+    posterior = given(awake(Program(network, Classes(3), Gaussian())), tiny_rows(12), subset="last-layer")
     assert [site.name for site in posterior.sites] == [
         "head.classifier.out_proj.weight",
         "head.classifier.out_proj.bias",

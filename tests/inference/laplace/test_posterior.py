@@ -24,8 +24,12 @@ from bayeslora.errors import PosteriorError
 from bayeslora.inference import fit, load
 from bayeslora.inference.laplace import links
 from bayeslora.inference.laplace.posterior import LaplacePosterior
+from bayeslora.inference.laplace.predictors import linearised
 from bayeslora.models import Gaussian
-from bayeslora.predict.passes import Rows, collator, encoded
+from bayeslora.passes import rows_of
+
+#: The prior as it is.
+ONE = torch.ones(1)
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +68,8 @@ def test_conjugate_mean_covariance_and_evidence(conjugate: LaplacePosterior, kno
 
 
 def test_conjugate_predictive(conjugate: LaplacePosterior, known: Regression) -> None:
-    rows = Rows(encoded(known.program, known.rows), collator(known.program), 7, False)
-    mean, covariance = conjugate.linearised(rows)
+    rows = rows_of(known.program, known.rows, 7)
+    mean, (covariance,) = linearised(conjugate, rows, ONE)
     network = known.program.network
     layer = network.base_model.model.linear
     features = network.base_model.model.table.weight.double()
@@ -109,7 +113,7 @@ def test_predictive_draws_and_density_follow_from_the_curvature(kind: str) -> No
     jacobian = dense_jacobian(program, tiny_batch(program, rows))
     flat = torch.cat([jacobian[name].flatten(2) for name in posterior.curvature.shapes], dim=2).double()
     order = tiny_batch(program, rows)["index"]
-    _, found = posterior.linearised(Rows(encoded(program, rows), collator(program), 5, False))
+    _, (found,) = linearised(posterior, rows_of(program, rows, 5), ONE)
     torch.testing.assert_close(found[order], flat @ expected @ flat.mT, rtol=1e-3, atol=1e-5)
     draws = posterior.sample(300)
     names = list(posterior.curvature.shapes)
@@ -148,13 +152,13 @@ def test_linear_draws_share_one_set_of_weights(kind: str) -> None:
 def test_one_pass_gives_the_covariance_under_priors_of_several_widths(kind: str) -> None:
     program, rows = tiny(), tiny_rows(12)
     posterior = given(program, rows, curvature=kind)
-    over = Rows(encoded(program, rows), collator(program), 5, False)
-    _, found = posterior.linearised_at(over, torch.tensor([0.1, 3.0]))
+    over = rows_of(program, rows, 5)
+    _, found = linearised(posterior, over, torch.tensor([0.1, 3.0]))
     for multiple, covariance in zip((0.1, 3.0), found, strict=True):
         logs = {name: torch.tensor([math.log(multiple)], dtype=torch.float64) for name in posterior.prior.roots}
         prior, curvature = posterior.prior.scaled(logs), posterior.curvature
         other = LaplacePosterior(program, posterior.record, posterior.latents, prior, curvature, 0.0, 0.0, 12)
-        torch.testing.assert_close(covariance, other.linearised(over)[1], rtol=1e-5, atol=1e-9)
+        torch.testing.assert_close(covariance, linearised(other, over, ONE)[1][0], rtol=1e-5, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["full", "exact", "diag", "kron"])
@@ -166,7 +170,7 @@ def test_a_loaded_posterior_predicts_the_same(kind: str, tmp_path: Path) -> None
     posterior.save(tmp_path / "run")
     loaded = load(tmp_path / "run")
     assert loaded.record == posterior.record
-    for method in posterior.methods:
+    for method in posterior.predictors:
         one, two = (each.predict(text_rows(), draws=2, method=method, progress=False) for each in (posterior, loaded))
         assert torch.equal(one.logits, two.logits)
         assert one.method == method
@@ -180,7 +184,7 @@ def test_links_to_probabilities_are_for_classes(known: Regression) -> None:
         with pytest.raises(PosteriorError, match=f"link '{method}' is one to class probabilities"):
             posterior.predict(known.rows, method=method, progress=False)
     joint = posterior.predict(known.rows, progress=False)
-    exact, _ = posterior.linearised(Rows(encoded(known.program, known.rows), collator(known.program), 8, False))
+    exact, _ = linearised(posterior, rows_of(known.program, known.rows, 8), ONE)
     # 1,000 draws: the mean has a standard error of a thirtieth of the spread of the outputs.
     assert ((joint.mean - exact[:, 0]).abs() < 5 * (joint.variance / 1000).sqrt()).all()
 
@@ -189,8 +193,8 @@ def test_links_to_probabilities_are_for_classes(known: Regression) -> None:
 def test_each_link_predicts_and_splits_the_gaussian_of_the_logits(link: str) -> None:
     program, rows = tiny(), tiny_rows(6)
     posterior = given(program, rows)
-    over = Rows(encoded(program, rows), collator(program), 6, False)
-    means, covariances = posterior.linearised(over)
+    over = rows_of(program, rows, 6)
+    means, (covariances,) = linearised(posterior, over, ONE)
     found = posterior.predict(rows, method=link, progress=False)
     generator = torch.Generator().manual_seed(5)
     variances = covariances if link != "mc-indep" else covariances.diagonal(dim1=-2, dim2=-1).diag_embed()

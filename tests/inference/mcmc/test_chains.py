@@ -16,7 +16,7 @@ from bayeslora.inference import fit, load
 from bayeslora.inference.mcmc.posterior import EmpiricalPosterior
 from bayeslora.inference.mcmc.unconstrained import Unconstrained
 from bayeslora.models import MonteCLoRA
-from bayeslora.predict.passes import undisturbed
+from bayeslora.passes import undisturbed
 from bayeslora.rng import isolated
 
 SITE = "linear_2x1.A"

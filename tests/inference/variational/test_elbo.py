@@ -87,7 +87,7 @@ def test_the_loss_is_likelihood_of_all_rows_less_each_divergence_once(model: str
         p, q = traces[-1]
         draw = {name: q.nodes[name]["value"] for name in q.stochastic_nodes}
         weights = loss.program.model.weights(draw)
-        log_likelihood = loss.program.logits(weights, batch).log_softmax(-1)[torch.arange(N), batch["labels"]].sum()
+        log_likelihood = loss.program.outputs(weights, batch).log_softmax(-1)[torch.arange(N), batch["labels"]].sum()
         divergence = sum(kl_divergence(q.nodes[name]["fn"], p.nodes[name]["fn"]).sum() for name in q.stochastic_nodes)
     assert math.isclose(value, float(-log_likelihood / N + divergence / size), rel_tol=1e-5)
 

@@ -1,0 +1,166 @@
+"""The protocol of an observation: what is read of a network's output, and how labels follow from it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from bayeslora.errors import DataError
+from bayeslora.observations.batches import Batch, Collator, Padding
+
+if TYPE_CHECKING:
+    from bayeslora.observations.encoding import Encoder
+    from bayeslora.predict.prediction import Prediction
+    from bayeslora.tasks import TaskSpec
+
+__all__ = ["Curved", "Observation"]
+
+#: Keys of a batch that are not arguments of the network.
+NOT_INPUTS = frozenset({"labels", "index"})
+
+
+@dataclass(frozen=True)
+class Observation(ABC):
+    """What is read of a network's output, and how labels follow from it: the one place that knows both.
+
+    A frozen dataclass whose fields are plain data, kept with every posterior.
+
+    Attributes:
+        name: of the observation.
+        kind: of the tasks whose labels it explains; see `bayeslora.tasks`.
+        network: Auto class of transformers that has the right head.
+        peft_task: PEFT's name for such a network, or None.
+    """
+
+    name: ClassVar[str]
+    kind: ClassVar[str]
+    network: ClassVar[str] = "AutoModelForSequenceClassification"
+    peft_task: ClassVar[str | None] = "SEQ_CLS"
+
+    @classmethod
+    @abstractmethod
+    def of(cls, spec: TaskSpec) -> Observation:
+        """The observation of a task's labels."""
+
+    @property
+    @abstractmethod
+    def outputs(self) -> int:
+        """Number of outputs that are read of an example."""
+
+    def for_rows(self, spec: TaskSpec) -> Observation:
+        """The observation of rows of another task of the same kind."""
+        return self
+
+    def head(self, spec: TaskSpec) -> dict[str, Any]:
+        """What the network's configuration has to say of its head."""
+        return {}
+
+    def trained_in_full(self, base: nn.Module) -> list[str]:
+        """Modules that are trained in full beside LoRA: all of the network but its body."""
+        # PEFT matches by the end of a name: naming a head's dropout would also hit LoRA's own dropout.
+        return [
+            name
+            for name, module in base.named_children()
+            if name != getattr(base, "base_model_prefix", "") and next(module.parameters(), None) is not None
+        ]
+
+    def tokens(self, encoder: Encoder, rows: Sequence[Mapping[str, Any]], spec: TaskSpec) -> dict[str, list[Any]]:
+        """Columns of token ids of some rows of a task."""
+        return encoder.pairs([pair for row in rows for pair in spec.texts(row)])
+
+    def collator(self, padding: Padding, multiple_of: int = 1) -> Collator:
+        """What makes batches of encoded rows."""
+        return Collator(padding, multiple_of)
+
+    def inputs(self, batch: Mapping[str, Tensor]) -> Batch:
+        """The network's arguments among the tensors of a batch."""
+        return {key: value for key, value in batch.items() if key not in NOT_INPUTS}
+
+    def attended(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Which tokens are of the text, in each sequence of each example: (examples, sequences, tokens)."""
+        return batch["attention_mask"].bool().unsqueeze(1)
+
+    def run(self, network: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """Pass a batch through the network: outputs (examples, outputs) in float32."""
+        return self.read(network(**self.inputs(batch)), batch)
+
+    def read(self, output: Any, batch: Mapping[str, Tensor]) -> Tensor:
+        """Outputs (examples, outputs) in float32 of what the network returned."""
+        logits: Tensor = output.logits
+        return logits.float()
+
+    @abstractmethod
+    def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
+        """Distribution of the labels (..., examples) given outputs (..., examples, outputs)."""
+
+    def log_prob(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Log density of labels (examples,) given outputs (..., examples, outputs): (..., examples)."""
+        found: Tensor = self.distribution(outputs).log_prob(labels)
+        return found
+
+    def observe(self, outputs: Tensor, batch: Mapping[str, Tensor], size: int) -> None:
+        """The Pyro model of the labels: site ``y`` in a plate that scales a batch up to ``size`` examples."""
+        labels = batch["labels"]
+        # The plate asks which rows it holds only to know how many; a user's own batch may not number them.
+        rows = batch["index"] if "index" in batch else torch.arange(len(labels), device=labels.device)
+        with pyro.plate("data", size, subsample=rows):
+            pyro.sample("y", self.distribution(outputs), obs=labels)
+
+    @abstractmethod
+    def check(self, labels: Sequence[Any]) -> None:
+        """Make sure that labels can be what is observed.
+
+        Raises:
+            DataError: one cannot (the message names the row).
+        """
+
+    @abstractmethod
+    def predicted(
+        self,
+        outputs: Tensor,
+        labels: Tensor | None = None,
+        method: str = "sample",
+        names: tuple[str, ...] = (),
+        aleatoric: Tensor | None = None,
+    ) -> Prediction:
+        """The prediction that outputs (draws, examples, outputs) make.
+
+        Args:
+            outputs: under each draw.
+            labels: true labels (examples,), where they are known.
+            method: how the outputs were made.
+            names: of the classes, if labels are such.
+            aleatoric: expected entropy (examples,), where a formula gives it in place of draws.
+        """
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data from which `bayeslora.observations.build` makes the same observation."""
+        return {"name": self.name, **asdict(self)}
+
+
+class Curved(ABC):
+    """An observation whose log-likelihood has known derivatives by the outputs: what Laplace's approximation needs."""
+
+    @abstractmethod
+    def score(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Derivative of the log-likelihood of ``labels`` (examples,) by the outputs, in their shape."""
+
+    @abstractmethod
+    def gain(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """How much the log-likelihood of ``labels`` (examples,) could rise at most, with other outputs: (examples,)."""
+
+    @abstractmethod
+    def curvature_root(self, outputs: Tensor) -> Tensor:
+        """Vectors r with sum_k r_k r_k^T = the Fisher information of the outputs: (vectors, *shape of outputs)."""
+
+
+def refuse(row: int, label: Any, expected: str) -> DataError:
+    """The error of a label that cannot be observed."""
+    return DataError(f"Row {row} has label {label!r}; expected {expected}.")

@@ -1,0 +1,108 @@
+"""Passes over data: the rows that a network is shown, in batches, and what it says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from bayeslora.observations import Observation, batches, encode
+from bayeslora.observations.batches import Batch, Collator
+from bayeslora.program import Program
+from bayeslora.progress import track
+from bayeslora.tasks import Split
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from bayeslora.predict.prediction import Prediction
+
+__all__ = ["Rows", "rows_of", "undisturbed"]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Tokenised rows, and how a pass over them is made.
+
+    Attributes:
+        dataset: the rows.
+        observation: of their labels; rows of another task may have another number of choices than the program's.
+        collate: what makes a batch of them.
+        names: of the classes, where labels are such.
+        batch_size: rows a batch.
+        progress: show a bar.
+    """
+
+    dataset: Dataset
+    observation: Observation
+    collate: Collator
+    names: tuple[str, ...] = ()
+    batch_size: int = 64
+    progress: bool = False
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @property
+    def labels(self) -> Tensor | None:
+        """Labels (examples,), where they are known."""
+        known = "labels" in self.dataset.column_names
+        return torch.as_tensor(self.dataset["labels"][:]) if known else None
+
+    def predicted(self, outputs: Tensor, method: str = "sample", aleatoric: Tensor | None = None) -> Prediction:
+        """The prediction of these rows that outputs (draws, examples, outputs) make."""
+        return self.observation.predicted(outputs, self.labels, method, self.names, aleatoric)
+
+    def batches(self, device: torch.device, title: str = "predict") -> Iterator[tuple[Batch, Tensor]]:
+        """Batches on ``device``, labels included where they are known, and which rows they are."""
+        steps = -(-len(self.dataset) // self.batch_size)
+        made = batches(self.dataset, self.collate, self.batch_size)
+        for batch in track(made, title, total=steps, show=self.progress):
+            index = batch.pop("index")
+            yield {key: value.to(device) for key, value in batch.items()}, index
+
+    def outputs(self, program: Program, weights: Mapping[str, Tensor]) -> Tensor:
+        """Outputs (examples, outputs) of the network at one set of weights, in the order of the rows, on the CPU."""
+        found: Tensor | None = None
+        for batch, index in self.batches(program.device):
+            outputs = program.outputs(weights, batch).cpu()
+            if found is None:
+                found = outputs.new_empty(len(self.dataset), outputs.shape[1])
+            found[index] = outputs
+        assert found is not None  # `encode` refuses empty data
+        return found
+
+
+def rows_of(program: Program, data: Split | Dataset, batch_size: int = 64, progress: bool = False) -> Rows:
+    """Rows as a program's network reads them.
+
+    Args:
+        program: whose network and encoder.
+        data: rows of a task, or a data set that is tokenised already.
+        batch_size: rows a batch.
+        progress: show a bar.
+
+    Raises:
+        DataError: there are no rows, or raw text and no encoder to turn it into tokens.
+    """
+    spec = data.spec if isinstance(data, Split) else None if program.encoder is None else program.encoder.spec
+    observation = program.observation if spec is None else program.observation.for_rows(spec)
+    collate = observation.collator(program.padding)
+    names = () if spec is None else spec.labels
+    return Rows(encode(data, observation, program.encoder), observation, collate, names, batch_size, progress)
+
+
+@contextmanager
+def undisturbed(program: Program) -> Iterator[None]:
+    """The network without dropout, which would add noise that is not the posterior's; then as it was."""
+    was_training = program.network.training
+    program.network.eval()
+    try:
+        yield
+    finally:
+        program.network.train(was_training)
+        program.weights.restore()

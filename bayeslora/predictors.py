@@ -1,0 +1,56 @@
+"""Predictors: how a posterior becomes predictions.
+
+A posterior names those that it has in `Posterior.predictors`. One more is a small class with two members: a predictor
+over another one (a temperature), passes with dropout, or whatever else ends in outputs of the network.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from bayeslora.passes import Rows
+
+if TYPE_CHECKING:
+    from bayeslora.posterior import Posterior
+
+__all__ = ["Draws", "Mean", "Outputs", "Predictor"]
+
+#: Outputs of the network (draws, examples, outputs), and the expected entropy (examples,) where it is not theirs.
+Outputs = tuple[Tensor, Tensor | None]
+
+
+class Predictor(Protocol):
+    """A way to predict.
+
+    Attributes:
+        by_draws: whether its outputs are those of the draws that `Posterior.draws` gives by the same seed.
+    """
+
+    by_draws: bool
+
+    def __call__(self, posterior: Posterior, rows: Rows, draws: int, seed: int) -> Outputs:
+        """Outputs for every row; dropout is off and gradients are."""
+
+
+class Draws:
+    """One pass for each draw of the weights."""
+
+    by_draws = True
+
+    def __call__(self, posterior: Posterior, rows: Rows, draws: int, seed: int) -> Outputs:
+        """Outputs (draws, examples, outputs); a point estimate has one draw."""
+        values = posterior.draws(draws if posterior.random else 1, seed)
+        return torch.stack([rows.outputs(posterior.program, each) for each in values]), None
+
+
+class Mean:
+    """One pass at the posterior mean: the plain-LoRA prediction."""
+
+    by_draws = False
+
+    def __call__(self, posterior: Posterior, rows: Rows, draws: int, seed: int) -> Outputs:
+        """Outputs (1, examples, outputs)."""
+        return rows.outputs(posterior.program, posterior.mean()).unsqueeze(0), None
