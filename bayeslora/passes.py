@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from bayeslora.predict.prediction import Prediction
 
-__all__ = ["Rows", "rows_of", "undisturbed"]
+__all__ = ["Rows", "undisturbed"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,25 @@ class Rows:
     names: tuple[str, ...] = ()
     batch_size: int = 64
     progress: bool = False
+
+    @classmethod
+    def of(cls, program: Program, data: Split | Dataset, batch_size: int = 64, progress: bool = False) -> Rows:
+        """Rows as a program's network reads them.
+
+        Args:
+            program: whose network and encoder.
+            data: rows of a task, or a data set that is tokenised already.
+            batch_size: rows a batch.
+            progress: show a bar.
+
+        Raises:
+            DataError: there are no rows, or raw text and no encoder to turn it into tokens.
+        """
+        spec = data.spec if isinstance(data, Split) else None if program.encoder is None else program.encoder.spec
+        observation = program.observation if spec is None else program.observation.for_rows(spec)
+        collate = observation.collator(program.padding)
+        names = () if spec is None else spec.labels
+        return cls(encode(data, observation, program.encoder), observation, collate, names, batch_size, progress)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -75,25 +94,6 @@ class Rows:
             found[index] = outputs
         assert found is not None  # `encode` refuses empty data
         return found
-
-
-def rows_of(program: Program, data: Split | Dataset, batch_size: int = 64, progress: bool = False) -> Rows:
-    """Rows as a program's network reads them.
-
-    Args:
-        program: whose network and encoder.
-        data: rows of a task, or a data set that is tokenised already.
-        batch_size: rows a batch.
-        progress: show a bar.
-
-    Raises:
-        DataError: there are no rows, or raw text and no encoder to turn it into tokens.
-    """
-    spec = data.spec if isinstance(data, Split) else None if program.encoder is None else program.encoder.spec
-    observation = program.observation if spec is None else program.observation.for_rows(spec)
-    collate = observation.collator(program.padding)
-    names = () if spec is None else spec.labels
-    return Rows(encode(data, observation, program.encoder), observation, collate, names, batch_size, progress)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bayeslora import files
 from bayeslora.errors import PosteriorError, unknown
-from bayeslora.passes import rows_of, undisturbed
+from bayeslora.passes import Rows, undisturbed
 from bayeslora.predictors import Draws, Mean, Predictor
 from bayeslora.program import Program
 from bayeslora.rng import seeded
@@ -222,7 +222,7 @@ class Posterior(ABC):
         name, predictor = self.predictor(method)
         if draws < 1:
             raise PosteriorError(f"At least one draw is needed to predict, found draws={draws}.")
-        rows = rows_of(self.program, data, batch_size, progress)
+        rows = Rows.of(self.program, data, batch_size, progress)
         with undisturbed(self.program), torch.no_grad():
             outputs, aleatoric = predictor(self, rows, draws, seed)
         return rows.predicted(outputs, name, aleatoric)

@@ -25,7 +25,7 @@ import bayeslora as bl
 from bayeslora.files import write_json
 from bayeslora.inference.laplace.posterior import LaplacePosterior
 from bayeslora.inference.laplace.predictors import linearised
-from bayeslora.passes import rows_of
+from bayeslora.passes import Rows
 from bayeslora.program import Program
 
 ROWS, TEST_ROWS, EPOCHS = 400, 500, 10
@@ -87,7 +87,7 @@ def measure(rows: int = ROWS, test_rows: int = TEST_ROWS, epochs: int = EPOCHS) 
     """Figures of every form."""
     task, program = trained(rows, epochs)
     test = task.split("test").select(range(test_rows))
-    over = rows_of(program, test, 64)
+    over = Rows.of(program, test, 64)
     around: dict[str, Any] = {"mode": "given", "cpu": True, "progress": False}
     exact = bl.fit(program, task.train, "laplace", curvature="full", **around)
     assert isinstance(exact, LaplacePosterior)

@@ -15,7 +15,7 @@ from bayeslora.inference.laplace.heldout import best_width
 from bayeslora.inference.laplace.posterior import LaplacePosterior
 from bayeslora.inference.laplace.predictors import linearised, linked
 from bayeslora.inference.laplace.tuning import tuned_width
-from bayeslora.passes import rows_of
+from bayeslora.passes import Rows
 from bayeslora.posterior import Posterior
 from bayeslora.predict.prediction import ClassPrediction
 
@@ -109,7 +109,7 @@ class Fitted:
         """The arms of `CURVES` and of `LAST`."""
         assert task.heldout is not None
         rows = task.split(self.run.split)
-        heldout = rows_of(self.plain.program, task.heldout).dataset
+        heldout = Rows.of(self.plain.program, task.heldout).dataset
         _, trace = best_width(self.laplace, heldout, self.run.batch_size, False)
         width = min(trace, key=lambda row: row["heldout_nll"])["multiple"]
         arms = {f"la-{link}": (1.0, link) for link in LINKS} | {"la-heldout": (width, "mc-joint")}
@@ -118,7 +118,7 @@ class Fitted:
 
     def _linearised(self, rows: bl.Split, arms: Mapping[str, tuple[float, str]]) -> dict[str, ClassPrediction]:
         """Predictions under priors so many times as wide, by a link each, in one pass."""
-        over = rows_of(self.plain.program, rows, self.run.batch_size)
+        over = Rows.of(self.plain.program, rows, self.run.batch_size)
         widths = sorted({width for width, _ in arms.values()})
         means, covariances = linearised(self.laplace, over, torch.tensor(widths, dtype=torch.float64))
         found = {}

@@ -15,7 +15,7 @@ import bayeslora as bl
 from bayeslora.inference.laplace.posterior import LaplacePosterior
 from bayeslora.inference.laplace.predictors import linearised
 from bayeslora.observations import Classes, batches
-from bayeslora.passes import rows_of
+from bayeslora.passes import Rows
 from bayeslora.program import Program
 
 #: Prior standard deviation of every entry; rank of the wide Kronecker factors.
@@ -44,7 +44,7 @@ def subject(options: Namespace) -> Subject:
     """The same for every part with the same options."""
     if options.quick:
         program = small_program(2)
-        train = test = rows_of(program, small_rows(options.rows, 2)).dataset
+        train = test = Rows.of(program, small_rows(options.rows, 2)).dataset
     else:
         from peft import LoraConfig
         from transformers.utils import logging
@@ -54,7 +54,7 @@ def subject(options: Namespace) -> Subject:
         assert task.heldout is not None
         lora = LoraConfig(r=options.rank, lora_alpha=2 * options.rank, target_modules="all-linear")
         program = Program.from_pretrained(options.base, task, lora=lora, model=prior())
-        train, test = (rows_of(program, split).dataset for split in (task.train, task.heldout))
+        train, test = (Rows.of(program, split).dataset for split in (task.train, task.heldout))
     generator = torch.Generator().manual_seed(0)
     values = {
         name: 0.05 * torch.randn(value.shape, generator=generator) if name.endswith(".B") else value
@@ -156,11 +156,11 @@ def laplace_torch(program: Program, backend: str, structure: str) -> Any:
 def agreement(backend: str) -> dict[str, float]:
     """Relative differences between our figures and laplace-torch's, where both are exact."""
     program = small_program(SMALL_CLASSES)
-    rows = rows_of(program, small_rows(SMALL_ROWS, SMALL_CLASSES)).dataset
+    rows = Rows.of(program, small_rows(SMALL_ROWS, SMALL_CLASSES)).dataset
     trained = bl.fit(program, rows, "map", progress=False, cpu=True, epochs=5, batch_size=8, learning_rate=1e-2)
     program.weights.write(trained.mean())
     ours = laplace_fit(program, rows, 8, curvature="full")
-    _, (covariances,) = linearised(ours, rows_of(program, rows, SMALL_ROWS), torch.ones(1))
+    _, (covariances,) = linearised(ours, Rows.of(program, rows, SMALL_ROWS), torch.ones(1))
     theirs = laplace_torch(program, backend, "full")
     theirs.fit(loader(program, rows, 8))
     place = places(ours, theirs.params)

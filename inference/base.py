@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from bayeslora.errors import DataError
 from bayeslora.inference.folders import CHAIN, holds_fit
-from bayeslora.passes import rows_of
+from bayeslora.passes import Rows
 from bayeslora.posterior import Posterior, Record
 from bayeslora.program import Program
 
@@ -92,7 +92,7 @@ def labelled(program: Program, data: Split | Dataset) -> Dataset:
     Raises:
         DataError: no rows, no labels, or a label that cannot be (the message names the row).
     """
-    rows = rows_of(program, data).dataset
+    rows = Rows.of(program, data).dataset
     if "labels" not in rows.column_names:
         raise DataError("The training data have no column 'labels'.")
     program.observation.check(rows["labels"][:])

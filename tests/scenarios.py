@@ -24,7 +24,7 @@ from bayeslora.inference.mcmc.posterior import EmpiricalPosterior
 from bayeslora.models import Gaussian, MonteCLoRA
 from bayeslora.models.guides.base import Guide, GuideList
 from bayeslora.observations import Choices, Classes, Value, batches
-from bayeslora.passes import rows_of
+from bayeslora.passes import Rows
 from bayeslora.program import LoraModel, Program
 from bayeslora.tasks import Split, Task, TaskSpec
 from bayeslora.weights import Site
@@ -103,7 +103,7 @@ def text_rows(n: int = 12) -> Split:
 
 def tiny_batch(program: Program, rows: Dataset) -> dict[str, Tensor]:
     """All rows as one batch."""
-    over = rows_of(program, rows)
+    over = Rows.of(program, rows)
     return next(batches(over.dataset, over.collate, len(over)))
 
 
@@ -261,7 +261,7 @@ class ExactRegression:
 
 def linear_parts(program: Program, data: Dataset) -> tuple[Tensor, Tensor]:
     """Offset (examples,) and design (examples, weights) of a regression that is linear in A."""
-    over = rows_of(program, data, len(data))
+    over = Rows.of(program, data, len(data))
     weights = {site.name: site.initial for site in program.sites}
     site = next(site for site in program.sites if site.role == "A")
 

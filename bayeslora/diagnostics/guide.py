@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bayeslora.diagnostics import versions
 from bayeslora.errors import PosteriorError, unknown
-from bayeslora.passes import rows_of, undisturbed
+from bayeslora.passes import Rows, undisturbed
 from bayeslora.program import Program
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def khat_by_block(
     known = set().union(*layer_blocks(program).values())
     for name in sorted(set().union(*(blocks or {}).values()) - known):
         raise PosteriorError(unknown("layer", name, known))
-    over = rows_of(program, data, batch_size, progress)
+    over = Rows.of(program, data, batch_size, progress)
     if over.labels is None:
         raise PosteriorError("k-hat by block needs the rows that it was fitted to, with their labels.")
     rest = _mean(posterior, draws, seed)

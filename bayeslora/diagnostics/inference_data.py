@@ -17,7 +17,7 @@ from bayeslora.diagnostics import versions
 from bayeslora.diagnostics.summaries import Summary, summarise
 from bayeslora.errors import PosteriorError, unknown
 from bayeslora.observations import digest
-from bayeslora.passes import Rows, rows_of, undisturbed
+from bayeslora.passes import Rows, undisturbed
 from bayeslora.rng import isolated, seeded
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def to_inference_data(
     for name in sites:
         if name not in known:
             raise PosteriorError(unknown("site", name, known))
-    rows = rows_of(posterior.program, data, batch_size, progress)
+    rows = Rows.of(posterior.program, data, batch_size, progress)
     fitted = rows.labels is not None and digest(rows.dataset) == posterior.record.data
     chains = []
     for place, chain in enumerate(posterior.chains):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bayeslora.errors import SettingError
-from bayeslora.passes import rows_of, undisturbed
+from bayeslora.passes import Rows, undisturbed
 from bayeslora.program import Program
 from bayeslora.progress import track
 from bayeslora.rng import isolated
@@ -117,7 +117,7 @@ def sbc(
         raise SettingError(
             f"Simulations and draws of each must be at least 1, found {simulations} and {posterior_draws}."
         )
-    over = rows_of(program, data)
+    over = Rows.of(program, data)
     over = replace(over, batch_size=len(over))
     unlabelled = over.dataset.remove_columns([] if over.labels is None else ["labels"])
     found: dict[str, list[int]] = {}

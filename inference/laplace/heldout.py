@@ -10,7 +10,7 @@ import torch
 from bayeslora.inference.laplace.posterior import LaplacePosterior
 from bayeslora.inference.laplace.predictors import linearised, linked
 from bayeslora.inference.laplace.priors import NormalPrior
-from bayeslora.passes import rows_of
+from bayeslora.passes import Rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -35,7 +35,7 @@ def best_width(
     Returns:
         The prior, and for each width ``multiple`` and ``heldout_nll``, in nats an example.
     """
-    rows = rows_of(posterior.program, data, batch_size, progress)
+    rows = Rows.of(posterior.program, data, batch_size, progress)
     means, covariances = linearised(posterior, rows, MULTIPLES)
     method, _ = posterior.predictor()
     trace = []

@@ -28,7 +28,7 @@ from bayeslora.inference.training.process import available, peak, reset_peak
 from bayeslora.inference.training.trainer import TrainingSettings
 from bayeslora.inference.variational.point import point_estimate
 from bayeslora.observations import Curved
-from bayeslora.passes import rows_of, undisturbed
+from bayeslora.passes import Rows, undisturbed
 from bayeslora.program import Program
 from bayeslora.rng import isolated
 from bayeslora.weights import Site
@@ -170,7 +170,7 @@ class Laplace(TrainingSettings):
 
     def _probe(self, program: Program, tape: Tape, data: Dataset) -> None:
         """Take the gradients of two rows, so that a layer which cannot be split by examples is named at once."""
-        rows = rows_of(program, data.select(range(min(2, len(data)))), 2)
+        rows = Rows.of(program, data.select(range(min(2, len(data)))), 2)
         with undisturbed(program), torch.enable_grad():
             for batch, _ in rows.batches(program.device):
                 with tape:
@@ -211,7 +211,7 @@ class Laplace(TrainingSettings):
         evidence: LinearEvidence,
     ) -> float:
         """One pass over the data: add to curvature and evidence; the tempered log-likelihood at the mode."""
-        rows = rows_of(program, data, self.batch_size, run.progress)
+        rows = Rows.of(program, data, self.batch_size, run.progress)
         total = 0.0
         cast = torch.autocast(program.device.type, dtype=torch.bfloat16, enabled=self.bf16)
         with undisturbed(program), isolated(run.seed, program.device), torch.enable_grad():

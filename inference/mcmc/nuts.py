@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bayeslora.errors import SettingError
 from bayeslora.inference.mcmc.chains import ChainSettings
-from bayeslora.passes import rows_of
+from bayeslora.passes import Rows
 from bayeslora.program import Program
 from bayeslora.progress import bar
 
@@ -56,7 +56,7 @@ class NUTS(ChainSettings):
 
     def chain(self, program: Program, data: Dataset, progress: bool) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Run one chain; its acceptance rate, divergent transitions and step size come with it."""
-        batch, _ = next(rows_of(program, data, len(data)).batches(program.device))
+        batch, _ = next(Rows.of(program, data, len(data)).batches(program.device))
         kernel = mcmc.NUTS(
             lambda: program(batch, len(data)),
             target_accept_prob=self.target_accept,

@@ -15,7 +15,7 @@ from bayeslora.errors import AdapterError
 from bayeslora.inference.laplace.jacobians import Products, Tape, as_matrices, as_value, jacobians
 from bayeslora.models import Gaussian
 from bayeslora.observations import Classes
-from bayeslora.passes import rows_of
+from bayeslora.passes import Rows
 from bayeslora.program import Program
 
 
@@ -129,7 +129,7 @@ def test_a_batch_of_many_tokens_is_split(make: Any, monkeypatch: pytest.MonkeyPa
     if rows is None:
         rows = Dataset.from_dict({"input_ids": [[[1, 2, 3], [4, 5]], [[6], [7, 8], [9, 10]]], "labels": [0, 1]})
     weights = {site.name: site.initial for site in program.sites}
-    over = rows_of(program, rows, 7)
+    over = Rows.of(program, rows, 7)
     [(index, logits, gradients)] = jacobians(program, program.sites, weights, over)
     monkeypatch.setattr("bayeslora.inference.laplace.jacobians.TOKENS", 8)  # fewer than one row has, with padding
     pieces = list(jacobians(program, program.sites, weights, over))

@@ -26,7 +26,7 @@ from bayeslora.inference.laplace import links
 from bayeslora.inference.laplace.posterior import LaplacePosterior
 from bayeslora.inference.laplace.predictors import linearised
 from bayeslora.models import Gaussian
-from bayeslora.passes import rows_of
+from bayeslora.passes import Rows
 
 #: The prior as it is.
 ONE = torch.ones(1)
@@ -68,7 +68,7 @@ def test_conjugate_mean_covariance_and_evidence(conjugate: LaplacePosterior, kno
 
 
 def test_conjugate_predictive(conjugate: LaplacePosterior, known: Regression) -> None:
-    rows = rows_of(known.program, known.rows, 7)
+    rows = Rows.of(known.program, known.rows, 7)
     mean, (covariance,) = linearised(conjugate, rows, ONE)
     network = known.program.network
     layer = network.base_model.model.linear
@@ -113,7 +113,7 @@ def test_predictive_draws_and_density_follow_from_the_curvature(kind: str) -> No
     jacobian = dense_jacobian(program, tiny_batch(program, rows))
     flat = torch.cat([jacobian[name].flatten(2) for name in posterior.curvature.shapes], dim=2).double()
     order = tiny_batch(program, rows)["index"]
-    _, (found,) = linearised(posterior, rows_of(program, rows, 5), ONE)
+    _, (found,) = linearised(posterior, Rows.of(program, rows, 5), ONE)
     torch.testing.assert_close(found[order], flat @ expected @ flat.mT, rtol=1e-3, atol=1e-5)
     draws = posterior.sample(300)
     names = list(posterior.curvature.shapes)
@@ -152,7 +152,7 @@ def test_linear_draws_share_one_set_of_weights(kind: str) -> None:
 def test_one_pass_gives_the_covariance_under_priors_of_several_widths(kind: str) -> None:
     program, rows = tiny(), tiny_rows(12)
     posterior = given(program, rows, curvature=kind)
-    over = rows_of(program, rows, 5)
+    over = Rows.of(program, rows, 5)
     _, found = linearised(posterior, over, torch.tensor([0.1, 3.0]))
     for multiple, covariance in zip((0.1, 3.0), found, strict=True):
         logs = {name: torch.tensor([math.log(multiple)], dtype=torch.float64) for name in posterior.prior.roots}
@@ -184,7 +184,7 @@ def test_links_to_probabilities_are_for_classes(known: Regression) -> None:
         with pytest.raises(PosteriorError, match=f"link '{method}' is one to class probabilities"):
             posterior.predict(known.rows, method=method, progress=False)
     joint = posterior.predict(known.rows, progress=False)
-    exact, _ = linearised(posterior, rows_of(known.program, known.rows, 8), ONE)
+    exact, _ = linearised(posterior, Rows.of(known.program, known.rows, 8), ONE)
     # 1,000 draws: the mean has a standard error of a thirtieth of the spread of the outputs.
     assert ((joint.mean - exact[:, 0]).abs() < 5 * (joint.variance / 1000).sqrt()).all()
 
@@ -193,7 +193,7 @@ def test_links_to_probabilities_are_for_classes(known: Regression) -> None:
 def test_each_link_predicts_and_splits_the_gaussian_of_the_logits(link: str) -> None:
     program, rows = tiny(), tiny_rows(6)
     posterior = given(program, rows)
-    over = rows_of(program, rows, 6)
+    over = Rows.of(program, rows, 6)
     means, (covariances,) = linearised(posterior, over, ONE)
     found = posterior.predict(rows, method=link, progress=False)
     generator = torch.Generator().manual_seed(5)

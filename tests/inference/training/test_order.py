@@ -4,11 +4,11 @@ import torch
 from scenarios import tiny_program, tiny_rows
 
 from bayeslora.inference.training.order import Order
-from bayeslora.passes import rows_of
+from bayeslora.passes import Rows
 
 
 def test_rows_of_like_length_share_a_batch() -> None:
-    data = rows_of(tiny_program(), tiny_rows(200)).dataset
+    data = Rows.of(tiny_program(), tiny_rows(200)).dataset
     spread = {}
     for grouped in (True, False):
         order = list(Order(data, 5, seed=0, group_by_length=grouped))
@@ -19,7 +19,7 @@ def test_rows_of_like_length_share_a_batch() -> None:
 
 def test_rows_of_the_short_batch_are_of_any_length() -> None:
     # They weigh more than the others: short ones alone would tilt the likelihood.
-    data = rows_of(tiny_program(), tiny_rows(48)).dataset
+    data = Rows.of(tiny_program(), tiny_rows(48)).dataset
     order = Order(data, 5, seed=0, group_by_length=True)
     lengths = torch.tensor(list(data["length"])).float()
     rows = []
