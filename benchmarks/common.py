@@ -221,7 +221,7 @@ def best_temperature(heldout: ClassPrediction) -> float:
 
 def tempered(prediction: ClassPrediction, temperature: float) -> ClassPrediction:
     """The prediction with all logits divided by ``temperature``."""
-    return replace(prediction, logits=prediction.logits / temperature)
+    return replace(prediction, outputs=prediction.logits / temperature)
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def test_mistakes_end_in_one_message_and_leave_nothing(
 def test_what_evaluate_cannot_do(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in [
         (["--split", "vlidation"], "Did you mean 'validation'?"),
-        (["--method", "mode"], "Unknown method 'mode'"),
+        (["--method", "mode"], "Unknown method of prediction 'mode'"),
         (["--plot", tmp_path / "picture.txt"], "Cannot draw into 'picture.txt'"),
         (["--base", tmp_path / "missing"], "missing"),
         (["--set", "epochs=1"], "evaluate takes --set for settings of another task"),

@@ -358,7 +358,7 @@ def test_resuming_where_nothing_was_begun_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([0, 1, 3, 0], "Row 2 has label 3; the likelihood has classes 0 to 2"),
+        ([0, 1, 3, 0], "Row 2 has label 3; expected a class number from 0 to 2"),
         ([0, -1, 1, 0], "Row 1 has label -1"),
         ([0.0, 1.0, 1.5, 0.0], "Row 2 has label 1.5"),
         ([0, None, 1, 0], "Row 1 .*None"),
