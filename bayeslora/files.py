@@ -1,23 +1,37 @@
-"""Files that are never half written."""
+"""Files and folders that are never half written, and the lock of who writes them."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 from torch import Tensor
 
-__all__ = ["digests", "fingerprint", "read_tensors", "recover", "staged", "write_json", "write_tensors"]
+from bayeslora.errors import SettingError
 
-#: Name of a folder with all files that are to be moved together.
-WHOLE = ".saved-"
+__all__ = [
+    "digests",
+    "fingerprint",
+    "hidden",
+    "locked",
+    "move",
+    "read_tensors",
+    "remove",
+    "replaced",
+    "settle",
+    "write_json",
+    "write_tensors",
+    "write_text",
+]
 
 #: What a configuration says of where and how it was loaded, rather than of the network's shape.
 VOLATILE = frozenset(
@@ -29,52 +43,119 @@ VOLATILE = frozenset(
 
 
 @contextmanager
-def staged(folder: Path) -> Iterator[Path]:
-    """Give an empty folder beside the final files; move what it holds into ``folder`` if the block succeeds.
+def replaced(path: Path) -> Iterator[Path]:
+    """Give a hidden place beside ``path``; the file or folder that the block makes there takes its place as a whole.
 
-    Each file replaces its namesake in one step. A process that is killed between two steps, or an error of the system
-    there, leaves the others in a folder from which `recover` goes on.
+    A folder cannot replace another one in one step: the old one is put aside, and the new one takes its place. Whoever
+    looks for `path` between the two finds the old one at ``hidden(path, "old")``.
+
+    Raises:
+        SettingError: another process is writing there.
     """
-    stage = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
-    try:
-        yield stage
-        recover(folder)
-        whole = stage.rename(folder / stage.name.replace(".saving-", WHOLE))
-        moved = False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = hidden(path, "new")
+    with locked(hidden(path, "lock")):
+        settle(path)
         try:
-            for _ in _move(whole, folder):
-                moved = True
-        except OSError:
-            if not moved:  # nothing is replaced, and nothing shall be later
-                shutil.rmtree(whole, ignore_errors=True)
-            raise
+            yield new
+            move(new, path)
+        finally:
+            settle(path)
+
+
+def move(source: Path, target: Path) -> None:
+    """Let a file or folder take the place of another one, which is whole at ``target`` or aside until then."""
+    if source.is_dir() and target.is_dir():
+        os.rename(target, hidden(target, "old"))
+    os.replace(source, target)
+    remove(hidden(target, "old"))
+
+
+def settle(path: Path) -> None:
+    """End or undo what a process that was killed had begun with ``path``; for who holds the lock alone."""
+    remove(hidden(path, "new"))
+    old = hidden(path, "old")
+    if path.exists():
+        remove(old)
+    elif old.exists():
+        os.rename(old, path)
+
+
+def hidden(path: Path, what: str) -> Path:
+    """Where the lock, the new or the old one of ``path`` is while it is being replaced."""
+    return path.parent / f".{path.name}.bayeslora-{what}"
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(lock: Path) -> Iterator[None]:
+    """Hold a file as a lock, which ends with its process however that ends; who has it already may take it again.
+
+    Raises:
+        SettingError: another process, or another thread of this one, holds it; the message says who, and since when.
+    """
+    lock = lock.absolute()
+    if lock in _HELD.get():
+        yield
+        return
+    descriptor = _take(lock)
+    token = _HELD.set(_HELD.get() | {lock})
+    try:
+        yield
     finally:
-        shutil.rmtree(stage, ignore_errors=True)
+        _HELD.reset(token)
+        lock.unlink(missing_ok=True)  # still held: who opens it now will see that it is another file, and try again
+        os.close(descriptor)
 
 
-def recover(folder: Path) -> None:
-    """Bring to its end what a process that was killed had begun to move into ``folder``."""
-    for stage in folder.glob(f"{WHOLE}*"):
-        for _ in _move(stage, folder):
-            pass
+#: Locks of this thread.
+_HELD: ContextVar[frozenset[Path]] = ContextVar("held", default=frozenset())
 
 
-def _move(stage: Path, folder: Path) -> Iterator[Path]:
-    """Move every file of ``stage`` to its place in ``folder``, one after the other."""
-    for path in [path for path in stage.rglob("*") if path.is_file()]:
-        target = folder / path.relative_to(stage)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):  # another process has moved it
-            os.replace(path, target)
-        yield target
-    shutil.rmtree(stage, ignore_errors=True)
+def _take(lock: Path) -> int:
+    import fcntl
+
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if lock.exists() and os.path.samestat(lock.stat(), os.fstat(descriptor)):
+                break
+            os.close(descriptor)  # its holder has removed it in between
+        except BlockingIOError:
+            holder = os.read(descriptor, 1000).decode(errors="replace") or "another process"
+            os.close(descriptor)
+            raise SettingError(
+                f"'{_subject(lock)}' is being written by {holder}: wait until it is done, or stop it."
+            ) from None
+    os.ftruncate(descriptor, 0)
+    since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+    os.write(descriptor, f"process {os.getpid()} on {gethostname()}, since {since}".encode())
+    return descriptor
+
+
+def _subject(lock: Path) -> Path:
+    """What a lock is of: the folder that it is in, or the file beside it."""
+    name = lock.name.removeprefix(".").removesuffix("bayeslora-lock").removesuffix(".")
+    return lock.parent / name
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as JSON in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with staged(path.parent) as stage:
-        (stage / path.name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in one step."""
+    with replaced(path) as new:
+        new.write_text(text, encoding="utf-8")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -93,8 +174,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of each tensor file in ``folder``."""
-    return {path.name: sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.safetensors"))}
+    """SHA-256 of each file in ``folder``."""
+    return {path.name: sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir()) if path.is_file()}
 
 
 def fingerprint(config: Mapping[str, Any]) -> str:

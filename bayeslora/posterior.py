@@ -6,10 +6,9 @@ LoRA), ``posterior.safetensors`` with what is needed beyond it, and ``posterior.
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
@@ -19,12 +18,13 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from bayeslora import files
+from bayeslora import files, store
 from bayeslora.errors import PosteriorError, unknown
 from bayeslora.passes import Rows, undisturbed
 from bayeslora.predictors import Draws, Mean, Predictor
 from bayeslora.program import Program
 from bayeslora.rng import seeded
+from bayeslora.store import Record
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -32,46 +32,7 @@ if TYPE_CHECKING:
     from bayeslora.predict.prediction import Prediction
     from bayeslora.tasks import Split
 
-__all__ = ["Posterior", "Record", "check_foreign", "describe", "read_record"]
-
-FORMAT = 1
-RECORD, TENSORS = "posterior.json", "posterior.safetensors"
-
-
-@dataclass(frozen=True)
-class Record:
-    """How a posterior came about, as plain data.
-
-    Attributes:
-        backend: name of the inference backend.
-        settings: the backend's settings, by name.
-        n_data: number of training examples N.
-        data: digest of their token ids and labels.
-        seed: seed of the fit.
-        temperature: the posterior is p(labels | weights)^(1 / temperature) p(weights), normalised; 1 is Bayes' rule, 0
-            maximum likelihood.
-        cost: ``seconds``, ``peak_memory_bytes``, ``parameters`` (learned) and ``extra_parameters`` (over LoRA).
-        history: what training logged, step by step.
-        point_sites: latent sites that have the same value in every draw, as point estimates and fixed hyper-sites have.
-        finished: false for a fit that was stopped on its way.
-        task: arguments of `bayeslora.load_task` that give the task again, where they are known.
-        chains: number of independent fits of which the posterior is the mixture.
-        members: their records, as plain data; the costs of the whole are theirs together.
-    """
-
-    backend: str
-    settings: dict[str, Any]
-    n_data: int
-    data: str = ""
-    seed: int = 0
-    temperature: float = 1.0
-    cost: dict[str, float] = field(default_factory=dict)
-    history: list[dict[str, float]] = field(default_factory=list)
-    point_sites: list[str] = field(default_factory=list)
-    finished: bool = True
-    task: dict[str, Any] | None = None
-    chains: int = 1
-    members: list[dict[str, Any]] = field(default_factory=list)
+__all__ = ["Posterior", "Record", "describe"]
 
 
 class Posterior(ABC):
@@ -234,21 +195,21 @@ class Posterior(ABC):
         return to_inference_data(self, data, **settings)
 
     def save(self, path: str | Path) -> None:
-        """Write the posterior into the folder ``path``: a process that is killed leaves the old one or the new one.
+        """Write the posterior as the folder ``path``: whoever reads there finds the old one or the new one, whole.
 
         Raises:
-            PosteriorError: the folder holds a PEFT adapter that is no posterior's.
+            PosteriorError: the folder holds something that no posterior's folder does.
+            SettingError: another process is writing there.
         """
-        folder = Path(path)
-        check_foreign(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"state/{name}": value for name, value in self.state().items()}
         tensors |= {f"centre/{site.name}": site.initial for site in self.program.sites}
-        with files.staged(folder) as stage:
-            self._save_adapter(stage)
-            files.write_tensors(stage / TENSORS, tensors)
-            described = self._describe() | {"files": files.digests(stage)}
-            (stage / RECORD).write_text(json.dumps(described, indent=2), encoding="utf-8")
+        with store.written(Path(path)) as folder:
+            self._save_adapter(folder)
+            files.write_tensors(folder / store.TENSORS, tensors)
+            versions = {name: version(name) for name in ("torch", "pyro-ppl", "transformers", "peft")}
+            store.describe(
+                folder, kind=self.kind, record=self.record, program=describe(self.program), versions=versions
+            )
 
     def _save_adapter(self, folder: Path) -> None:
         adapters = self.program.weights
@@ -259,41 +220,6 @@ class Posterior(ABC):
         if adapters.name != "default":  # then PEFT makes a folder of that name
             for path in (folder / adapters.name).iterdir():
                 path.rename(folder / path.name)
-
-    def _describe(self) -> dict[str, Any]:
-        return {
-            "format": FORMAT,
-            "kind": self.kind,
-            "record": asdict(self.record),
-            "program": describe(self.program),
-            "versions": {name: version(name) for name in ("torch", "pyro-ppl", "transformers", "peft")},
-        }
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    """What `Posterior.save` has written of the posterior in a folder; empty if there is none.
-
-    Raises:
-        PosteriorError: it is damaged.
-    """
-    files.recover(folder)
-    path = folder / RECORD
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except json.JSONDecodeError as error:
-        raise PosteriorError(f"'{path}' is damaged: {error}.") from error
-    return found
-
-
-def check_foreign(folder: Path) -> None:
-    """Make sure that a posterior in the folder would replace no adapter but a posterior's.
-
-    Raises:
-        PosteriorError: it would.
-    """
-    files.recover(folder)
-    if (folder / "adapter_config.json").exists() and not (folder / RECORD).exists():
-        raise PosteriorError(f"'{folder}' holds a PEFT adapter, which would be replaced: choose another folder.")
 
 
 def describe(program: Program) -> dict[str, Any]:

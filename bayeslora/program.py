@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from bayeslora.errors import AdapterError
 from bayeslora.networks import Base, adapt, load_adapter, load_base
 from bayeslora.observations import Encoder, Observation, Padding, of_task
+from bayeslora.store import adapter_at
 from bayeslora.weights import Site, Weights
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ class Program(nn.Module):
             base: folder or hub name of the base network; ``"demo"`` is the encoder that the package ships.
             task: says the kind of network, the number of logits and how rows become text.
             lora: PEFT's configuration; rank 8, alpha 16 on all linear layers by default.
-            adapter: folder of a PEFT LoRA adapter, trained or not, to load in place of a fresh one by ``lora``.
+            adapter: folder of a PEFT LoRA adapter, trained or not, or of a run, to load in place of a fresh one.
             model: Pyro model of the LoRA weights.
             dtype: type of the frozen base weights; LoRA weights are float32 in any case.
             seed: of the initial LoRA matrices and head; the global generators are left as they were.
@@ -116,7 +117,9 @@ class Program(nn.Module):
             observation = of_task(task.spec)
             loaded = load_base(base, observation, task.spec, dtype)
             network = (
-                adapt(loaded.network, observation, lora) if adapter is None else load_adapter(loaded.network, adapter)
+                adapt(loaded.network, observation, lora)
+                if adapter is None
+                else load_adapter(loaded.network, adapter_at(adapter))
             )
         positions = getattr(loaded.network.config, "max_position_embeddings", None)
         encoder = Encoder(loaded.tokenizer, task.spec, max_length=max_length, limit=positions)

@@ -9,15 +9,16 @@ if __name__ != "bayeslora.inference":
     raise ImportError(f"import bayeslora.inference, not {__name__}: a second copy would break the registry")
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bayeslora import store
 from bayeslora.errors import SettingError, unknown
 from bayeslora.inference.base import Backend, Run, is_main_process, labelled
-from bayeslora.inference.folders import check_new, check_same, is_finished
-from bayeslora.inference.loading import load
+from bayeslora.inference.loading import check_same, load
 from bayeslora.inference.mixture import refitted
 from bayeslora.observations import digest
 from bayeslora.posterior import Posterior
@@ -89,7 +90,8 @@ def fit(
 
     Raises:
         SettingError: unknown backend or setting, or a value that it cannot take; ``output_dir`` holds a fit already
-            or, with ``resume``, one of another program, other data, another seed or setting.
+            or, with ``resume``, one of another program, other data, another seed or setting; or another process is
+            writing there.
         DataError: no rows, or labels that cannot be observed.
         TrainingError: the loss became infinite or not a number.
     """
@@ -133,24 +135,23 @@ def _saved(
 ) -> Posterior:
     """What a fit gives, saved in the run's folder; a finished one that is to be resumed is read from there."""
     folder = run.output_dir
-    if folder is not None and run.resume:
-        record = {
-            "backend": algorithm.name,
-            "settings": asdict(algorithm),
-            "seed": run.seed,
-            "n_data": len(rows),
-            "data": run.data,
-            "chains": chains,
-        }
-        check_same(folder, record, program)
-        if is_finished(folder):
-            return load(folder, program=program)
-    elif folder is not None:
-        check_new(folder)
-    posterior = fit()
-    if folder is not None and is_main_process():
-        posterior.save(folder)
-    return posterior
+    if folder is None:
+        return fit()
+    with store.opened(folder) if is_main_process() else nullcontext():
+        if run.resume:
+            begun = {"backend": algorithm.name, "settings": asdict(algorithm), "seed": run.seed, "chains": chains}
+            check_same(folder, begun | {"n_data": len(rows), "data": run.data}, program)
+            if store.finished(folder):
+                return load(folder, program=program)
+        elif store.holds_fit(folder):
+            raise SettingError(
+                f"'{folder}' holds a fit already: give resume=True to go on with it, or choose another output_dir."
+            )
+        store.check_free(folder / store.POSTERIOR)
+        posterior = fit()
+        if is_main_process():
+            posterior.save(folder / store.POSTERIOR)
+        return posterior
 
 
 _class = backend

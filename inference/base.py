@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from bayeslora.errors import DataError
-from bayeslora.inference.folders import CHAIN, holds_fit
 from bayeslora.passes import Rows
 from bayeslora.posterior import Posterior, Record
 from bayeslora.program import Program
+from bayeslora.store import CHAIN, holds_fit
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bayeslora import files
-from bayeslora.errors import PosteriorError, unknown
+from bayeslora import files, store
+from bayeslora.errors import AdapterError, PosteriorError, SettingError, unknown
 from bayeslora.networks import load_adapter, load_base
 from bayeslora.observations import Encoder
 from bayeslora.observations import build as build_observation
-from bayeslora.posterior import FORMAT, RECORD, TENSORS, Posterior, Record, describe, read_record
+from bayeslora.posterior import Posterior, describe
 from bayeslora.program import Program
 from bayeslora.settings import differing
 
-__all__ = ["load", "posterior_class"]
+__all__ = ["check_same", "load", "posterior_class"]
 
 #: Where the class of each kind of posterior is.
 POSTERIORS: dict[str, str] = {
@@ -35,10 +36,10 @@ def load(
     device: str | torch.device | None = None,
     program: Program | None = None,
 ) -> Posterior:
-    """Load what `Posterior.save` wrote.
+    """Load the posterior of a run, or what `Posterior.save` wrote.
 
     Args:
-        path: the posterior's folder.
+        path: the run's folder or the posterior's; nothing is written there.
         base: where the base network is now, if not where it was.
         device: where to put it; by default a GPU if there is one.
         program: the program that the posterior is of, for a network of one's own that no name stands for.
@@ -46,20 +47,87 @@ def load(
     Raises:
         PosteriorError: there is no posterior, it is damaged, or the base network is another one.
     """
-    folder = Path(path)
-    described = _read(folder)
+    return store.steady(Path(path), lambda folder: _load(folder, base, device, program))
+
+
+def _load(
+    folder: Path, base: str | Path | None, device: str | torch.device | None, program: Program | None
+) -> Posterior:
+    saved = store.saved(folder)
+    kind = posterior_class(saved.kind)
+    tensors = _tensors(folder)
     if program is None:
-        program = _rebuilt(folder, described["program"], base)
+        program = _rebuilt(folder, saved.program, base)
     else:
-        _check(program, folder, described["program"])
-    tensors = files.read_tensors(folder / TENSORS)
-    parts: dict[str, dict[str, torch.Tensor]] = {"state": {}, "centre": {}}
-    for name, value in tensors.items():
-        part, _, rest = name.partition("/")
-        parts[part][rest] = value
-    program.weights.centre(parts["centre"])
+        _check(program, folder, saved.program)
+    _check_centre(folder, program, tensors["centre"])
+    program.weights.centre(tensors["centre"])
     program.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return posterior_class(described["kind"]).from_state(program, Record(**described["record"]), parts["state"])
+    try:
+        return kind.from_state(program, saved.record, tensors["state"])
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        raise PosteriorError(
+            f"'{folder}' is damaged: {store.TENSORS} does not hold the state of such a posterior "
+            f"({type(error).__name__}: {error})."
+        ) from error
+
+
+def _tensors(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """Tensors by what they are: the posterior's state, and the centre of the prior."""
+    parts: dict[str, dict[str, torch.Tensor]] = {"state": {}, "centre": {}}
+    for name, value in files.read_tensors(folder / store.TENSORS).items():
+        part, _, rest = name.partition("/")
+        if part not in parts:
+            raise PosteriorError(
+                f"'{folder}' is damaged: {store.TENSORS} holds '{name}'; names begin with {' or '.join(parts)}."
+            )
+        parts[part][rest] = value
+    return parts
+
+
+def _check_centre(folder: Path, program: Program, found: dict[str, torch.Tensor]) -> None:
+    """Make sure that each site has its initial value, in its shape and as floats."""
+    expected = {site.name: tuple(site.initial.shape) for site in program.sites}
+    shapes = {name: tuple(value.shape) for name, value in found.items()}
+    wrong = differing(shapes, expected) + [
+        f"{name} of {value.dtype}" for name, value in found.items() if not value.is_floating_point()
+    ]
+    if wrong:
+        raise PosteriorError(
+            f"'{folder}' is damaged: initial values in {store.TENSORS} (there and expected): {'; '.join(wrong)}."
+        )
+
+
+def check_same(folder: Path, begun: Mapping[str, Any], program: Program) -> None:
+    """Make sure that the fit that is to be resumed is the one that was begun in a run's folder.
+
+    Args:
+        folder: of the run.
+        begun: entries of the fit's record that must be what they were.
+        program: of the fit. The place of the base network may change.
+
+    Raises:
+        SettingError: something differs; the message says what.
+        PosteriorError: what is there is damaged.
+    """
+    if not (folder / store.POSTERIOR / store.RECORD).is_file():  # stopped before its first posterior was written
+        return
+    saved = store.saved(folder / store.POSTERIOR)
+    there = {name: getattr(saved.record, name) for name in begun} | {"program": saved.program | {"base": ""}}
+    changed = differing(there, json.loads(json.dumps({**begun, "program": {**describe(program), "base": ""}})))
+    if not changed:
+        centre = _tensors(folder / store.POSTERIOR)["centre"]
+        _check_centre(folder, program, centre)
+        changed = [
+            f"initial value of {site.name}"
+            for site in program.sites
+            if not torch.allclose(centre[site.name], site.initial.cpu())
+        ]
+    if changed:
+        raise SettingError(
+            f"'{folder}' holds another fit (there and now): {'; '.join(changed)}. Resume with what it was begun with, "
+            "or choose another output_dir."
+        )
 
 
 def posterior_class(kind: str) -> type[Posterior]:
@@ -73,22 +141,6 @@ def posterior_class(kind: str) -> type[Posterior]:
     module, _, attribute = POSTERIORS[kind].partition(":")
     found: type[Posterior] = getattr(import_module(module), attribute)
     return found
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    """The description of a saved posterior, once it is known to be whole."""
-    described = read_record(folder)
-    if not described:
-        raise PosteriorError(f"There is no posterior in '{folder}': expected a file {RECORD}.")
-    if described.get("format") != FORMAT:
-        raise PosteriorError(
-            f"'{folder}' has format {described.get('format')}; this version of bayeslora reads format {FORMAT}."
-        )
-    found = files.digests(folder)
-    damaged = [name for name, digest in described["files"].items() if found.get(name) != digest]
-    if damaged:
-        raise PosteriorError(f"'{folder}' is damaged: {', '.join(damaged)} is not what was written.")
-    return described
 
 
 def _check(program: Program, folder: Path, saved: dict[str, Any]) -> None:
@@ -114,7 +166,7 @@ def _rebuilt(folder: Path, described: dict[str, Any], base: str | Path | None) -
     observation = build_observation(described["observation"])
     with torch.random.fork_rng():
         try:
-            network, tokenizer, _ = load_base(name, observation, spec, getattr(torch, described["dtype"]))
+            network, tokenizer, _ = load_base(name, observation, spec, _dtype(folder, described["dtype"]))
         except (OSError, ValueError) as error:
             raise PosteriorError(
                 f"The base network '{name}' of '{folder}' cannot be loaded; give base=...: {error}"
@@ -125,7 +177,17 @@ def _rebuilt(folder: Path, described: dict[str, Any], base: str | Path | None) -
                 f"'{folder}' was fitted on '{described['base']}' (configuration {described['base_config']}), and does "
                 f"not fit '{name}' (configuration {found}). Give the folder of the right network as base."
             )
-        adapted = load_adapter(network, folder)
+        try:
+            adapted = load_adapter(network, folder)
+        except AdapterError as error:
+            raise PosteriorError(f"'{folder}' is damaged: {error}") from error
     model = build_model(described["model"]["name"], **described["model"]["settings"])
     encoder = Encoder(tokenizer, spec, max_length=described["max_length"])
     return Program(adapted, observation, model, encoder=encoder)
+
+
+def _dtype(folder: Path, name: Any) -> torch.dtype:
+    found = getattr(torch, name, None) if isinstance(name, str) else None
+    if not isinstance(found, torch.dtype):
+        raise PosteriorError(f"'{folder}' is damaged: torch has no dtype '{name}', of which its network is to be.")
+    return found

@@ -2,73 +2,90 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from socket import gethostname
 
 import pytest
 import torch
 
 from bayeslora import files
+from bayeslora.errors import SettingError
 
 
-def test_staged_files_arrive_together_and_leave_no_trace(tmp_path: Path) -> None:
-    with files.staged(tmp_path) as stage:
-        (stage / "a.txt").write_text("new")
-        (stage / "deep").mkdir()
-        (stage / "deep" / "b.txt").write_text("new")
-        assert not (tmp_path / "a.txt").exists()
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.txt", "b.txt", "deep"]
+def test_a_file_or_a_folder_takes_its_place_as_a_whole(tmp_path: Path) -> None:
+    for what in ("first", "second"):
+        with files.replaced(tmp_path / "folder") as new:
+            new.mkdir()
+            (new / f"{what}.txt").write_text(what)
+        with files.replaced(tmp_path / "deep" / "file.txt") as new:
+            new.write_text(what)
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["second.txt"]
+    assert (tmp_path / "deep" / "file.txt").read_text() == "second"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "folder"]
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["file.txt"]
 
 
-def test_a_failed_block_leaves_the_old_files(tmp_path: Path) -> None:
+def test_a_failed_block_leaves_the_old_one(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("old")
-    with pytest.raises(RuntimeError), files.staged(tmp_path) as stage:
-        (stage / "a.txt").write_text("new")
+    with pytest.raises(RuntimeError), files.replaced(tmp_path / "a.txt") as new:
+        new.write_text("new")
         raise RuntimeError
     assert (tmp_path / "a.txt").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_a_target_that_cannot_be_replaced_leaves_no_trace(tmp_path: Path) -> None:
+def test_a_folder_is_not_replaced_by_a_file(tmp_path: Path) -> None:
     (tmp_path / "a.txt").mkdir()
-    with pytest.raises(OSError, match="a.txt"), files.staged(tmp_path) as stage:
-        (stage / "a.txt").write_text("new")
+    with pytest.raises(OSError, match="a.txt"), files.replaced(tmp_path / "a.txt") as new:
+        new.write_text("new")
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+    assert (tmp_path / "a.txt").is_dir()
 
 
-def test_what_was_begun_survives_an_error_of_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    replace, calls = os.replace, iter(range(100))
-
-    def failing(source: Path, target: Path) -> None:
-        if next(calls):
-            raise PermissionError
-        replace(source, target)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "replace", failing)
-        with pytest.raises(PermissionError), files.staged(tmp_path) as stage:
-            (stage / "a.txt").write_text("new")
-            (stage / "b.txt").write_text("new")
-        with pytest.raises(PermissionError):
-            files.recover(tmp_path)
-    files.recover(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "b.txt"]
+HOLD = """
+import sys, time
+from pathlib import Path
+from bayeslora import files
+with files.locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(100)
+"""
 
 
-def test_what_was_begun_to_be_moved_is_moved_before_anything_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def killed(source: Path, target: Path) -> None:
-        raise KeyboardInterrupt
+def test_a_second_process_is_told_who_holds_the_lock_until_that_one_is_gone(tmp_path: Path) -> None:
+    lock = files.hidden(tmp_path / "run", "lock")
+    root = str(Path(files.__file__).parents[1])
+    command = [sys.executable, "-c", HOLD, str(lock)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": root}) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"held\n"
+        match = rf"'{tmp_path / 'run'}' is being written by process {process.pid} on {gethostname()}, since \d{{4}}-"
+        with pytest.raises(SettingError, match=match), files.locked(lock):
+            pass
+        process.kill()
+    with files.locked(lock), files.locked(lock):
+        assert f"process {os.getpid()} on" in lock.read_text()
+    assert list(tmp_path.iterdir()) == []
 
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "replace", killed)
-        with pytest.raises(KeyboardInterrupt), files.staged(tmp_path) as stage:
-            (stage / "a.txt").write_text("first")
-            (stage / "b.txt").write_text("first")
-    assert not (tmp_path / "a.txt").exists()
-    with files.staged(tmp_path) as stage:
-        (stage / "a.txt").write_text("second")
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.txt": "second", "b.txt": "first"}
+
+def test_another_thread_does_not_have_the_lock(tmp_path: Path) -> None:
+    def take() -> None:
+        with files.locked(tmp_path / "lock"):
+            pass
+
+    with ThreadPoolExecutor(1) as pool, files.locked(tmp_path / "lock"):
+        with pytest.raises(SettingError, match=f"written by process {os.getpid()}"):
+            pool.submit(take).result()
+
+
+def test_a_lock_that_is_a_link_is_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / "lock").symlink_to(tmp_path / "mine.txt")
+    with pytest.raises(OSError), files.locked(tmp_path / "lock"):
+        pass
+    assert (tmp_path / "mine.txt").read_text() == "mine"
 
 
 def test_json_is_written_in_one_step(tmp_path: Path) -> None:

@@ -105,6 +105,7 @@ def fit(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output folder.")] = False,
 ) -> None:
     """Fit a posterior and write it, with its configuration, into a folder."""
+    from bayeslora import store
     from bayeslora.app import runs
     from bayeslora.app.config import read_config, resolve
 
@@ -118,7 +119,7 @@ def fit(
     else:
         run = resolve(read_config(config, flags, assignments or ()))
     again = f"Go on with: bayeslora fit --resume --output {output}"
-    context.obj["resume"] = lambda: again if (output / runs.CONFIG).exists() else "Nothing was fitted yet."
+    context.obj["resume"] = lambda: again if (output / store.CONFIG).exists() else "Nothing was fitted yet."
     posterior = runs.fit(run, output, resume=resume, overwrite=overwrite)
     cost = posterior.cost
     show(

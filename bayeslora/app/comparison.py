@@ -17,15 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from bayeslora import files
+from bayeslora import files, store
 from bayeslora.app import runs
 from bayeslora.app.config import RunConfig, resolve
-from bayeslora.app.runs import METRICS, PREDICTIVE
 from bayeslora.errors import SettingError
 from bayeslora.predict.metrics import Metrics, number_to_json
 from bayeslora.predict.plots import COLOURS, reliability_diagram, save_figure
 from bayeslora.predict.prediction import Prediction
 from bayeslora.progress import track
+from bayeslora.store import METRICS, PREDICTIVE
 
 __all__ = ["Comparison", "Evaluation", "Outcome", "compare"]
 
@@ -153,7 +153,7 @@ class Comparison:
     def save(self, folder: str | Path) -> None:
         """Write comparison.json and comparison.md, each in one step."""
         files.write_json(Path(folder) / "comparison.json", self.to_dict())
-        runs.write_text(Path(folder) / "comparison.md", self.to_markdown())
+        files.write_text(Path(folder) / "comparison.md", self.to_markdown())
 
 
 def compare(
@@ -180,7 +180,7 @@ def compare(
 
     Raises:
         SettingError: no arms or seeds, a wrong setting (before anything is fitted), or a run of other settings in
-            ``output``.
+            ``output``; or another process is writing there.
     """
     evaluation = evaluation or Evaluation()
     output = Path(output)
@@ -190,12 +190,14 @@ def compare(
     runs.task_of(replace(resolve(config), seed=seeds[0])).split(evaluation.split)  # before anything is fitted
     planned = [(name, seed) for seed in seeds for name in named]
     outcomes: dict[str, list[Outcome]] = {name: [] for name in named}
-    for name, seed in track(planned, "runs", show=progress):
-        run = replace(configs[name], seed=seed, output=None)
-        outcomes[name].append(_run(run, _folder(output, name, seed), evaluation, progress))
-    found = Comparison(resolve(replace(config, output=None)), evaluation, outcomes)
-    _draw(found, output)
-    found.save(output)
+    with store.opened(output):
+        for name, seed in track(planned, "runs", show=progress):
+            run, folder = replace(configs[name], seed=seed, output=None), _folder(output, name, seed)
+            with store.opened(folder):
+                outcomes[name].append(_run(run, folder, evaluation, progress))
+        found = Comparison(resolve(replace(config, output=None)), evaluation, outcomes)
+        _draw(found, output)
+        found.save(output)
     return found
 
 

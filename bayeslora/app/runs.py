@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bayeslora import files
+from bayeslora import files, store
 from bayeslora.app.config import RunConfig, differences, model_of, read_config, resolve
-from bayeslora.errors import PosteriorError, SettingError, TaskError
-from bayeslora.posterior import RECORD, TENSORS, check_foreign, read_record
+from bayeslora.errors import SettingError, TaskError
+from bayeslora.settings import differing
+from bayeslora.store import CONFIG, POSTERIOR, RECORD
 
 if TYPE_CHECKING:
     from bayeslora.posterior import Posterior
@@ -27,19 +26,13 @@ __all__ = [
     "build_program",
     "check_same",
     "fit",
-    "is_finished",
     "measure",
-    "remove",
     "saved_config",
     "saved_task",
     "task_of",
     "true_probabilities",
-    "write_text",
 ]
 
-CONFIG, METRICS, PREDICTIVE = "config.yaml", "metrics.json", "predictive.safetensors"
-#: Where a run is while the one that replaces it begins.
-ASIDE = ".replaced"
 HEADER = "# The configuration of this run, written by bayeslora.\n"
 
 
@@ -96,127 +89,83 @@ def fit(
         config: of the run.
         folder: of the run.
         resume: go on where a run of the same configuration in this folder was stopped; what is finished is loaded.
-        overwrite: remove a run that is in the folder; it comes back if the new one fails before it leaves anything.
+        overwrite: replace a run that is in the folder; it stays until the new one has come to its end.
         progress: show bars.
 
     Raises:
         SettingError: the configuration is wrong; the folder holds a run already, with ``resume`` that of another
-            configuration, or a ``config.yaml`` that is no run's.
-        PosteriorError: the folder holds an adapter that is no run's.
+            configuration, or a ``config.yaml`` that is no run's; or another process is writing there.
+        PosteriorError: the folder holds a posterior that is damaged.
     """
     from bayeslora import inference
-    from bayeslora.inference.folders import has_checkpoint, holds_fit
 
     if resume and overwrite:
         raise SettingError("A run is either resumed or overwritten: give one of both.")
     config, folder = resolve(config), Path(folder)
-    if holds_fit(folder) and not overwrite:
+    with store.opened(folder):
+        _check(folder, config, resume, overwrite)
+        if resume and store.finished(store.current(folder)):
+            return inference.load(folder)
+        task = task_of(config)
+        program = build_program(config, task)
+        with store.place(folder, anew=overwrite) as place:
+            files.write_text(place / CONFIG, HEADER + config.to_yaml())
+            return inference.fit(
+                program,
+                task.train,
+                config.backend,
+                seed=config.seed,
+                output_dir=place,
+                resume=resume and store.holds_fit(place),  # it may have been stopped before its first checkpoint
+                progress=progress,
+                heldout=task.heldout,
+                chains=config.chains,
+                **config.settings,
+            )
+
+
+def _check(folder: Path, config: RunConfig, resume: bool, overwrite: bool) -> None:
+    """Make sure that a run may begin, go on or be replaced in a folder."""
+    if store.holds_fit(store.current(folder)) and not overwrite:
         if not resume:
             raise SettingError(f"'{folder}' holds a run already: resume it, overwrite it, or choose another folder.")
         check_same(folder, config)
-        if is_finished(folder):
-            return inference.load(folder)
-    check_foreign(folder)
-    if (folder / CONFIG).exists() and not (folder / CONFIG).read_text(encoding="utf-8").startswith(HEADER):
-        raise SettingError(f"'{folder / CONFIG}' is no run's and would be replaced: choose another folder.")
-    task = task_of(config)
-    program = build_program(config, task)
-    folder.mkdir(parents=True, exist_ok=True)
-    with _set_aside(folder) if overwrite else nullcontext():
-        write_text(folder / CONFIG, HEADER + config.to_yaml())
-        return inference.fit(
-            program,
-            task.train,
-            config.backend,
-            seed=config.seed,
-            output_dir=folder,
-            resume=resume and has_checkpoint(folder),  # it may have been stopped before its first one
-            progress=progress,
-            heldout=task.heldout,
-            chains=config.chains,
-            **config.settings,
-        )
+    path = folder / CONFIG
+    if path.exists() and not path.read_text(encoding="utf-8").startswith(HEADER):
+        raise SettingError(f"'{path}' is no run's and would be replaced: choose another folder.")
 
 
 def check_same(folder: Path, config: RunConfig) -> None:
-    """Make sure that the run in a folder has this resolved configuration.
+    """Make sure that the run in a folder has this resolved configuration, and that its posterior is of it.
 
     Raises:
         SettingError: it differs; the message says in what.
     """
+    run = store.current(folder)
     changed = differences(saved_config(folder), config)
+    if (run / POSTERIOR / RECORD).is_file():
+        record = store.read(run / POSTERIOR).record
+        names = ("backend", "seed", "chains")
+        changed += differing(
+            {f"{name} of {RECORD}": getattr(record, name) for name in names},
+            {f"{name} of {RECORD}": getattr(config, name) for name in names},
+        )
     if changed:
         raise SettingError(
             f"'{folder}' holds a run with other settings (there and now): {'; '.join(changed)}. Choose another folder."
         )
 
 
-def is_finished(folder: Path) -> bool:
-    """Whether the folder holds a posterior whose fit came to its end; one that was stopped has a record, too."""
-    try:
-        described = read_record(folder)
-    except PosteriorError:
-        return False
-    return bool(described) and bool(described["record"]["finished"])
-
-
 def saved_config(folder: Path) -> RunConfig:
-    """Configuration of the run in a folder.
+    """Configuration of the run in a folder, or of that which was stopped while it was to replace it.
 
     Raises:
         SettingError: there is none.
     """
-    if not (folder / CONFIG).is_file():
+    path = store.current(folder) / CONFIG
+    if not path.is_file():
         raise SettingError(f"There is no run in '{folder}': expected a file {CONFIG}.")
-    return read_config(folder / CONFIG)
-
-
-@contextmanager
-def _set_aside(folder: Path) -> Iterator[None]:
-    """Make room for a new run; the old one comes back if the block fails and has left nothing of worth."""
-    from bayeslora.inference.folders import holds_fit
-
-    aside = folder / ASIDE
-    if not holds_fit(folder):  # a process was killed here
-        _move(aside, folder)
-    _move(folder, aside)
-    try:
-        yield
-    except BaseException:
-        if not holds_fit(folder):
-            remove(folder)
-            _move(aside, folder)
-        raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _move(source: Path, target: Path) -> None:
-    """Move what runs write; a name that is in both folders is the source's afterwards."""
-    for path in _written(source):
-        target.mkdir(exist_ok=True)
-        if (target / path.name).is_dir():
-            shutil.rmtree(target / path.name)
-        path.replace(target / path.name)
-
-
-def remove(folder: Path) -> None:
-    """Remove what runs and comparisons write into the folder of a run, and nothing else."""
-    for path in _written(folder):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
-def _written(folder: Path) -> list[Path]:
-    """Files and folders of a run; what shows that there is one comes last."""
-    from bayeslora.inference.folders import CHAIN, CHECKPOINTS, holds_fit
-
-    adapter = ("adapter_config.json", "adapter_model.safetensors")
-    names = (*adapter, CHECKPOINTS, METRICS, PREDICTIVE, TENSORS, RECORD, CONFIG)
-    chains = [path for path in folder.glob(f"{CHAIN}*") if holds_fit(path)]
-    return [*chains, *(folder / name for name in names if (folder / name).exists())]
+    return read_config(path)
 
 
 def saved_task(
@@ -274,9 +223,3 @@ def true_probabilities(split: Split) -> NDArray[np.float64] | None:
     if "probabilities" not in split.dataset.column_names:
         return None
     return np.asarray(split.dataset["probabilities"], dtype=np.float64)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file in one step."""
-    with files.staged(path.parent) as stage:
-        (stage / path.name).write_text(text, encoding="utf-8")

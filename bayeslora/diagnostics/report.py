@@ -71,8 +71,7 @@ class Diagnosis:
         for name, picture in self.pictures.items():
             save_figure(picture, target / f"{name}.png")
         files.write_json(target / "diagnosis.json", _plain(self.figures))
-        with files.staged(target) as stage:
-            (stage / "diagnosis.md").write_text(self.markdown(title), encoding="utf-8")
+        files.write_text(target / "diagnosis.md", self.markdown(title))
 
 
 def diagnose(

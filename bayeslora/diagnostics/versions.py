@@ -36,17 +36,16 @@ def join(groups: Mapping[str, xr.Dataset], attributes: Mapping[str, Any]) -> Any
 def write(data: Any, path: str | Path) -> None:
     """Write into a NetCDF file in one step."""
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with files.staged(target.parent) as stage:
+    with files.replaced(target) as new:
         if MODERN:
             encoding = {
                 group.path: {name: {"zlib": True} for name in group.data_vars if group[name].dtype.kind in "fiu"}
                 for group in data.subtree
                 if group.data_vars
             }
-            data.to_netcdf(stage / target.name, engine="h5netcdf", encoding=encoding)
+            data.to_netcdf(new, engine="h5netcdf", encoding=encoding)
         else:
-            data.to_netcdf(str(stage / target.name), engine="h5netcdf", compress=True)
+            data.to_netcdf(str(new), engine="h5netcdf", compress=True)
 
 
 def read(path: str | Path) -> Any:

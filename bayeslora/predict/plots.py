@@ -161,9 +161,8 @@ def save_figure(figure: Figure, path: str | Path) -> None:
         DataError: matplotlib does not know that ending.
     """
     target, ending = Path(path), figure_format(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with files.staged(target.parent) as stage:
-        figure.savefig(stage / target.name, format=ending)
+    with files.replaced(target) as new:
+        figure.savefig(new, format=ending)
 
 
 def _draw_bars(axes: Axes, found: Bins, bins: int) -> None:

@@ -145,13 +145,12 @@ class Prediction(ABC):
         from safetensors.torch import save_file
 
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         tensors = {name: value.contiguous() for name, value in values.items() if isinstance(value, Tensor)}
         plain = {name: value for name, value in values.items() if name not in tensors}
         metadata = {"format": FORMAT, "kind": self.kind, "fields": json.dumps(plain)}
-        with files.staged(target.parent) as stage:
-            save_file(tensors, stage / target.name, metadata=metadata)
+        with files.replaced(target) as new:
+            save_file(tensors, new, metadata=metadata)
 
     @staticmethod
     def load(path: str | Path) -> Prediction:

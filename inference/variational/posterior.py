@@ -19,6 +19,7 @@ from bayeslora.models.guides.auto import make_guide
 from bayeslora.models.guides.base import Guide
 from bayeslora.posterior import Posterior, Record
 from bayeslora.program import Program
+from bayeslora.store import POSTERIOR
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -141,7 +142,7 @@ def optimise(
     def save(outcome: Outcome) -> None:
         report(outcome)
         if run.output_dir is not None:
-            posterior.save(run.output_dir)
+            posterior.save(run.output_dir / POSTERIOR)
 
     report(train(loss, groups, data, settings, run, kl_weight=kl_weight, save=save))
     posterior.record = replace(posterior.record, finished=True)

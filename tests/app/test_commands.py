@@ -24,9 +24,9 @@ def test_fit_leaves_the_posterior_and_its_configuration(run: Path) -> None:
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert (config["backend"], config["seed"], config["lora"]["r"]) == ("map", 2, 4)
     assert config["settings"] == {"epochs": 1.0, "batch_size": 16, "cpu": True}
-    record = json.loads((run / "posterior.json").read_text())["record"]
+    record = json.loads((run / "posterior" / "posterior.json").read_text())["record"]
     assert record["finished"] and record["n_data"] == 48 and record["seed"] == 2
-    assert json.loads((run / "adapter_config.json").read_text())["r"] == 4
+    assert json.loads((run / "posterior" / "adapter_config.json").read_text())["r"] == 4
 
 
 def test_evaluate_writes_metrics_and_a_picture(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,7 +119,7 @@ def test_a_multiple_choice_posterior_predicts_any_number_of_choices(tmp_path: Pa
     two, three = written("two.jsonl", [2] * 4), written("three.jsonl", [3, 2, 3])
     quick = ["--set", "epochs=1", "--set", "cpu=true", "--set", "max_length=12", "--output", tmp_path / "run"]
     assert call("fit", "--base", "demo", "--task", two, *columns, "--backend", "svi", *quick) == 0
-    assert json.loads((tmp_path / "run" / "posterior.json").read_text())["program"]["max_length"] == 12
+    assert json.loads((tmp_path / "run" / "posterior" / "posterior.json").read_text())["program"]["max_length"] == 12
     evaluated = ["--split", "train", "--draws", "2", "--json", tmp_path / "m.json"]
     assert call("evaluate", tmp_path / "run", "--task", three, *columns, *evaluated) == 0
     assert json.loads((tmp_path / "m.json").read_text())["n"] == 3
@@ -160,7 +160,7 @@ def test_compare_twice_is_once(tmp_path: Path) -> None:
     assert sorted(path.name for path in out.iterdir()) == [
         "comparison.json", "comparison.md", "map-seed0", "reliability.png", "svi-seed0",
     ]  # fmt: skip
-    record = json.loads((out / "svi-seed0" / "posterior.json").read_text())["record"]
+    record = json.loads((out / "svi-seed0" / "posterior" / "posterior.json").read_text())["record"]
     assert record["settings"]["particles"] == 2 and record["settings"]["batch_size"] == 16
     before = {path: path.stat().st_mtime_ns for path in out.glob("*/*")}
     assert call(*command) == 0

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -58,8 +59,6 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 
 def copied(folder: Path, target: Path) -> Path:
-    import shutil
-
     return Path(shutil.copytree(folder, target / "copy"))
 
 
@@ -74,8 +73,8 @@ def test_every_arm_is_run_with_every_seed(finished: tuple[Path, Comparison]) -> 
     }
     for name in RUNS:
         inside = {path.name for path in (folder / name).iterdir()}
-        assert {"config.yaml", "posterior.json", "predictive.safetensors", "metrics.json"} <= inside
-    record = json.loads((folder / "svi-cold-seed3" / "posterior.json").read_text())["record"]
+        assert {"config.yaml", "posterior", "predictive.safetensors", "metrics.json"} <= inside
+    record = json.loads((folder / "svi-cold-seed3" / "posterior" / "posterior.json").read_text())["record"]
     assert (record["seed"], record["settings"]["temperature"], record["settings"]["epochs"]) == (3, 0.1, 1.0)
 
 
@@ -156,8 +155,8 @@ def test_a_stopped_comparison_goes_on(
     folder = copied(finished[0], tmp_path)
     for name in ("map-seed3", "svi-cold-seed3"):
         (folder / name / "metrics.json").unlink()
-    for name in ("posterior.json", "adapter_config.json"):
-        (folder / "svi-cold-seed3" / name).unlink()
+    shutil.rmtree(folder / "svi-cold-seed3" / "posterior")
+    shutil.rmtree(folder / "svi-cold-seed3" / "checkpoints")
     original = ClassPrediction.save
     monkeypatch.setattr(ClassPrediction, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):

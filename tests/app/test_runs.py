@@ -30,9 +30,9 @@ def test_ctrl_c_stops_a_fit_and_resume_ends_it(run: Path, tmp_path: Path) -> Non
         error = process.communicate(timeout=200)[1]
     assert process.returncode == 130, error
     assert error.splitlines()[-2:] == ["Interrupted.", f"Go on with: bayeslora fit --resume --output {folder}"]
-    assert not json.loads((folder / "posterior.json").read_text())["record"]["finished"]
+    assert not json.loads((folder / "posterior" / "posterior.json").read_text())["record"]["finished"]
     assert call("fit", "--resume", "--output", folder) == 0
-    record = json.loads((folder / "posterior.json").read_text())["record"]
+    record = json.loads((folder / "posterior" / "posterior.json").read_text())["record"]
     assert record["finished"] and record["settings"]["epochs"] == 6
     assert call("fit", "--resume", "--output", folder) == 0  # nothing is left to do
 
@@ -81,36 +81,40 @@ def test_a_run_is_not_removed_for_one_that_cannot_start(
         assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_run_comes_back_if_its_successor_leaves_nothing(
+def test_a_run_stays_until_its_successor_has_come_to_its_end(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = Path(shutil.copytree(run, tmp_path / "copy"))
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
-    def killed(*_: object, **__: object) -> None:
-        assert (folder / ".replaced" / "posterior.json").is_file()
+    def stopped(*_: object, **__: object) -> None:
+        assert before == {path: path.read_bytes() for path in before}
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(inference, "fit", killed)
+        patch.setattr(inference, "fit", stopped)
         assert call(*FIT, *QUICK, "--overwrite", "--output", folder) == 130
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    # As a process leaves it that is killed at once.
-    (folder / ".replaced").mkdir()
-    for name in ("posterior.json", "posterior.safetensors", "adapter_model.safetensors", "adapter_config.json"):
-        (folder / name).rename(folder / ".replaced" / name)
-    assert call(*FIT, *QUICK, "--backend", "svi", "--set", "guide=nonsense", "--overwrite", "--output", folder) == 2
-    assert call(*FIT, *QUICK, "--overwrite", "--output", folder) == 0
-    assert not (folder / ".replaced").exists() and call("evaluate", folder, "--draws", 1) == 0
+    successor = Path(shutil.copytree(folder, folder / ".bayeslora-next"))  # as a process leaves it that is killed
+    finish(successor, False)
+    with pytest.warns(UserWarning, match="A run that is to replace the one in .* was stopped"):
+        assert inference.load(folder).record.finished
+    assert call("fit", "--resume", "--output", folder) == 0
+    assert inference.load(folder).record.finished and not successor.exists()
+
+
+def finish(folder: Path, finished: bool) -> None:
+    path = folder / "posterior" / "posterior.json"
+    described = json.loads(path.read_text())
+    described["record"]["finished"] = finished
+    path.write_text(json.dumps(described))
 
 
 def test_a_fit_that_was_stopped_is_evaluated_as_such(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = Path(shutil.copytree(run, tmp_path / "copy"))
-    described = json.loads((folder / "posterior.json").read_text())
-    described["record"]["finished"] = False
-    (folder / "posterior.json").write_text(json.dumps(described))
+    finish(folder, False)
     assert call("evaluate", folder, "--draws", 1, "--json", tmp_path / "m.json") == 0
     shown = capsys.readouterr()
     assert "was stopped: what is evaluated is how far it had come" in shown.err and "(not finished)" in shown.out

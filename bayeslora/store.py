@@ -1,0 +1,405 @@
+"""Folders of runs and of posteriors: what is where, who may write, and what a process that was killed leaves.
+
+A posterior's folder is written beside its place and renamed into it as a whole::
+
+    RUN/posterior/              adapter, posterior.safetensors, posterior.json: the folder that `Posterior.save` writes
+    RUN/config.yaml             written by the command line, as metrics.json and predictive.safetensors are
+    RUN/checkpoints/            of the Trainer
+    RUN/chain-0/, ...           runs of their own: the independent fits of a mixture
+    RUN/.bayeslora-next/        a run that is to replace this one as soon as it has come to its end
+
+Who reads moves, writes and locks nothing, and follows no symbolic link. Who writes holds the folder's lock, and begins
+by bringing to an end what a process that was killed had begun: `opened`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+from zipfile import is_zipfile
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from bayeslora import files
+from bayeslora.errors import BayesLoraError, PosteriorError, SettingError
+
+__all__ = [
+    "CHAIN",
+    "CHECKPOINTS",
+    "CONFIG",
+    "FORMAT",
+    "METRICS",
+    "POSTERIOR",
+    "PREDICTIVE",
+    "RECORD",
+    "TENSORS",
+    "Description",
+    "Record",
+    "adapter_at",
+    "check_free",
+    "current",
+    "describe",
+    "finished",
+    "holds_fit",
+    "last_checkpoint",
+    "opened",
+    "place",
+    "posterior_at",
+    "read",
+    "saved",
+    "seconds_before",
+    "steady",
+    "written",
+]
+
+FORMAT = 2
+RECORD, TENSORS = "posterior.json", "posterior.safetensors"
+#: What every posterior's folder holds beside its record.
+PARTS = ("adapter_config.json", "adapter_model.safetensors", TENSORS)
+CONFIG, METRICS, PREDICTIVE = "config.yaml", "metrics.json", "predictive.safetensors"
+CHECKPOINTS, POSTERIOR = "checkpoints", "posterior"
+#: What the folders of independent fits begin with, within that of their mixture.
+CHAIN = "chain-"
+LOCK = ".bayeslora-lock"
+#: A run that is to replace the one in the folder: while it is fitted, and once it is complete.
+NEXT, COMPLETE = ".bayeslora-next", ".bayeslora-complete"
+#: What the Trainer needs of a checkpoint to go on to the same result.
+STATE, WEIGHTS, GENERATORS = "trainer_state.json", "model.safetensors", "rng_state*.pth"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Record:
+    """How a posterior came about, as plain data.
+
+    Attributes:
+        backend: name of the inference backend.
+        settings: the backend's settings, by name.
+        n_data: number of training examples N.
+        data: digest of their token ids and labels.
+        seed: seed of the fit.
+        temperature: the posterior is p(labels | weights)^(1 / temperature) p(weights), normalised; 1 is Bayes' rule, 0
+            maximum likelihood.
+        cost: ``seconds``, ``peak_memory_bytes``, ``parameters`` (learned) and ``extra_parameters`` (over LoRA).
+        history: what training logged, step by step.
+        point_sites: latent sites that have the same value in every draw, as point estimates and fixed hyper-sites have.
+        finished: false for a fit that was stopped on its way.
+        task: arguments of `bayeslora.load_task` that give the task again, where they are known.
+        chains: number of independent fits of which the posterior is the mixture.
+        members: their records, as plain data; the costs of the whole are theirs together.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+
+    backend: str
+    settings: dict[str, Any]
+    n_data: int
+    data: str = ""
+    seed: int = 0
+    temperature: float = 1.0
+    cost: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    point_sites: list[str] = field(default_factory=list)
+    finished: bool = True
+    task: dict[str, Any] | None = None
+    chains: int = 1
+    members: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Description(BaseModel):
+    """What ``posterior.json`` says.
+
+    Attributes:
+        format: of the folder.
+        kind: of the posterior.
+        record: how it came about.
+        program: of which program it is.
+        versions: of the libraries that wrote it.
+        files: SHA-256 of every other file of the folder, by name.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    format: int
+    kind: str
+    record: Record
+    program: dict[str, Any]
+    versions: dict[str, str]
+    files: dict[str, str]
+
+
+# A posterior's folder.
+
+
+@contextmanager
+def written(folder: Path) -> Iterator[Path]:
+    """Give an empty folder, whose files, a description among them, take the place of ``folder`` as a whole.
+
+    Raises:
+        PosteriorError: there is something there that no posterior's folder holds.
+        SettingError: another process is writing there.
+    """
+    with files.replaced(folder) as new:
+        check_free(folder)
+        new.mkdir()
+        yield new
+
+
+def describe(folder: Path, **described: Any) -> None:
+    """Say what the files of a folder are: to be written last."""
+    found = Description(format=FORMAT, files=files.digests(folder), **described)
+    (folder / RECORD).write_text(json.dumps(found.model_dump(), indent=2), encoding="utf-8")
+
+
+def check_free(folder: Path) -> None:
+    """Make sure that a posterior in the place of ``folder`` replaces a posterior or nothing.
+
+    Raises:
+        PosteriorError: there is something else; the message names it.
+    """
+    if folder.is_symlink():
+        raise PosteriorError(f"'{folder}' is a symbolic link, which is not replaced: give the folder that it leads to.")
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise PosteriorError(f"'{folder}' is a file: a posterior needs a folder.")
+    own = {RECORD, *read(folder).files} if (folder / RECORD).is_file() else set()
+    others = sorted(path.name for path in folder.iterdir() if path.name not in own or path.is_dir())
+    if others:
+        raise PosteriorError(
+            f"'{folder}' holds '{others[0]}', which no posterior of bayeslora does and which would be lost: choose "
+            "another folder."
+        )
+
+
+def posterior_at(path: Path) -> Path:
+    """Where the posterior is that a run's or a posterior's folder holds, whatever is being done to it.
+
+    Raises:
+        PosteriorError: there is none.
+    """
+    path = path.resolve()
+    own = path / POSTERIOR
+    _refuse_links(path / COMPLETE, own)
+    places = (path, path / COMPLETE / POSTERIOR, own, files.hidden(own, "old"), files.hidden(path, "old"))
+    # Twice: between two looks it may have gone from a later place to an earlier one.
+    found = next((place for place in places * 2 if (place / RECORD).is_file()), None)
+    if found is None:
+        raise PosteriorError(f"There is no posterior in '{path}': expected a file {RECORD}, or {POSTERIOR}/{RECORD}.")
+    if holds_fit(path / NEXT):
+        warnings.warn(
+            f"A run that is to replace the one in '{path}' is under way or was stopped (fit --resume goes on with it, "
+            "fit --overwrite begins again). What is read is the one that is still there.",
+            stacklevel=2,
+        )
+    return found
+
+
+def adapter_at(path: str | Path) -> str | Path:
+    """The folder of a PEFT adapter: that of the posterior, if ``path`` is a run's."""
+    run = Path(path)
+    return path if (run / "adapter_config.json").exists() or not (run / POSTERIOR).exists() else posterior_at(run)
+
+
+def steady(path: Path, reader: Callable[[Path], T]) -> T:
+    """What a reader makes of the posterior in ``path``; it reads again if that was replaced while it did."""
+    while True:
+        where = posterior_at(path)
+        before = _identity(where)
+        try:
+            found = reader(where)
+        except (OSError, BayesLoraError):
+            if _identity(where) == before:
+                raise
+        else:
+            if _identity(where) == before:
+                return found
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    with suppress(OSError):
+        found = (folder / RECORD).stat()
+        return found.st_ino, found.st_mtime_ns
+    return None
+
+
+def read(folder: Path) -> Description:
+    """What is said of the posterior in a folder.
+
+    Raises:
+        PosteriorError: it is damaged, or of another format.
+    """
+    path = folder / RECORD
+    _refuse_links(folder, path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+        if isinstance(content, dict) and content.get("format", FORMAT) != FORMAT:
+            raise PosteriorError(
+                f"'{folder}' has format {content['format']}; this version of bayeslora reads format {FORMAT}: fit "
+                "again, or use the version that wrote it."
+            )
+        return Description.model_validate_json(text)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:3])
+        raise PosteriorError(f"'{path}' is damaged: {wrong.removeprefix(': ')}.") from error
+    except ValueError as error:  # neither text nor JSON
+        raise PosteriorError(f"'{path}' is damaged: {error}.") from error
+
+
+def saved(folder: Path) -> Description:
+    """What is said of the posterior in a folder, once its files are known to be those that were written.
+
+    Raises:
+        PosteriorError: they are not.
+    """
+    described = read(folder)
+    _refuse_links(*folder.iterdir())
+    for name in (*PARTS, *described.files):
+        path = folder / name
+        if not path.is_file():
+            raise PosteriorError(f"'{folder}' is damaged: {name} is missing.")
+        if sha256(path.read_bytes()).hexdigest() != described.files.get(name):
+            raise PosteriorError(f"'{folder}' is damaged: {name} is not what was written.")
+    return described
+
+
+def _refuse_links(*paths: Path) -> None:
+    for path in paths:
+        if path.is_symlink():
+            raise PosteriorError(f"'{path}' is a symbolic link, which is not followed: put the file itself there.")
+
+
+# A run's folder.
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[None]:
+    """Hold a run's folder for writing, once what a process that was killed had begun is at its end.
+
+    Raises:
+        SettingError: another process holds it, or a link is where a run would write.
+    """
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with files.locked(folder / LOCK):
+            _settle(folder)
+            yield
+    finally:
+        if made:
+            with suppress(OSError):  # something is in it
+                folder.rmdir()
+
+
+@contextmanager
+def place(folder: Path, anew: bool = False) -> Iterator[Path]:
+    """Where to fit the run of an opened folder: beside the run that is there, if it is to be replaced.
+
+    That one stays whole until the new one has come to its end. A new one that fails before it has anything to go on
+    from leaves nothing; one that was stopped later is what `current` gives, to be resumed.
+
+    Args:
+        folder: of the run.
+        anew: replace what is there, and begin again what is to replace it.
+    """
+    if anew:
+        files.remove(folder / NEXT)
+    successor = folder / NEXT if anew and holds_fit(folder) else current(folder)
+    try:
+        yield successor
+        _settle(folder)
+    finally:
+        if successor != folder and not holds_fit(successor):
+            files.remove(successor)
+
+
+def current(folder: Path) -> Path:
+    """Where the run lies that a fit goes on with: that which is to replace the one in the folder, if there is one."""
+    return folder / NEXT if holds_fit(folder / NEXT) else folder
+
+
+def holds_fit(folder: Path) -> bool:
+    """Whether there is something in the folder that took time to make."""
+    return any(
+        (folder / name).is_file() for name in (RECORD, f"{POSTERIOR}/{RECORD}", f"{COMPLETE}/{POSTERIOR}/{RECORD}")
+    ) or any(True for pattern in (f"{CHECKPOINTS}/*/{STATE}", f"{CHAIN}*/*/{RECORD}") for _ in folder.glob(pattern))
+
+
+def finished(folder: Path) -> bool:
+    """Whether the run in a folder has come to its end."""
+    own = folder / POSTERIOR
+    return (own / RECORD).is_file() and read(own).record.finished
+
+
+def seconds_before(folder: Path) -> float:
+    """Seconds that the fit in a run's folder took so far."""
+    own = folder / POSTERIOR
+    return read(own).record.cost.get("seconds", 0.0) if (own / RECORD).is_file() else 0.0
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint from which a fit goes on to the same result; None if none was written to its end.
+
+    Raises:
+        PosteriorError: checkpoints were, but every one lacks something now.
+    """
+    lacking = []
+    for path in sorted((folder / CHECKPOINTS).glob("checkpoint-*[0-9]"), key=_step, reverse=True):
+        if not (path / STATE).is_file():  # which the Trainer writes last
+            continue
+        pickles = {name: [path / name] for name in ("optimizer.pt", "scheduler.pt")}
+        pickles[GENERATORS] = list(path.glob(GENERATORS)) or [path / GENERATORS]
+        lacks = [name for name, found in pickles.items() if not all(map(is_zipfile, found))]
+        lacks += [name for name in (WEIGHTS,) if not (path / name).is_file()]
+        if not lacks:
+            return path
+        lacking.append(f"'{path}' lacks {', '.join(lacks)}, whole")
+    if lacking:
+        raise PosteriorError(f"There is no checkpoint to go on from to the same result: {'; '.join(lacking)}.")
+    return None
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _settle(folder: Path) -> None:
+    """End or undo what was begun in a run's folder; for who holds its lock alone."""
+    for path in (*_own(folder), *(folder / CHECKPOINTS).rglob("*"), folder / NEXT, folder / COMPLETE):
+        if path.is_symlink():
+            raise SettingError(f"'{path}' is a symbolic link, through which nothing is written: remove it.")
+    files.settle(folder / POSTERIOR)
+    successor, complete = folder / NEXT, folder / COMPLETE
+    if successor.exists() and not complete.exists():
+        if not holds_fit(successor):
+            files.remove(successor)
+        elif finished(successor):
+            names = {path.name for path in _own(successor)}
+            for path in _own(folder):
+                if path.name not in names:
+                    files.remove(path)
+            os.rename(successor, complete)
+    if complete.exists():
+        for path in _own(complete):
+            target = folder / path.name
+            if path.name != POSTERIOR:  # a posterior is replaced as a whole
+                files.remove(target)
+            files.move(path, target)
+        files.remove(complete)
+
+
+def _own(folder: Path) -> list[Path]:
+    """What a run writes into its folder, as far as it is there."""
+    names = (CONFIG, METRICS, PREDICTIVE, CHECKPOINTS, POSTERIOR)
+    chains = [path for path in folder.glob(f"{CHAIN}*") if re.fullmatch(rf"{CHAIN}\d+", path.name)]
+    return [*chains, *(folder / name for name in names if (folder / name).exists() or (folder / name).is_symlink())]
