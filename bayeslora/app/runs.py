@@ -186,7 +186,7 @@ def saved_task(
     Raises:
         TaskError: the posterior does not know its task, or the other task has other classes.
     """
-    from bayeslora.tasks import load_task, reload_task
+    from bayeslora.tasks import check_compatible, load_task, reload_task
 
     encoder = posterior.program.encoder
     if encoder is None or (name is None and posterior.record.task is None):
@@ -195,14 +195,7 @@ def saved_task(
     if name is None:
         return reload_task({"spec": spec.to_dict(), "arguments": posterior.record.task}, data_dir)
     task = load_task(name, data_dir, **(settings or {}))
-    if task.spec.kind == spec.kind == "multiple-choice":
-        return task
-    if task.spec.kind != spec.kind or task.spec.labels != spec.labels:
-        raise TaskError(
-            f"Task '{task.spec.name}' is {task.spec.kind} into ({', '.join(task.spec.labels)}), but the posterior was "
-            f"fitted to {spec.kind} into ({', '.join(spec.labels)}). If the classes are the same in this order, say so "
-            f"by their names: task.labels={','.join(spec.labels)}."
-        )
+    check_compatible(spec, task.spec)
     return task
 
 

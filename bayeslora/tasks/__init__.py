@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from bayeslora.tasks.loading import build_task, load_task, reload_task
-from bayeslora.tasks.spec import TaskSpec, task_names
+from bayeslora.tasks.rows import rows_of
+from bayeslora.tasks.spec import TaskSpec, check_compatible, task_names
 from bayeslora.tasks.task import Split, Task
 
-__all__ = ["Split", "Task", "TaskSpec", "build_task", "load_task", "reload_task", "task_names"]
+__all__ = [
+    "Split",
+    "Task",
+    "TaskSpec",
+    "build_task",
+    "check_compatible",
+    "load_task",
+    "reload_task",
+    "rows_of",
+    "task_names",
+]

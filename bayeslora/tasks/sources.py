@@ -1,6 +1,7 @@
-"""Where rows come from: files of a user, folders of files named by split, or the hub.
+"""Where rows come from: a user's own objects in memory, files, folders of files named by split, or the hub.
 
-Local files are read into memory without the cache of `datasets`, so nothing is left behind on the disk.
+Local files are read without the cache of `datasets`, so nothing is left behind on the disk. Columns that nobody asks
+for are not converted: their values may be of any type.
 """
 
 from __future__ import annotations
@@ -8,60 +9,126 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bayeslora.errors import DataError
+from bayeslora.errors import DataError, unknown
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["from_rows", "read_file", "read_folder", "read_hub"]
+__all__ = ["ColumnError", "chunks", "from_data", "from_rows", "read_file", "read_folder", "read_hub"]
 
 #: The hub writes large splits as "train-00000-of-00002.parquet".
 SHARD = re.compile(r"-\d+-of-\d+$")
 
 
-def from_rows(rows: Iterable[Mapping[str, Any]], origin: str = "the given rows") -> Dataset:
+class ColumnError(DataError):
+    """Rows lack a column that is asked for."""
+
+
+def from_rows(
+    rows: Iterable[Mapping[str, Any]],
+    origin: str = "the given rows",
+    columns: Collection[str] | None = None,
+    optional: Collection[str] = (),
+) -> Dataset:
     """Data set of rows; a field that some rows lack is null in them.
 
     Args:
         rows: mappings from column to value.
-        origin: where they come from, for the error's message.
+        origin: where they come from, for messages.
+        columns: to keep, or fields of them such as "choices.text"; all by default.
+        optional: further ones to keep where there are any.
 
     Raises:
-        DataError: a column holds values of several types.
+        DataError: a column is lacking or holds values of several types.
     """
+    import pyarrow as pa
     from datasets import Dataset
 
     rows = list(rows)
-    names = dict.fromkeys(name for row in rows for name in row)
-    try:
-        return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
-    except (ValueError, TypeError) as error:  # what pyarrow raises derives from these
-        raise DataError(f"A column of {origin} holds values of more than one type: {error}") from error
+    found = list(dict.fromkeys(name for row in rows for name in row))
+    table = {}
+    # Of no rows at all nothing is lacking but rows.
+    for name in (_wanted(origin, found, columns, optional) if rows else None) or found:
+        try:
+            table[str(name)] = pa.array([row.get(name) for row in rows], from_pandas=True)
+        except (pa.ArrowException, TypeError, OverflowError) as error:
+            raise DataError(f"Column '{name}' of {origin} holds values of more than one type: {error}") from error
+    return Dataset(pa.table(table))
 
 
-def read_file(path: Path) -> Dataset:
+def from_data(
+    data: Any,
+    origin: str = "the given rows",
+    columns: Collection[str] | None = None,
+    optional: Collection[str] = (),
+) -> Dataset:
+    """Data set of a user's own rows in memory: a pandas DataFrame, a data set, or mappings from column to value.
+
+    Raises:
+        DataError: the data are something else; otherwise as in `from_rows`.
+    """
+    import pandas as pd
+    from datasets import Dataset
+
+    if isinstance(data, Dataset):
+        _wanted(origin, data.column_names, columns, optional)
+        return data.with_format(None)
+    if isinstance(data, pd.DataFrame):
+        if not data.columns.is_unique:
+            raise DataError(f"Several columns of {origin} are called '{data.columns[data.columns.duplicated()][0]}'.")
+        data = data.rename(columns=str).astype(object)
+        return from_rows(data.where(data.notna(), None).to_dict("records"), origin, columns, optional)
+    if not isinstance(data, str | bytes | Mapping) and isinstance(data, Iterable):
+        rows = list(data)
+        if all(isinstance(row, Mapping) for row in rows):
+            return from_rows(rows, origin, columns, optional)
+    raise DataError(
+        f"Expected rows, found a {type(data).__name__}: give a DataFrame, a datasets.Dataset, or a list of mappings "
+        "from column to value."
+    )
+
+
+def read_file(path: Path, columns: Collection[str] | None = None, optional: Collection[str] = ()) -> Dataset:
     """Rows of a .jsonl, .json, .csv, .tsv or .parquet file.
 
     Values of CSV and TSV files stay strings, as "NA" or "007" may be a text.
 
+    Args:
+        path: of the file.
+        columns: to read; all by default.
+        optional: further columns to read where the file has them.
+
     Raises:
-        DataError: the file does not exist, has another ending or cannot be read.
+        DataError: the file does not exist, has another ending, cannot be read or lacks a column.
     """
-    if not path.is_file():
-        raise DataError(f"There is no file {path}.")
-    if path.suffix.lower() not in READERS:
-        raise DataError(f"Cannot read {path}: expected a file ending in {', '.join(READERS)}.")
-    try:
-        return READERS[path.suffix.lower()](path)
-    except (UnicodeDecodeError, csv.Error, OSError, ValueError) as error:
-        raise DataError(f"Cannot read {path}: {error}") from error
+    (table,) = _tables(path, columns, optional, None)
+    return table
 
 
-def read_folder(folder: Path) -> dict[str, Dataset]:
+def chunks(path: Path, columns: Collection[str], size: int = 1000) -> Iterator[Dataset]:
+    """Rows of a file of any length in the order of the file, at most ``size`` at a time.
+
+    Args:
+        path: of a file as in `read_file`; only one of JSON lines, CSV, TSV or Parquet is not read as a whole.
+        columns: to read.
+        size: number of rows at a time.
+
+    Raises:
+        DataError: as in `read_file`.
+    """
+    return _tables(path, columns, (), size)
+
+
+def read_folder(
+    folder: Path, columns: Collection[str] | None = None, optional: Collection[str] = ()
+) -> dict[str, Dataset]:
     """Splits of a folder of data files named by split; other files are ignored.
 
     Raises:
@@ -70,7 +137,7 @@ def read_folder(folder: Path) -> dict[str, Dataset]:
     from datasets import concatenate_datasets
 
     shards: dict[str, list[Path]] = {}
-    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in READERS):
+    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES):
         shards.setdefault(SHARD.sub("", path.stem), []).append(path)
     splits = {}
     for split, paths in shards.items():
@@ -78,7 +145,7 @@ def read_folder(folder: Path) -> dict[str, Dataset]:
         if len(paths) > 1 and not in_parts:
             names = ", ".join(path.name for path in paths)
             raise DataError(f"Split '{split}' of {folder} is in several files ({names}): keep one of them.")
-        parts = [read_file(path) for path in paths]
+        parts = [read_file(path, columns, optional) for path in paths]
         splits[split] = parts[0] if len(parts) == 1 else concatenate_datasets(parts)
     return splits
 
@@ -101,13 +168,73 @@ def read_hub(path: str, config: str | None = None, revision: str | None = None) 
         ) from error
 
 
-def _read_lines(path: Path) -> Dataset:
-    rows = []
+def _tables(
+    path: Path, columns: Collection[str] | None, optional: Collection[str], size: int | None
+) -> Iterator[Dataset]:
+    """The rows of a file, ``size`` at a time; all of them as one table, also of no rows, if that is None."""
+    if not path.is_file():
+        raise DataError(f"There is no file {path}.")
+    if path.suffix.lower() not in SUFFIXES:
+        raise DataError(f"Cannot read {path}: expected a file ending in {', '.join(SUFFIXES)}.")
+    read = _parquet if path.suffix.lower() == PARQUET else _texts
+    with _reading(path):
+        yield from read(path, columns, optional, size)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (UnicodeDecodeError, csv.Error, OSError, ValueError) as error:  # pyarrow's derive from these
+        raise DataError(f"Cannot read {path}: {error}") from error
+
+
+def _parquet(
+    path: Path, columns: Collection[str] | None, optional: Collection[str], size: int | None
+) -> Iterator[Dataset]:
+    import pyarrow as pa
+    from datasets import Dataset
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path) as file:
+        wanted = _wanted(str(path), file.schema_arrow.names, columns, optional)
+        if size is None:
+            yield Dataset(file.read(wanted))
+        else:
+            for batch in file.iter_batches(size, columns=wanted):
+                yield Dataset(pa.Table.from_batches([batch]))
+
+
+def _texts(
+    path: Path, columns: Collection[str] | None, optional: Collection[str], size: int | None
+) -> Iterator[Dataset]:
+    rows = READERS[path.suffix.lower()](path)
+    if size is None:
+        yield from_rows(rows, str(path), columns, optional)
+        return
+    while part := list(islice(rows, size)):
+        yield from_rows(part, str(path), columns, optional)
+
+
+def _wanted(
+    origin: str, found: Collection[str], fields: Collection[str] | None, optional: Collection[str]
+) -> list[str] | None:
+    """Those of the columns that hold these fields; None for all."""
+    if fields is None:
+        return None
+    for name in fields:
+        if name not in found and name.partition(".")[0] not in found:
+            message = unknown("column", name.partition(".")[0], map(str, found))
+            raise ColumnError(f"{origin}: {message} Expected: {', '.join(fields)}.")
+    named = {part for name in (*fields, *optional) for part in (name, name.partition(".")[0])}
+    return [name for name in found if name in named]
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                rows.append(_object(line, f"line {number}"))
-    return from_rows(rows, str(path))
+                yield _object(line, f"line {number}")
 
 
 def _object(line: str, place: str) -> dict[str, Any]:
@@ -120,47 +247,39 @@ def _object(line: str, place: str) -> dict[str, Any]:
     return row
 
 
-def _read_json(path: Path) -> Dataset:
+def _json(path: Path) -> Iterator[dict[str, Any]]:
     text = path.read_text(encoding="utf-8-sig")
     if not text.lstrip().startswith("["):
-        return _read_lines(path)
+        return _lines(path)
     rows = json.loads(text)
     if not all(isinstance(row, dict) for row in rows):
         raise ValueError("expected a list of objects with named fields.")
-    return from_rows(rows, str(path))
+    return iter(rows)
 
 
-def _read_table(path: Path, **dialect: Any) -> Dataset:
+def _table(path: Path, **dialect: Any) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.DictReader(lines, **dialect)
-        rows = []
+        twice = [name for name, times in Counter(reader.fieldnames).items() if name and times > 1]
+        if twice:
+            raise ValueError(f"several columns are called '{twice[0]}': rename all but one.")
         for row in reader:
             if None in row:
                 raise ValueError(f"line {reader.line_num} has more cells than the header has columns.")
-            rows.append(row)
-    return from_rows(rows, str(path))
+            yield row
 
 
-def _read_csv(path: Path) -> Dataset:
-    return _read_table(path)
-
-
-def _read_tsv(path: Path) -> Dataset:
+def _tabs(path: Path) -> Iterator[dict[str, Any]]:
     # A quotation mark in a tab-separated file is a character like any other.
-    return _read_table(path, delimiter="\t", quoting=csv.QUOTE_NONE)
+    return _table(path, delimiter="\t", quoting=csv.QUOTE_NONE)
 
 
-def _read_parquet(path: Path) -> Dataset:
-    from datasets import Dataset
-    from pyarrow import parquet
-
-    return Dataset(parquet.read_table(path))
-
-
-READERS: dict[str, Callable[[Path], Dataset]] = {
-    ".jsonl": _read_lines,
-    ".json": _read_json,
-    ".csv": _read_csv,
-    ".tsv": _read_tsv,
-    ".parquet": _read_parquet,
+READERS: dict[str, Callable[[Path], Iterator[dict[str, Any]]]] = {
+    ".jsonl": _lines,
+    ".json": _json,
+    ".csv": _table,
+    ".tsv": _tabs,
 }
+PARQUET = ".parquet"
+#: Endings of the files that can be read.
+SUFFIXES = (*READERS, PARQUET)

@@ -16,6 +16,8 @@ __all__ = ["Kind", "TaskSpec", "aliases", "find_task", "plain", "task_names"]
 
 Kind = Literal["classification", "regression", "multiple-choice"]
 FIELD = re.compile(r"\{([^{}]+)\}")
+#: Column of the true class probabilities, where they are known.
+PROBABILITIES = "probabilities"
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,13 @@ class TaskSpec:
     @property
     def columns(self) -> tuple[str, ...]:
         """Fields that the texts of a row are made of."""
-        parts = (FIELD.findall(text) or [text] for text in self.text)
+        parts = (fields_of(text) for text in self.text)
         return tuple(dict.fromkeys([name for part in parts for name in part] + list(self.choices)))
+
+    @property
+    def answer_columns(self) -> tuple[str, ...]:
+        """Fields that say what is right: label, names of choices, true probabilities."""
+        return (self.label, *(self.choice_keys if len(self.choice_keys) == 1 else ()), PROBABILITIES)
 
     def texts(self, row: Mapping[str, Any]) -> list[tuple[str, str | None]]:
         """What a network reads of a row: one text or pair; for multiple choice, a pair for each choice."""
@@ -115,6 +122,34 @@ class TaskSpec:
             key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
         }
         return cls(**found)
+
+
+def fields_of(text: str) -> list[str]:
+    """Fields that a text is made of: those of a template, or the one that it names."""
+    return FIELD.findall(text) or [text]
+
+
+def check_compatible(spec: TaskSpec, other: TaskSpec) -> None:
+    """Check that what was fitted to one task answers the question of another.
+
+    The classes have to be the same, in the same order. The number of choices may differ, and rows without labels
+    may leave the classes open.
+
+    Args:
+        spec: of the task that a posterior was fitted to.
+        other: of the rows that it is to predict.
+
+    Raises:
+        TaskError: the tasks are of different kinds or have different classes.
+    """
+    if other.kind == spec.kind and (spec.kind == "multiple-choice" or other.labels in ((), spec.labels)):
+        return
+    shown = ", ".join(spec.labels)
+    raise TaskError(
+        f"Task '{other.name}' is {other.kind} into ({', '.join(other.labels)}), but the posterior was fitted to "
+        f"{spec.kind} into ({shown}). If the classes are the same in this order, say so by their names: "
+        f"labels={list(spec.labels)} (in a shell --set task.labels={','.join(spec.labels)})."
+    )
 
 
 def task_names() -> tuple[str, ...]:

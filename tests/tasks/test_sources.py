@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from bayeslora.errors import DataError
-from bayeslora.tasks.sources import from_rows, read_file, read_folder
+from bayeslora.tasks.sources import chunks, from_rows, read_file, read_folder
 
 ROWS = [{"text": "a, b", "label": "0"}, {"text": 'say "c"', "label": "1"}]
 FILES = {
@@ -59,6 +62,7 @@ def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ("rows.json", b"[1, 2]", "expected a list of objects"),
         ("rows.jsonl", b'{"a": 1}\n{"a": "x"}\n', "more than one type"),
         ("rows.csv", b"a,b\n1,2\n1,2,3\n", "line 3 has more cells"),
+        ("rows.csv", b"a,b,a\n1,2,3\n", "several columns are called .a."),
         ("rows.csv", b"a\n\xff\xfe\n", "Cannot read"),
         ("rows.parquet", b"no parquet", "Cannot read"),
         ("rows.txt", b"a", "expected a file ending in .jsonl"),
@@ -76,3 +80,29 @@ def test_one_split_in_two_formats(tmp_path: Path) -> None:
         (tmp_path / name).write_text("a\n1\n", encoding="utf-8")
     with pytest.raises(DataError, match="'train' .* in several files"):
         read_folder(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.tsv", "rows.parquet"])
+def test_a_long_file_in_chunks(tmp_path: Path, name: str) -> None:
+    rows = [{"text": f"t{row}", "other": f"o{row}"} for row in range(7)]
+    if name.endswith("parquet"):
+        from_rows(rows).to_parquet(tmp_path / name)
+    elif name.endswith("jsonl"):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    else:
+        comma = "," if name.endswith("csv") else "\t"
+        lines = [comma.join(cells) for cells in (rows[0].keys(), *(row.values() for row in rows))]
+        (tmp_path / name).write_text("\n".join(lines), encoding="utf-8")
+    parts = list(chunks(tmp_path / name, ["text"], size=3))
+    assert [len(part) for part in parts] == [3, 3, 1]
+    assert [row for part in parts for row in part.to_list()] == [{"text": f"t{row}"} for row in range(7)]
+    with pytest.raises(DataError, match="Unknown column 'texts'. Did you mean 'text'"):
+        next(chunks(tmp_path / name, ["texts"]))
+
+
+def test_columns_that_nobody_asks_for_may_hold_anything(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": "a", "x": 1}\n{"text": "b", "x": [1]}\n', encoding="utf-8")
+    maps = pa.array([[("key", 1)]], pa.map_(pa.string(), pa.int64()))
+    parquet.write_table(pa.table({"text": ["a"], "x": maps}), tmp_path / "rows.parquet")
+    assert read_file(tmp_path / "rows.jsonl", ["text"], ["label"]).to_list() == [{"text": "a"}, {"text": "b"}]
+    assert read_file(tmp_path / "rows.parquet", ["text"]).to_list() == [{"text": "a"}]
