@@ -86,7 +86,7 @@ def test_another_task_must_have_the_same_classes(run: Path, tmp_path: Path, caps
     assert call(*other, "task.labels=bad,good") == 2
     message = capsys.readouterr().err
     assert "classification into (bad, good), but the posterior was fitted to classification into" in message
-    classes = re.search(r"say so by their names: (\S+)\.", message)
+    classes = re.search(r"say so by their names: .* --set (\S+)\)\.", message)
     assert classes is not None
     (tmp_path / "other.csv").write_text("text,label\nnothing,0\nall,1\n")
     assert call(*other, classes[1]) == 0
