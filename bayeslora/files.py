@@ -111,8 +111,10 @@ def locked(lock: Path) -> Iterator[None]:
         yield
     finally:
         _HELD.reset(token)
-        lock.unlink(missing_ok=True)  # still held: who opens it now will see that it is another file, and try again
-        os.close(descriptor)
+        try:  # while it is still held: who has opened it already will see that it is gone, and try again
+            lock.unlink(missing_ok=True)
+        finally:
+            os.close(descriptor)
 
 
 #: Locks of this thread.

@@ -23,8 +23,8 @@ from bayeslora.errors import PosteriorError, unknown
 from bayeslora.passes import Rows, undisturbed
 from bayeslora.predictors import Draws, Mean, Predictor
 from bayeslora.program import Program
+from bayeslora.record import TENSORS, Record, write_record
 from bayeslora.rng import seeded
-from bayeslora.store import Record
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -205,11 +205,9 @@ class Posterior(ABC):
         tensors |= {f"centre/{site.name}": site.initial for site in self.program.sites}
         with store.written(Path(path)) as folder:
             self._save_adapter(folder)
-            files.write_tensors(folder / store.TENSORS, tensors)
+            files.write_tensors(folder / TENSORS, tensors)
             versions = {name: version(name) for name in ("torch", "pyro-ppl", "transformers", "peft")}
-            store.describe(
-                folder, kind=self.kind, record=self.record, program=describe(self.program), versions=versions
-            )
+            write_record(folder, kind=self.kind, record=self.record, program=describe(self.program), versions=versions)
 
     def _save_adapter(self, folder: Path) -> None:
         adapters = self.program.weights

@@ -14,56 +14,40 @@ by bringing to an end what a process that was killed had begun: `opened`.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TypeVar
 from zipfile import is_zipfile
-
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bayeslora import files
 from bayeslora.errors import BayesLoraError, PosteriorError, SettingError
+from bayeslora.record import RECORD, read_record, refuse_links
 
 __all__ = [
     "CHAIN",
     "CHECKPOINTS",
     "CONFIG",
-    "FORMAT",
     "METRICS",
     "POSTERIOR",
     "PREDICTIVE",
-    "RECORD",
-    "TENSORS",
-    "Description",
-    "Record",
     "adapter_at",
     "check_free",
     "current",
-    "describe",
     "finished",
     "holds_fit",
     "last_checkpoint",
     "opened",
     "place",
     "posterior_at",
-    "read",
-    "saved",
     "seconds_before",
     "steady",
     "written",
 ]
 
-FORMAT = 2
-RECORD, TENSORS = "posterior.json", "posterior.safetensors"
-#: What every posterior's folder holds beside its record.
-PARTS = ("adapter_config.json", "adapter_model.safetensors", TENSORS)
 CONFIG, METRICS, PREDICTIVE = "config.yaml", "metrics.json", "predictive.safetensors"
 CHECKPOINTS, POSTERIOR = "checkpoints", "posterior"
 #: What the folders of independent fits begin with, within that of their mixture.
@@ -71,70 +55,10 @@ CHAIN = "chain-"
 LOCK = ".bayeslora-lock"
 #: A run that is to replace the one in the folder: while it is fitted, and once it is complete.
 NEXT, COMPLETE = ".bayeslora-next", ".bayeslora-complete"
-#: What the Trainer needs of a checkpoint to go on to the same result.
-STATE, WEIGHTS, GENERATORS = "trainer_state.json", "model.safetensors", "rng_state*.pth"
+#: Of a checkpoint: what the Trainer writes last, and the states of the generators, one a process.
+STATE, GENERATORS = "trainer_state.json", "rng_state*.pth"
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Record:
-    """How a posterior came about, as plain data.
-
-    Attributes:
-        backend: name of the inference backend.
-        settings: the backend's settings, by name.
-        n_data: number of training examples N.
-        data: digest of their token ids and labels.
-        seed: seed of the fit.
-        temperature: the posterior is p(labels | weights)^(1 / temperature) p(weights), normalised; 1 is Bayes' rule, 0
-            maximum likelihood.
-        cost: ``seconds``, ``peak_memory_bytes``, ``parameters`` (learned) and ``extra_parameters`` (over LoRA).
-        history: what training logged, step by step.
-        point_sites: latent sites that have the same value in every draw, as point estimates and fixed hyper-sites have.
-        finished: false for a fit that was stopped on its way.
-        task: arguments of `bayeslora.load_task` that give the task again, where they are known.
-        chains: number of independent fits of which the posterior is the mixture.
-        members: their records, as plain data; the costs of the whole are theirs together.
-    """
-
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
-
-    backend: str
-    settings: dict[str, Any]
-    n_data: int
-    data: str = ""
-    seed: int = 0
-    temperature: float = 1.0
-    cost: dict[str, float] = field(default_factory=dict)
-    history: list[dict[str, Any]] = field(default_factory=list)
-    point_sites: list[str] = field(default_factory=list)
-    finished: bool = True
-    task: dict[str, Any] | None = None
-    chains: int = 1
-    members: list[dict[str, Any]] = field(default_factory=list)
-
-
-class Description(BaseModel):
-    """What ``posterior.json`` says.
-
-    Attributes:
-        format: of the folder.
-        kind: of the posterior.
-        record: how it came about.
-        program: of which program it is.
-        versions: of the libraries that wrote it.
-        files: SHA-256 of every other file of the folder, by name.
-    """
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    format: int
-    kind: str
-    record: Record
-    program: dict[str, Any]
-    versions: dict[str, str]
-    files: dict[str, str]
 
 
 # A posterior's folder.
@@ -154,12 +78,6 @@ def written(folder: Path) -> Iterator[Path]:
         yield new
 
 
-def describe(folder: Path, **described: Any) -> None:
-    """Say what the files of a folder are: to be written last."""
-    found = Description(format=FORMAT, files=files.digests(folder), **described)
-    (folder / RECORD).write_text(json.dumps(found.model_dump(), indent=2), encoding="utf-8")
-
-
 def check_free(folder: Path) -> None:
     """Make sure that a posterior in the place of ``folder`` replaces a posterior or nothing.
 
@@ -172,7 +90,7 @@ def check_free(folder: Path) -> None:
         return
     if not folder.is_dir():
         raise PosteriorError(f"'{folder}' is a file: a posterior needs a folder.")
-    own = {RECORD, *read(folder).files} if (folder / RECORD).is_file() else set()
+    own = {RECORD, *read_record(folder).files} if (folder / RECORD).is_file() else set()
     others = sorted(path.name for path in folder.iterdir() if path.name not in own or path.is_dir())
     if others:
         raise PosteriorError(
@@ -187,15 +105,15 @@ def posterior_at(path: Path) -> Path:
     Raises:
         PosteriorError: there is none.
     """
-    path = path.resolve()
-    own = path / POSTERIOR
-    _refuse_links(path / COMPLETE, own)
-    places = (path, path / COMPLETE / POSTERIOR, own, files.hidden(own, "old"), files.hidden(path, "old"))
+    run = path.resolve()
+    own, complete = run / POSTERIOR, run / COMPLETE
+    refuse_links(own, complete)
+    places = (run, complete / POSTERIOR, own, files.hidden(own, "old"), files.hidden(run, "old"))
     # Twice: between two looks it may have gone from a later place to an earlier one.
     found = next((place for place in places * 2 if (place / RECORD).is_file()), None)
     if found is None:
         raise PosteriorError(f"There is no posterior in '{path}': expected a file {RECORD}, or {POSTERIOR}/{RECORD}.")
-    if holds_fit(path / NEXT):
+    if holds_fit(run / NEXT):
         warnings.warn(
             f"A run that is to replace the one in '{path}' is under way or was stopped (fit --resume goes on with it, "
             "fit --overwrite begins again). What is read is the one that is still there.",
@@ -230,53 +148,6 @@ def _identity(folder: Path) -> tuple[int, int] | None:
         found = (folder / RECORD).stat()
         return found.st_ino, found.st_mtime_ns
     return None
-
-
-def read(folder: Path) -> Description:
-    """What is said of the posterior in a folder.
-
-    Raises:
-        PosteriorError: it is damaged, or of another format.
-    """
-    path = folder / RECORD
-    _refuse_links(folder, path)
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text)
-        if isinstance(content, dict) and content.get("format", FORMAT) != FORMAT:
-            raise PosteriorError(
-                f"'{folder}' has format {content['format']}; this version of bayeslora reads format {FORMAT}: fit "
-                "again, or use the version that wrote it."
-            )
-        return Description.model_validate_json(text)
-    except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:3])
-        raise PosteriorError(f"'{path}' is damaged: {wrong.removeprefix(': ')}.") from error
-    except ValueError as error:  # neither text nor JSON
-        raise PosteriorError(f"'{path}' is damaged: {error}.") from error
-
-
-def saved(folder: Path) -> Description:
-    """What is said of the posterior in a folder, once its files are known to be those that were written.
-
-    Raises:
-        PosteriorError: they are not.
-    """
-    described = read(folder)
-    _refuse_links(*folder.iterdir())
-    for name in (*PARTS, *described.files):
-        path = folder / name
-        if not path.is_file():
-            raise PosteriorError(f"'{folder}' is damaged: {name} is missing.")
-        if sha256(path.read_bytes()).hexdigest() != described.files.get(name):
-            raise PosteriorError(f"'{folder}' is damaged: {name} is not what was written.")
-    return described
-
-
-def _refuse_links(*paths: Path) -> None:
-    for path in paths:
-        if path.is_symlink():
-            raise PosteriorError(f"'{path}' is a symbolic link, which is not followed: put the file itself there.")
 
 
 # A run's folder.
@@ -338,13 +209,13 @@ def holds_fit(folder: Path) -> bool:
 def finished(folder: Path) -> bool:
     """Whether the run in a folder has come to its end."""
     own = folder / POSTERIOR
-    return (own / RECORD).is_file() and read(own).record.finished
+    return (own / RECORD).is_file() and read_record(own).record.finished
 
 
 def seconds_before(folder: Path) -> float:
     """Seconds that the fit in a run's folder took so far."""
     own = folder / POSTERIOR
-    return read(own).record.cost.get("seconds", 0.0) if (own / RECORD).is_file() else 0.0
+    return read_record(own).record.cost.get("seconds", 0.0) if (own / RECORD).is_file() else 0.0
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -355,18 +226,30 @@ def last_checkpoint(folder: Path) -> Path | None:
     """
     lacking = []
     for path in sorted((folder / CHECKPOINTS).glob("checkpoint-*[0-9]"), key=_step, reverse=True):
-        if not (path / STATE).is_file():  # which the Trainer writes last
+        if not (path / STATE).is_file():
             continue
-        pickles = {name: [path / name] for name in ("optimizer.pt", "scheduler.pt")}
-        pickles[GENERATORS] = list(path.glob(GENERATORS)) or [path / GENERATORS]
-        lacks = [name for name, found in pickles.items() if not all(map(is_zipfile, found))]
-        lacks += [name for name in (WEIGHTS,) if not (path / name).is_file()]
+        parts = {name: [path / name] for name in ("model.safetensors", "optimizer.pt", "scheduler.pt")}
+        parts[GENERATORS] = list(path.glob(GENERATORS))
+        lacks = [name for name, found in parts.items() if not (found and all(map(_whole, found)))]
         if not lacks:
             return path
-        lacking.append(f"'{path}' lacks {', '.join(lacks)}, whole")
+        lacking.append(f"'{path}' lacks a whole {', '.join(lacks)}")
     if lacking:
         raise PosteriorError(f"There is no checkpoint to go on from to the same result: {'; '.join(lacking)}.")
     return None
+
+
+def _whole(part: Path) -> bool:
+    """Whether a part of a checkpoint is there to its end."""
+    from safetensors import SafetensorError, safe_open
+
+    if part.suffix != ".safetensors":
+        return is_zipfile(part)
+    try:
+        with safe_open(str(part), framework="pt"):
+            return True
+    except (OSError, SafetensorError):
+        return False
 
 
 def _step(checkpoint: Path) -> int:
@@ -378,7 +261,9 @@ def _settle(folder: Path) -> None:
     for path in (*_own(folder), *(folder / CHECKPOINTS).rglob("*"), folder / NEXT, folder / COMPLETE):
         if path.is_symlink():
             raise SettingError(f"'{path}' is a symbolic link, through which nothing is written: remove it.")
-    files.settle(folder / POSTERIOR)
+    for name in (CONFIG, METRICS, PREDICTIVE, POSTERIOR):
+        with files.locked(files.hidden(folder / name, "lock")):
+            files.settle(folder / name)
     successor, complete = folder / NEXT, folder / COMPLETE
     if successor.exists() and not complete.exists():
         if not holds_fit(successor):

@@ -17,6 +17,7 @@ from bayeslora.observations import Encoder
 from bayeslora.observations import build as build_observation
 from bayeslora.posterior import Posterior, describe
 from bayeslora.program import Program
+from bayeslora.record import RECORD, TENSORS, whole_record
 from bayeslora.settings import differing
 
 __all__ = ["check_same", "load", "posterior_class"]
@@ -53,48 +54,48 @@ def load(
 def _load(
     folder: Path, base: str | Path | None, device: str | torch.device | None, program: Program | None
 ) -> Posterior:
-    saved = store.saved(folder)
+    saved = whole_record(folder)
     kind = posterior_class(saved.kind)
     tensors = _tensors(folder)
     if program is None:
         program = _rebuilt(folder, saved.program, base)
     else:
         _check(program, folder, saved.program)
-    _check_centre(folder, program, tensors["centre"])
+    _check_weights(folder, "initial values", tensors["centre"], program)
     program.weights.centre(tensors["centre"])
     program.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     try:
-        return kind.from_state(program, saved.record, tensors["state"])
+        posterior = kind.from_state(program, saved.record, tensors["state"])
+        _check_weights(folder, "mean", posterior.mean(), program)
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise PosteriorError(
-            f"'{folder}' is damaged: {store.TENSORS} does not hold the state of such a posterior "
+            f"'{folder}' is damaged: {TENSORS} does not hold the state of such a posterior "
             f"({type(error).__name__}: {error})."
         ) from error
+    return posterior
 
 
 def _tensors(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
     """Tensors by what they are: the posterior's state, and the centre of the prior."""
     parts: dict[str, dict[str, torch.Tensor]] = {"state": {}, "centre": {}}
-    for name, value in files.read_tensors(folder / store.TENSORS).items():
+    for name, value in files.read_tensors(folder / TENSORS).items():
         part, _, rest = name.partition("/")
         if part not in parts:
             raise PosteriorError(
-                f"'{folder}' is damaged: {store.TENSORS} holds '{name}'; names begin with {' or '.join(parts)}."
+                f"'{folder}' is damaged: {TENSORS} holds '{name}'; names begin with {' or '.join(parts)}."
             )
         parts[part][rest] = value
     return parts
 
 
-def _check_centre(folder: Path, program: Program, found: dict[str, torch.Tensor]) -> None:
-    """Make sure that each site has its initial value, in its shape and as floats."""
-    expected = {site.name: tuple(site.initial.shape) for site in program.sites}
-    shapes = {name: tuple(value.shape) for name, value in found.items()}
-    wrong = differing(shapes, expected) + [
-        f"{name} of {value.dtype}" for name, value in found.items() if not value.is_floating_point()
-    ]
+def _check_weights(folder: Path, what: str, found: Mapping[str, torch.Tensor], program: Program) -> None:
+    """Make sure that each site has a value, in its shape and as floats."""
+    expected = {site.name: list(site.initial.shape) for site in program.sites}
+    wrong = differing({name: list(value.shape) for name, value in found.items()}, expected)
+    wrong += [f"{name}: {value.dtype}" for name, value in found.items() if not value.is_floating_point()]
     if wrong:
         raise PosteriorError(
-            f"'{folder}' is damaged: initial values in {store.TENSORS} (there and expected): {'; '.join(wrong)}."
+            f"'{folder}' is damaged: {what} of the weights in {TENSORS} (there and expected): {'; '.join(wrong)}."
         )
 
 
@@ -110,14 +111,14 @@ def check_same(folder: Path, begun: Mapping[str, Any], program: Program) -> None
         SettingError: something differs; the message says what.
         PosteriorError: what is there is damaged.
     """
-    if not (folder / store.POSTERIOR / store.RECORD).is_file():  # stopped before its first posterior was written
+    if not (folder / store.POSTERIOR / RECORD).is_file():  # stopped before its first posterior was written
         return
-    saved = store.saved(folder / store.POSTERIOR)
+    saved = whole_record(folder / store.POSTERIOR)
     there = {name: getattr(saved.record, name) for name in begun} | {"program": saved.program | {"base": ""}}
     changed = differing(there, json.loads(json.dumps({**begun, "program": {**describe(program), "base": ""}})))
     if not changed:
         centre = _tensors(folder / store.POSTERIOR)["centre"]
-        _check_centre(folder, program, centre)
+        _check_weights(folder, "initial values", centre, program)
         changed = [
             f"initial value of {site.name}"
             for site in program.sites

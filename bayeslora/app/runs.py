@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from bayeslora import files, store
 from bayeslora.app.config import RunConfig, differences, model_of, read_config, resolve
 from bayeslora.errors import SettingError, TaskError
+from bayeslora.record import RECORD, read_record
 from bayeslora.settings import differing
-from bayeslora.store import CONFIG, POSTERIOR, RECORD
+from bayeslora.store import CONFIG, POSTERIOR
 
 if TYPE_CHECKING:
     from bayeslora.posterior import Posterior
@@ -144,7 +145,7 @@ def check_same(folder: Path, config: RunConfig) -> None:
     run = store.current(folder)
     changed = differences(saved_config(folder), config)
     if (run / POSTERIOR / RECORD).is_file():
-        record = store.read(run / POSTERIOR).record
+        record = read_record(run / POSTERIOR).record
         names = ("backend", "seed", "chains")
         changed += differing(
             {f"{name} of {RECORD}": getattr(record, name) for name in names},

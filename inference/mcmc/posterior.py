@@ -80,7 +80,14 @@ class EmpiricalPosterior(Posterior):
 
     @classmethod
     def from_state(cls, program: Program, record: Record, state: Mapping[str, Tensor]) -> EmpiricalPosterior:
-        """Take the draws."""
+        """Take the draws.
+
+        Raises:
+            PosteriorError: they are not as many floats for every site.
+        """
+        wrong = [name for name, values in state.items() if not values.is_floating_point() or not values.dim()]
+        if wrong or len({len(values) for values in state.values()}) != 1:
+            raise PosteriorError(f"The saved draws are not as many floats for each of {', '.join(wrong or state)}.")
         return cls(program, record, state)
 
     def _at(self, place: int) -> dict[str, Tensor]:

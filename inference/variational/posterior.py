@@ -90,7 +90,10 @@ class VariationalPosterior(Posterior):
         guide = make_guide(kind, program.model, program.sites, record.settings.get("init_scale", 1e-2))
         try:
             guide.load_state_dict(dict(state))
-        except RuntimeError as error:
+            for name, value in guide.state_dict().items():
+                if value.is_floating_point() != state[name].is_floating_point():
+                    raise TypeError(f"{name} is of {state[name].dtype}")
+        except (RuntimeError, TypeError) as error:
             raise PosteriorError(f"The saved parameters do not fit the guide '{kind}': {error}") from error
         return cls(program, record, guide.to(program.device))
 

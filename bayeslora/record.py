@@ -1,0 +1,149 @@
+"""What a posterior's folder says of itself: how the posterior came about, its program, and its files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from bayeslora import files
+from bayeslora.errors import PosteriorError
+
+__all__ = [
+    "FORMAT",
+    "RECORD",
+    "TENSORS",
+    "Description",
+    "Record",
+    "read_record",
+    "refuse_links",
+    "whole_record",
+    "write_record",
+]
+
+FORMAT = 2
+RECORD, TENSORS = "posterior.json", "posterior.safetensors"
+#: What every posterior's folder holds beside its record.
+PARTS = ("adapter_config.json", "adapter_model.safetensors", TENSORS)
+
+
+@dataclass(frozen=True)
+class Record:
+    """How a posterior came about, as plain data.
+
+    Attributes:
+        backend: name of the inference backend.
+        settings: the backend's settings, by name.
+        n_data: number of training examples N.
+        data: digest of their token ids and labels.
+        seed: seed of the fit.
+        temperature: the posterior is p(labels | weights)^(1 / temperature) p(weights), normalised; 1 is Bayes' rule, 0
+            maximum likelihood.
+        cost: ``seconds``, ``peak_memory_bytes``, ``parameters`` (learned) and ``extra_parameters`` (over LoRA).
+        history: what training logged, step by step.
+        point_sites: latent sites that have the same value in every draw, as point estimates and fixed hyper-sites have.
+        finished: false for a fit that was stopped on its way.
+        task: arguments of `bayeslora.load_task` that give the task again, where they are known.
+        chains: number of independent fits of which the posterior is the mixture.
+        members: their records, as plain data; the costs of the whole are theirs together.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+
+    backend: str
+    settings: dict[str, Any]
+    n_data: int
+    data: str = ""
+    seed: int = 0
+    temperature: float = 1.0
+    cost: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    point_sites: list[str] = field(default_factory=list)
+    finished: bool = True
+    task: dict[str, Any] | None = None
+    chains: int = 1
+    members: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Description(BaseModel):
+    """What ``posterior.json`` says.
+
+    Attributes:
+        format: of the folder.
+        kind: of the posterior.
+        record: how it came about.
+        program: of which program it is.
+        versions: of the libraries that wrote it.
+        files: SHA-256 of every other file of the folder, by name.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    format: int
+    kind: str
+    record: Record
+    program: dict[str, Any]
+    versions: dict[str, str]
+    files: dict[str, str]
+
+
+def write_record(folder: Path, **described: Any) -> None:
+    """Say what the files of a folder are: to be written last."""
+    found = Description(format=FORMAT, files=files.digests(folder), **described)
+    (folder / RECORD).write_text(json.dumps(found.model_dump(), indent=2), encoding="utf-8")
+
+
+def read_record(folder: Path) -> Description:
+    """What is said of the posterior in a folder.
+
+    Raises:
+        PosteriorError: it is damaged, or of another format.
+    """
+    path = folder / RECORD
+    refuse_links(folder, path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+        if isinstance(content, dict) and content.get("format", FORMAT) != FORMAT:
+            raise PosteriorError(
+                f"'{folder}' has format {content['format']}; this version of bayeslora reads format {FORMAT}: fit "
+                "again, or use the version that wrote it."
+            )
+        return Description.model_validate_json(text)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:3])
+        raise PosteriorError(f"'{path}' is damaged: {wrong.removeprefix(': ')}.") from error
+    except ValueError as error:  # neither text nor JSON
+        raise PosteriorError(f"'{path}' is damaged: {error}.") from error
+
+
+def whole_record(folder: Path) -> Description:
+    """What is said of the posterior in a folder, once its files are known to be those that were written.
+
+    Raises:
+        PosteriorError: they are not.
+    """
+    described = read_record(folder)
+    there = {path.name: path for path in folder.iterdir()}
+    refuse_links(*there.values())
+    for name in (*PARTS, *described.files):
+        if name not in there:
+            raise PosteriorError(f"'{folder}' is damaged: {name} is missing.")
+        if sha256(there[name].read_bytes()).hexdigest() != described.files.get(name):
+            raise PosteriorError(f"'{folder}' is damaged: {name} is not what was written.")
+    return described
+
+
+def refuse_links(*paths: Path) -> None:
+    """Make sure that nothing is read through a symbolic link, which may lead out of the folder.
+
+    Raises:
+        PosteriorError: a path is one.
+    """
+    for path in paths:
+        if path.is_symlink():
+            raise PosteriorError(f"'{path}' is a symbolic link, which is not followed: put the file itself there.")
