@@ -58,7 +58,12 @@ def _load(
     kind = posterior_class(saved.kind)
     tensors = _tensors(folder)
     if program is None:
-        program = _rebuilt(folder, saved.program, base)
+        try:
+            program = _rebuilt(folder, saved.program, base)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise PosteriorError(
+                f"'{folder}' is damaged: {RECORD} does not describe a program ({type(error).__name__}: {error})."
+            ) from error
     else:
         _check(program, folder, saved.program)
     _check_weights(folder, "initial values", tensors["centre"], program)
@@ -67,7 +72,7 @@ def _load(
     try:
         posterior = kind.from_state(program, saved.record, tensors["state"])
         _check_weights(folder, "mean", posterior.mean(), program)
-    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise PosteriorError(
             f"'{folder}' is damaged: {TENSORS} does not hold the state of such a posterior "
             f"({type(error).__name__}: {error})."

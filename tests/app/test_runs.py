@@ -128,3 +128,57 @@ def test_a_configuration_of_ones_own_is_not_replaced(tmp_path: Path, capsys: pyt
         assert call("fit", "--config", tmp_path / "config.yaml", *flags, "--output", tmp_path) == 2
         assert "is no run's and would be replaced" in capsys.readouterr().err
     assert (tmp_path / "config.yaml").read_text() == before
+
+
+def test_a_run_whose_posterior_and_configuration_name_other_seeds_is_not_resumed(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for finished in (True, False):
+        folder = Path(shutil.copytree(run, tmp_path / str(finished)))
+        finish(folder, finished)
+        text = (folder / "config.yaml").read_text()
+        (folder / "config.yaml").write_text(text.replace("seed: 2", "seed: 3"))
+        assert call("fit", "--resume", "--output", folder) == 2
+        assert "(there and now): seed of posterior.json: 2 and 3" in capsys.readouterr().err
+
+
+def test_a_second_process_is_told_at_once_who_holds_the_folder(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(run, tmp_path / "copy"))
+    command = [*FIT, *QUICK, "--output", str(folder)]
+    comparison = ["compare", "--base", "demo", "--task", "demo", "--backends", "map", "--output", str(folder)]
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    script = "import sys; from pathlib import Path; from bayeslora import store\n"
+    script += "with store.opened(Path(sys.argv[1])): print('open', flush=True); sys.stdin.read()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": environment()}
+    with subprocess.Popen([sys.executable, "-c", script, str(folder)], **pipes) as process:
+        assert process.stdout.readline() == b"open\n"
+        for arguments in (command, [*command, "--resume"], [*command, "--overwrite"], comparison):
+            assert call(*arguments) == 2
+            message = f"Error: '{folder}' is being written by process {process.pid} on "
+            assert capsys.readouterr().err.startswith(message)
+        assert call("evaluate", folder, "--draws", 1) == 0  # who reads needs no lock
+        process.kill()
+    assert call("fit", "--resume", "--output", folder) == 0
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_stopped_successor_is_named_and_can_be_gone_on_with_or_begun_again(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(run, tmp_path / "copy"))
+    finish(Path(shutil.copytree(run, folder / ".bayeslora-next")), False)
+    with pytest.warns(UserWarning, match=f"'{folder}' is under way or was stopped .fit --resume goes on with it"):
+        assert call("evaluate", folder, "--draws", 1) == 0
+    assert "(not finished)" not in capsys.readouterr().out
+    assert call(*FIT, *QUICK, "--output", folder) == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert call(*FIT, *QUICK, "--overwrite", "--output", folder) == 0
+    assert not (folder / ".bayeslora-next").exists() and runs.saved_config(folder).seed == 0
+
+
+def test_a_run_can_be_the_adapter_of_another_one(run: Path, tmp_path: Path) -> None:
+    for adapter in (run, run / "posterior"):
+        arguments = ["fit", "--base", "demo", "--task", "demo", "--train-size", "16", "--backend", "map", *QUICK]
+        assert call(*arguments, "--adapter", adapter, "--output", tmp_path / adapter.name) == 0

@@ -156,10 +156,75 @@ def test_a_damaged_file_is_named(copy: Path, name: str, damage: str) -> None:
         load(copy)
 
 
-def test_a_damaged_description_is_refused(copy: Path) -> None:
-    (copy / "posterior.json").write_text("{")
-    with pytest.raises(PosteriorError, match="posterior.json' is damaged"):
+def rewrite_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """Change the tensors, and their digest with them."""
+    path = folder / "posterior.safetensors"
+    tensors = files.read_tensors(path)
+    change(tensors)
+    files.write_tensors(path, tensors)
+    rewrite(folder, lambda described: described["files"].update({path.name: files.digests(folder)[path.name]}))
+
+
+A = "centre/linear_16x16.A"
+TENSOR_DAMAGES: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
+    "no prefix": (lambda found: found.update(words=found.pop(A)), "holds 'words'; names begin with state or centre"),
+    "another prefix": (lambda found: found.update({"c/x": found.pop(A)}), "holds 'c/x'; names begin with"),
+    "no centre": (lambda found: found.pop(A), "initial values of the weights .*linear_16x16.A"),
+    "an integer centre": (lambda found: found.update({A: found[A].int()}), "linear_16x16.A: torch.int32"),
+    "a permuted centre": (lambda found: found.update({A: found[A].mT}), "initial values .*linear_16x16.A"),
+    "no state": (lambda found: [found.pop(name) for name in list(found) if "state/" in name], "do not fit the guide"),
+    "an integer state": (
+        lambda found: found.update({name: value.int() for name, value in found.items() if "state/" in name}),
+        "do not fit the guide 'structured': .* is of torch.int32",
+    ),
+    "a state of other shapes": (
+        lambda found: found.update({name: value[None] for name, value in found.items() if "state/" in name}),
+        "do not fit the guide 'structured'",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", TENSOR_DAMAGES)
+def test_tensors_that_are_not_those_of_the_program_are_refused(copy: Path, damage: str) -> None:
+    change, message = TENSOR_DAMAGES[damage]
+    rewrite_tensors(copy, change)
+    with pytest.raises(PosteriorError, match=message):
         load(copy)
+
+
+@pytest.mark.parametrize("backend", ["laplace", "sgld"])
+@pytest.mark.parametrize("damage", ["integers", "permuted", "fewer"])
+def test_states_that_are_not_those_of_their_kind_are_refused(tmp_path: Path, backend: str, damage: str) -> None:
+    settings = {"laplace": QUICK, "sgld": {"draws": 3, "warmup": 1, "progress": False}}[backend]
+    fit(tiny_program(Gaussian()), tiny_rows(6), backend, **settings).save(tmp_path / "run")
+    name = {"laplace": "state/mode/linear_16x16.A", "sgld": "state/linear_16x16.A"}[backend]
+    changes = {"integers": torch.Tensor.int, "permuted": lambda value: value.mT, "fewer": lambda value: value[:1]}
+    rewrite_tensors(tmp_path / "run", lambda found: found.update({name: changes[damage](found[name])}))
+    with pytest.raises(PosteriorError, match=r"is damaged: .*posterior.safetensors|not as many floats"):
+        load(tmp_path / "run", program=tiny_program(Gaussian()))
+
+
+PROGRAM_DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "an unknown dtype": (lambda program: program.update(dtype="float33"), "no dtype 'float33'"),
+    "a dtype that is none": (lambda program: program.update(dtype="nn"), "no dtype 'nn'"),
+    "no model": (lambda program: program.pop("model"), "does not describe a program .*'model'"),
+    "a list as model": (lambda program: program.update(model=[]), "does not describe a program"),
+}
+
+
+@pytest.mark.parametrize("damage", PROGRAM_DAMAGES)
+def test_a_damaged_program_is_refused(copy: Path, damage: str) -> None:
+    change, message = PROGRAM_DAMAGES[damage]
+    rewrite(copy, lambda described: change(described["program"]))
+    with pytest.raises(PosteriorError, match=message):
+        load(copy)
+
+
+def test_a_run_is_read_without_being_written(finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (finished, *finished.rglob("*"))}
+    for path in (finished, finished / "posterior"):
+        load(path, program=tiny_program())
+    assert before == {path: path.stat().st_mtime_ns for path in (finished, *finished.rglob("*"))}
 
 
 def test_a_posterior_without_text_says_that_it_cannot_be_rebuilt(tmp_path: Path) -> None:
