@@ -252,7 +252,7 @@ def task_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     from bayeslora.tasks import load_task
 
     # What the configuration has fields for is no further argument.
-    known = set(inspect.signature(load_task).parameters) - {"name", *RunConfig.__dataclass_fields__}
+    known = set(inspect.signature(load_task).parameters) - {"source", *RunConfig.__dataclass_fields__}
     hints = get_type_hints(load_task)
     typed = {}
     for name, value in values.items():

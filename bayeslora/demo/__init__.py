@@ -51,5 +51,5 @@ def load_demo_task(train_size: int | None = None, heldout_size: int = 0, seed: i
         train_size=train_size,
         heldout_size=heldout_size,
         seed=seed,
-        arguments={"name": "demo", "train_size": train_size, "heldout_size": heldout_size, "seed": seed},
+        arguments={"source": "demo", "train_size": train_size, "heldout_size": heldout_size, "seed": seed},
     )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from bayeslora.errors import DataError
 from bayeslora.tasks import sources
-from bayeslora.tasks.spec import TaskSpec, fields_of
+from bayeslora.tasks.fields import fields_of
+from bayeslora.tasks.spec import TaskSpec
 from bayeslora.tasks.task import Split
 
 __all__ = ["rows_of"]
@@ -29,7 +31,11 @@ def rows_of(spec: TaskSpec, data: Any, name: str = "new rows") -> Split:
         data = [data]
     if isinstance(data, Iterable) and not hasattr(data, "columns") and not hasattr(data, "column_names"):
         data = [_row(spec, row, number, name) for number, row in enumerate(data)]
-    table = sources.from_data(data, f"the {name}", spec.columns, spec.answer_columns)
+    table = sources.from_data(data, spec.columns, spec.answer_columns, f"the {name}")
+    if spec.max_choices:
+        # Rows to predict may have more choices than those that were fitted.
+        names = spec.rules.classes(replace(spec, labels=()), {name: table})
+        spec = max(spec, replace(spec, labels=names), key=lambda each: each.max_choices)
     return Split(table, spec, name).check()
 
 

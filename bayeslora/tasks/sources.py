@@ -21,7 +21,18 @@ from bayeslora.errors import DataError, unknown
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["ColumnError", "chunks", "from_data", "from_rows", "read_file", "read_folder", "read_hub"]
+__all__ = [
+    "ColumnError",
+    "Splits",
+    "chunks",
+    "files_of",
+    "from_data",
+    "from_rows",
+    "missing_column",
+    "read_file",
+    "read_files",
+    "read_hub",
+]
 
 #: The hub writes large splits as "train-00000-of-00002.parquet".
 SHARD = re.compile(r"-\d+-of-\d+$")
@@ -31,19 +42,52 @@ class ColumnError(DataError):
     """Rows lack a column that is asked for."""
 
 
+class Splits(Mapping[str, "Dataset"]):
+    """Splits by name, each read when it is first asked for.
+
+    Args:
+        origins: what each split is read from.
+        read: reads the split of a name from its origin.
+    """
+
+    def __init__(self, origins: Mapping[str, Any], read: Callable[[str, Any], Dataset]) -> None:
+        self._origins, self._read = origins, read
+        self._tables: dict[str, Dataset] = {}
+
+    def __getitem__(self, name: str) -> Dataset:
+        if name not in self._tables:
+            self._tables[name] = self._read(name, self._origins[name])
+        return self._tables[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._origins
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._origins)
+
+    def __len__(self) -> int:
+        return len(self._origins)
+
+
+def missing_column(origin: str, name: str, found: Iterable[Any], wanted: Iterable[str] = ()) -> ColumnError:
+    """The error that rows lack a column, with the columns that they have."""
+    expected = f" Expected: {', '.join(wanted)}." if wanted else ""
+    return ColumnError(f"{origin}: {unknown('column', name, map(str, found))}{expected}")
+
+
 def from_rows(
     rows: Iterable[Mapping[str, Any]],
-    origin: str = "the given rows",
     columns: Collection[str] | None = None,
     optional: Collection[str] = (),
+    origin: str = "the given rows",
 ) -> Dataset:
     """Data set of rows; a field that some rows lack is null in them.
 
     Args:
         rows: mappings from column to value.
-        origin: where they come from, for messages.
         columns: to keep, or fields of them such as "choices.text"; all by default.
         optional: further ones to keep where there are any.
+        origin: where the rows come from, for messages.
 
     Raises:
         DataError: a column is lacking or holds values of several types.
@@ -65,9 +109,9 @@ def from_rows(
 
 def from_data(
     data: Any,
-    origin: str = "the given rows",
     columns: Collection[str] | None = None,
     optional: Collection[str] = (),
+    origin: str = "the given rows",
 ) -> Dataset:
     """Data set of a user's own rows in memory: a pandas DataFrame, a data set, or mappings from column to value.
 
@@ -84,11 +128,11 @@ def from_data(
         if not data.columns.is_unique:
             raise DataError(f"Several columns of {origin} are called '{data.columns[data.columns.duplicated()][0]}'.")
         data = data.rename(columns=str).astype(object)
-        return from_rows(data.where(data.notna(), None).to_dict("records"), origin, columns, optional)
+        return from_rows(data.where(data.notna(), None).to_dict("records"), columns, optional, origin)
     if not isinstance(data, str | bytes | Mapping) and isinstance(data, Iterable):
         rows = list(data)
         if all(isinstance(row, Mapping) for row in rows):
-            return from_rows(rows, origin, columns, optional)
+            return from_rows(rows, columns, optional, origin)
     raise DataError(
         f"Expected rows, found a {type(data).__name__}: give a DataFrame, a datasets.Dataset, or a list of mappings "
         "from column to value."
@@ -126,28 +170,31 @@ def chunks(path: Path, columns: Collection[str], size: int = 1000) -> Iterator[D
     return _tables(path, columns, (), size)
 
 
-def read_folder(
-    folder: Path, columns: Collection[str] | None = None, optional: Collection[str] = ()
-) -> dict[str, Dataset]:
-    """Splits of a folder of data files named by split; other files are ignored.
-
-    Raises:
-        DataError: a file cannot be read, or a split is in two formats.
-    """
+def read_files(
+    paths: Iterable[Path], columns: Collection[str] | None = None, optional: Collection[str] = ()
+) -> Dataset:
+    """Rows of the files of one split, one after the other; as `read_file` otherwise."""
     from datasets import concatenate_datasets
 
+    parts = [read_file(path, columns, optional) for path in paths]
+    return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
+
+
+def files_of(folder: Path) -> dict[str, list[Path]]:
+    """Files of each split of a folder whose data files are named by split; other files are ignored.
+
+    Raises:
+        DataError: a split is in two formats.
+    """
     shards: dict[str, list[Path]] = {}
     for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES):
         shards.setdefault(SHARD.sub("", path.stem), []).append(path)
-    splits = {}
     for split, paths in shards.items():
         in_parts = all(SHARD.search(path.stem) for path in paths) and len({path.suffix for path in paths}) == 1
         if len(paths) > 1 and not in_parts:
             names = ", ".join(path.name for path in paths)
             raise DataError(f"Split '{split}' of {folder} is in several files ({names}): keep one of them.")
-        parts = [read_file(path, columns, optional) for path in paths]
-        splits[split] = parts[0] if len(parts) == 1 else concatenate_datasets(parts)
-    return splits
+    return shards
 
 
 def read_hub(path: str, config: str | None = None, revision: str | None = None) -> dict[str, Dataset]:
@@ -210,10 +257,10 @@ def _texts(
 ) -> Iterator[Dataset]:
     rows = READERS[path.suffix.lower()](path)
     if size is None:
-        yield from_rows(rows, str(path), columns, optional)
+        yield from_rows(rows, columns, optional, str(path))
         return
     while part := list(islice(rows, size)):
-        yield from_rows(part, str(path), columns, optional)
+        yield from_rows(part, columns, optional, str(path))
 
 
 def _wanted(
@@ -224,8 +271,7 @@ def _wanted(
         return None
     for name in fields:
         if name not in found and name.partition(".")[0] not in found:
-            message = unknown("column", name.partition(".")[0], map(str, found))
-            raise ColumnError(f"{origin}: {message} Expected: {', '.join(fields)}.")
+            raise missing_column(origin, name.partition(".")[0], found, fields)
     named = {part for name in (*fields, *optional) for part in (name, name.partition(".")[0])}
     return [name for name in found if name in named]
 

@@ -7,15 +7,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from shlex import quote
+from typing import Any
 
 from bayeslora.errors import TaskError, unknown
-from bayeslora.tasks.labels import pick
+from bayeslora.tasks.fields import fields_of
+from bayeslora.tasks.kinds import KINDS, Kind
+from bayeslora.tasks.labels import name_of
 
-__all__ = ["Kind", "TaskSpec", "aliases", "find_task", "plain", "task_names"]
+__all__ = ["PROBABILITIES", "TaskSpec", "aliases", "check_compatible", "find_task", "plain", "task_names"]
 
-Kind = Literal["classification", "regression", "multiple-choice"]
-FIELD = re.compile(r"\{([^{}]+)\}")
 #: Column of the true class probabilities, where they are known.
 PROBABILITIES = "probabilities"
 
@@ -28,7 +29,7 @@ class TaskSpec:
 
     Attributes:
         name: of the task.
-        kind: "classification", "regression" or "multiple-choice".
+        kind: name of its kind: "classification", "regression" or "multiple-choice".
         text: one or two texts of a row, each a field or a template such as "{context} {question}".
         label: field of the class (its number or name), the value, or the answer.
         labels: class names in the order of their numbers; for multiple choice, names of the choices; else
@@ -46,7 +47,7 @@ class TaskSpec:
     """
 
     name: str
-    kind: Kind = "classification"
+    kind: str = "classification"
     text: tuple[str, ...] = ("text",)
     label: str = "label"
     labels: tuple[str, ...] = ()
@@ -61,22 +62,21 @@ class TaskSpec:
     test: str | None = "test"
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise TaskError(unknown("kind of task", str(self.kind), get_args(Kind)))
-        if self.kind == "multiple-choice" and (len(self.text) != 1 or not self.choices):
-            raise TaskError(f"Task '{self.name}': multiple choice needs one text, the question, and its choices.")
-        if not 1 <= len(self.text) <= 2:
-            raise TaskError(
-                f"Task '{self.name}' has {len(self.text)} texts, expected 1 or 2. Join columns by a "
-                "template, such as text='{title}: {body}'."
-            )
-        if len(set(self.labels)) < len(self.labels):
+        if self.kind not in KINDS:
+            raise TaskError(unknown("kind of task", str(self.kind), KINDS))
+        self.rules.check(self)
+        if len({name_of(label) for label in self.labels}) < len(self.labels):
             raise TaskError(f"Task '{self.name}' names a class twice: {', '.join(self.labels)}.")
+
+    @property
+    def rules(self) -> Kind:
+        """What the task's kind says of labels and texts."""
+        return KINDS[self.kind]
 
     @property
     def max_choices(self) -> int:
         """Most choices that a row of a multiple-choice task may have; 0 for other tasks."""
-        return len(self.labels) if self.kind == "multiple-choice" else 0
+        return self.rules.max_choices(self)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -91,17 +91,7 @@ class TaskSpec:
 
     def texts(self, row: Mapping[str, Any]) -> list[tuple[str, str | None]]:
         """What a network reads of a row: one text or pair; for multiple choice, a pair for each choice."""
-        parts = [_render(text, row) for text in self.text]
-        if self.kind != "multiple-choice":
-            return [(parts[0], parts[1] if len(parts) == 2 else None)]
-        question = parts[0]
-        choices = [pick(row, name) for name in self.choices]
-        if len(self.choices) == 1:
-            choices = choices[0]
-        if self.blank is None or self.blank not in question:
-            return [(question, str(choice)) for choice in choices]
-        before, _, after = question.partition(self.blank)
-        return [(before.rstrip(), f"{choice}{after}") for choice in choices]
+        return self.rules.texts(self, row)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -124,11 +114,6 @@ class TaskSpec:
         return cls(**found)
 
 
-def fields_of(text: str) -> list[str]:
-    """Fields that a text is made of: those of a template, or the one that it names."""
-    return FIELD.findall(text) or [text]
-
-
 def check_compatible(spec: TaskSpec, other: TaskSpec) -> None:
     """Check that what was fitted to one task answers the question of another.
 
@@ -142,13 +127,18 @@ def check_compatible(spec: TaskSpec, other: TaskSpec) -> None:
     Raises:
         TaskError: the tasks are of different kinds or have different classes.
     """
-    if other.kind == spec.kind and (spec.kind == "multiple-choice" or other.labels in ((), spec.labels)):
+    if other.kind == spec.kind and spec.rules.fits(spec, other):
         return
-    shown = ", ".join(spec.labels)
+    hint = ""
+    if other.kind == spec.kind:
+        flag = quote(f"task.labels={','.join(spec.labels)}")
+        hint = (
+            " If the classes are the same in this order, say so by their names: "
+            f"labels={list(spec.labels)} (in a shell --set {flag})."
+        )
     raise TaskError(
         f"Task '{other.name}' is {other.kind} into ({', '.join(other.labels)}), but the posterior was fitted to "
-        f"{spec.kind} into ({shown}). If the classes are the same in this order, say so by their names: "
-        f"labels={list(spec.labels)} (in a shell --set task.labels={','.join(spec.labels)})."
+        f"{spec.kind} into ({', '.join(spec.labels)}).{hint}"
     )
 
 
@@ -210,9 +200,3 @@ def _entry(task: str, word: str = "") -> TaskSpec:
 
 def _spelling(name: str) -> str:
     return re.sub(r"[\W_]+", "_", name.lower().replace("*", ""))
-
-
-def _render(text: str, row: Mapping[str, Any]) -> str:
-    if FIELD.search(text):
-        return FIELD.sub(lambda match: str(pick(row, match[1])), text)
-    return str(pick(row, text))

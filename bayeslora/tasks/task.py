@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from bayeslora.errors import DataError, TaskError, unknown
-from bayeslora.tasks.labels import column, read_labels
+from bayeslora.tasks.fields import check_texts
+from bayeslora.tasks.labels import read_labels
 from bayeslora.tasks.spec import TaskSpec
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from torch import Tensor
 
 __all__ = ["Split", "Task"]
 
@@ -56,8 +55,9 @@ class Split:
         """
         if self._labels is None:
             raise DataError(f"Split '{self.name}' of task '{self.spec.name}' has no labels to compare with.")
-        kind = torch.float32 if self.spec.kind == "regression" else torch.int64
-        return torch.tensor(self._labels, dtype=kind)
+        import torch
+
+        return torch.tensor(self._labels, dtype=getattr(torch, self.spec.rules.dtype))
 
     def select(self, rows: Sequence[int]) -> Split:
         """The split of these rows, by number, in this order."""
@@ -65,15 +65,8 @@ class Split:
 
     def render(self, row: int) -> str:
         """A row as the network reads it, a line for each text, with its label or a mark at the answer."""
-        texts = self.spec.texts(self.dataset[row])
         label = None if self._labels is None else self._labels[row]
-        if self.spec.kind == "multiple-choice":
-            return "\n".join(
-                f"{'*' if number == label else ' '} {question} | {choice}"
-                for number, (question, choice) in enumerate(texts)
-            )
-        name = self.spec.labels[cast(int, label)] if self.spec.labels and label is not None else label
-        return "\n".join([*(text for text in texts[0] if text is not None), f"-> {name}"])
+        return self.spec.rules.render(self.spec, self.spec.texts(self.dataset[row]), label)
 
     def check(self) -> Split:
         """This split, if it has rows whose texts are there and whose labels are in range.
@@ -83,11 +76,7 @@ class Split:
         """
         if not len(self):
             raise DataError(f"Split '{self.name}' of task '{self.spec.name}' has no rows.")
-        for name in self.spec.columns:
-            values = column(self.dataset, name, self.name)
-            if None in values:
-                row = values.index(None)
-                raise DataError(f"Row {row} of split '{self.name}' has no value in column '{name}': remove it.")
+        check_texts(self.dataset, self.spec, self.name)
         _ = self._labels
         return self
 
@@ -98,12 +87,13 @@ class Task:
 
     Attributes:
         spec: what the columns mean.
-        train: rows to train on; none, if a task is loaded for a posterior and its training split is not there.
+        train: rows to train on; no rows, if the training split is not there.
         heldout: rows cut off the training split to choose settings on, if asked for.
         validation: rows to report on.
         test: rows of the test split, if their labels are public.
         data: all splits of the source by name, as they are there.
         arguments: of `load_task`, from which the task can be loaded again.
+        notes: sentences on what was taken for what without having been asked for.
     """
 
     spec: TaskSpec
@@ -113,6 +103,7 @@ class Task:
     test: Split | None = None
     data: Mapping[str, Dataset] = field(default_factory=dict, repr=False)
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def roles(self) -> dict[str, Split]:
@@ -135,17 +126,13 @@ class Task:
             return self.roles[name]
         if name in self.data:
             return Split(self.data[name], self.spec, name, self.arguments).check()
-        hint = " Cut rows off the training split with heldout_size=." if name == "heldout" else ""
+        hint = " Cut rows off the training split with heldout_size=." if name in ("heldout", "validation") else ""
         raise TaskError(unknown(f"split of task '{self.spec.name}'", name, {*self.roles, *self.data}) + hint)
 
     def summary(self) -> str:
-        """Kind, classes and numbers of rows, on one line."""
-        kind: str = self.spec.kind
-        if kind == "classification":
-            shown = ", ".join(self.spec.labels[:6]) + (", ..." if len(self.spec.labels) > 6 else "")
-            kind = f"{kind} into {len(self.spec.labels)} classes ({shown})"
+        """Kind, classes and numbers of rows, on one line, and a line for each note."""
         sizes = ", ".join(f"{role} {len(split):,}" for role, split in self.roles.items())
-        return f"{self.spec.name}: {kind}; {sizes} rows"
+        return "\n".join([f"{self.spec.name}: {self.spec.rules.describe(self.spec)}; {sizes} rows", *self.notes])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: what the columns mean and how the rows were loaded."""

@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 
 from bayeslora.errors import DataError
-from bayeslora.tasks.labels import column, infer_labels, pick, read_labels
+from bayeslora.tasks.fields import column, pick
+from bayeslora.tasks.labels import infer_classes, read_labels
 from bayeslora.tasks.sources import from_rows
 from bayeslora.tasks.spec import TaskSpec
 
 
 def infer(values: list[Any]) -> tuple[str, ...]:
-    return infer_labels(from_rows({"label": value} for value in values), "label")
+    return infer_classes(from_rows({"label": value} for value in values), "label")
 
 
 def read(values: list[Any], **fields: Any) -> list[int] | list[float] | None:
@@ -27,7 +28,7 @@ def read(values: list[Any], **fields: Any) -> list[int] | list[float] | None:
         (["1", "0"], ("0", "1")),
         ([1.0, 0.0], ("0", "1")),
         ([True, False], ("False", "True")),
-        (["spam", "ham", "spam"], ("spam", "ham")),
+        (["spam", "ham", "spam"], ("ham", "spam")),
         (["1", "two"], ("1", "two")),
         ([0, 1, None, -1], ("0", "1")),
     ],

@@ -10,7 +10,7 @@ import pytest
 from pyarrow import parquet
 
 from bayeslora.errors import DataError
-from bayeslora.tasks.sources import chunks, from_rows, read_file, read_folder
+from bayeslora.tasks.sources import chunks, files_of, from_rows, read_file, read_files
 
 ROWS = [{"text": "a, b", "label": "0"}, {"text": 'say "c"', "label": "1"}]
 FILES = {
@@ -38,9 +38,9 @@ def test_a_folder_joins_the_parts_of_a_split(tmp_path: Path) -> None:
         from_rows([row]).to_parquet(tmp_path / f"train-0000{part}-of-00002.parquet")
     (tmp_path / "test.csv").write_text("text,label\na,0\n", encoding="utf-8")
     (tmp_path / "README.md").write_text("no data", encoding="utf-8")
-    splits = read_folder(tmp_path)
+    splits = files_of(tmp_path)
     assert sorted(splits) == ["test", "train"]
-    assert splits["train"].to_list() == ROWS
+    assert read_files(splits["train"]).to_list() == ROWS
 
 
 def test_a_field_that_a_row_lacks_is_null() -> None:
@@ -50,7 +50,7 @@ def test_a_field_that_a_row_lacks_is_null() -> None:
 def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.csv").write_text(FILES["rows.csv"], encoding="utf-8", newline="")
-    read_folder(tmp_path)
+    read_files(files_of(tmp_path)["rows"])
     assert [path.name for path in tmp_path.rglob("*")] == ["rows.csv"]
 
 
@@ -79,7 +79,7 @@ def test_one_split_in_two_formats(tmp_path: Path) -> None:
     for name in ("train.csv", "train.tsv"):
         (tmp_path / name).write_text("a\n1\n", encoding="utf-8")
     with pytest.raises(DataError, match="'train' .* in several files"):
-        read_folder(tmp_path)
+        files_of(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.tsv", "rows.parquet"])

@@ -1,0 +1,216 @@
+"""Kinds of tasks: what differs between classes, values and choices stands here, one class each.
+
+A kind is named in `TaskSpec.kind`, so that a task is plain data; `KINDS` knows the names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from bayeslora.errors import DataError, TaskError
+from bayeslora.tasks.fields import column, pick, render
+from bayeslora.tasks.labels import class_number, infer_classes, is_finite, name_of, shown, whole
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from bayeslora.tasks.spec import TaskSpec
+
+__all__ = ["KINDS", "Classification", "Kind", "MultipleChoice", "Regression"]
+
+Texts = list[tuple[str, str | None]]
+
+
+class Kind:
+    """What a task asks of a row; unless a kind says otherwise, of one or two texts.
+
+    Attributes:
+        dtype: of labels, by its name in torch, which is not imported here.
+    """
+
+    dtype: ClassVar[str] = "int64"
+
+    def check(self, spec: TaskSpec) -> None:
+        """Check that a spec says what this kind needs.
+
+        Raises:
+            TaskError: otherwise.
+        """
+        if not 1 <= len(spec.text) <= 2:
+            raise TaskError(
+                f"Task '{spec.name}' has {len(spec.text)} texts, expected 1 or 2. Join columns by a "
+                "template, such as text='{title}: {body}'."
+            )
+
+    def describe(self, spec: TaskSpec) -> str:
+        """The question, on one line."""
+        return spec.kind
+
+    def max_choices(self, spec: TaskSpec) -> int:
+        """Most choices that a row may have; 0 where rows have none."""
+        return 0
+
+    def classes(self, spec: TaskSpec, splits: Mapping[str, Dataset]) -> tuple[str, ...]:
+        """Names of the classes or choices that spec and data tell; the training rows are the first of ``splits``."""
+        return ()
+
+    def fits(self, spec: TaskSpec, other: TaskSpec) -> bool:
+        """Whether what was fitted to one task of this kind answers another one's question."""
+        return True
+
+    def minus_one_is_none(self, spec: TaskSpec, values: Sequence[Any]) -> bool:
+        """Whether -1 marks a row without a label."""
+        return "-1" not in spec.labels
+
+    def read(self, rows: Dataset, values: Sequence[Any], spec: TaskSpec, split: str) -> list[int] | list[float]:
+        """Labels of rows that all have one, from the values of the label column.
+
+        Raises:
+            DataError: a value is none of the labels that its row may have.
+        """
+        raise NotImplementedError
+
+    def texts(self, spec: TaskSpec, row: Mapping[str, Any]) -> Texts:
+        """What a network reads of a row."""
+        parts = [render(text, row) for text in spec.text]
+        return [(parts[0], parts[1] if len(parts) == 2 else None)]
+
+    def render(self, spec: TaskSpec, texts: Texts, label: float | None) -> str:
+        """Texts and label of a row for the eye."""
+        return _lines(texts, label)
+
+
+class Classification(Kind):
+    """A row has one of some classes."""
+
+    def describe(self, spec: TaskSpec) -> str:
+        """The number of classes and the first names."""
+        names = ", ".join(spec.labels[:6]) + (", ..." if len(spec.labels) > 6 else "")
+        return f"classification into {len(spec.labels)} classes ({names})"
+
+    def classes(self, spec: TaskSpec, splits: Mapping[str, Dataset]) -> tuple[str, ...]:
+        """Those that come with the data, whatever the registry says; then the registry's; then those found."""
+        for split, rows in splits.items():
+            if not spec.labels or hasattr(rows.features.get(spec.label), "names"):
+                spec = replace(spec, labels=infer_classes(rows, spec.label, split))
+            if spec.labels:
+                break
+        return spec.labels
+
+    def fits(self, spec: TaskSpec, other: TaskSpec) -> bool:
+        """Whether the classes are the same; rows without labels may leave them open."""
+        return other.labels in ((), spec.labels)
+
+    def read(self, rows: Dataset, values: Sequence[Any], spec: TaskSpec, split: str) -> list[int] | list[float]:
+        """Class numbers, from names or numbers."""
+        numbers = {name_of(name): number for number, name in enumerate(spec.labels)}
+        names = getattr(rows.features.get(spec.label), "names", None)
+        if names and {name_of(name) for name in names} <= set(numbers):
+            # The numbers of a ClassLabel count its own names, which may be numbers, too.
+            values = [names[value] for value in values]
+        return [class_number(value, numbers, spec, split, row) for row, value in enumerate(values)]
+
+    def render(self, spec: TaskSpec, texts: Texts, label: float | None) -> str:
+        """The texts and the name of the class."""
+        return _lines(texts, None if label is None else spec.labels[int(label)])
+
+
+class Regression(Kind):
+    """A row has a value."""
+
+    dtype = "float32"
+
+    def minus_one_is_none(self, spec: TaskSpec, values: Sequence[Any]) -> bool:
+        """Whether no row has another value."""
+        return all(whole(value) == -1 for value in values)
+
+    def read(self, rows: Dataset, values: Sequence[Any], spec: TaskSpec, split: str) -> list[int] | list[float]:
+        """Finite numbers."""
+        for row, value in enumerate(values):
+            if not is_finite(value):
+                raise DataError(
+                    f"Row {row} of split '{split}': label {value!r} in column '{spec.label}' is not a finite number."
+                )
+        return [float(value) for value in values]
+
+
+class MultipleChoice(Kind):
+    """A row has choices of its own, one of which is right."""
+
+    def check(self, spec: TaskSpec) -> None:
+        """One text, the question, and its choices."""
+        if len(spec.text) != 1 or not spec.choices:
+            raise TaskError(f"Task '{spec.name}': multiple choice needs one text, the question, and its choices.")
+
+    def max_choices(self, spec: TaskSpec) -> int:
+        """As many as have names."""
+        return len(spec.labels)
+
+    def classes(self, spec: TaskSpec, splits: Mapping[str, Dataset]) -> tuple[str, ...]:
+        """Names given, or a letter for each choice of the widest row."""
+        if spec.labels:
+            return spec.labels
+        widest = max(max(_widths(rows, spec, split), default=0) for split, rows in splits.items())
+        return tuple(chr(ord("A") + number) if widest <= 26 else str(number + 1) for number in range(widest))
+
+    def read(self, rows: Dataset, values: Sequence[Any], spec: TaskSpec, split: str) -> list[int] | list[float]:
+        """Numbers of the right choices, each looked up among those of its own row."""
+        widths = _widths(rows, spec, split)
+        if len(spec.choice_keys) == 1:
+            keys = column(rows, spec.choice_keys[0], split)
+        else:
+            keys = [spec.choice_keys or range(width) for width in widths]
+        answers = []
+        for row, (value, known, width) in enumerate(zip(values, keys, widths, strict=True)):
+            if not 2 <= width <= spec.max_choices or len(known) != width:
+                raise DataError(
+                    f"Row {row} of split '{split}' has {width} choices and {len(known)} names for them, expected "
+                    f"equally many, from 2 to {spec.max_choices}."
+                )
+            names = [name_of(key) for key in known]
+            if name_of(value) not in names:
+                raise DataError(
+                    f"Row {row} of split '{split}': answer {value!r} in column '{spec.label}' is none of the "
+                    f"row's choices {shown(names)}."
+                )
+            answers.append(names.index(name_of(value)))
+        return answers
+
+    def texts(self, spec: TaskSpec, row: Mapping[str, Any]) -> Texts:
+        """The question with each choice, which may fill a blank in it."""
+        question = render(spec.text[0], row)
+        choices = [pick(row, name) for name in spec.choices]
+        if len(spec.choices) == 1:
+            choices = choices[0]
+        if spec.blank is None or spec.blank not in question:
+            return [(question, str(choice)) for choice in choices]
+        before, _, after = question.partition(spec.blank)
+        return [(before.rstrip(), f"{choice}{after}") for choice in choices]
+
+    def render(self, spec: TaskSpec, texts: Texts, label: float | None) -> str:
+        """A line for each choice, with a mark at the right one."""
+        return "\n".join(
+            f"{'*' if number == label else ' '} {question} | {choice}"
+            for number, (question, choice) in enumerate(texts)
+        )
+
+
+#: Kinds by name.
+KINDS: dict[str, Kind] = {
+    "classification": Classification(),
+    "regression": Regression(),
+    "multiple-choice": MultipleChoice(),
+}
+
+
+def _lines(texts: Texts, label: object) -> str:
+    return "\n".join([*(text for text in texts[0] if text is not None), f"-> {label}"])
+
+
+def _widths(rows: Dataset, spec: TaskSpec, split: str) -> list[int]:
+    """Number of choices of each row."""
+    if len(spec.choices) > 1:
+        return [len(spec.choices)] * len(rows)
+    return [len(cast(list[Any], choices or ())) for choices in column(rows, spec.choices[0], split)]
