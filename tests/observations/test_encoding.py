@@ -227,7 +227,7 @@ def test_a_whole_task(tokenizer: PreTrainedTokenizerFast) -> None:
 
 def test_a_text_without_tokens() -> None:
     plain = make_tokenizer(pairs=False, pad_token="[PAD]")
-    split = build_task(SENTENCES, {"train": [{"text": "a", "label": 0}, {"text": "", "label": 1}]}).train
+    split = Split(Dataset.from_dict({"text": ["a", ""], "label": [0, 1]}), SENTENCES, "train")
     with pytest.raises(DataError, match="Row 1 of split 'train' has no tokens"):
         tokens(Encoder(plain, SENTENCES), split)
 
