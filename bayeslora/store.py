@@ -39,6 +39,7 @@ __all__ = [
     "current",
     "finished",
     "holds_fit",
+    "is_main_process",
     "last_checkpoint",
     "opened",
     "place",
@@ -157,9 +158,14 @@ def _identity(folder: Path) -> tuple[int, int] | None:
 def opened(folder: Path) -> Iterator[None]:
     """Hold a run's folder for writing, once what a process that was killed had begun is at its end.
 
+    Of several processes that a launcher started, the main one does that for all.
+
     Raises:
         SettingError: another process holds it, or a link is where a run would write.
     """
+    if not is_main_process():
+        yield
+        return
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -183,15 +189,23 @@ def place(folder: Path, anew: bool = False) -> Iterator[Path]:
         folder: of the run.
         anew: replace what is there, and begin again what is to replace it.
     """
+    successor = folder / NEXT if holds_fit(folder if anew else folder / NEXT) else folder
+    if not is_main_process():
+        yield successor
+        return
     if anew:
         files.remove(folder / NEXT)
-    successor = folder / NEXT if anew and holds_fit(folder) else current(folder)
     try:
         yield successor
         _settle(folder)
     finally:
         if successor != folder and not holds_fit(successor):
             files.remove(successor)
+
+
+def is_main_process() -> bool:
+    """Whether this process, of those that a launcher started, is the one that writes."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def current(folder: Path) -> Path:

@@ -9,7 +9,6 @@ if __name__ != "bayeslora.inference":
     raise ImportError(f"import bayeslora.inference, not {__name__}: a second copy would break the registry")
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from bayeslora import store
 from bayeslora.errors import SettingError, unknown
-from bayeslora.inference.base import Backend, Run, is_main_process, labelled
+from bayeslora.inference.base import Backend, Run, labelled
 from bayeslora.inference.loading import check_same, load
 from bayeslora.inference.mixture import refitted
 from bayeslora.observations import digest
@@ -137,7 +136,7 @@ def _saved(
     folder = run.output_dir
     if folder is None:
         return fit()
-    with store.opened(folder) if is_main_process() else nullcontext():
+    with store.opened(folder):
         if run.resume:
             begun = {"backend": algorithm.name, "settings": asdict(algorithm), "seed": run.seed, "chains": chains}
             check_same(folder, begun | {"n_data": len(rows), "data": run.data}, program)
@@ -149,7 +148,7 @@ def _saved(
             )
         store.check_free(folder / store.POSTERIOR)
         posterior = fit()
-        if is_main_process():
+        if store.is_main_process():
             posterior.save(folder / store.POSTERIOR)
         return posterior
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import Field, dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
     from bayeslora.tasks import Split
 
-__all__ = ["Backend", "Run", "is_main_process", "labelled"]
+__all__ = ["Backend", "Run", "labelled"]
 
 
 @dataclass(frozen=True)
@@ -97,8 +96,3 @@ def labelled(program: Program, data: Split | Dataset) -> Dataset:
         raise DataError("The training data have no column 'labels'.")
     program.observation.check(rows["labels"][:])
     return rows
-
-
-def is_main_process() -> bool:
-    """Whether this process, of those that a launcher started, is the one that writes."""
-    return int(os.environ.get("RANK", "0")) == 0

@@ -164,6 +164,7 @@ def held(folder: Path) -> Iterator[int]:
     """Another process that has a run's folder open; its number."""
     ready, child = os.pipe(), os.fork()
     if child == 0:
+        os.environ["RANK"] = "0"
         with store.opened(folder):
             os.write(ready[1], b"1")
             signal.pause()
@@ -182,6 +183,16 @@ def test_a_second_process_in_a_run_is_told_who_holds_it(run: Path) -> None:
         fit(tiny_program(), tiny_rows(5), "mle", **settings)
     fit(tiny_program(), tiny_rows(5), "mle", **settings)  # the lock has ended with its process
     assert tree(run) == before
+
+
+def test_other_processes_of_one_launcher_leave_the_lock_to_the_main_one(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    before = tree(run)
+    with held(run), store.opened(run), store.place(run, anew=True) as place:
+        assert place == run / ".bayeslora-next"
+    assert {name: data for name, data in tree(run).items() if "lock" not in name} == before
 
 
 def test_a_second_process_that_saves_in_the_same_place_is_told(

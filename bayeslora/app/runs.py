@@ -110,7 +110,8 @@ def fit(
         task = task_of(config)
         program = build_program(config, task)
         with store.place(folder, anew=overwrite) as place:
-            files.write_text(place / CONFIG, HEADER + config.to_yaml())
+            if store.is_main_process():
+                files.write_text(place / CONFIG, HEADER + config.to_yaml())
             return inference.fit(
                 program,
                 task.train,

@@ -24,13 +24,13 @@ from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback
 
 from bayeslora.errors import PosteriorError, SettingError, TrainingError, unknown
-from bayeslora.inference.base import Run, is_main_process
+from bayeslora.inference.base import Run
 from bayeslora.inference.training.order import Order
 from bayeslora.inference.training.process import interrupts, peak, reset_peak, restored_generators, restored_network
 from bayeslora.inference.variational.elbo import NegativeELBO
 from bayeslora.progress import bar
 from bayeslora.rng import isolated
-from bayeslora.store import CHECKPOINTS, last_checkpoint, seconds_before
+from bayeslora.store import CHECKPOINTS, is_main_process, last_checkpoint, seconds_before
 
 if TYPE_CHECKING:
     from datasets import Dataset
