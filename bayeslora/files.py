@@ -20,7 +20,6 @@ from bayeslora.errors import SettingError
 
 __all__ = [
     "digests",
-    "fingerprint",
     "hidden",
     "locked",
     "move",
@@ -32,14 +31,6 @@ __all__ = [
     "write_tensors",
     "write_text",
 ]
-
-#: What a configuration says of where and how it was loaded, rather than of the network's shape.
-VOLATILE = frozenset(
-    {
-        "_name_or_path", "architectures", "dtype", "id2label", "label2id", "name_or_path", "num_labels", "pad_token_id",
-        "problem_type", "torch_dtype", "transformers_version", "use_cache", "gradient_checkpointing",
-    }
-)  # fmt: skip
 
 
 @contextmanager
@@ -178,9 +169,3 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def digests(folder: Path) -> dict[str, str]:
     """SHA-256 of each file in ``folder``."""
     return {path.name: sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir()) if path.is_file()}
-
-
-def fingerprint(config: Mapping[str, Any]) -> str:
-    """Digest of a network's configuration that does not depend on where or in which precision it was loaded."""
-    kept = {key: value for key, value in config.items() if key not in VOLATILE}
-    return sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
+from torch import Tensor, nn
 
-from bayeslora.errors import AdapterError
+from bayeslora.errors import AdapterError, SettingError
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -19,30 +22,142 @@ if TYPE_CHECKING:
     from bayeslora.observations import Observation
     from bayeslora.tasks import TaskSpec
 
-__all__ = ["Base", "adapt", "load_adapter", "load_base"]
+__all__ = ["Base", "NetworkSettings", "adapt", "load_adapter", "load_base", "numbered_from_mask", "positions"]
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """Which base network, and how it is loaded: kept with every posterior.
+
+    Attributes:
+        name: folder or hub name; "demo" is the encoder that the package ships.
+        dtype: of the frozen weights, by torch's name; LoRA weights are float32 in any case.
+        quantisation: "4bit" or "8bit", by bitsandbytes.
+        attention: kernel of attention, such as "sdpa", "eager" or "flash_attention_2"; transformers' choice by default.
+        device_map: over several devices, such as "auto", by accelerate.
+    """
+
+    name: str = ""
+    dtype: str = "float32"
+    quantisation: Literal["4bit", "8bit"] | None = None
+    attention: str | None = None
+    device_map: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+            raise SettingError(f"dtype is '{self.dtype}', expected one of torch's, such as float32 or bfloat16.")
+
+    @classmethod
+    def of(cls, network: nn.Module) -> NetworkSettings:
+        """Of a network that is there already, as far as it says."""
+        name = getattr(getattr(network, "config", None), "name_or_path", "")
+        dtype = str(next(network.parameters()).dtype).removeprefix("torch.")
+        return cls(_portable(name) if name else "", dtype)
+
+    @property
+    def path(self) -> str:
+        """What transformers loads."""
+        return _demo() if self.name == "demo" else self.name
+
+    def arguments(self) -> dict[str, Any]:
+        """Of transformers' ``from_pretrained``."""
+        found: dict[str, Any] = {"dtype": getattr(torch, self.dtype)}
+        if self.quantisation is not None:
+            from transformers import BitsAndBytesConfig
+
+            found["quantization_config"] = BitsAndBytesConfig(**{f"load_in_{self.quantisation}": True})
+        if self.attention is not None:
+            found["attn_implementation"] = self.attention
+        if self.device_map is not None:
+            found["device_map"] = self.device_map
+        return found
 
 
 class Base(NamedTuple):
-    """A base network, its tokenizer, and the names of weights that are drawn at random, since its files lack them."""
+    """A base network, its tokenizer, and those of its weights that its files lack, so that they were drawn."""
 
     network: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    random: frozenset[str]
+    drawn: dict[str, nn.Parameter]
 
 
-def load_base(name: str | Path, observation: Observation, spec: TaskSpec, dtype: torch.dtype = torch.float32) -> Base:
-    """The base network with the head that the task needs, drawn afresh if it has none."""
+def load_base(
+    settings: NetworkSettings,
+    observation: Observation,
+    spec: TaskSpec,
+    *,
+    tokenizer: str | Path | None = None,
+    drawn: Mapping[str, Tensor] | None = None,
+) -> Base:
+    """The base network with the head that the task needs, drawn afresh if it has none.
+
+    Args:
+        settings: which network, and how.
+        observation: says the kind of head.
+        spec: of the task.
+        tokenizer: folder of the tokenizer, if not the network's own.
+        drawn: values of weights that the network's files lack, in place of random ones.
+
+    Raises:
+        AdapterError: transformers has no head of that kind for the network, or ``drawn`` does not fit it.
+    """
     import transformers
 
-    path = _demo() if str(name) == "demo" else str(name)
     with _quietly():
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
+        read = transformers.AutoTokenizer.from_pretrained(settings.path if tokenizer is None else tokenizer)
+        if read.pad_token is None:
+            read.pad_token = read.eos_token
         kind: Any = getattr(transformers, observation.network)
-        base, found = kind.from_pretrained(path, dtype=dtype, output_loading_info=True, **observation.head(spec))
-    base.config.pad_token_id = tokenizer.pad_token_id
-    return Base(base, tokenizer, frozenset(found["missing_keys"]))
+        config = transformers.AutoConfig.from_pretrained(settings.path, **observation.head(spec))
+        if type(config) not in kind._model_mapping:
+            raise AdapterError(
+                f"transformers has no {observation.network.removeprefix('AutoModelFor')} for '{settings.name}' "
+                f"({config.model_type}), which a task of the kind '{spec.kind}' needs: choose an encoder, or a task of "
+                "another kind."
+            )
+        # A head for another number of classes is replaced by one that is drawn, as is a head that is not there.
+        arguments = settings.arguments() | {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        base, found = kind.from_pretrained(settings.path, config=config, **arguments)
+    base.config.pad_token_id = read.pad_token_id
+    missing = {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
+    random = {name: value for name, value in base.named_parameters() if name in missing}
+    for name, value in (drawn or {}).items():
+        if name not in random or random[name].shape != value.shape:
+            raise AdapterError(f"'{settings.name}' has '{name}' already, or in another shape: it is another network.")
+        random[name].data.copy_(value)
+    if any(found["mismatched_keys"]):
+        _warn_of_head(settings.name, sorted(key for key, *_ in found["mismatched_keys"]))
+    return Base(base, read, random)
+
+
+def _warn_of_head(name: str, keys: list[str]) -> None:
+    warnings.warn(
+        f"'{name}' has a head of another size ({', '.join(keys)}): it is replaced by one that is drawn at random and "
+        "trained.",
+        stacklevel=4,
+    )
+
+
+def positions(network: nn.Module) -> int | None:
+    """How many tokens a network has positions for; None if there is no limit."""
+    found = getattr(getattr(network, "config", None), "max_position_embeddings", None)
+    if not isinstance(found, int) or found < 1:  # XLNet says -1
+        return None
+    return found - _offset(network)
+
+
+def numbered_from_mask(network: nn.Module) -> bool:
+    """Whether a network has to be told the positions of tokens that padding precedes, since it counts padding."""
+    takes = "position_ids" in inspect.signature(network.forward).parameters
+    return takes and not _offset(network)
+
+
+def _offset(network: nn.Module) -> int:
+    """Positions that come before the first token's: RoBERTa's count from behind the padding's, and pass padding by."""
+    for name, module in network.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            return int(module.padding_idx) + 1
+    return 0
 
 
 @contextmanager
@@ -67,6 +182,14 @@ def _demo() -> str:
     from bayeslora.demo import MODEL_PATH
 
     return str(MODEL_PATH)
+
+
+def _portable(name_or_path: str) -> str:
+    """Name of a base network that holds in other folders; the packaged one has the same name everywhere."""
+    path = Path(name_or_path)
+    if not path.is_dir():
+        return name_or_path
+    return "demo" if path.resolve() == Path(_demo()).resolve() else str(path.resolve())
 
 
 def load_adapter(base: PreTrainedModel, folder: str | Path) -> PeftModel:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from bayeslora import files, store
 from bayeslora.errors import PosteriorError, unknown
+from bayeslora.identity import describe
 from bayeslora.passes import Rows, undisturbed
 from bayeslora.predictors import Draws, Mean, Predictor
 from bayeslora.program import Program
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from bayeslora.predict.prediction import Prediction
     from bayeslora.tasks import Split
 
-__all__ = ["Posterior", "Record", "describe"]
+__all__ = ["Posterior", "Record"]
 
 
 class Posterior(ABC):
@@ -203,8 +203,10 @@ class Posterior(ABC):
         """
         tensors = {f"state/{name}": value for name, value in self.state().items()}
         tensors |= {f"centre/{site.name}": site.initial for site in self.program.sites}
+        tensors |= {f"drawn/{name}": value for name, value in self.program.drawn.items()}
         with store.written(Path(path)) as folder:
             self._save_adapter(folder)
+            self.program.save_settings(folder)
             files.write_tensors(folder / TENSORS, tensors)
             versions = {name: version(name) for name in ("torch", "pyro-ppl", "transformers", "peft")}
             write_record(folder, kind=self.kind, record=self.record, program=describe(self.program), versions=versions)
@@ -218,29 +220,3 @@ class Posterior(ABC):
         if adapters.name != "default":  # then PEFT makes a folder of that name
             for path in (folder / adapters.name).iterdir():
                 path.rename(folder / path.name)
-
-
-def describe(program: Program) -> dict[str, Any]:
-    """What tells a program from others, as plain data: base network, LoRA, Pyro model, observation, task, lengths."""
-    config = getattr(program.network.get_base_model(), "config", None)
-    encoder = program.encoder
-    return {
-        "base": "" if config is None else _portable(config.name_or_path),
-        "base_config": "" if config is None else files.fingerprint(config.to_dict()),
-        "dtype": str(next(program.network.parameters()).dtype).removeprefix("torch."),
-        "lora": program.weights.described(),
-        "model": {"name": program.model.name, "settings": asdict(program.model)},
-        "observation": program.observation.to_dict(),
-        "spec": None if encoder is None else encoder.spec.to_dict(),
-        "max_length": None if encoder is None else encoder.max_length,
-    }
-
-
-def _portable(name_or_path: str) -> str:
-    """Name of a base network that holds in other folders; the packaged one has the same name everywhere."""
-    from bayeslora.demo import MODEL_PATH
-
-    path = Path(name_or_path)
-    if not path.is_dir():
-        return name_or_path
-    return "demo" if path.resolve() == Path(MODEL_PATH).resolve() else str(path.resolve())

@@ -7,7 +7,7 @@ part of it that samples weights, `Program.outputs` the network at given weights.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import Field
+from dataclasses import Field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -16,7 +16,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from bayeslora.errors import AdapterError
-from bayeslora.networks import Base, adapt, load_adapter, load_base
+from bayeslora.networks import NetworkSettings, adapt, load_adapter, load_base, numbered_from_mask, positions
 from bayeslora.observations import Encoder, Observation, Padding, of_task
 from bayeslora.store import adapter_at
 from bayeslora.weights import Site, Weights
@@ -63,6 +63,8 @@ class Program(nn.Module):
         observation: what is read of the network's output, and how labels follow from it.
         model: Pyro model of the LoRA weights; `bayeslora.models.MonteCLoRA` by default.
         encoder: turns the rows of a task into token ids; not needed for data that are tokenised already.
+        base: which base network it is, and how it was loaded.
+        drawn: frozen weights that the base network's files lack, by their names there: they are saved with a posterior.
 
     Raises:
         AdapterError: the network has no LoRA layers, or one that cannot be made stochastic.
@@ -75,6 +77,8 @@ class Program(nn.Module):
         model: LoraModel | None = None,
         *,
         encoder: Encoder | None = None,
+        base: NetworkSettings | None = None,
+        drawn: Mapping[str, nn.Parameter] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -82,29 +86,34 @@ class Program(nn.Module):
         self.model: LoraModel = model if model is not None else _default_model()
         self.encoder = encoder
         self.weights = Weights(network)
+        self.base = base or NetworkSettings.of(network)
+        self._drawn = dict(drawn or {})
+        config = getattr(network, "config", None)
+        if config is not None and getattr(config, "pad_token_id", 0) is None:
+            # A decoder looks for padding to find the last token of a text.
+            config.pad_token_id = self.padding.values["input_ids"]
 
     @classmethod
     def from_pretrained(
         cls,
-        base: str | Path,
+        base: str | Path | NetworkSettings,
         task: Task,
         *,
         lora: LoraConfig | None = None,
         adapter: str | Path | None = None,
         model: LoraModel | None = None,
-        dtype: torch.dtype = torch.float32,
         seed: int = 0,
         max_length: int = 256,
     ) -> Program:
         """Load a base network, add LoRA layers and a head for ``task``, and declare the program.
 
         Args:
-            base: folder or hub name of the base network; ``"demo"`` is the encoder that the package ships.
+            base: folder or hub name of the base network, or more of how it is to be loaded; ``"demo"`` is the encoder
+                that the package ships.
             task: says the kind of network, the number of logits and how rows become text.
             lora: PEFT's configuration; rank 8, alpha 16 on all linear layers by default.
             adapter: folder of a PEFT LoRA adapter, trained or not, or of a run, to load in place of a fresh one.
             model: Pyro model of the LoRA weights.
-            dtype: type of the frozen base weights; LoRA weights are float32 in any case.
             seed: of the initial LoRA matrices and head; the global generators are left as they were.
             max_length: longest sequence in tokens; longer texts are cut.
 
@@ -112,20 +121,20 @@ class Program(nn.Module):
             AdapterError: a target of ``lora`` does not exist or cannot be made stochastic, or ``adapter`` does not fit
                 the base network.
         """
+        settings = base if isinstance(base, NetworkSettings) else NetworkSettings(str(base))
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             observation = of_task(task.spec)
-            loaded = load_base(base, observation, task.spec, dtype)
+            loaded = load_base(settings, observation, task.spec)
             network = (
                 adapt(loaded.network, observation, lora)
                 if adapter is None
                 else load_adapter(loaded.network, adapter_at(adapter))
             )
-        positions = getattr(loaded.network.config, "max_position_embeddings", None)
-        encoder = Encoder(loaded.tokenizer, task.spec, max_length=max_length, limit=positions)
-        program = cls(network, observation, model, encoder=encoder)
+        encoder = Encoder(loaded.tokenizer, task.spec, max_length=max_length, limit=positions(loaded.network))
+        program = cls(network, observation, model, encoder=encoder, base=settings, drawn=loaded.drawn)
         if adapter is not None:
-            _refuse_random(program, loaded, adapter)
+            _refuse_random(program, adapter)
         return program
 
     @property
@@ -134,9 +143,29 @@ class Program(nn.Module):
         return self.weights.sites
 
     @property
+    def drawn(self) -> dict[str, Tensor]:
+        """Frozen weights that were drawn at random, since the base network's files lack them."""
+        frozen = {id(value) for name, value in self.network.named_parameters() if ".original_module." not in name}
+        own = {id(slot.parameter) for site in self.sites for slot in self.weights.slots(site.name)}
+        return {name: value.detach() for name, value in self._drawn.items() if id(value) in frozen - own}
+
+    @property
     def padding(self) -> Padding:
-        """How rows are padded into batches."""
-        return Padding() if self.encoder is None else self.encoder.padding
+        """How rows are padded into batches: by the token that the network itself takes for padding."""
+        padding = Padding() if self.encoder is None else self.encoder.padding
+        config = getattr(self.network, "config", None)
+        token = getattr(config, "pad_token_id", None)
+        values = padding.values if token is None else {**padding.values, "input_ids": token}
+        network = self.network.get_base_model()
+        return replace(padding, values=values, positions=padding.side == "left" and numbered_from_mask(network))
+
+    def save_settings(self, folder: Path) -> None:
+        """Write configuration and tokenizer into a folder, as transformers reads them."""
+        config = getattr(self.network.get_base_model(), "config", None)
+        if config is not None:
+            config.save_pretrained(folder)
+        if self.encoder is not None:
+            self.encoder.tokenizer.save_pretrained(folder)
 
     @property
     def device(self) -> torch.device:
@@ -199,16 +228,15 @@ def _default_model() -> LoraModel:
     return MonteCLoRA()
 
 
-def _refuse_random(program: Program, base: Base, adapter: str | Path) -> None:
+def _refuse_random(program: Program, adapter: str | Path) -> None:
     """Make sure that an adapter holds what its base network lacks.
 
     Raises:
-        AdapterError: it does not, and predictions would depend on the weights that were drawn.
+        AdapterError: it does not, and its predictions depended on weights that were drawn when it was trained.
     """
-    held = {layer for site in program.sites if site.role == "head" for layer in site.layers}
-    left = sorted(base.random - held)
+    left = sorted(program.drawn)
     if left:
         raise AdapterError(
-            f"The adapter '{adapter}' does not fit '{base.network.config.name_or_path}': neither has '{left[0]}' "
-            f"({len(left)} such weights), which would be drawn at random. Save it with the adapter (modules_to_save)."
+            f"The adapter '{adapter}' does not fit '{program.base.name}': neither has '{left[0]}' ({len(left)} such "
+            "weights), which would be drawn at random. Save it with the adapter (modules_to_save)."
         )

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from bayeslora import files, store
 from bayeslora.errors import AdapterError, PosteriorError, SettingError, unknown
-from bayeslora.networks import load_adapter, load_base
+from bayeslora.identity import configuration, describe, differences
+from bayeslora.networks import NetworkSettings, load_adapter, load_base
 from bayeslora.observations import Encoder
 from bayeslora.observations import build as build_observation
-from bayeslora.posterior import Posterior, describe
+from bayeslora.posterior import Posterior
 from bayeslora.program import Program
 from bayeslora.record import RECORD, TENSORS, whole_record
-from bayeslora.settings import differing
+from bayeslora.settings import build, differing
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = ["check_same", "load", "posterior_class"]
+
+#: Parts of a program's description in which its network is told from others.
+NETWORK = ("configuration", "frozen", "observation")
 
 #: Where the class of each kind of posterior is.
 POSTERIORS: dict[str, str] = {
@@ -59,13 +67,12 @@ def _load(
     tensors = _tensors(folder)
     if program is None:
         try:
-            program = _rebuilt(folder, saved.program, base)
+            program = _rebuilt(folder, saved.program, base, tensors["drawn"])
         except (KeyError, TypeError, AttributeError) as error:
             raise PosteriorError(
                 f"'{folder}' is damaged: {RECORD} does not describe a program ({type(error).__name__}: {error})."
             ) from error
-    else:
-        _check(program, folder, saved.program)
+    _check(program, folder, saved.program)
     _check_weights(folder, "initial values", tensors["centre"], program)
     program.weights.centre(tensors["centre"])
     program.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -81,8 +88,8 @@ def _load(
 
 
 def _tensors(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
-    """Tensors by what they are: the posterior's state, and the centre of the prior."""
-    parts: dict[str, dict[str, torch.Tensor]] = {"state": {}, "centre": {}}
+    """Tensors by what they are: the posterior's state, the centre of the prior, and frozen weights that were drawn."""
+    parts: dict[str, dict[str, torch.Tensor]] = {"state": {}, "centre": {}, "drawn": {}}
     for name, value in files.read_tensors(folder / TENSORS).items():
         part, _, rest = name.partition("/")
         if part not in parts:
@@ -119,8 +126,8 @@ def check_same(folder: Path, begun: Mapping[str, Any], program: Program) -> None
     if not (folder / store.POSTERIOR / RECORD).is_file():  # stopped before its first posterior was written
         return
     saved = whole_record(folder / store.POSTERIOR)
-    there = {name: getattr(saved.record, name) for name in begun} | {"program": saved.program | {"base": ""}}
-    changed = differing(there, json.loads(json.dumps({**begun, "program": {**describe(program), "base": ""}})))
+    changed = differing({name: getattr(saved.record, name) for name in begun}, json.loads(json.dumps(begun)))
+    changed += differences(saved.program, describe(program), ("lora", "model", "spec", "max_length", *NETWORK))
     if not changed:
         centre = _tensors(folder / store.POSTERIOR)["centre"]
         _check_weights(folder, "initial values", centre, program)
@@ -151,18 +158,33 @@ def posterior_class(kind: str) -> type[Posterior]:
 
 def _check(program: Program, folder: Path, saved: dict[str, Any]) -> None:
     """Make sure that weights mean the same in a program as in the saved one."""
-    names = ("base_config", "lora", "model", "observation")
-    now = json.loads(json.dumps({name: describe(program)[name] for name in names}))
-    changed = differing({name: saved.get(name) for name in names}, now)
+    try:
+        changed = differences(saved, describe(program), (*NETWORK, "lora", "model"))
+    except (KeyError, AttributeError) as error:
+        raise PosteriorError(f"'{folder}' is damaged: {RECORD} does not say of which program it is.") from error
     if changed:
-        raise PosteriorError(f"'{folder}' is of another program (there and now): {'; '.join(changed)}.")
+        raise PosteriorError(
+            f"'{folder}' is of another program, on '{saved['base']['name']}' and now '{program.base.name}' (there and "
+            f"now): {'; '.join(changed)}. Give the network that it was fitted on as base."
+        )
 
 
-def _rebuilt(folder: Path, described: dict[str, Any], base: str | Path | None) -> Program:
+def _check_configuration(folder: Path, saved: dict[str, Any], network: PreTrainedModel) -> None:
+    now = {"configuration": json.loads(json.dumps(configuration(network), default=str))}
+    changed = differences(saved, now, ("configuration",))
+    if changed:
+        raise PosteriorError(
+            f"'{folder}' was fitted on '{saved['base']['name']}', and does not fit '{network.config.name_or_path}' "
+            f"(there and now): {'; '.join(changed)}. Give the folder of the right network as base."
+        )
+
+
+def _rebuilt(
+    folder: Path, described: dict[str, Any], base: str | Path | None, drawn: dict[str, torch.Tensor]
+) -> Program:
     from bayeslora.models import build as build_model
     from bayeslora.tasks import TaskSpec
 
-    name = str(base or described["base"])
     if described["spec"] is None:
         raise PosteriorError(
             f"'{folder}' was fitted without an encoder: no name stands for its network. Make the program as it was, "
@@ -170,30 +192,22 @@ def _rebuilt(folder: Path, described: dict[str, Any], base: str | Path | None) -
         )
     spec = TaskSpec.from_dict(described["spec"])
     observation = build_observation(described["observation"])
+    try:
+        settings = build(NetworkSettings, described["base"])
+    except SettingError as error:
+        raise PosteriorError(f"'{folder}' is damaged: {error}") from error
+    settings = settings if base is None else replace(settings, name=str(base))
     with torch.random.fork_rng():
         try:
-            network, tokenizer, _ = load_base(name, observation, spec, _dtype(folder, described["dtype"]))
+            loaded = load_base(settings, observation, spec, tokenizer=folder, drawn=drawn)
+            _check_configuration(folder, described, loaded.network)
+            adapted = load_adapter(loaded.network, folder)
+        except AdapterError as error:
+            raise PosteriorError(f"'{folder}' does not fit '{settings.name}': {error}") from error
         except (OSError, ValueError) as error:
             raise PosteriorError(
-                f"The base network '{name}' of '{folder}' cannot be loaded; give base=...: {error}"
+                f"The base network '{settings.name}' of '{folder}' cannot be loaded; give base=...: {error}"
             ) from error
-        found = files.fingerprint(network.config.to_dict())
-        if found != described["base_config"]:
-            raise PosteriorError(
-                f"'{folder}' was fitted on '{described['base']}' (configuration {described['base_config']}), and does "
-                f"not fit '{name}' (configuration {found}). Give the folder of the right network as base."
-            )
-        try:
-            adapted = load_adapter(network, folder)
-        except AdapterError as error:
-            raise PosteriorError(f"'{folder}' is damaged: {error}") from error
     model = build_model(described["model"]["name"], **described["model"]["settings"])
-    encoder = Encoder(tokenizer, spec, max_length=described["max_length"])
-    return Program(adapted, observation, model, encoder=encoder)
-
-
-def _dtype(folder: Path, name: Any) -> torch.dtype:
-    found = getattr(torch, name, None) if isinstance(name, str) else None
-    if not isinstance(found, torch.dtype):
-        raise PosteriorError(f"'{folder}' is damaged: torch has no dtype '{name}', of which its network is to be.")
-    return found
+    encoder = Encoder(loaded.tokenizer, spec, max_length=described["max_length"])
+    return Program(adapted, observation, model, encoder=encoder, base=settings, drawn=loaded.drawn)

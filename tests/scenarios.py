@@ -23,6 +23,7 @@ from bayeslora.inference.laplace.jacobians import as_matrices
 from bayeslora.inference.mcmc.posterior import EmpiricalPosterior
 from bayeslora.models import Gaussian, MonteCLoRA
 from bayeslora.models.guides.base import Guide, GuideList
+from bayeslora.networks import NetworkSettings
 from bayeslora.observations import Choices, Classes, Value, batches
 from bayeslora.passes import Rows
 from bayeslora.program import LoraModel, Program
@@ -86,12 +87,13 @@ def saved_base(folder: Path, dropout: float = 0.0, seed: int = 0) -> Path:
     return folder
 
 
-def text_program(folder: Path, model: LoraModel | None = None, **settings: Any) -> Program:
+def text_program(folder: Path, model: LoraModel | None = None, dtype: str = "float32", **settings: Any) -> Program:
     """A program over `saved_base`, with an encoder, as `bayeslora.load` can rebuild it."""
     rows = text_rows()
     lora = LoraConfig(r=2, lora_alpha=4, target_modules="all-linear")
     task = Task(SPEC, train=rows)
-    return Program.from_pretrained(folder, task, lora=lora, model=model, max_length=16, **settings)
+    base = NetworkSettings(str(folder), dtype)
+    return Program.from_pretrained(base, task, lora=lora, model=model, max_length=16, **settings)
 
 
 def text_rows(n: int = 12) -> Split:

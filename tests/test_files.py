@@ -116,10 +116,3 @@ def test_a_digest_changes_with_one_byte(tmp_path: Path) -> None:
     content[-1] ^= 1
     path.write_bytes(content)
     assert files.digests(tmp_path) != before
-
-
-def test_a_fingerprint_knows_the_network_and_not_its_place() -> None:
-    config = {"hidden_size": 16, "layers": 2, "_name_or_path": "here", "torch_dtype": "float32"}
-    moved = {**config, "_name_or_path": "there", "torch_dtype": "bfloat16", "num_labels": 5}
-    assert files.fingerprint(config) == files.fingerprint(dict(reversed(moved.items())))
-    assert files.fingerprint(config) != files.fingerprint({**config, "hidden_size": 17})

@@ -203,7 +203,7 @@ def test_a_saved_posterior_has_no_pickle_and_no_noise(tmp_path: Path) -> None:
     logits(posterior, tiny_rows(4), draws=1)
     posterior.save(tmp_path)
     assert sorted(path.name for path in tmp_path.rglob("*")) == [
-        "adapter_config.json", "adapter_model.safetensors", "posterior.json", "posterior.safetensors",
+        "adapter_config.json", "adapter_model.safetensors", "config.json", "posterior.json", "posterior.safetensors",
     ]  # fmt: skip
     assert {name: value.shape for name, value in program.network.state_dict().items()} == plain
     state = {name for name in posterior.state()}

@@ -138,7 +138,7 @@ def test_from_pretrained_is_reproducible_by_seed_and_leaves_the_generators(base:
 
 
 def test_a_bfloat16_base_has_float32_sites_and_works(base: Path) -> None:
-    program = text_program(base, dtype=torch.bfloat16).eval()
+    program = text_program(base, dtype="bfloat16").eval()
     assert next(program.network.parameters()).dtype == torch.bfloat16
     weights = program.prior()
     assert {value.dtype for value in weights.values()} == {torch.float32}

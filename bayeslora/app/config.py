@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 #: Where an assignment with a prefix goes; one without goes to the settings of the backend.
-PREFIXES = {"model": "model_settings", "lora": "lora", "task": "task_settings"}
+PREFIXES = {"model": "model_settings", "network": "network", "lora": "lora", "task": "task_settings"}
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,7 @@ class RunConfig:
         model: Pyro model of the LoRA weights; by default "monteclora", but for an adapter that `laplace` is given
             "gaussian", isotropic around zero over both matrices, as in Laplace-LoRA.
         model_settings: settings of that model.
+        network: how the base network is loaded: fields of `bayeslora.networks.NetworkSettings`.
         lora: LoRA layers.
         task_settings: further arguments of `bayeslora.load_task`.
         settings: settings of the backend.
@@ -104,6 +105,7 @@ class RunConfig:
     max_length: int = 256
     model: str | None = None
     model_settings: dict[str, Any] = field(default_factory=dict)
+    network: dict[str, Any] = field(default_factory=dict)
     lora: LoraSettings = field(default_factory=LoraSettings)
     task_settings: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
@@ -159,8 +161,9 @@ def read_config(
 def assign(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
     """Fields of a `RunConfig` with assignments put in.
 
-    ``epochs=3`` is a setting of the backend; ``model.components=4``, ``lora.r=16`` and ``task.label=answer`` are
-    settings of the Pyro model, the LoRA layers and the task; ``max_length=128`` is a field of `RunConfig` itself.
+    ``epochs=3`` is a setting of the backend; ``model.components=4``, ``network.dtype=bfloat16``, ``lora.r=16`` and
+    ``task.label=answer`` are settings of the Pyro model, the base network, the LoRA layers and the task;
+    ``max_length=128`` is a field of `RunConfig` itself.
     Values stay text: the setting knows its type.
 
     Raises:
@@ -192,6 +195,7 @@ def resolve(config: RunConfig) -> RunConfig:
     """
     from bayeslora.inference import backend
     from bayeslora.models import MODELS
+    from bayeslora.networks import NetworkSettings
 
     model, model_settings = model_of(config)
     if model not in MODELS:
@@ -204,6 +208,7 @@ def resolve(config: RunConfig) -> RunConfig:
         data_dir=None if config.data_dir is None else _folder(config.data_dir, "data"),
         settings=_typed(backend(config.backend), config.settings),
         model_settings=_typed(MODELS[model], model_settings),
+        network=_typed(NetworkSettings, config.network),
         task_settings=task_settings(config.task_settings),
     )
 

@@ -62,11 +62,12 @@ def build_program(config: RunConfig, task: Task) -> Program:
         AdapterError: the LoRA layers do not fit the network.
     """
     from bayeslora.models import build
+    from bayeslora.networks import NetworkSettings
     from bayeslora.program import Program
 
     model, settings = model_of(config)
     return Program.from_pretrained(
-        config.base,
+        NetworkSettings(config.base, **config.network),
         task,
         lora=config.lora.to_peft(),
         adapter=config.adapter,

@@ -31,10 +31,12 @@ class Padding:
     Attributes:
         values: value to pad with, by column; other columns than these are left out of batches.
         side: where padding goes, "right" or "left".
+        positions: number the tokens behind the padding, for a network that would count it (``position_ids``).
     """
 
     values: Mapping[str, int] = field(default_factory=lambda: dict(PADDING))
     side: Literal["right", "left"] = "right"
+    positions: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,10 @@ class Collator:
 
     def padded(self, columns: Mapping[str, Sequence[Any]]) -> Batch:
         """Sequences as tensors of one length."""
-        return {name: self._pad(values, self.padding.values.get(name, 0)) for name, values in columns.items()}
+        batch = {name: self._pad(values, self.padding.values.get(name, 0)) for name, values in columns.items()}
+        if self.padding.positions:
+            batch["position_ids"] = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+        return batch
 
     def _pad(self, sequences: Sequence[Sequence[int]], value: int) -> Tensor:
         lengths = torch.tensor([len(sequence) for sequence in sequences])[:, None]

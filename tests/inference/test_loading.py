@@ -102,7 +102,7 @@ def test_saving_what_was_loaded_changes_nothing(saved: Path, tmp_path: Path) -> 
 
 
 def test_a_low_precision_base_comes_back_in_its_precision(base: Path, tmp_path: Path) -> None:
-    posterior = fit(text_program(base, dtype=torch.bfloat16), text_rows(), **QUICK)
+    posterior = fit(text_program(base, dtype="bfloat16"), text_rows(), **QUICK)
     posterior.save(tmp_path)
     loaded = load(tmp_path)
     assert next(loaded.program.network.parameters()).dtype == torch.bfloat16
@@ -239,7 +239,7 @@ def test_a_posterior_without_text_loads_into_its_own_program(tmp_path: Path) -> 
     loaded = load(tmp_path, program=tiny_program())
     one, two = (each.predict(tiny_rows(4), draws=2, progress=False).logits for each in (posterior, loaded))
     torch.testing.assert_close(one, two, rtol=0, atol=0)
-    with pytest.raises(PosteriorError, match="is of another program .*lora.r: 2 and 3"):
+    with pytest.raises(PosteriorError, match="is of another program.*lora.r: 2 and 3"):
         load(tmp_path, program=tiny_program(rank=3))
 
 
@@ -285,11 +285,11 @@ def test_a_fit_is_not_overwritten(finished: Path) -> None:
         ({"seed": 7}, "seed: 0 and 7"),
         ({"data": tiny_rows(6)}, "n_data: 5 and 6"),
         ({"data": tiny_rows(5, seed=3)}, "data: "),
-        ({"program": tiny_program(targets="all-linear", rank=3)}, "program.lora.r: 2 and 3"),
-        ({"program": tiny_program(targets=["query"])}, "program.lora.layers"),
-        ({"program": tiny_program(alpha=400)}, "program.lora.lora_alpha: 4 and 400"),
-        ({"program": tiny_program(seed=1)}, "initial value of linear"),
-        ({"program": tiny_program(MonteCLoRA(components=3, scale=0.5))}, r"program.model.settings.scale: 1.5 and 0.5"),
+        ({"program": tiny_program(targets="all-linear", rank=3)}, "lora.r: 2 and 3"),
+        ({"program": tiny_program(targets=["query"])}, "lora.layers"),
+        ({"program": tiny_program(alpha=400)}, "lora.lora_alpha: 4 and 400"),
+        ({"program": tiny_program(seed=1)}, "frozen: "),
+        ({"program": tiny_program(MonteCLoRA(components=3, scale=0.5))}, r"model.settings.scale: 1.5 and 0.5"),
     ],
 )
 def test_another_fit_is_not_resumed(finished: Path, changed: dict[str, Any], message: str) -> None:

@@ -1,0 +1,93 @@
+"""What tells one program's network from another's: plain data that is kept with a posterior and verified at load."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from bayeslora.settings import differing
+
+if TYPE_CHECKING:
+    from bayeslora.program import Program
+
+__all__ = ["configuration", "describe", "differences", "fingerprint"]
+
+#: What a configuration says of where and how it was loaded, or of its labels, rather than of the network.
+VOLATILE = frozenset(
+    {
+        "_name_or_path", "architectures", "dtype", "id2label", "label2id", "name_or_path", "num_labels", "pad_token_id",
+        "problem_type", "torch_dtype", "transformers_version", "use_cache", "gradient_checkpointing",
+        "_attn_implementation", "_attn_implementation_internal", "quantization_config",
+    }
+)  # fmt: skip
+#: Values of each frozen tensor that its fingerprint looks at.
+SAMPLE = 32
+
+
+def describe(program: Program) -> dict[str, Any]:
+    """What tells a program from others, as plain data: network, LoRA, Pyro model, observation, task, lengths."""
+    network, encoder = program.network.get_base_model(), program.encoder
+    found = {
+        "base": asdict(program.base),
+        "configuration": configuration(network),
+        "frozen": fingerprint(program),
+        "lora": program.weights.described(),
+        "model": {"name": program.model.name, "settings": asdict(program.model)},
+        "observation": program.observation.to_dict(),
+        "spec": None if encoder is None else encoder.spec.to_dict(),
+        "max_length": None if encoder is None else encoder.max_length,
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(found, default=str))
+    return plain
+
+
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any], names: tuple[str, ...]) -> list[str]:
+    """Entries in which two descriptions differ, each as "name: value and value".
+
+    Of the network's configuration those are compared that both have: a newer library may know of more.
+    """
+    there, here = ({name: each[name] for name in names} for each in (saved, now))
+    if "configuration" in names:
+        known = there["configuration"].keys() & here["configuration"].keys()
+        there, here = (
+            each | {"configuration": {name: each["configuration"][name] for name in known}} for each in (there, here)
+        )
+    return differing(there, here)
+
+
+def configuration(network: nn.Module) -> dict[str, Any]:
+    """A network's configuration, less what does not tell it from others; empty if it has none."""
+    config = getattr(network, "config", None)
+    values = {} if config is None else config.to_dict()
+    return {key: value for key, value in values.items() if key not in VOLATILE}
+
+
+def fingerprint(program: Program) -> str:
+    """Digest of the frozen weights: names, shapes, types, and some values of each.
+
+    It does not depend on what the weights of the program hold, on devices, or on whether a head that PEFT trains in
+    full was drawn before its own copy was made.
+    """
+    found = sha256()
+    samples: list[Tensor] = []
+    for name, value in _frozen(program):
+        found.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        flat = value.detach().reshape(-1)
+        places = torch.linspace(0, max(0, flat.numel() - 1), min(SAMPLE, flat.numel()), device=flat.device).long()
+        samples.append(flat[places].float())
+    if samples:
+        found.update(torch.cat([each.cpu() for each in samples]).numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def _frozen(program: Program) -> Iterator[tuple[str, Tensor]]:
+    own = {id(slot.parameter) for site in program.sites for slot in program.weights.slots(site.name)}
+    for name, value in (*program.network.named_parameters(), *program.network.named_buffers()):
+        if id(value) not in own and ".original_module." not in name:
+            yield name, value
