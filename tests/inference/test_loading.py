@@ -205,8 +205,8 @@ def test_states_that_are_not_those_of_their_kind_are_refused(tmp_path: Path, bac
 
 
 PROGRAM_DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "an unknown dtype": (lambda program: program.update(dtype="float33"), "no dtype 'float33'"),
-    "a dtype that is none": (lambda program: program.update(dtype="nn"), "no dtype 'nn'"),
+    "an unknown dtype": (lambda program: program["base"].update(dtype="float33"), "dtype is 'float33'"),
+    "a dtype that is none": (lambda program: program["base"].update(dtype="nn"), "dtype is 'nn'"),
     "no model": (lambda program: program.pop("model"), "does not describe a program .*'model'"),
     "a list as model": (lambda program: program.update(model=[]), "does not describe a program"),
 }
