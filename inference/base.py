@@ -12,11 +12,11 @@ from bayeslora.passes import Rows
 from bayeslora.posterior import Posterior, Record
 from bayeslora.program import Program
 from bayeslora.store import CHAIN, holds_fit
+from bayeslora.tasks import Split
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from bayeslora.tasks import Split
 
 __all__ = ["Backend", "Run", "labelled"]
 
@@ -91,6 +91,8 @@ def labelled(program: Program, data: Split | Dataset) -> Dataset:
     Raises:
         DataError: no rows, no labels, or a label that cannot be (the message names the row).
     """
+    if isinstance(data, Split) and not len(data):
+        raise DataError(f"There is nothing to train on: split '{data.name}' of task '{data.spec.name}' has no rows.")
     rows = Rows.of(program, data).dataset
     if "labels" not in rows.column_names:
         raise DataError("The training data have no column 'labels'.")

@@ -159,7 +159,9 @@ def evaluate(
     if plot is not None:
         figure_format(plot)  # before the work
     posterior = load(run, base)
-    rows = runs.saved_task(posterior, task, data_dir, settings).split(split)
+    reported = runs.saved_task(posterior, task, data_dir, settings)
+    say(*reported.notes)
+    rows = reported.split(split)
     prediction = posterior.predict(rows, draws, method, seed, batch_size)
     found, finished = prediction.metrics(seed=seed), posterior.record.finished
     title = f"{posterior.record.backend} on {rows.spec.name}, {split}" + ("" if finished else " (not finished)")
@@ -213,6 +215,7 @@ def diagnose(
     posterior = load(run, base)
     own = runs.saved_task(posterior, None, data_dir)
     reported = own if task is None else runs.saved_task(posterior, task, data_dir, settings)
+    say(*reported.notes)
     if not posterior.record.finished:
         say(f"The fit in {run} was stopped: what is diagnosed is how far it had come.")
     found = ask(

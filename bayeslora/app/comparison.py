@@ -20,6 +20,7 @@ import numpy as np
 from bayeslora import files, store
 from bayeslora.app import runs
 from bayeslora.app.config import RunConfig, resolve
+from bayeslora.app.terminal import say
 from bayeslora.errors import SettingError
 from bayeslora.predict.metrics import Metrics, number_to_json
 from bayeslora.predict.plots import COLOURS, reliability_diagram, save_figure
@@ -187,7 +188,10 @@ def compare(
     named = arms if isinstance(arms, Mapping) else {name: {"backend": name} for name in arms}
     _check(named, seeds)
     configs = {name: resolve(_changed(config, changes)) for name, changes in named.items()}
-    runs.task_of(replace(resolve(config), seed=seeds[0])).split(evaluation.split)  # before anything is fitted
+    task = runs.task_of(replace(resolve(config), seed=seeds[0]))
+    task.split(evaluation.split)  # before anything is fitted
+    if progress:
+        say(*task.notes)
     planned = [(name, seed) for seed in seeds for name in named]
     outcomes: dict[str, list[Outcome]] = {name: [] for name in named}
     with store.opened(output):

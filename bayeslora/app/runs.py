@@ -92,7 +92,7 @@ def fit(
         folder: of the run.
         resume: go on where a run of the same configuration in this folder was stopped; what is finished is loaded.
         overwrite: replace a run that is in the folder; it stays until the new one has come to its end.
-        progress: show bars.
+        progress: show bars, and what was taken for what in the data.
 
     Raises:
         SettingError: the configuration is wrong; the folder holds a run already, with ``resume`` that of another
@@ -100,6 +100,7 @@ def fit(
         PosteriorError: the folder holds a posterior that is damaged.
     """
     from bayeslora import inference
+    from bayeslora.app.terminal import say
 
     if resume and overwrite:
         raise SettingError("A run is either resumed or overwritten: give one of both.")
@@ -109,6 +110,8 @@ def fit(
         if resume and store.finished(store.current(folder)):
             return inference.load(folder)
         task = task_of(config)
+        if progress:
+            say(*task.notes)
         program = build_program(config, task)
         with store.place(folder, anew=overwrite) as place:
             if store.is_main_process():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 import pytest
+from datasets import ClassLabel, Dataset, Features
 
 from bayeslora.errors import DataError
 from bayeslora.tasks.fields import column, pick
@@ -31,6 +33,19 @@ def read(values: list[Any], **fields: Any) -> list[int] | list[float] | None:
         (["spam", "ham", "spam"], ("ham", "spam")),
         (["1", "two"], ("1", "two")),
         ([0, 1, None, -1], ("0", "1")),
+        # As pandas writes whole numbers beside a missing one.
+        (["0.0", "", "1.0"], ("0", "1")),
+        (["10", "9", *(str(number) for number in range(9))], tuple(str(number) for number in range(11))),
+        ([" spam", "ham", "spam "], ("ham", "spam")),
+        (["caf\u00e9", "cafe\u0301", "th\u00e9"], ("caf\u00e9", "th\u00e9")),
+        (
+            ["\u041d\u0435\u0442", "\u0414\u0430", "\u65e5\u672c"],
+            ("\u0414\u0430", "\u041d\u0435\u0442", "\u65e5\u672c"),
+        ),
+        (["Yes", "yes"], ("Yes", "yes")),
+        (["true", "false"], ("false", "true")),
+        ([f"c{number:03}" for number in range(300)] * 2, tuple(f"c{number:03}" for number in range(300))),
+        ([None, " "], ()),
     ],
 )
 def test_names_that_values_imply(values: list[Any], names: tuple[str, ...]) -> None:
@@ -45,6 +60,11 @@ def test_names_that_values_imply(values: list[Any], names: tuple[str, ...]) -> N
         ([0.5, 1.0], "kind='regression'"),
         (["1.5", "0.2", "1.0"], "kind='regression'"),  # as a CSV file has them
         (["a", "a"], "1 classes, expected at least 2"),
+        ([-1, 1], r"are -1, 1, expected .*labels=\['-1', '1'\]"),
+        ([[0, 2], [1]], r"Row 0 .*label \[0, 2\] in column 'label' is a list, .*fit a task each .*'a\+b'"),
+        ([{"a": 1}], "is a dict"),
+        ([b"spam", b"ham"], "is a bytes"),
+        ([f"text {number}" for number in range(150)], "150 different values in 150 rows, which are hardly classes"),
     ],
 )
 def test_values_that_imply_no_names(values: list[Any], message: str) -> None:
@@ -62,6 +82,12 @@ def test_values_that_imply_no_names(values: list[Any], message: str) -> None:
         # Names that are integers are names: 1 is the class called "1", not the class with number 1.
         ([1, 2], ("1", "2"), [0, 1]),
         (["-1", "1"], ("-1", "1"), [0, 1]),
+        ([-1, 0, 1], ("-1", "0", "1"), [0, 1, 2]),
+        ([" yes", "no "], ("no", "yes"), [1, 0]),
+        (["cafe\u0301", "tea"], ("tea", "caf\u00e9"), [1, 0]),
+        (["1.0", "0.0"], ("no", "yes"), [1, 0]),
+        (["007", "7", "7.0"], ("7", "8"), [0, 0, 0]),
+        ([Decimal(1), Decimal(0)], ("no", "yes"), [1, 0]),
     ],
 )
 def test_classes_by_name_or_number(values: list[Any], labels: tuple[str, ...], numbers: list[int]) -> None:
@@ -74,13 +100,36 @@ def test_a_value_that_is_no_class(value: Any, labels: tuple[str, ...]) -> None:
         read([value], labels=labels)
 
 
-@pytest.mark.parametrize("values", [[None, None], [-1, -1], ["", " "], [-1, None]])
+def test_the_order_of_rows_does_not_number_classes() -> None:
+    assert infer(["b", "c", "a"]) == infer(["a", "b", "c"]) == ("a", "b", "c")
+
+
+@pytest.mark.parametrize(("labels", "numbers"), [(("1", "2"), [0, 1]), (("2", "1"), [1, 0]), (("bad", "good"), [0, 1])])
+def test_numbers_of_a_class_label_count_its_own_names(labels: tuple[str, ...], numbers: list[int]) -> None:
+    stars = Dataset.from_dict({"label": [0, 1]}, features=Features({"label": ClassLabel(names=["1", "2"])}))
+    assert infer_classes(stars, "label") == ("1", "2")
+    assert read_labels(stars, TaskSpec("t", labels=labels)) == numbers
+
+
+def test_minus_one_beside_other_values_may_be_a_class() -> None:
+    with pytest.raises(DataError, match=r"row 1 \(-1\) is the first.* If -1 is a class, name the classes"):
+        read([0, -1, 1], labels=("0", "1"))
+
+
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+def test_several_labels_a_row(kind: str) -> None:
+    with pytest.raises(DataError, match=r"Row 0 .* \[0.5\] in column 'label' is a list, expected one class or number"):
+        read([[0.5], [1.0, 2.0]], kind=kind)
+
+
+@pytest.mark.parametrize("values", [[None, None], [-1, -1], ["", " "], [-1, None], [float("nan")]])
 def test_no_row_has_a_label(values: list[Any]) -> None:
     assert read(values, labels=("no", "yes")) is None
 
 
 def test_regression_labels() -> None:
     assert read(["1.5", "-1"], kind="regression") == [1.5, -1.0]
+    assert read([-1, 0, 1], kind="regression") == [-1.0, 0.0, 1.0]
     assert read([-1.0, -1.0], kind="regression") is None
     with pytest.raises(DataError, match="'high' .* is not a finite number"):
         read(["1", "high"], kind="regression")

@@ -8,10 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
-from scenarios import sentence_pairs, write_rows
+from datasets import Dataset, DatasetDict
+from scenarios import sentence_pairs, tiny_program, write_rows
 
+from bayeslora import fit
 from bayeslora.errors import DataError, TaskError
 from bayeslora.tasks import Split, TaskSpec, build_task, load_task, reload_task
 
@@ -37,6 +40,79 @@ def test_a_csv_file_with_words_as_labels(reviews: Path) -> None:
     assert task.train.render(1) == "NA\n-> poor"
     assert task.validation is None
     assert task.summary() == "reviews: classification into 2 classes (great, poor); train 4 rows"
+
+
+def test_columns_called_text_and_label_are_taken_and_this_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "reviews.csv"
+    path.write_text("text,label\nfine,good\ncheap,bad\n", encoding="utf-8")
+    task = load_task(path)
+    assert (task.spec.labels, task.train.labels().tolist()) == (("bad", "good"), [1, 0])
+    assert task.notes == ("Unasked, column 'text' is read as the text and column 'label' is read as the label.",)
+    assert task.notes[0] in task.summary()
+    assert not load_task(path, text="text", label="label").notes
+
+
+def test_a_lacking_validation_split_is_replaced_and_this_is_said(mrpc: Path) -> None:
+    (mrpc / "mrpc/validation.jsonl").rename(mrpc / "mrpc/test.jsonl")
+    task = load_task("mrpc", mrpc)
+    assert first_words(task.split("validation")) == first_words(task.split("test"))
+    assert (
+        task.notes
+        == reload_task(task.to_dict()).notes
+        == ("The rows of split 'test' stand in for a validation split.",)
+    )
+    write_rows(mrpc / "mrpc/test.jsonl", [{**row, "label": -1} for row in sentence_pairs(3)])
+    assert load_task("mrpc", mrpc).validation is None  # hidden labels stand in for nothing
+
+
+def test_fit_says_that_there_is_nothing_to_train_on(tmp_path: Path) -> None:
+    write_rows(tmp_path / "test.jsonl", [{"text": "w1", "label": label} for label in (0, 1, 2)])
+    task = load_task(tmp_path, text="text", label="label")
+    assert task.spec.labels == ("0", "1", "2")
+    with pytest.raises(DataError, match="nothing to train on: split 'train' of task .* has no rows"):
+        fit(tiny_program(), task.train)
+
+
+ROWS = [{"text": "fine", "label": "good", "note": 1}, {"text": "cheap", "label": "bad", "note": [2]}]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        ROWS,
+        pd.DataFrame(ROWS),
+        {"train": ROWS, "validation": ROWS},
+        {"train": pd.DataFrame(ROWS), "dev": ROWS},
+        Dataset.from_list([{"text": row["text"], "label": row["label"]} for row in ROWS]),
+        DatasetDict({"train": Dataset.from_dict({"text": ["fine", "cheap"], "label": ["good", "bad"]})}),
+        pd.DataFrame(ROWS).astype({"label": "category"}),
+    ],
+)
+def test_data_in_memory(data: Any) -> None:
+    task = load_task(data)
+    assert task.spec.labels == ("bad", "good")
+    assert task.train.labels().tolist() == [1, 0]
+    assert (task.validation is not None) == (isinstance(data, dict) and len(data) == 2)
+
+
+def test_missing_numbers_of_a_dataframe_are_no_labels() -> None:
+    frame = pd.DataFrame({"text": ["a", "b", "c"], "label": [0, 1, None]})
+    with pytest.raises(DataError, match="1 of 3 rows of split 'train' have no label"):
+        load_task(frame)
+    assert load_task(frame[:2]).train.labels().tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("data", [3, {"text": ["a"], "label": [0]}, [["a", 0]]])
+def test_data_in_memory_that_are_no_rows(data: Any) -> None:
+    with pytest.raises((DataError, TaskError), match="Expected rows, found|no splits|Unknown split"):
+        load_task(data)
+
+
+def test_splits_that_nobody_asks_for_are_not_read(mrpc: Path) -> None:
+    (mrpc / "mrpc/notes.csv").write_text("other,columns\n1,2\n", encoding="utf-8")
+    task = load_task("mrpc", mrpc)
+    with pytest.raises(DataError, match="notes.csv: Unknown column 'sentence1'. Known: other, columns|columns, other"):
+        task.split("notes")
 
 
 def test_given_labels_set_the_order(reviews: Path) -> None:
@@ -234,6 +310,43 @@ def test_empty_data(mrpc: Path, split: str) -> None:
         load_task("mrpc", mrpc)
 
 
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (["a", "b"], "Row 0 .* has a list in column 'text', expected a text. Join its parts"),
+        (b"a", "Row 0 .* has a bytes in column 'text'"),
+        ({"a": 1}, "Row 0 .* has a dict in column 'text'"),
+        (float("nan"), "Row 1 .* has no value in column 'text'"),
+        (float("inf"), "Row 1 .* has a float in column 'text'"),
+        (" ", "Row 1 .* has no text in 'text'"),
+    ],
+)
+def test_a_value_that_is_no_text(value: Any, message: str) -> None:
+    first = value if isinstance(value, list | bytes | dict) else 1.5 if isinstance(value, float) else "c"
+    rows = [{"text": first, "label": 0}, {"text": value, "label": 1}]
+    with pytest.raises(DataError, match=message):
+        build_task(TaskSpec("t", labels=("0", "1")), {"train": rows})
+
+
+def test_an_empty_text_in_a_csv_file(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("text,title,label\na,b,0\n,c,1\n", encoding="utf-8")
+    with pytest.raises(DataError, match="Row 1 of split 'train' has no text in 'text'"):
+        load_task(tmp_path / "rows.csv")
+    # One of two may be empty, as in published data.
+    assert load_task(tmp_path / "rows.csv", text=["title", "text"]).train.render(1) == "c\n\n-> 1"
+
+
+def test_numbers_are_texts() -> None:
+    rows = [{"text": 1, "label": 0}, {"text": 2, "label": 1}]
+    assert build_task(TaskSpec("t", labels=("0", "1")), {"train": rows}).train.render(1) == "2\n-> 1"
+
+
+def test_choices_that_are_no_list() -> None:
+    spec = TaskSpec("t", "multiple-choice", ("q",), "right", ("A", "B"), choices=("choices",))
+    with pytest.raises(DataError, match="Row 0 .* has a str in column 'choices', expected a list of choices"):
+        build_task(spec, {"train": [{"q": "q", "choices": "ab", "right": 0}]})
+
+
 def test_a_text_that_is_not_there(tmp_path: Path) -> None:
     write_rows(tmp_path / "train.jsonl", [*sentence_pairs(2), {"sentence1": "a", "sentence2": None, "label": 1}])
     with pytest.raises(DataError, match="Row 2 of split 'train' has no value in column 'sentence2'"):
@@ -314,6 +427,6 @@ def test_the_hubs_class_names_win(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_importing_tasks_stays_light() -> None:
     modules = "sys, bayeslora.tasks, bayeslora.observations.encoding"
-    code = f"import {modules}; print({{'datasets', 'yaml', 'pyarrow'}} & set(sys.modules))"
+    code = f"import {modules}; print({{'datasets', 'yaml', 'pyarrow', 'pandas'}} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"
