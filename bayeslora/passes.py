@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from bayeslora.observations import Observation, batches, encode
+from bayeslora.errors import DataError
+from bayeslora.observations import Observation, batches, encode, is_tokenised
 from bayeslora.observations.batches import Batch, Collator
 from bayeslora.program import Program
 from bayeslora.progress import track
-from bayeslora.tasks import Split
+from bayeslora.tasks import Split, Task, check_compatible, rows_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -45,19 +46,30 @@ class Rows:
     progress: bool = False
 
     @classmethod
-    def of(cls, program: Program, data: Split | Dataset, batch_size: int = 64, progress: bool = False) -> Rows:
+    def of(cls, program: Program, data: Any, batch_size: int = 64, progress: bool = False) -> Rows:
         """Rows as a program's network reads them.
 
         Args:
             program: whose network and encoder.
-            data: rows of a task, or a data set that is tokenised already.
+            data: rows of a task, a data set that is tokenised already, or new rows as `bayeslora.tasks.rows_of` takes
+                them: texts, pairs, mappings, a DataFrame.
             batch_size: rows a batch.
             progress: show a bar.
 
         Raises:
             DataError: there are no rows, or raw text and no encoder to turn it into tokens.
+            TaskError: the rows are of a task with other classes.
         """
-        spec = data.spec if isinstance(data, Split) else None if program.encoder is None else program.encoder.spec
+        spec = None if program.encoder is None else program.encoder.spec
+        if isinstance(data, Task):
+            raise DataError("Expected rows, found a whole task: give one of its splits, such as task.train.")
+        if not isinstance(data, Split) and not is_tokenised(data):
+            if spec is None:
+                raise DataError("The rows are not tokenised: expected a column 'input_ids', or an encoder to make it.")
+            data = rows_of(spec, data)
+        if isinstance(data, Split) and spec is not None:
+            check_compatible(spec, data.spec)
+            spec = data.spec
         observation = program.observation if spec is None else program.observation.for_rows(spec)
         collate = observation.collator(program.padding)
         names = () if spec is None else spec.labels

@@ -158,7 +158,7 @@ class Posterior(ABC):
 
     def predict(
         self,
-        data: Split | Dataset,
+        data: Any,
         draws: int = 10,
         method: str | None = None,
         seed: int = 0,
@@ -168,8 +168,9 @@ class Posterior(ABC):
         """Predict every row of ``data`` under draws of the weights, in the memory of one.
 
         Args:
-            data: rows of a task, or a tokenised data set. Rows of another multiple-choice task may have another number
-                of choices.
+            data: rows of a task; a tokenised data set; or new rows as they come, without labels: texts, pairs of
+                texts, mappings from column to value, a DataFrame, a data set. Rows of another multiple-choice task may
+                have another number of choices.
             draws: number of weight draws; a point estimate makes one pass in any case.
             method: name of one of `predictors`, by default the first. ``"sample"`` averages probabilities over draws;
                 ``"mean"`` is the one pass at the posterior mean, the plain-LoRA prediction.
@@ -179,6 +180,8 @@ class Posterior(ABC):
 
         Raises:
             PosteriorError: unknown method, or fewer than one draw.
+            DataError: the rows cannot be read (the message says what was expected).
+            TaskError: the rows are of a task with other classes.
         """
         name, predictor = self.predictor(method)
         if draws < 1:

@@ -1,4 +1,4 @@
-"""The command line: fit, evaluate, diagnose, compare, list.
+"""The command line: fit, evaluate, predict, diagnose, compare, list.
 
 What is heavy is imported inside the commands, so that help comes at once.
 """
@@ -173,6 +173,30 @@ def evaluate(
         truth = runs.true_probabilities(rows)
         save_figure(reliability_diagram(prediction, truth=truth, title=title), plot)
     show(metrics_table(runs.measure(prediction, rows, seed), title))
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)],
+    file: Annotated[
+        Path,
+        typer.Option(help="New rows: .csv, .tsv, .jsonl, .json or .parquet; no labels needed.", show_default=False),
+    ],
+    output: Annotated[Path, typer.Option(help="Table to write: .csv, .jsonl or .parquet.", show_default=False)],
+    draws: Draws = 10,
+    method: Method = None,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    batch_size: BatchSize = 64,
+    base: MovedBase = None,
+) -> None:
+    """Predict the rows of a file: class, probabilities, entropy and mutual information of each, in their order."""
+    from bayeslora.app.predictions import check_table, predict_file
+    from bayeslora.inference import load
+
+    check_table(output)  # before the work
+    posterior = load(run, base)
+    count = predict_file(posterior, file, output, draws=draws, method=method, seed=seed, batch_size=batch_size)
+    show(f"{count:,} rows of {file} predicted by {posterior.record.backend}. Written into {output}")
 
 
 @app.command()

@@ -13,7 +13,7 @@ from bayeslora.observations.base import Curved, Observation
 from bayeslora.observations.batches import Batch, Collator, Padding, batches
 from bayeslora.observations.choices import Choices
 from bayeslora.observations.classes import Classes
-from bayeslora.observations.encoding import Encoder, digest, encode
+from bayeslora.observations.encoding import Encoder, digest, encode, is_tokenised
 from bayeslora.observations.value import Value
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ __all__ = [
     "build",
     "digest",
     "encode",
+    "is_tokenised",
     "of_task",
 ]
 

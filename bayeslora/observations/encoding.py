@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from bayeslora.errors import DataError, SettingError
 from bayeslora.observations.base import Observation
 from bayeslora.observations.batches import PADDING, Padding, numbered, rows_of
-from bayeslora.tasks import Split, Task, TaskSpec
+from bayeslora.tasks import Split, TaskSpec
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Encoder", "digest", "encode"]
+__all__ = ["Encoder", "digest", "encode", "is_tokenised"]
 
 ROWS_AT_ONCE = 1000
 
@@ -86,15 +86,18 @@ def encode(data: Split | Dataset, observation: Observation, encoder: Encoder | N
         number in ``data``, and ``length``, the number of tokens of its longest sequence.
 
     Raises:
-        DataError: the data are neither, a text has no tokens, or labels are none that can be observed.
+        DataError: a text has no tokens, or labels are none that can be observed.
     """
-    if isinstance(data, Task):
-        raise DataError("Expected rows, found a whole task: give one of its splits, such as task.train.")
-    if not isinstance(data, Split) and "input_ids" in data.column_names:
+    if not isinstance(data, Split):
         return _tokenised(data, observation)
     if encoder is None:
         raise DataError("The rows are not tokenised: expected a column 'input_ids', or an encoder to make it.")
-    return _encoded(data if isinstance(data, Split) else Split(data, encoder.spec).check(), observation, encoder)
+    return _encoded(data, observation, encoder)
+
+
+def is_tokenised(data: Any) -> bool:
+    """Whether data are a data set of token ids."""
+    return "input_ids" in getattr(data, "column_names", ())
 
 
 def digest(encoded: Dataset) -> str:

@@ -188,12 +188,6 @@ def test_rows_of_a_subset_are_numbered_anew(tokenizer: PreTrainedTokenizerFast) 
     assert batch["attention_mask"].sum(-1).tolist() == [6, 4]
 
 
-def test_rows_of_the_tasks_own_columns_are_encoded(tokenizer: PreTrainedTokenizerFast) -> None:
-    encoded = tokens(Encoder(tokenizer, SENTENCES), Dataset.from_dict({"text": ["a b"], "label": ["yes"]}))
-    assert words(encoded["input_ids"][0]) == "[CLS] a b [SEP]"
-    assert encoded["labels"][:] == [1]
-
-
 def test_the_end_token_stands_in_for_padding() -> None:
     assert Encoder(make_tokenizer(eos_token="[SEP]"), SENTENCES).padding.values["input_ids"] == WORDS.index("[SEP]")
 
@@ -217,12 +211,6 @@ def test_a_tokenizer_that_cannot_pad() -> None:
 def test_rows_without_an_encoder() -> None:
     with pytest.raises(DataError, match="expected a column 'input_ids', or an encoder"):
         encode(sentences([1]), Classes(2))
-
-
-def test_a_whole_task(tokenizer: PreTrainedTokenizerFast) -> None:
-    whole: Any = quiz()
-    with pytest.raises(DataError, match="task.train"):
-        tokens(Encoder(tokenizer, QUIZ), whole)
 
 
 def test_a_text_without_tokens() -> None:

@@ -1,0 +1,111 @@
+"""Predictions of a file of new rows, some at a time: CSV, JSON lines or Parquet in, and any of them out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bayeslora import files
+from bayeslora.errors import DataError, TaskError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from bayeslora.posterior import Posterior
+
+__all__ = ["check_table", "predict_file"]
+
+#: Rows that are read, predicted and written at a time.
+CHUNK = 1000
+
+
+def predict_file(posterior: Posterior, source: Path, target: Path, **settings: Any) -> int:
+    """Predict the rows of a file, and write a table with a row for each, in their order.
+
+    All rows are predicted under the same draws of the weights, whatever is read at a time.
+
+    Args:
+        posterior: fitted with an encoder.
+        source: file with the columns of the task's texts (.csv, .tsv, .jsonl, .json, .parquet); labels are not needed.
+        target: file to write (.csv, .jsonl, .parquet), in one step once all rows are predicted.
+        **settings: of `Posterior.predict`.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        DataError: a file has another ending, or the rows cannot be read.
+        TaskError: the posterior was fitted to rows that were tokenised already.
+    """
+    from bayeslora.tasks import rows_of
+    from bayeslora.tasks.sources import chunks
+
+    encoder = posterior.program.encoder
+    if encoder is None:
+        raise TaskError("The posterior was fitted to tokenised rows without a task: it cannot read text.")
+    count = 0
+    with written(target) as write:
+        for number, rows in enumerate(chunks(source, encoder.spec.columns, CHUNK)):
+            split = rows_of(encoder.spec, rows, f"rows of {source}, from {number * CHUNK},")
+            write(posterior.predict(split, **settings).to_pandas())
+            count += len(rows)
+    return count
+
+
+def check_table(path: Path) -> None:
+    """Make sure that a table can be written to a path.
+
+    Raises:
+        DataError: its ending is none that tables have.
+    """
+    if path.suffix.lower() not in WRITERS:
+        raise DataError(f"Cannot write {path}: expected a file ending in {', '.join(WRITERS)}.")
+
+
+@contextmanager
+def written(path: Path) -> Iterator[Callable[[pd.DataFrame], None]]:
+    """Give what appends a table to a file, which is there once the block has ended without an error.
+
+    Raises:
+        DataError: its ending is none that tables have.
+    """
+    check_table(path)
+    with files.replaced(path) as new, WRITERS[path.suffix.lower()](new) as write:
+        yield write
+
+
+@contextmanager
+def _csv(path: Path) -> Iterator[Callable[[pd.DataFrame], None]]:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        yield lambda table: table.to_csv(file, index=False, header=file.tell() == 0)
+
+
+@contextmanager
+def _lines(path: Path) -> Iterator[Callable[[pd.DataFrame], None]]:
+    with path.open("w", encoding="utf-8") as file:
+        yield lambda table: table.to_json(file, orient="records", lines=True, force_ascii=False, double_precision=15)
+
+
+@contextmanager
+def _parquet(path: Path) -> Iterator[Callable[[pd.DataFrame], None]]:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    writers: list[Any] = []
+
+    def write(table: pd.DataFrame) -> None:
+        arrow = pa.Table.from_pandas(table, preserve_index=False)
+        if not writers:
+            writers.append(parquet.ParquetWriter(path, arrow.schema))
+        writers[0].write_table(arrow)
+
+    try:
+        yield write
+    finally:
+        for each in writers:
+            each.close()
+
+
+WRITERS = {".csv": _csv, ".jsonl": _lines, ".parquet": _parquet}

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from command_line import call
+from scenarios import saved_base, text_program, text_rows
+
+from bayeslora.app import predictions
+from bayeslora.inference import fit, load
+
+TEXTS = ["w3 w9 w5", "w30 w31", "w4 w4 w5 w6", "w12", "w20 w7 w21"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    program = text_program(saved_base(folder / "base"))
+    fit(program, text_rows(), "svi", output_dir=folder / "run", epochs=1, progress=False, cpu=True)
+    return folder / "run"
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_a_file_of_new_rows_is_predicted_as_rows_in_memory_are(
+    folder: Path, ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = pd.DataFrame({"note": range(5), "text": TEXTS})
+    source, target = tmp_path / f"new.{ending}", tmp_path / "out" / f"found.{ending}"
+    writers = {
+        "csv": lambda: table.to_csv(source, index=False),
+        "jsonl": lambda: table.to_json(source, orient="records", lines=True),
+        "parquet": lambda: table.to_parquet(source),
+    }
+    writers[ending]()
+    monkeypatch.setattr(predictions, "CHUNK", 2)
+    assert call("predict", folder, "--file", source, "--output", target, "--draws", 3, "--seed", 5) == 0
+    readers = {"csv": pd.read_csv, "jsonl": lambda path: pd.read_json(path, lines=True), "parquet": pd.read_parquet}
+    found, expected = readers[ending](target), load(folder).predict(TEXTS, draws=3, seed=5, progress=False).to_pandas()
+    assert list(found) == ["class", "p(none)", "p(one)", "p(more)", "entropy", "mutual_information"]
+    assert found["class"].tolist() == expected["class"].tolist()
+    # A batch of other rows is padded to another length: single precision.
+    np.testing.assert_allclose(found.iloc[:, 1:], expected.iloc[:, 1:], rtol=0, atol=1e-6)
+
+
+def test_what_cannot_be_written_is_said_before_the_work(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("predict", folder, "--file", tmp_path / "new.csv", "--output", tmp_path / "out.xlsx") == 2
+    assert "expected a file ending in .csv, .jsonl, .parquet" in capsys.readouterr().err
+
+
+def test_a_row_that_cannot_be_read_leaves_no_table(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "new.csv").write_text("title\nw1\n")
+    assert call("predict", folder, "--file", tmp_path / "new.csv", "--output", tmp_path / "out.csv") == 2
+    assert "text" in capsys.readouterr().err and [path.name for path in tmp_path.iterdir()] == ["new.csv"]

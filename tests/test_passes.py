@@ -1,0 +1,86 @@
+"""What a pass over data is made of: rows as tasks, users and tokenizers give them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from datasets import Dataset
+from scenarios import SPEC, saved_base, text_program, text_rows, tiny_program, tiny_rows
+
+from bayeslora.errors import DataError, TaskError
+from bayeslora.inference import fit
+from bayeslora.passes import Rows
+from bayeslora.posterior import Posterior
+from bayeslora.program import Program
+from bayeslora.tasks import Split, Task
+
+TEXTS = ["w3 w9 w5", "w30", "w4 w4"]
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
+    return text_program(saved_base(tmp_path_factory.mktemp("base")))
+
+
+@pytest.fixture(scope="module")
+def posterior(program: Program) -> Posterior:
+    return fit(program, text_rows(), "mle", epochs=1, batch_size=6, progress=False, cpu=True)
+
+
+NEW: dict[str, Any] = {
+    "texts": TEXTS,
+    "mappings": [{"text": text, "note": 1} for text in TEXTS],
+    "a DataFrame": pd.DataFrame({"text": TEXTS, "date": ["x", None, "y"]}),
+    "a data set": Dataset.from_dict({"text": TEXTS}),
+    "a split": Split(Dataset.from_dict({"text": TEXTS}), SPEC),
+}
+
+
+@pytest.mark.parametrize("kind", NEW)
+def test_new_rows_are_predicted_as_they_come(posterior: Posterior, kind: str) -> None:
+    labelled = Split(Dataset.from_dict({"text": TEXTS, "label": [0, 1, 2]}), SPEC)
+    found = posterior.predict(NEW[kind], progress=False)
+    assert found.labels is None
+    assert torch.equal(found.outputs, posterior.predict(labelled, progress=False).outputs)
+    assert found.to_pandas()["class"].isin(SPEC.labels).all()
+
+
+def test_one_text_is_one_row(posterior: Posterior) -> None:
+    alone, first = posterior.predict("w3 w9 w5", progress=False), posterior.predict(TEXTS[:1], progress=False)
+    assert torch.equal(alone.outputs, first.outputs)
+
+
+def test_rows_of_other_classes_are_refused(posterior: Posterior) -> None:
+    other = replace(text_rows(), spec=replace(SPEC, labels=("more", "one", "none")))
+    with pytest.raises(TaskError, match=r"into \(more, one, none\), but the posterior was fitted to"):
+        posterior.predict(other, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([], "no rows"),
+        (pd.DataFrame({"title": ["a"]}), "'text'"),
+        ([3], "Row 0"),
+        (7, "found a int"),
+        ([{"text": None}], "Row 0"),
+    ],
+)
+def test_what_cannot_be_read_is_said(program: Program, data: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        Rows.of(program, data)
+
+
+def test_a_whole_task_is_no_rows(program: Program) -> None:
+    with pytest.raises(DataError, match="task.train"):
+        Rows.of(program, Task(SPEC, text_rows()))
+
+
+def test_text_needs_an_encoder() -> None:
+    with pytest.raises(DataError, match="expected a column 'input_ids', or an encoder"):
+        Rows.of(tiny_program(), TEXTS)
+    assert len(Rows.of(tiny_program(), tiny_rows(5))) == 5
