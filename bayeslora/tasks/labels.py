@@ -173,10 +173,13 @@ def shown(names: Sequence[str], most: int = 12) -> str:
 def _check_single(values: Sequence[Any], label: str, split: str) -> None:
     for row, value in enumerate(values):
         if value is not None and not isinstance(value, str | int | float | Decimal):
+            hint = (
+                " Of several labels a row, fit a task each (a column of yes and no), or join them into one name, such "
+                "as 'a+b'."
+            )
             raise DataError(
                 f"Row {row} of split '{split}': label {value!r} in column '{label}' is a {type(value).__name__}, "
-                "expected one class or number. Of several labels a row, fit a task each (a column of yes and no), or "
-                "join them into one name, such as 'a+b'."
+                f"expected one class or number.{hint if isinstance(value, list) else ''}"
             )
 
 

@@ -49,7 +49,7 @@ def load_task(
 
     Rows come from the hub, or from files if ``data_dir`` is given or ``source`` is a path. The order in which
     training rows are chosen depends on the seed alone, so subsets of growing size are nested. Of data of your own the
-    columns called text and label are read unless others are named; of all columns only those that are needed.
+    columns called text and label are read unless others are named; of files only the columns that are needed.
 
     Args:
         source: a known task (`task_names`); a .jsonl, .json, .csv, .tsv or .parquet file, a folder of such

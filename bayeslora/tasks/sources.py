@@ -11,7 +11,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,9 +124,8 @@ def from_data(
         _wanted(origin, data.column_names, columns, optional)
         return data.with_format(None)
     if isinstance(data, pd.DataFrame):
-        if not data.columns.is_unique:
-            raise DataError(f"Several columns of {origin} are called '{data.columns[data.columns.duplicated()][0]}'.")
-        data = data.rename(columns=str).astype(object)
+        data = data.rename(columns=str)
+        data = data[_wanted(origin, list(data.columns), columns, optional) or list(data.columns)].astype(object)
         return from_rows(data.where(data.notna(), None).to_dict("records"), columns, optional, origin)
     if not isinstance(data, str | bytes | Mapping) and isinstance(data, Iterable):
         rows = list(data)
@@ -224,14 +222,8 @@ def _tables(
     if path.suffix.lower() not in SUFFIXES:
         raise DataError(f"Cannot read {path}: expected a file ending in {', '.join(SUFFIXES)}.")
     read = _parquet if path.suffix.lower() == PARQUET else _texts
-    with _reading(path):
-        yield from read(path, columns, optional, size)
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
     try:
-        yield
+        yield from read(path, columns, optional, size)
     except (UnicodeDecodeError, csv.Error, OSError, ValueError) as error:  # pyarrow's derive from these
         raise DataError(f"Cannot read {path}: {error}") from error
 
@@ -256,10 +248,7 @@ def _texts(
     path: Path, columns: Collection[str] | None, optional: Collection[str], size: int | None
 ) -> Iterator[Dataset]:
     rows = READERS[path.suffix.lower()](path)
-    if size is None:
-        yield from_rows(rows, columns, optional, str(path))
-        return
-    while part := list(islice(rows, size)):
+    for part in [rows] if size is None else iter(lambda: list(islice(rows, size)), []):
         yield from_rows(part, columns, optional, str(path))
 
 
@@ -272,6 +261,8 @@ def _wanted(
     for name in fields:
         if name not in found and name.partition(".")[0] not in found:
             raise missing_column(origin, name.partition(".")[0], found, fields)
+        if list(found).count(name) > 1:
+            raise DataError(f"Several columns of {origin} are called '{name}': rename all but one.")
     named = {part for name in (*fields, *optional) for part in (name, name.partition(".")[0])}
     return [name for name in found if name in named]
 
@@ -279,18 +270,15 @@ def _wanted(
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield _object(line, f"line {number}")
-
-
-def _object(line: str, place: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{place} is not JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"{place} holds a {type(row).__name__}, expected an object with named fields.")
-    return row
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"line {number} is not JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"line {number} holds a {type(row).__name__}, expected an object with named fields.")
+            yield row
 
 
 def _json(path: Path) -> Iterator[dict[str, Any]]:

@@ -24,7 +24,7 @@ class Split:
     """Rows of a task that serve one purpose.
 
     Attributes:
-        dataset: the rows, with the columns of their source.
+        dataset: the rows, with the columns that the task needs.
         spec: what the columns mean.
         name: of the split, for messages.
         arguments: of `load_task`, from which the task can be loaded again, where they are known.

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
+from pyarrow import parquet
 from scenarios import sentence_pairs, tiny_program, write_rows
 
 from bayeslora import fit
@@ -106,6 +108,15 @@ def test_missing_numbers_of_a_dataframe_are_no_labels() -> None:
 def test_data_in_memory_that_are_no_rows(data: Any) -> None:
     with pytest.raises((DataError, TaskError), match="Expected rows, found|no splits|Unknown split"):
         load_task(data)
+
+
+def test_several_columns_of_one_name(tmp_path: Path) -> None:
+    table = pa.table([["a"], ["b"], ["x"], [1]], names=["text", "text", "label", "other"])
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    frame = pd.DataFrame([["a", "b", 0]], columns=["text", "text", "label"])
+    for data in (tmp_path / "rows.parquet", frame):
+        with pytest.raises(DataError, match="Several columns of .* are called 'text': rename all but one"):
+            load_task(data)
 
 
 def test_splits_that_nobody_asks_for_are_not_read(mrpc: Path) -> None:
@@ -423,6 +434,12 @@ def test_the_hubs_class_names_win(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bayeslora.tasks.sources.read_hub", lambda *_: {"train": rows})
     assert load_task("subj").train.render(0) == "a\n-> subjective"
     assert load_task("someone/data", text="text", label="label").spec.labels == ("subjective", "objective")
+
+
+def test_importing_tasks_takes_no_torch() -> None:
+    code = "import sys, bayeslora.tasks; print({'torch', 'numpy'} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "set()"
 
 
 def test_importing_tasks_stays_light() -> None:
