@@ -193,7 +193,7 @@ class Posterior(ABC):
 
     def to_inference_data(self, data: Split | Dataset, **settings: Any) -> Any:
         """The posterior as data of arviz: see `bayeslora.diagnostics.to_inference_data`."""
-        from bayeslora.diagnostics import to_inference_data
+        from bayeslora.diagnostics.inference_data import to_inference_data
 
         return to_inference_data(self, data, **settings)
 

@@ -6,16 +6,17 @@ part of it that samples weights, `Program.outputs` the network at given weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import Field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro import poutine
 from torch import Tensor, nn
 
 from bayeslora.errors import AdapterError
+from bayeslora.models import MonteCLoRA, WeightModel
 from bayeslora.networks import NetworkSettings, adapt, load_adapter, load_base, numbered_from_mask, positions
 from bayeslora.observations import Encoder, Observation, Padding, of_task
 from bayeslora.store import adapter_at
@@ -26,29 +27,7 @@ if TYPE_CHECKING:
 
     from bayeslora.tasks import Task
 
-__all__ = ["LoraModel", "Program"]
-
-
-class LoraModel(Protocol):
-    """A Pyro model of LoRA weights, as `bayeslora.models` has them: a dataclass whose fields are its settings."""
-
-    name: ClassVar[str]
-    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
-
-    def sample(self, sites: Sequence[Site]) -> dict[str, Tensor]:
-        """Sample every latent site; return the weight of each of ``sites`` by name."""
-
-    def stochastic(self, sites: Sequence[Site]) -> set[str]:
-        """Names of the latent sites that are random; the other weights are point estimates."""
-
-    def initial(self, sites: Sequence[Site]) -> dict[str, Tensor]:
-        """Value of every latent site before anything is learned."""
-
-    def weights(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The weights, by site, that values of the latent sites determine."""
-
-    def guide(self, sites: Sequence[Site]) -> Any:
-        """The structured guide of this model, a `bayeslora.models.Guide`."""
+__all__ = ["Program"]
 
 
 class Program(nn.Module):
@@ -74,7 +53,7 @@ class Program(nn.Module):
         self,
         network: PeftModel,
         observation: Observation,
-        model: LoraModel | None = None,
+        model: WeightModel | None = None,
         *,
         encoder: Encoder | None = None,
         base: NetworkSettings | None = None,
@@ -83,7 +62,7 @@ class Program(nn.Module):
         super().__init__()
         self.network = network
         self.observation = observation
-        self.model: LoraModel = model if model is not None else _default_model()
+        self.model = model or MonteCLoRA()
         self.encoder = encoder
         self.weights = Weights(network)
         self.base = base or NetworkSettings.of(network)
@@ -101,7 +80,7 @@ class Program(nn.Module):
         *,
         lora: LoraConfig | None = None,
         adapter: str | Path | None = None,
-        model: LoraModel | None = None,
+        model: WeightModel | None = None,
         seed: int = 0,
         max_length: int = 256,
     ) -> Program:
@@ -219,13 +198,6 @@ class Program(nn.Module):
         learned = sum(value.numel() for value in self.model.guide(self.sites).parameters() if value.requires_grad)
         table.append(f"LoRA and head: {plain:,} parameters; structured guide: {learned - plain:,} more.")
         return "\n".join(table)
-
-
-def _default_model() -> LoraModel:
-    # Imported late: the room of models is built on this one.
-    from bayeslora.models import MonteCLoRA
-
-    return MonteCLoRA()
 
 
 def _refuse_random(program: Program, adapter: str | Path) -> None:

@@ -21,12 +21,12 @@ from transformers import BertConfig, BertForMultipleChoice, BertForSequenceClass
 from bayeslora.inference.base import Run
 from bayeslora.inference.laplace.jacobians import as_matrices
 from bayeslora.inference.mcmc.posterior import EmpiricalPosterior
-from bayeslora.models import Gaussian, MonteCLoRA
+from bayeslora.models import Gaussian, MonteCLoRA, WeightModel
 from bayeslora.models.guides.base import Guide, GuideList
 from bayeslora.networks import NetworkSettings
 from bayeslora.observations import Choices, Classes, Value, batches
 from bayeslora.passes import Rows
-from bayeslora.program import LoraModel, Program
+from bayeslora.program import Program
 from bayeslora.tasks import Split, Task, TaskSpec
 from bayeslora.weights import Site
 
@@ -51,7 +51,7 @@ def tiny_bert(classes: int = 3, dropout: float = 0.0) -> BertForSequenceClassifi
 
 
 def tiny_program(
-    model: LoraModel | None = None,
+    model: WeightModel | None = None,
     classes: int = 3,
     rank: int = 2,
     alpha: int = 4,
@@ -87,7 +87,7 @@ def saved_base(folder: Path, dropout: float = 0.0, seed: int = 0) -> Path:
     return folder
 
 
-def text_program(folder: Path, model: LoraModel | None = None, dtype: str = "float32", **settings: Any) -> Program:
+def text_program(folder: Path, model: WeightModel | None = None, dtype: str = "float32", **settings: Any) -> Program:
     """A program over `saved_base`, with an encoder, as `bayeslora.load` can rebuild it."""
     rows = text_rows()
     lora = LoraConfig(r=2, lora_alpha=4, target_modules="all-linear")
@@ -132,7 +132,7 @@ def dense_jacobian(program: Program, batch: dict[str, Tensor]) -> dict[str, Tens
     }
 
 
-def tiny_choices(model: LoraModel | None = None) -> Program:
+def tiny_choices(model: WeightModel | None = None) -> Program:
     """LoRA on a random one-layer encoder that chooses among up to three texts, with no matrix at its zero start."""
     config = BertConfig(
         vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24,

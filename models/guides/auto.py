@@ -22,7 +22,7 @@ from bayeslora.models.guides.base import Guide, GuideList, PointGuide, decoded, 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from bayeslora.program import LoraModel
+    from bayeslora.models.base import WeightModel
     from bayeslora.weights import Site
 
 __all__ = ["KINDS", "AutoGuide", "check_kind", "make_guide"]
@@ -95,7 +95,7 @@ class AutoGuide(Guide):
     """
 
     def __init__(
-        self, kind: type[autoguide.AutoGuide], model: LoraModel, sites: Sequence[Site], init_scale: float
+        self, kind: type[autoguide.AutoGuide], model: WeightModel, sites: Sequence[Site], init_scale: float
     ) -> None:
         latents = model.stochastic(sites)
         initial = {name: value for name, value in model.initial(sites).items() if name in latents}
@@ -173,7 +173,7 @@ class AutoGuide(Guide):
         return groups
 
 
-def make_guide(kind: str, model: LoraModel, sites: Sequence[Site], init_scale: float = 0.1) -> Guide:
+def make_guide(kind: str, model: WeightModel, sites: Sequence[Site], init_scale: float = 0.1) -> Guide:
     """Make a guide of a model over all its latent sites.
 
     Args:
@@ -219,7 +219,7 @@ def _autoguide(kind: str) -> type[autoguide.AutoGuide]:
     return found
 
 
-def _constrained(model: LoraModel, sites: Sequence[Site]) -> set[str]:
+def _constrained(model: WeightModel, sites: Sequence[Site]) -> set[str]:
     """Latent sites whose support is not the real line, by one draw of the prior: the hyper-sites."""
     with torch.random.fork_rng():
         trace = poutine.block(poutine.trace(model.sample).get_trace)(sites)

@@ -15,12 +15,11 @@ from transformers import BertConfig, BertForSequenceClassification
 from bayeslora import files
 from bayeslora.errors import PosteriorError, SettingError
 from bayeslora.inference import fit, load
-from bayeslora.models import Gaussian, MonteCLoRA
+from bayeslora.models import Gaussian, MonteCLoRA, WeightModel
 from bayeslora.posterior import Posterior
-from bayeslora.program import LoraModel
 
 QUICK = {"epochs": 1, "batch_size": 6, "progress": False}
-CASES: dict[str, tuple[LoraModel, str, dict[str, Any]]] = {
+CASES: dict[str, tuple[WeightModel, str, dict[str, Any]]] = {
     "structured": (MonteCLoRA(components=3), "svi", {}),
     "precision": (MonteCLoRA(components=3, wishart_on="precision"), "svi", {}),
     "expanded": (MonteCLoRA(components=3, collapse=False), "svi", {}),

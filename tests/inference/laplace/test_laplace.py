@@ -17,9 +17,9 @@ from transformers import RobertaConfig, RobertaForSequenceClassification
 from bayeslora.errors import AdapterError, PosteriorError, SettingError
 from bayeslora.inference import fit
 from bayeslora.inference.laplace import laplace
-from bayeslora.models import Gaussian, MonteCLoRA
+from bayeslora.models import Gaussian, MonteCLoRA, WeightModel
 from bayeslora.observations import Classes, Observation
-from bayeslora.program import LoraModel, Program
+from bayeslora.program import Program
 
 
 def test_a_given_adapter_keeps_its_prediction() -> None:
@@ -80,7 +80,7 @@ def test_a_prior_around_the_given_weights_cannot_be_tuned() -> None:
 
 
 @pytest.mark.parametrize("model", [Gaussian(), MonteCLoRA(prior="paper")])
-def test_hyper_sites_that_do_not_shape_the_prior_cannot_be_tuned(model: LoraModel) -> None:
+def test_hyper_sites_that_do_not_shape_the_prior_cannot_be_tuned(model: WeightModel) -> None:
     with pytest.raises(SettingError, match=f"those of '{model.name}' do not, or it has none"):
         given(awake(tiny_program(model)), tiny_rows(6), tune="evidence", scales="hyper")
 

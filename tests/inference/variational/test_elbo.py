@@ -15,9 +15,9 @@ from torch.distributions import kl_divergence
 
 from bayeslora.errors import SettingError
 from bayeslora.inference.variational.elbo import NegativeELBO, RenyiBound, bound
-from bayeslora.models import Gaussian, MonteCLoRA
+from bayeslora.models import Gaussian, MonteCLoRA, WeightModel
 from bayeslora.models.guides.auto import make_guide
-from bayeslora.program import LoraModel, Program
+from bayeslora.program import Program
 
 N = 24
 MODELS = {
@@ -29,7 +29,7 @@ MODELS = {
 }
 
 
-def objective(model: LoraModel, elbo: str = "mean-field", size: int = N, dropout: float = 0.0) -> NegativeELBO:
+def objective(model: WeightModel, elbo: str = "mean-field", size: int = N, dropout: float = 0.0) -> NegativeELBO:
     """The loss of a tiny program, its guide away from where it started."""
     program = tiny_program(model, dropout=dropout)
     guide = make_guide("structured", model, program.sites)
