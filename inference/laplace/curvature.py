@@ -15,7 +15,7 @@ Here is what all forms share; they are
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -26,10 +26,7 @@ from bayeslora.inference.laplace.gaussian import Basis, Roots
 from bayeslora.inference.laplace.jacobians import Layer, Products, as_matrices
 from bayeslora.weights import Site
 
-__all__ = ["Batch", "Curvature", "check_finite"]
-
-#: Gradients of a batch, one mapping for each vector of the likelihood's curvature; made as they are asked for.
-Batch = Iterable[Mapping[Layer, Products]]
+__all__ = ["Curvature", "check_finite"]
 
 
 class Curvature(ABC):
@@ -59,8 +56,8 @@ class Curvature(ABC):
         return 4 * self.size
 
     @abstractmethod
-    def add(self, batch: Batch) -> None:
-        """Add the gradients of a batch, for each vector of the likelihood's curvature."""
+    def add(self, products: Mapping[Layer, Products], vector: int) -> None:
+        """Add the gradients of a batch for one vector, given its number, of the likelihood's curvature."""
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:

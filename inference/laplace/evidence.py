@@ -12,7 +12,7 @@ Hernandez-Lobato, *Adapting the linearised Laplace model evidence for modern dee
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from bayeslora.errors import TrainingError
-from bayeslora.inference.laplace.curvature import Batch, Curvature
+from bayeslora.inference.laplace.curvature import Curvature
 from bayeslora.inference.laplace.jacobians import Layer, Products
 from bayeslora.inference.laplace.priors import NormalPrior
 
@@ -97,6 +97,7 @@ class LinearEvidence:
         if vectors > 1 and rows * vectors > most:
             self._signs = torch.randint(2, (vectors, rows), generator=generator).mul(2.0).sub(1.0)
         self.counted = counted(rows, most if self._signs is not None else most // vectors)
+        self._together: list[Tensor] = []
         self._features: list[Tensor] = []
         self._targets: list[Tensor] = []
         self._constant = 0.0
@@ -106,31 +107,29 @@ class LinearEvidence:
         """How many rows of the data count."""
         return int(self.counted.sum())
 
-    def watched(
-        self, batch: Batch, index: Tensor, shifts: Tensor, log_likelihoods: Tensor
-    ) -> Iterator[Mapping[Layer, Products]]:
-        """Pass on the gradients of a batch, and keep what the evidence needs of them.
+    def count(self, index: Tensor, log_likelihoods: Tensor) -> None:
+        """Add the log-likelihoods (examples,) at the mode of the rows ``index`` (examples,), as far as they count."""
+        self._constant += float(log_likelihoods[self.counted[index].to(log_likelihoods.device)].sum())
+
+    def add(self, products: Mapping[Layer, Products], vector: int, index: Tensor, shift: Tensor) -> None:
+        """Keep what the evidence needs of a batch's gradients for one vector of the likelihood's curvature.
 
         Args:
-            batch: gradients for each vector of the likelihood's curvature.
+            products: the gradients.
+            vector: its number; a batch's vectors come one after another.
             index: which rows of the data they are (examples,).
-            shifts: c (vectors, examples), as `offsets` gives them.
-            log_likelihoods: at the mode (examples,).
+            shift: c (examples,) of the vector, as `offsets` gives them.
         """
-        counts = self.counted[index].to(shifts.device)
-        self._constant += float(log_likelihoods[counts].sum())
-        together: list[Tensor] = []
-        for number, (products, shift) in enumerate(zip(batch, shifts, strict=True)):
-            found = [*self._seen(products, counts), shift[counts]]
-            if self._signs is None:
-                self._keep(*found)
-            else:
-                signs = self._signs[number, index].to(shift)[counts]
-                signed = [found[0] * signs.unsqueeze(1).to(found[0]), found[1] * signs, found[2] * signs]
-                together = [a + b for a, b in zip(together, signed, strict=True)] if together else signed
-            yield products
-        if together:
-            self._keep(*together)
+        counts = self.counted[index].to(shift.device)
+        found = [*self._seen(products, counts), shift[counts]]
+        if self._signs is None:
+            self._keep(*found)
+            return
+        signs = self._signs[vector, index].to(shift)[counts]
+        signed = [found[0] * signs.unsqueeze(1).to(found[0]), found[1] * signs, found[2] * signs]
+        self._together = [a + b for a, b in zip(self._together, signed, strict=True)] if vector else signed
+        if vector + 1 == len(self._signs):
+            self._keep(*self._together)
 
     def _seen(self, products: Mapping[Layer, Products], counts: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of the rows that count, in the random directions, and times the mode's distance."""

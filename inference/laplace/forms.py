@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bayeslora.inference.laplace.curvature import Batch, Curvature
+from bayeslora.inference.laplace.curvature import Curvature
 from bayeslora.inference.laplace.gaussian import Basis, BlockBasis, Roots, SharedBasis
-from bayeslora.inference.laplace.jacobians import Layer, as_matrices
+from bayeslora.inference.laplace.jacobians import Layer, Products, as_matrices
 from bayeslora.inference.laplace.kronecker import Kronecker
 from bayeslora.weights import Site
 
@@ -30,11 +30,10 @@ class Diagonal(Curvature):
         """The diagonal, and in double precision a block of the rank for each column, with its eigenvectors."""
         return 4 * self.size + 32 * sum(layers * columns * rank**2 for layers, columns, rank in self.shapes.values())
 
-    def add(self, batch: Batch) -> None:
+    def add(self, products: Mapping[Layer, Products], vector: int) -> None:
         """Add the squares of each example's gradient."""
-        for products in batch:
-            for (name, place), product in products.items():
-                self._squares[name][place] += product.matrices().square().sum(0)
+        for (name, place), product in products.items():
+            self._squares[name][place] += product.matrices().square().sum(0)
 
     def tensors(self) -> dict[str, Tensor]:
         """The diagonal, by site, in the shape of its matrices."""
@@ -75,12 +74,11 @@ class Full(Curvature):
         """In double precision the matrix and, while its eigenvalues are differentiated, some eight more."""
         return 72 * self.size**2
 
-    def add(self, batch: Batch) -> None:
+    def add(self, products: Mapping[Layer, Products], vector: int) -> None:
         """Add the squares of each example's gradient."""
-        for products in batch:
-            # In double precision: directions without data must not gain from the rounding of others.
-            rows = flat(self.layers, {key: product.matrices() for key, product in products.items()}).double()
-            self._matrix = rows.mT @ rows if self._matrix is None else self._matrix.addmm_(rows.mT, rows)
+        # In double precision: directions without data must not gain from the rounding of others.
+        rows = flat(self.layers, {key: product.matrices() for key, product in products.items()}).double()
+        self._matrix = rows.mT @ rows if self._matrix is None else self._matrix.addmm_(rows.mT, rows)
 
     def tensors(self) -> dict[str, Tensor]:
         """The matrix, weights in the order of `flat`."""
@@ -118,10 +116,9 @@ class Dual(Curvature):
         """The Jacobian in single precision and, while the prior is tuned, in double; products of its rows."""
         return 40 * vectors * self.size + 48 * vectors**2
 
-    def add(self, batch: Batch) -> None:
+    def add(self, products: Mapping[Layer, Products], vector: int) -> None:
         """Keep each example's gradient."""
-        for products in batch:
-            self._rows.append(flat(self.layers, {key: product.matrices() for key, product in products.items()}))
+        self._rows.append(flat(self.layers, {key: product.matrices() for key, product in products.items()}))
 
     def tensors(self) -> dict[str, Tensor]:
         """The Jacobian (examples times vectors, weights)."""

@@ -28,7 +28,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bayeslora.inference.laplace.curvature import Batch, Curvature, check_finite
+from bayeslora.inference.laplace.curvature import Curvature, check_finite
 from bayeslora.inference.laplace.gaussian import Basis, BlockBasis, Roots
 from bayeslora.inference.laplace.jacobians import Layer, Products
 from bayeslora.weights import Site
@@ -64,14 +64,13 @@ class Kronecker(Curvature):
                 self._narrow[site.name, place] = site.initial.new_zeros(narrow, narrow)
         self._factors: dict[str, Tensor] = {}
 
-    def add(self, batch: Batch) -> None:
+    def add(self, products: Mapping[Layer, Products], vector: int) -> None:
         """Add the examples' gradients, or their tokens'."""
-        for number, products in enumerate(batch):
-            for key, product in products.items():
-                if self.sharing == "sum":
-                    self._add_examples(key, product)
-                else:
-                    self._add_tokens(key, product.reduced() if self.sharing == "reduce" else product, number == 0)
+        for key, product in products.items():
+            if self.sharing == "sum":
+                self._add_examples(key, product)
+            else:
+                self._add_tokens(key, product.reduced() if self.sharing == "reduce" else product, vector == 0)
 
     def _add_examples(self, key: Layer, product: Products) -> None:
         gradients = product.matrices()

@@ -223,8 +223,10 @@ class Laplace(TrainingSettings):
                     values = program.observation.log_prob(at, known) / self.temperature
                     roots = self._directions(program, at, known) / math.sqrt(self.temperature)
                     shifts = self._shifts(program, at, known, roots)
-                    products = tape.products(logits, roots.to(logits), batch)
-                    curvature.add(evidence.watched(products, index, shifts, values))
+                    evidence.count(index, values)
+                    for vector, products in enumerate(tape.products(logits, roots.to(logits), batch)):
+                        curvature.add(products, vector)
+                        evidence.add(products, vector, index, shifts[vector])
                     total += float(values.sum())
         curvature.finish()
         return total

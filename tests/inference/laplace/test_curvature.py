@@ -143,14 +143,16 @@ def test_whole_examples_have_the_trace_of_the_whole_matrix_and_are_nearest_to_it
 
 def test_dropout_is_off_while_curvature_is_measured() -> None:
     rows = tiny_rows(8)
-    still, noisy = (given(tiny(dropout=rate), rows, curvature="diag") for rate in (0.0, 0.5))
+    still, noisy = (given(tiny(dropout=rate).train(), rows, curvature="diag") for rate in (0.0, 0.5))
+    assert noisy.program.network.training
     torch.testing.assert_close(matrix_of(still), matrix_of(noisy))
+    torch.testing.assert_close(still.log_evidence, noisy.log_evidence)
 
 
 def test_a_bfloat16_base_has_the_curvature_in_single_precision(tmp_path: Path) -> None:
     base = saved_base(tmp_path)
     model = Gaussian(sites="both", centre="zero")
-    whole, half = (awake(text_program(base, model, dtype=dtype)) for dtype in (torch.float32, torch.bfloat16))
+    whole, half = (awake(text_program(base, model, dtype=dtype)) for dtype in ("float32", "bfloat16"))
     found, expected = (given(program, text_rows(), head=True) for program in (half, whole))
     assert next(half.network.parameters()).dtype == torch.bfloat16
     assert all(value.dtype in (torch.float32, torch.float64) for value in found.curvature.tensors().values())

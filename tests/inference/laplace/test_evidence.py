@@ -103,7 +103,7 @@ def linear_evidence(posterior: LaplacePosterior) -> LinearEvidence:
         for name, (layers, columns, rank) in posterior.curvature.shapes.items()
         for place in range(layers)
     }
-    list(linear.watched([products], torch.arange(2), torch.ones(1, 2).double(), torch.zeros(2)))
+    linear.add(products, 0, torch.arange(2), torch.ones(2).double())
     return linear
 
 
@@ -117,7 +117,7 @@ def test_random_directions_keep_inner_products() -> None:
     seen = torch.ones(6, 1, dtype=torch.bool)
     products = {("a", place): Products(wide[place], narrow[place], seen, 200, True) for place in range(64)}
     linear = LinearEvidence(mode, prior, rows=6, vectors=1, directions=16 * 64)
-    list(linear.watched([products], torch.arange(6), torch.zeros(1, 6).double(), torch.zeros(6)))
+    linear.add(products, 0, torch.arange(6), torch.zeros(6).double())
     gradients = torch.einsum("lntc,lntr->nlcr", wide, narrow).flatten(1).double()
     exact = gradients @ gradients.mT
     lengths = exact.diagonal().sqrt()
@@ -188,7 +188,8 @@ def test_the_vectors_of_a_row_are_added_up_where_all_are_too_many(monkeypatch: p
         linear = LinearEvidence(mode, prior, rows=3, vectors=2)
         assert linear.rows == 3 and linear._signs is not None and set(linear._signs.unique().tolist()) == {-1.0, 1.0}
         linear._signs = torch.tensor(signs).unsqueeze(1).expand(2, 3)
-        assert len(list(linear.watched(batch, torch.arange(3), shifts, torch.zeros(3)))) == 2
+        for vector, products in enumerate(batch):
+            linear.add(products, vector, torch.arange(3), shifts[vector])
         [features], [target] = linear._features, linear._targets
         squares += torch.einsum("np,nq->npq", features, features).double() / 2
         crossed += features.double() * target.unsqueeze(1) / 2
