@@ -216,9 +216,9 @@ class Posterior(ABC):
 
     def _save_adapter(self, folder: Path) -> None:
         adapters = self.program.weights
-        adapters.write(self.mean())
-        # "auto" would ask the hub whether the vocabulary has grown.
-        self.program.network.save_pretrained(folder, save_embedding_layers=False, selected_adapters=[adapters.name])
+        with adapters.holding(self.mean()):
+            # "auto" would ask the hub whether the vocabulary has grown.
+            self.program.network.save_pretrained(folder, save_embedding_layers=False, selected_adapters=[adapters.name])
         (folder / "README.md").unlink(missing_ok=True)  # a form to fill in, and the folder may have one of its own
         if adapters.name != "default":  # then PEFT makes a folder of that name
             for path in (folder / adapters.name).iterdir():

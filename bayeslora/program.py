@@ -7,6 +7,7 @@ part of it that samples weights, `Program.outputs` the network at given weights.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,7 @@ class Program(nn.Module):
 
     Args:
         network: a PEFT LoRA model, trained or not. The program freezes its parameters and puts sampled values in their
-            place; a posterior's ``save`` writes its mean back.
+            place, without changing them.
         observation: what is read of the network's output, and how labels follow from it.
         model: Pyro model of the LoRA weights; `bayeslora.models.MonteCLoRA` by default.
         encoder: turns the rows of a task into token ids; not needed for data that are tokenised already.
@@ -112,9 +113,28 @@ class Program(nn.Module):
             )
         encoder = Encoder(loaded.tokenizer, task.spec, max_length=max_length, limit=positions(loaded.network))
         program = cls(network, observation, model, encoder=encoder, base=settings, drawn=loaded.drawn)
-        if adapter is not None:
+        if adapter is None:
+            heads = [site for site in program.sites if site.role == "head"]
+            program.weights.random = frozenset(site.name for site in heads if set(site.layers) <= loaded.drawn.keys())
+        else:
             _refuse_random(program, adapter)
         return program
+
+    def around(self, values: Mapping[str, Tensor]) -> Program:
+        """The same program over the same network with other initial weights, around which its prior may be.
+
+        Args:
+            values: by site.
+
+        Raises:
+            AdapterError: they are not of this network's sites.
+        """
+        self.weights.check(values)
+        if all(torch.equal(values[site.name].to(site.initial), site.initial) for site in self.sites):
+            return self
+        other = copy(self)
+        other.weights = self.weights.around(values)
+        return other
 
     @property
     def sites(self) -> tuple[Site, ...]:

@@ -48,6 +48,7 @@ class Record:
         point_sites: latent sites that have the same value in every draw, as point estimates and fixed hyper-sites have.
         finished: false for a fit that was stopped on its way.
         task: arguments of `bayeslora.load_task` that give the task again, where they are known.
+        start: digest of the weights that the fit was to start from; empty for those of the program.
         chains: number of independent fits of which the posterior is the mixture.
         members: their records, as plain data; the costs of the whole are theirs together.
     """
@@ -65,6 +66,7 @@ class Record:
     point_sites: list[str] = field(default_factory=list)
     finished: bool = True
     task: dict[str, Any] | None = None
+    start: str = ""
     chains: int = 1
     members: list[dict[str, Any]] = field(default_factory=list)
 

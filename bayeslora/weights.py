@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora.errors import AdapterError
+from bayeslora.rng import seeded
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -59,10 +62,11 @@ class Site:
         name: name of the Pyro site, for example ``linear_384x1536.A`` or ``head.classifier.weight``.
         role: ``"A"``, ``"B"`` or ``"head"``.
         group: what the name begins with: the layers' kind and shape, or ``head``.
-        initial: float32 value when the program was made; A: (layers, columns, rank), B: (layers, outputs, rank),
-            head: the tensor's own shape.
+        initial: float32 value when the program was made, around which a prior may be; A: (layers, columns, rank), B:
+            (layers, outputs, rank), head: the tensor's own shape.
         layers: names of the layers, in stacking order.
         scaling: by which each layer multiplies the product B A; empty for the head.
+        given: value from which learning starts, if that is another than `initial`.
     """
 
     name: str
@@ -71,6 +75,12 @@ class Site:
     initial: Tensor
     layers: tuple[str, ...]
     scaling: tuple[float, ...] = ()
+    given: Tensor | None = None
+
+    @property
+    def start(self) -> Tensor:
+        """Value from which learning starts."""
+        return self.initial if self.given is None else self.given
 
 
 class Weights:
@@ -80,6 +90,11 @@ class Weights:
         network: a `peft.PeftModel` with one active LoRA adapter. Its parameters are frozen: values are learned by
             whoever installs them here, and reach PEFT's parameters by `write`.
 
+    Attributes:
+        name: of the adapter.
+        sites: what a program is about, in order.
+        random: names of head sites that were drawn at random, since the base network lacks them.
+
     Raises:
         AdapterError: there is no LoRA layer, more than one active adapter, or a trainable weight that cannot be
             made stochastic (the message names it).
@@ -87,6 +102,8 @@ class Weights:
 
     def __init__(self, network: PeftModel) -> None:
         self.name = adapter = _active_adapter(network)
+        self.random: frozenset[str] = frozenset()
+        self._network = network
         self._config = network.peft_config[adapter]
         self._slots: dict[str, tuple[Slot, ...]] = {}
         self.sites: tuple[Site, ...] = ()
@@ -111,10 +128,8 @@ class Weights:
         scaling: tuple[float, ...] = (),
     ) -> None:
         self._slots[name] = slots
-        initial = slots[0].stored() if role == "head" else torch.stack([slot.stored() for slot in slots])
         # A copy in any case: the prior's centre must not follow the parameters when `write` changes them.
-        site = Site(name, role, group, initial.to(torch.float32, copy=True).contiguous(), layers, scaling)
-        self.sites += (site,)
+        self.sites += (Site(name, role, group, self._stored(name), layers, scaling),)
 
     def _refuse_leftovers(self, network: nn.Module) -> None:
         known = {id(slot.parameter) for slots in self._slots.values() for slot in slots}
@@ -141,17 +156,60 @@ class Weights:
         """Move the initial values (the prior's centre) to ``device``; the network moves by itself."""
         self.sites = tuple(replace(site, initial=site.initial.to(device)) for site in self.sites)
 
-    def centre(self, values: Mapping[str, Tensor]) -> None:
-        """Replace the initial values, for a posterior that is loaded.
+    @property
+    def fresh(self) -> bool:
+        """Whether no layer's LoRA product changed the network that the sites were found in: A or B was zero in each."""
+        zero = {site.name: ~site.initial.flatten(1).any(1) for site in self.sites if site.role in ("A", "B")}
+        return all(bool((zero[name] | zero[f"{name[:-2]}.B"]).all()) for name in zero if name.endswith(".A"))
+
+    def check(self, values: Mapping[str, Tensor]) -> None:
+        """Make sure that there is a value for each site, and of its shape.
 
         Raises:
-            AdapterError: names or shapes are not those of `sites`.
+            AdapterError: there is not.
         """
         found = {name: tuple(value.shape) for name, value in values.items()}
         expected = {site.name: tuple(site.initial.shape) for site in self.sites}
         if found != expected:
             raise AdapterError(f"The weights do not fit the network: found {found}, expected {expected}.")
-        self.sites = tuple(replace(site, initial=values[site.name].to(site.initial)) for site in self.sites)
+
+    def around(self, values: Mapping[str, Tensor]) -> Weights:
+        """The same places in the network, with other initial values.
+
+        Raises:
+            AdapterError: names or shapes are not those of `sites`.
+        """
+        self.check(values)
+        other = copy(self)
+        other.sites = tuple(replace(site, initial=values[site.name].to(site.initial)) for site in self.sites)
+        return other
+
+    def redrawn(self, seed: int) -> dict[str, Tensor]:
+        """Initial values by another seed: LoRA matrices of a fresh adapter as PEFT draws them, and heads in `random`.
+
+        All other sites keep theirs, as those of an adapter that was trained before do.
+        """
+        values = {site.name: site.initial for site in self.sites}
+        drawn = {site.name for site in self.sites if site.role in ("A", "B")} if self.fresh else set()
+        drawn |= self.random
+        # On the CPU, so that a member is the same wherever the others were fitted.
+        with self.holding({name: value.cpu() for name, value in values.items()}):
+            for _ in seeded(1, seed, torch.device("cpu")):
+                self._draw(drawn)
+            return values | {name: self._stored(name).to(values[name]) for name in drawn}
+
+    def _draw(self, drawn: set[str]) -> None:
+        """Draw what the parameters of some sites hold."""
+        base: Any = self._network.get_base_model()
+        how = self._config.init_lora_weights
+        for site in self.sites:
+            if site.name not in drawn:
+                continue
+            if site.role == "head":
+                base._init_weights(self._slots[site.name][0].module)
+            elif site.role == "A" and how in (True, "gaussian"):
+                for layer in site.layers:
+                    cast("Any", self._network.get_submodule(layer)).reset_lora_parameters(self.name, how)
 
     def install(self, values: Mapping[str, Tensor]) -> None:
         """Put ``values`` (by site, in the shape of its `Site.initial`) in place until the next call."""
@@ -166,14 +224,26 @@ class Weights:
             for slot in slots:
                 slot.restore()
 
-    def stored(self) -> dict[str, Tensor]:
-        """What PEFT's parameters hold now, by site, in float32."""
-        return {
-            name: (slots[0].stored() if name.startswith("head.") else torch.stack([slot.stored() for slot in slots]))
-            .float()
-            .clone()
-            for name, slots in self._slots.items()
-        }
+    def _stored(self, name: str) -> Tensor:
+        """What PEFT's parameters hold now of a site, in float32."""
+        slots = self._slots[name]
+        value = slots[0].stored() if name.startswith("head.") else torch.stack([slot.stored() for slot in slots])
+        return value.to(torch.float32, copy=True).contiguous()
+
+    @contextmanager
+    def holding(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+        """Let PEFT's own parameters hold ``values`` inside, and what they held before after."""
+        self.restore()
+        parameters = [slot.parameter for slots in self._slots.values() for slot in slots]
+        before = [parameter.data for parameter in parameters]
+        try:
+            for name, slots in self._slots.items():
+                for slot, row in zip(slots, self._rows(name, values), strict=True):
+                    slot.parameter.data = row.detach().to(slot.parameter.dtype, copy=True)
+            yield
+        finally:
+            for parameter, data in zip(parameters, before, strict=True):
+                parameter.data = data
 
     @torch.no_grad()
     def write(self, values: Mapping[str, Tensor]) -> None:

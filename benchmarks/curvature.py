@@ -26,7 +26,6 @@ from bayeslora.files import write_json
 from bayeslora.inference.laplace.posterior import LaplacePosterior
 from bayeslora.inference.laplace.predictors import linearised
 from bayeslora.passes import Rows
-from bayeslora.program import Program
 
 ROWS, TEST_ROWS, EPOCHS = 400, 500, 10
 #: Every form, by the settings that ask for it.
@@ -48,17 +47,15 @@ COLUMNS = {
 }
 
 
-def trained(rows: int, epochs: int) -> tuple[bl.Task, Program]:
-    """The demo's task, and a program whose network holds plain LoRA as trained."""
+def trained(rows: int, epochs: int) -> tuple[bl.Task, bl.Posterior]:
+    """The demo's task, and plain LoRA."""
     from peft import LoraConfig
 
     task = bl.load_task("demo", train_size=rows)
     lora = LoraConfig(r=4, lora_alpha=8, target_modules=["query", "value"])
     prior = bl.models.Gaussian(sites="both", centre="zero")
     program = bl.Program.from_pretrained("demo", task, lora=lora, model=prior)
-    found = bl.fit(program, task.train, "mle", epochs=epochs, batch_size=16, cpu=True, progress=False)
-    program.weights.write(found.mean())
-    return task, program
+    return task, bl.fit(program, task.train, "mle", epochs=epochs, batch_size=16, cpu=True, progress=False)
 
 
 def dense(posterior: LaplacePosterior) -> Tensor:
@@ -85,10 +82,11 @@ def dense(posterior: LaplacePosterior) -> Tensor:
 
 def measure(rows: int = ROWS, test_rows: int = TEST_ROWS, epochs: int = EPOCHS) -> dict[str, dict[str, float]]:
     """Figures of every form."""
-    task, program = trained(rows, epochs)
+    task, plain = trained(rows, epochs)
+    program = plain.program
     test = task.split("test").select(range(test_rows))
     over = Rows.of(program, test, 64)
-    around: dict[str, Any] = {"mode": "given", "cpu": True, "progress": False}
+    around: dict[str, Any] = {"start": plain, "cpu": True, "progress": False}
     exact = bl.fit(program, task.train, "laplace", curvature="full", **around)
     assert isinstance(exact, LaplacePosterior)
     matrix, (_, (covariances,)) = dense(exact), linearised(exact, over, torch.ones(1))

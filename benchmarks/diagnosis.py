@@ -39,9 +39,9 @@ def measured(run: Run, model: str, data_dir: str | None, output: Path) -> dict[s
     program = bl.Program.from_pretrained(model, task, lora=lora, model=weights, seed=run.seed)
     settings = {"epochs": run.epochs, "batch_size": run.batch_size, "learning_rate": run.learning_rate}
     if run.backend == "laplace":
-        program.weights.write(bl.fit(program, task.train, "mle", seed=run.seed, progress=False, **settings).mean())
+        plain = bl.fit(program, task.train, "mle", seed=run.seed, progress=False, **settings)
         # By the evidence of the linear model the best prior around a fit as exact as this one has no width at all.
-        settings = {"mode": "given", "tune": "mode-evidence", "batch_size": run.batch_size}
+        settings = {"start": plain, "tune": "mode-evidence", "batch_size": run.batch_size}
     posterior = bl.fit(program, task.train, run.backend, seed=run.seed, progress=False, **settings)
     found = bl.diagnostics.diagnose(
         posterior, task.split(run.split), task.train, draws=max(run.samples, BLOCK_DRAWS),

@@ -75,8 +75,7 @@ class Fitted:
         """Lay Gaussians around a point estimate."""
         assert task.heldout is not None
         temperature = best_temperature(plain.predict(task.heldout, method="mean", progress=False))
-        plain.program.weights.write(plain.mean())
-        settings = {"mode": "given", "seed": run.seed, "progress": False, "batch_size": run.batch_size} | run.settings
+        settings = {"start": plain, "seed": run.seed, "progress": False, "batch_size": run.batch_size} | run.settings
         laplace, last_layer = (
             bl.fit(plain.program, task.train, "laplace", subset=subset, **settings) for subset in ("all", "last-layer")
         )

@@ -57,11 +57,11 @@ def subject(options: Namespace) -> Subject:
         train, test = (Rows.of(program, split).dataset for split in (task.train, task.heldout))
     generator = torch.Generator().manual_seed(0)
     values = {
-        name: 0.05 * torch.randn(value.shape, generator=generator) if name.endswith(".B") else value
-        for name, value in program.weights.stored().items()
+        site.name: 0.05 * torch.randn(site.initial.shape, generator=generator) if site.role == "B" else site.initial
+        for site in program.sites
     }
     program.weights.write(values)  # where B is zero, so are all gradients of A
-    return Subject(program, train, test)
+    return Subject(program.around(values), train, test)
 
 
 def small_program(classes: int) -> Program:
@@ -93,7 +93,7 @@ def prior() -> bl.models.Gaussian:
 
 
 def laplace_fit(program: Program, rows: Dataset, batch_size: int, curvature: str = "kron") -> LaplacePosterior:
-    """Our approximation around the weights as they are, under the prior as it is."""
+    """Our approximation around the program's weights, under the prior as it is."""
     settings: dict[str, Any] = {"mode": "given", "tune": "none", "curvature": curvature}
     settings |= {"curvature_rank": CURVATURE_RANK, "batch_size": batch_size, "cpu": True}
     found = bl.fit(program, rows, "laplace", progress=False, **settings)
@@ -159,7 +159,7 @@ def agreement(backend: str) -> dict[str, float]:
     rows = Rows.of(program, small_rows(SMALL_ROWS, SMALL_CLASSES)).dataset
     trained = bl.fit(program, rows, "map", progress=False, cpu=True, epochs=5, batch_size=8, learning_rate=1e-2)
     program.weights.write(trained.mean())
-    ours = laplace_fit(program, rows, 8, curvature="full")
+    ours = laplace_fit(program.around(trained.mean()), rows, 8, curvature="full")
     _, (covariances,) = linearised(ours, Rows.of(program, rows, SMALL_ROWS), torch.ones(1))
     theirs = laplace_torch(program, backend, "full")
     theirs.fit(loader(program, rows, 8))

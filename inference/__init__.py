@@ -26,6 +26,7 @@ from bayeslora.settings import build, check_seed
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from torch import Tensor
 
     from bayeslora.tasks import Split
 
@@ -66,6 +67,7 @@ def fit(
     resume: bool = False,
     progress: bool = True,
     heldout: Split | Dataset | None = None,
+    start: Posterior | None = None,
     chains: int = 1,
     **settings: Any,
 ) -> Posterior:
@@ -80,8 +82,13 @@ def fit(
         resume: go on from the last checkpoint in ``output_dir``, to the same result as without the stop.
         progress: show a bar.
         heldout: rows that the weights are not trained on, for a backend that chooses something on such rows.
-        chains: number of independent fits, with the seeds from ``seed`` on; the posterior is their mixture. They are
-            kept in folders ``chain-0``, ... of ``output_dir``.
+        start: posterior from whose mean learning starts, or around which `laplace` lays its Gaussian; the program's
+            initial weights, if left out. The prior stays where it is.
+        chains: number of independent fits, with the seeds from ``seed`` on; the posterior is their mixture. Each has
+            its own order of the rows, its own noise and, but for the first, LoRA matrices of its own, drawn as PEFT
+            draws them (and a head, where the base network has none). Fits that start from ``start``, or of a program
+            around a trained adapter, all start from those weights. They are kept in folders ``chain-0``, ... of
+            ``output_dir``.
         **settings: of the backend, by name.
 
     Returns:
@@ -92,6 +99,7 @@ def fit(
             or, with ``resume``, one of another program, other data, another seed or setting; or another process is
             writing there.
         DataError: no rows, or labels that cannot be observed.
+        AdapterError: ``start`` is a posterior of another network.
         TrainingError: the loss became infinite or not a number.
     """
     if resume and output_dir is None:
@@ -111,6 +119,7 @@ def fit(
         task=task,
         data=digest(rows),
         heldout=None if heldout is None else labelled(program, heldout),
+        start=None if start is None else _mean(start, program),
     )
     if chains == 1:
         return _one(program, rows, algorithm, run)
@@ -122,11 +131,23 @@ def _one(program: Program, rows: Dataset, algorithm: Backend, run: Run) -> Poste
 
 
 def _each(program: Program, rows: Dataset, algorithm: Backend, run: Run, chains: int) -> Iterator[Posterior]:
-    """Independent fits, all from what the adapter holds now: a posterior that is saved leaves its mean there."""
-    stored = {name: value.clone() for name, value in program.weights.stored().items()}
+    """Independent fits: the first from the program's initial weights, each of the others from its own."""
     for number in range(chains):
-        program.weights.write(stored)
-        yield _one(program, rows, algorithm, run.chain(number))
+        own = run.chain(number)
+        alike = number == 0 or run.start is not None
+        member = program if alike else program.around(program.weights.redrawn(own.seed))
+        yield _one(member, rows, algorithm, own)
+
+
+def _mean(start: Posterior, program: Program) -> dict[str, Tensor]:
+    """The weights to start from, where the program is.
+
+    Raises:
+        AdapterError: they are not of this program's network.
+    """
+    mean = start.mean()
+    program.weights.check(mean)
+    return {name: value.to(program.device) for name, value in mean.items()}
 
 
 def _saved(
@@ -139,7 +160,7 @@ def _saved(
     with store.opened(folder):
         if run.resume:
             begun = {"backend": algorithm.name, "settings": asdict(algorithm), "seed": run.seed, "chains": chains}
-            check_same(folder, begun | {"n_data": len(rows), "data": run.data}, program)
+            check_same(folder, begun | {"n_data": len(rows), "data": run.data, "start": run.started}, program)
             if store.finished(folder):
                 return load(folder, program=program)
         elif store.holds_fit(folder):

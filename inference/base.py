@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -16,7 +17,9 @@ from bayeslora.tasks import Split
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from torch import Tensor
 
+    from bayeslora.weights import Site
 
 __all__ = ["Backend", "Run", "labelled"]
 
@@ -33,6 +36,7 @@ class Run:
         task: arguments that load the task again, kept with the posterior.
         data: digest of the training rows, kept with the posterior.
         heldout: tokenised rows that nothing is trained on, for what is chosen on such rows.
+        start: weights by site that learning starts from; the program's initial ones, if left out.
     """
 
     seed: int = 0
@@ -42,6 +46,18 @@ class Run:
     task: dict[str, Any] | None = None
     data: str = ""
     heldout: Dataset | None = None
+    start: Mapping[str, Tensor] | None = None
+
+    def sites(self, program: Program) -> Sequence[Site]:
+        """The program's weights, with those to start from."""
+        start = self.start or {}
+        return [replace(site, given=start.get(site.name)) for site in program.sites]
+
+    @property
+    def started(self) -> str:
+        """Digest of the weights to start from."""
+        values = (value.detach().float().cpu().numpy().tobytes() for value in (self.start or {}).values())
+        return sha256(b"".join(values)).hexdigest()[:16] if self.start else ""
 
     def chain(self, number: int) -> Run:
         """One of several fits with seeds of their own, each in a folder of its own, in which it may have begun."""
@@ -62,6 +78,7 @@ class Run:
             temperature=temperature,
             point_sites=sorted(point_sites),
             task=self.task,
+            start=self.started,
             finished=False,
         )
 

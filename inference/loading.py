@@ -74,7 +74,7 @@ def _load(
             ) from error
     _check(program, folder, saved.program)
     _check_weights(folder, "initial values", tensors["centre"], program)
-    program.weights.centre(tensors["centre"])
+    program = program.around(tensors["centre"])
     program.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     try:
         posterior = kind.from_state(program, saved.record, tensors["state"])

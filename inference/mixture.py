@@ -22,7 +22,7 @@ class MixturePosterior(Posterior):
     """The mixture of independent fits, each as likely as any other.
 
     Predictions average the members' probabilities. The mean averages their weights, which no member may be near: A and
-    B are known up to a rotation of the rank.
+    B are known up to a rotation of the rank. Each member has its own initial weights, and so a prior of its own.
 
     Args:
         members: posteriors of one program, by the same backend and settings, with seeds of their own.
@@ -76,27 +76,40 @@ class MixturePosterior(Posterior):
         densities = torch.stack([member.log_prob(values) for member in self.members])
         return densities.logsumexp(0) - math.log(len(densities))
 
+    def prior_draw(self) -> dict[str, Tensor]:
+        """A draw of the prior of one of the members."""
+        return self.members[int(torch.randint(len(self.members), ()))].prior_draw()
+
     def state(self) -> dict[str, Tensor]:
-        """What the members need, with their place and kind before each name."""
+        """What the members need, with their place and kind before each name, and their initial weights."""
         return {
-            f"{place}.{member.kind}/{name}": value
+            f"{place}.{member.kind}/{part}/{name}": value
             for place, member in enumerate(self.members)
-            for name, value in member.state().items()
+            for part, values in (("state", member.state()), ("centre", self._centre(member)))
+            for name, value in values.items()
         }
+
+    def _centre(self, member: Posterior) -> dict[str, Tensor]:
+        """The initial weights of a member, where they are not those of the whole."""
+        pairs = zip(member.program.sites, self.program.sites, strict=True)
+        return {site.name: site.initial for site, ours in pairs if not torch.equal(site.initial, ours.initial)}
 
     @classmethod
     def from_state(cls, program: Program, record: Record, state: Mapping[str, Tensor]) -> MixturePosterior:
         """Rebuild the members."""
         from bayeslora.inference.loading import posterior_class
 
-        parts: dict[tuple[int, str], dict[str, Tensor]] = {}
+        parts: dict[tuple[int, str], dict[str, dict[str, Tensor]]] = {}
         for key, value in state.items():
-            member, _, name = key.partition("/")
+            member, part, name = key.split("/", 2)
             place, _, kind = member.partition(".")
-            parts.setdefault((int(place), kind), {})[name] = value
+            parts.setdefault((int(place), kind), {"state": {}, "centre": {}})[part][name] = value
+        whole = {site.name: site.initial for site in program.sites}
         members = [
-            posterior_class(kind).from_state(program, Record(**record.members[place]), part)
-            for (place, kind), part in sorted(parts.items())
+            posterior_class(kind).from_state(
+                program.around(whole | part["centre"]), Record(**record.members[place]), part["state"]
+            )
+            for (place, kind), part in sorted(parts.items(), key=lambda item: item[0])
         ]
         return cls(members, record)
 

@@ -91,7 +91,7 @@ class WeightModel(ABC):
         """Starting value of every latent site, in the order in which the prior samples them."""
         chosen, others = self.split(sites)
         values = {name: value for site in chosen for name, value in self.latents(site).items()}
-        return values | {site.name: site.initial for site in others}
+        return values | {site.name: site.start for site in others}
 
     def weights(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The weights, by site, that values of the latent sites determine; hyper-sites are left out."""
@@ -100,7 +100,7 @@ class WeightModel(ABC):
     def guide(self, sites: Sequence[Site]) -> Guide:
         """The structured guide: this model's own posterior family for random sites, points for the others."""
         chosen, others = self.split(sites)
-        points = PointGuide({site.name: site.initial for site in others})
+        points = PointGuide({site.name: site.start for site in others})
         return GuideList([*(self.site_guide(site) for site in chosen), points])
 
     def split(self, sites: Sequence[Site]) -> tuple[list[Site], list[Site]]:

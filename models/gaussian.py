@@ -45,8 +45,8 @@ class Gaussian(WeightModel):
         return pyro.sample(site.name, law.to_event(1))
 
     def latents(self, site: Site) -> dict[str, Tensor]:
-        """The initial matrix."""
-        return {site.name: site.initial}
+        """The matrix at the start."""
+        return {site.name: site.start}
 
     def site_guide(self, site: Site) -> GaussianGuide:
         """Normal with learned means and scales: see `GaussianGuide`."""
@@ -64,7 +64,7 @@ class GaussianGuide(Guide):
         shape = {"rank": (layers, 1, rank), "layer": (layers, 1, 1), "entry": (layers, columns, rank)}[model.noise]
         self.name = site.name
         self.noise = model.noise
-        self.mu = nn.Parameter(site.initial.clone())
+        self.mu = nn.Parameter(site.start.clone())
         self.log_eps = nn.Parameter(site.initial.new_full(shape, math.log(model.eps)))
         self.register_buffer("sigma0", model.sigma0(site))
 

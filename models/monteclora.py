@@ -95,15 +95,15 @@ class MonteCLoRA(WeightModel):
         return pyro.deterministic(site.name, weighted_sum(mixture, components))
 
     def latents(self, site: Site) -> dict[str, Tensor]:
-        """Sigma = I, pi uniform, and the initial matrix (in every component)."""
+        """Sigma = I, pi uniform, and the matrix at the start (in every component)."""
         layers, columns, rank = site.initial.shape
         values = {
             f"{site.name}.scale_tril": torch.eye(rank).to(site.initial).expand(layers, rank, rank),
             f"{site.name}.mixture": site.initial.new_full((layers, self.components), 1 / self.components),
         }
         if self.collapse:
-            return values | {site.name: site.initial}
-        components = site.initial.unsqueeze(1).expand(layers, self.components, columns, rank)
+            return values | {site.name: site.start}
+        components = site.start.unsqueeze(1).expand(layers, self.components, columns, rank)
         return values | {f"{site.name}.components": components}
 
     def weights(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -190,7 +190,7 @@ class MonteCLoRAGuide(Guide):
         self.name = site.name
         self.model = model
         self.nu = model.degrees(rank)
-        self.mu = nn.Parameter(site.initial.clone())
+        self.mu = nn.Parameter(site.start.clone())
         self.log_v = nn.Parameter(site.initial.new_zeros(layers, rank))
         self.log_alpha = nn.Parameter(site.initial.new_full((layers, model.components), math.log(model.alpha0)))
         log_eps = site.initial.new_full((layers, 1, 1), math.log(model.eps))

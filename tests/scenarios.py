@@ -113,9 +113,7 @@ def awake(program: Program) -> Program:
     """With no matrix at its zero start, so that every gradient matters."""
     generator = torch.Generator().manual_seed(0)
     values = {site.name: 0.3 * torch.randn(site.initial.shape, generator=generator) for site in program.sites}
-    program.weights.write(values)
-    program.weights.centre(values)
-    return program.eval()
+    return program.around(values).eval()
 
 
 def dense_jacobian(program: Program, batch: dict[str, Tensor]) -> dict[str, Tensor]:

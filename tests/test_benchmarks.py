@@ -193,7 +193,7 @@ def test_a_multiple_of_the_width_is_the_fit_that_finds_it(
     trained = bl.fit(program, task.train, "mle", epochs=8, learning_rate=1e-2, batch_size=8, progress=False)
     fitted = benchmarks.epoch_parts.Fitted.around(trained, task, run)
     arms = fitted.predict_last(task)
-    common = {"mode": "given", "progress": False, "batch_size": 8}
+    common = {"start": trained, "progress": False, "batch_size": 8}
     published = bl.fit(program, task.train, "laplace", tune="mode-evidence", **common)
     heldout = bl.fit(program, task.train, "laplace", tune="heldout", heldout=task.heldout, **common)
     tuned = bl.fit(program, task.train, "laplace", **common)

@@ -91,7 +91,7 @@ def test_installing_and_writing_leave_pefts_keys_and_parameters(kind: str) -> No
         adapters.write(values)
     assert sorted(network.state_dict()) == sorted(keys)
     assert all(value is parameters[name] for name, value in network.named_parameters())
-    stored = adapters.stored()
+    stored = {site.name: site.initial for site in Weights(network).sites}
     assert stored.keys() == values.keys()
     assert all(torch.equal(stored[name], values[name]) for name in values)
     copy.deepcopy(network)  # nothing that hangs on a graph is left in it
@@ -108,7 +108,7 @@ def test_initial_values_of_another_network_are_refused() -> None:
     adapters = tiny_program(rank=2).weights
     others = {site.name: site.initial for site in tiny_program(rank=3).weights.sites}
     with pytest.raises(AdapterError, match=r"do not fit the network: found .*3\).* expected .*2\)"):
-        adapters.centre(others)
+        adapters.around(others)
 
 
 def test_layers_of_equal_shape_are_one_site_in_their_order() -> None:

@@ -48,9 +48,9 @@ class Laplace(TrainingSettings):
     """Laplace's approximation: N(mode, (curvature + prior precision)^-1) over the random sites of the model.
 
     Attributes:
-        mode: "train" finds it here, by `map`; "given" takes the weights that the adapter holds now, in one pass over
-            the data; "auto" trains if the program was made with a fresh adapter, whose products B A are all zero, and
-            takes those of any other as given.
+        mode: "train" finds it here, by `map`; "given" takes the mean of the posterior that `fit` is to ``start`` from,
+            or else the weights that the program was made with, in one pass over the data; "auto" trains if there is
+            nothing to start from and the adapter was fresh, its products B A all zero, and else takes what is given.
         curvature: "kron", "diag", "full" (small adapters) or "exact" (few examples); see
             `bayeslora.inference.laplace.curvature`. What the last two need is compared with the memory that is
             free before the pass.
@@ -138,10 +138,9 @@ class Laplace(TrainingSettings):
         self, program: Program, data: Dataset, run: Run
     ) -> tuple[dict[str, Tensor], list[dict[str, float]], dict[str, float]]:
         """The mode of every latent site, and what its training logged and cost."""
-        if self.mode == "given" or (self.mode == "auto" and not _is_fresh(program)):
-            latents = program.model.initial(program.sites)
-            stored = program.weights.stored()
-            return {name: stored.get(name, value) for name, value in latents.items()}, [], {}
+        known = run.start is not None or not program.weights.fresh
+        if self.mode == "given" or (self.mode == "auto" and known):
+            return program.model.initial(run.sites(program)), [], {}
         trained = point_estimate(self, program, data, run, prior_weight=self.temperature, weight_decay=0.0)
         latents = {name: value.detach().clone() for name, value in trained.draw().items()}
         return latents, trained.record.history, trained.record.cost
@@ -277,12 +276,6 @@ class Laplace(TrainingSettings):
         values, trace = tuned_hyper(evidence, HyperPrior(program, sites, latents))
         found = latents | {name: value.to(latents[name]) for name, value in values.items()}
         return found, normal_prior(program, sites, found), trace
-
-
-def _is_fresh(program: Program) -> bool:
-    """Whether no layer's LoRA product changed the network that the program was made with: A or B was zero in each."""
-    zero = {site.name: ~site.initial.flatten(1).any(1) for site in program.sites if site.role != "head"}
-    return all(bool((zero[name] | zero[f"{name[:-2]}.B"]).all()) for name in zero if name.endswith(".A"))
 
 
 def _curved(program: Program) -> Curved:

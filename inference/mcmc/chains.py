@@ -28,7 +28,8 @@ __all__ = ["ChainSettings"]
 class ChainSettings(ABC):
     """A chain that samples the posterior of all latent sites, those included of which `svi` makes point estimates.
 
-    It starts at a draw of the prior. A chain is kept when it is done; one that was stopped begins anew.
+    It starts at a draw of the prior, or where it is told to. A chain is kept when it is done; one that was stopped
+    begins anew.
 
     Attributes:
         draws: draws that are kept.
@@ -49,7 +50,7 @@ class ChainSettings(ABC):
                 raise SettingError(f"{name} must be at least {least}, found {getattr(self, name)}.")
 
     @abstractmethod
-    def chain(self, program: Program, data: Dataset, progress: bool) -> tuple[dict[str, Tensor], dict[str, float]]:
+    def chain(self, program: Program, data: Dataset, run: Run) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Draws (draws, ...) of every latent site by the global generators of torch, and how the chain went."""
 
     def fit(self, program: Program, data: Dataset, run: Run) -> EmpiricalPosterior:
@@ -58,7 +59,7 @@ class ChainSettings(ABC):
         reset_peak(program.device)
         begun = time.monotonic()
         with undisturbed(program), isolated(run.seed, program.device):
-            draws, found = self.chain(program, data, run.progress)
+            draws, found = self.chain(program, data, run)
         record = run.record(self.name, asdict(self), len(data), temperature=1.0, point_sites=())
         cost = {
             "seconds": time.monotonic() - begun,

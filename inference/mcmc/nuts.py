@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from pyro.infer import mcmc
-from pyro.infer.autoguide.initialization import init_to_sample
+from pyro.infer.autoguide.initialization import init_to_sample, init_to_value
 from torch import Tensor
 
 from bayeslora.errors import SettingError
+from bayeslora.inference.base import Run
 from bayeslora.inference.mcmc.chains import ChainSettings
 from bayeslora.passes import Rows
 from bayeslora.program import Program
@@ -54,17 +55,20 @@ class NUTS(ChainSettings):
         if not 0 < self.target_accept < 1:
             raise SettingError(f"target_accept must be between 0 and 1, found {self.target_accept}.")
 
-    def chain(self, program: Program, data: Dataset, progress: bool) -> tuple[dict[str, Tensor], dict[str, float]]:
+    def chain(self, program: Program, data: Dataset, run: Run) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Run one chain; its acceptance rate, divergent transitions and step size come with it."""
         batch, _ = next(Rows.of(program, data, len(data)).batches(program.device))
+        start = init_to_sample
+        if run.start is not None:
+            start = init_to_value(values=program.model.initial(run.sites(program)))
         kernel = mcmc.NUTS(
             lambda: program(batch, len(data)),
             target_accept_prob=self.target_accept,
             max_tree_depth=self.max_tree_depth,
             full_mass=self.dense_mass,
-            init_strategy=init_to_sample,
+            init_strategy=start,
         )
-        with bar(self.name, total=self.warmup + self.draws, show=progress) as shown:
+        with bar(self.name, total=self.warmup + self.draws, show=run.progress) as shown:
             sampler = mcmc.MCMC(
                 kernel,
                 num_samples=self.draws,

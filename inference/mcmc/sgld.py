@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from bayeslora.errors import SettingError, TrainingError
+from bayeslora.inference.base import Run
 from bayeslora.inference.mcmc.chains import ChainSettings
 from bayeslora.inference.mcmc.unconstrained import Unconstrained
 from bayeslora.program import Program
@@ -59,17 +60,18 @@ class SGLD(ChainSettings):
             if getattr(self, name) < 1:
                 raise SettingError(f"{name} must be at least 1, found {getattr(self, name)}.")
 
-    def chain(self, program: Program, data: Dataset, progress: bool) -> tuple[dict[str, Tensor], dict[str, float]]:
+    def chain(self, program: Program, data: Dataset, run: Run) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Run one chain; the mean of log p(y, weights) over the draws comes with it."""
         space = Unconstrained(program)
         spread = space.spread()
-        place = {name: value.requires_grad_() for name, value in space.draw().items()}
+        start = space.draw() if run.start is None else space.at(program.model.initial(run.sites(program)))
+        place = {name: value.requires_grad_() for name, value in start.items()}
         move = self.mover(place, spread)
         batches = _endless(program, data, self.batch_size)
         kept: list[dict[str, Tensor]] = []
         densities: list[float] = []
         steps = (self.warmup + self.draws) * self.thin
-        with bar(self.name, total=steps, show=progress) as shown:
+        with bar(self.name, total=steps, show=run.progress) as shown:
             for step in range(1, steps + 1):
                 with torch.enable_grad():
                     log_joint = space.log_joint(place, next(batches), len(data))

@@ -35,7 +35,11 @@ class Unconstrained:
     def draw(self) -> dict[str, Tensor]:
         """A draw of the prior."""
         nodes = poutine.trace(self.program.prior).get_trace().nodes
-        return {name: each.inv(nodes[name]["value"]).detach() for name, each in self._transforms.items()}
+        return self.at({name: nodes[name]["value"] for name in self._transforms})
+
+    def at(self, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Values of the latent sites, copied."""
+        return {name: each.inv(latents[name]).detach().clone() for name, each in self._transforms.items()}
 
     def spread(self) -> dict[str, float]:
         """Standard deviation of the entries of each site under the prior."""

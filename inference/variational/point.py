@@ -78,7 +78,7 @@ def point_estimate(
     weight_decay: float,
 ) -> VariationalPosterior:
     """Maximise log p(y | weights) + prior_weight log p(weights) over all weights, by AdamW."""
-    guide = make_guide("delta", program.model, program.sites)
+    guide = make_guide("delta", program.model, run.sites(program))
     weights = {
         "params": guide.parameter_groups()["location"],
         "lr": settings.learning_rate,

@@ -74,7 +74,7 @@ class SVI(TrainingSettings):
     def fit(self, program: Program, data: Dataset, run: Run) -> VariationalPosterior:
         """Maximise the ELBO of ``program`` over the guide."""
         with isolated(run.seed, program.device):
-            guide = make_guide(self.guide, program.model, program.sites, self.init_scale)
+            guide = make_guide(self.guide, program.model, run.sites(program), self.init_scale)
         rates = {"location": self.learning_rate, "scale": self.scale_learning_rate}
         groups = [
             {"params": parameters, "lr": rates[name], "weight_decay": 0.0}

@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from scenarios import tiny_program, tiny_rows
+from peft import LoraConfig, get_peft_model
+from scenarios import saved_base, text_program, text_rows, tiny_bert, tiny_program, tiny_rows
+from transformers import BertForSequenceClassification
 
 from bayeslora.errors import PosteriorError, SettingError
 from bayeslora.inference import fit, load
 from bayeslora.inference.mixture import MixturePosterior
 from bayeslora.models import Gaussian
+from bayeslora.observations import Classes
 from bayeslora.program import Program
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -36,10 +39,68 @@ def test_chains_are_the_fits_with_consecutive_seeds(backend: str, tmp_path: Path
         alone = fit(program(), ROWS, backend, seed=3 + number, **settings)
         assert member.record.seed == 3 + number
         for name, value in alone.state().items():
+            # This adapter was not fresh: all members start from it.
             torch.testing.assert_close(member.state()[name], value)
     means = [member.mean()["linear_16x16.A"] for member in posterior.members]
     assert not torch.equal(*means)
     torch.testing.assert_close(posterior.mean()["linear_16x16.A"], (means[0] + means[1]) / 2)
+
+
+def fresh(**lora: Any) -> Program:
+    settings = {"r": 2, "target_modules": "all-linear", "task_type": "SEQ_CLS", **lora}
+    return Program(get_peft_model(tiny_bert(), LoraConfig(**settings)), Classes(3), Gaussian())
+
+
+@pytest.mark.parametrize("init", [True, "gaussian"])
+def test_members_have_initial_matrices_of_their_own_as_peft_draws_them(init: bool | str) -> None:
+    here = fresh(init_lora_weights=init, target_modules=["word_embeddings", "query", "dense"])
+    before = {name: value.clone() for name, value in here.network.state_dict().items()}
+    state = torch.get_rng_state()
+    posterior = fit(here, ROWS, "mle", seed=5, chains=3, epochs=1, learning_rate=1e-9, progress=False)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in here.network.state_dict().items())
+    alone = fit(here, ROWS, "mle", seed=5, epochs=1, learning_rate=1e-9, progress=False)
+    first, second, third = (member.mean() for member in posterior.chains)
+    assert all(torch.equal(value, first[name]) for name, value in alone.mean().items())
+    for site in here.sites:
+        drawn = site.role == ("B" if site.group.startswith("embedding") else "A")
+        one, *others = (mean[site.name] for mean in (first, second, third))
+        for other in others:
+            assert torch.allclose(other, one, atol=1e-6) is not drawn, site.name
+            if drawn:
+                assert float(other.std() / one.std()) == pytest.approx(1, abs=0.25)
+                assert abs(float(torch.cosine_similarity(other.flatten(), one.flatten(), 0))) < 0.25
+        assert torch.allclose(*others, atol=1e-6) is not drawn
+
+
+def test_members_of_an_epoch_of_svi_are_as_far_apart_as_those_of_other_programs(tmp_path: Path) -> None:
+    here = fresh(r=8)
+    posterior = fit(here, ROWS, "svi", chains=2, epochs=1, batch_size=4, progress=False, output_dir=tmp_path / "run")
+    one, two = (member.mean()["linear_16x16.A"].flatten() for member in posterior.chains)
+    assert abs(float(torch.cosine_similarity(one, two, 0))) < 0.1
+    # Each prior is around its own matrices, also after a load.
+    expected, found = posterior.sample(4, seed=1), load(tmp_path / "run", program=here)
+    assert all(torch.equal(value, expected[name]) for name, value in found.sample(4, seed=1).items())
+    for member, loaded in zip(posterior.chains, found.chains, strict=True):
+        draw = member.draw()
+        assert {k: float(v) for k, v in member.log_prior(draw).items()} == {
+            k: float(v) for k, v in loaded.log_prior(draw).items()
+        }
+        centre = member.program.sites[0].initial
+        assert torch.equal(centre, loaded.program.sites[0].initial)
+        assert float((member.mean()["linear_16x16.A"] - centre).std()) < 0.1 * float(centre.std())
+    expected_outputs = posterior.predict(ROWS, draws=4, progress=False).outputs
+    assert torch.equal(found.predict(ROWS, draws=4, progress=False).outputs, expected_outputs)
+
+
+def test_a_head_that_was_drawn_at_random_is_drawn_for_each_member(tmp_path: Path) -> None:
+    base = saved_base(tmp_path / "base")
+    network = BertForSequenceClassification.from_pretrained(base)
+    network.bert.save_pretrained(base)  # without its head
+    posterior = fit(text_program(base), text_rows(), "mle", chains=2, epochs=1, learning_rate=1e-9, progress=False)
+    one, two = (member.mean()["head.classifier.weight"] for member in posterior.chains)
+    assert abs(float(torch.cosine_similarity(one.flatten(), two.flatten(), 0))) < 0.5
+    assert float(two.std() / one.std()) == pytest.approx(1, abs=0.5)
 
 
 @pytest.mark.parametrize("backend", SETTINGS)

@@ -211,6 +211,6 @@ def test_a_head_that_scores_every_token_counts_the_one_that_is_looked_at() -> No
 
 def test_curvature_that_overflows_is_refused() -> None:
     program = tiny()
-    program.weights.write({site.name: site.initial * 1e15 for site in program.sites})
+    program = program.around({site.name: site.initial * 1e15 for site in program.sites})
     with pytest.raises(TrainingError, match="curvature is not finite"):
         given(program, tiny_rows(6))

@@ -24,19 +24,25 @@ from bayeslora.program import Program
 
 def test_a_given_adapter_keeps_its_prediction() -> None:
     program, rows = tiny(), tiny_rows(12)
+    batch = tiny_batch(program, rows)
     with torch.no_grad():
-        before = program.network(**{k: v for k, v in tiny_batch(program, rows).items() if k not in ("labels", "index")})
-    order = tiny_batch(program, rows)["index"]
+        before = program.outputs({site.name: site.initial for site in program.sites}, batch)
     found = given(program, rows).predict(rows, method="mean", progress=False)
-    torch.testing.assert_close(found.logits[0][order], before.logits)
+    torch.testing.assert_close(found.outputs[0][batch["index"]], before)
 
 
-def test_given_are_the_weights_that_the_network_has() -> None:
-    program = tiny()
-    moved = {site.name: site.initial + 1 for site in program.sites}
-    program.weights.write(moved)
-    posterior = given(program, tiny_rows(6))
-    assert all(torch.equal(value, moved[name]) for name, value in posterior.mean().items())
+def test_given_are_the_weights_of_the_program_or_those_to_start_from() -> None:
+    program, rows = tiny(), tiny_rows(6)
+    first = {site.name: site.initial.clone() for site in program.sites}
+    start = fit(program, rows, "map", epochs=4, progress=False)
+    program.weights.write({name: value + 1 for name, value in first.items()})
+    found = given(program, rows).mean()
+    assert all(torch.equal(value, first[name]) for name, value in found.items())
+    around, mean = given(program, rows, start=start), start.mean()
+    assert all(torch.equal(value, mean[name]) for name, value in around.mean().items())
+    assert not torch.equal(mean["linear_16x16.A"], first["linear_16x16.A"])
+    # The prior stays where it was.
+    assert torch.equal(around.prior.roots["linear_16x16.A"], given(program, rows).prior.roots["linear_16x16.A"])
 
 
 @pytest.mark.parametrize("targets", [["query"], ["word_embeddings", "query"]])
@@ -189,5 +195,4 @@ def test_an_adapter_with_one_layer_at_its_start_is_not_fresh() -> None:
     program = awake(tiny_program(Gaussian(sites="both", deviation=0.1)))
     values = {site.name: site.initial.clone() for site in program.sites}
     values["linear_16x16.B"][0] = 0
-    program.weights.centre(values)
-    assert not fit(program, tiny_rows(8), "laplace", tune="none", progress=False).record.history
+    assert not fit(program.around(values), tiny_rows(8), "laplace", tune="none", progress=False).record.history

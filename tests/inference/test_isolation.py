@@ -1,0 +1,87 @@
+"""What is fitted, saved or loaded changes nothing that another fit or posterior sees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scenarios import lora_regression, tiny_program, tiny_rows
+
+from bayeslora.errors import AdapterError
+from bayeslora.inference import BACKENDS, fit, load
+from bayeslora.models import Gaussian
+from bayeslora.posterior import Posterior
+from bayeslora.program import Program
+
+ROWS = tiny_rows(8)
+SETTINGS: dict[str, dict[str, Any]] = {
+    "laplace": {"mode": "given", "tune": "none"},
+    "nuts": {"draws": 4, "warmup": 1, "max_tree_depth": 1},
+    **dict.fromkeys(("sgld", "sghmc"), {"draws": 2, "warmup": 0, "thin": 1}),
+}
+
+
+def fitted(program: Program, backend: str, **settings: Any) -> Posterior:
+    return fit(program, ROWS, backend, progress=False, **(SETTINGS.get(backend, {"epochs": 1}) | settings))
+
+
+def outputs(posterior: Posterior) -> torch.Tensor:
+    return posterior.predict(ROWS, draws=2, progress=False).outputs
+
+
+def program() -> Program:
+    return tiny_program(Gaussian(deviation=0.1), targets=["query"])
+
+
+def test_no_backend_sees_what_another_did(tmp_path: Path) -> None:
+    alone = {backend: outputs(fitted(program(), backend)) for backend in BACKENDS}
+    here = program()
+    network = {name: value.clone() for name, value in here.network.state_dict().items()}
+    posteriors = {}
+    for backend in BACKENDS:
+        posteriors[backend] = fitted(here, backend)
+        assert torch.equal(outputs(posteriors[backend]), alone[backend]), backend
+        posteriors[backend].save(tmp_path / backend)
+    for backend, posterior in posteriors.items():
+        assert torch.equal(outputs(load(tmp_path / backend, program=here)), alone[backend]), backend
+        assert torch.equal(outputs(posterior), alone[backend]), backend
+    assert all(torch.equal(value, network[name]) for name, value in here.network.state_dict().items())
+
+
+def test_saving_puts_the_network_back_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = program()
+    network = {name: value.clone() for name, value in here.network.state_dict().items()}
+    posterior = fitted(here, "mle")
+
+    def failing(*args: Any, **kwargs: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(type(here.network), "save_pretrained", failing)
+    with pytest.raises(OSError, match="no space"):
+        posterior.save(tmp_path / "posterior")
+    assert all(torch.equal(value, network[name]) for name, value in here.network.state_dict().items())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_backend_starts_where_it_is_told(backend: str) -> None:
+    here = program()
+    start = fitted(here, "mle", learning_rate=1e-2, epochs=4)
+    still = {"learning_rate": 1e-9} if backend in ("mle", "map", "svi") else {}
+    still = {"step_size": 1e-12} if backend.startswith("sg") else still
+    if backend == "nuts":
+        still = {"max_tree_depth": 1, "target_accept": 0.99}
+    found, without = (fitted(here, backend, start=given, **still).mean() for given in (start, None))
+    far, near = (
+        float((mean["head.classifier.weight"] - start.mean()["head.classifier.weight"]).norm())
+        for mean in (without, found)
+    )
+    assert near < far if backend == "nuts" else near < 1e-4 < far
+
+
+def test_a_start_of_another_network_is_refused() -> None:
+    other = lora_regression().program
+    start = fit(other, lora_regression().rows, "mle", epochs=1, progress=False)
+    with pytest.raises(AdapterError, match="weights do not fit the network"):
+        fitted(program(), "mle", start=start)
