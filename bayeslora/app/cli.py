@@ -5,6 +5,7 @@ What is heavy is imported inside the commands, so that help comes at once.
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,23 +31,25 @@ from bayeslora.app.options import (
 )
 from bayeslora.app.terminal import explain, metrics_table, new_table, quiet, say, show, show_classes
 from bayeslora.errors import BayesLoraError, SettingError, unknown
+from bayeslora.signals import acted_on
 
 __all__ = ["app", "main"]
 
-FAILED, INTERRUPTED = 2, 130
+FAILED = 2
 
 
 class Commands(TyperGroup):
     """Commands whose expected failures end in one message on standard error."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run a command; exit with 2 on an error that a user can act on and with 130 on Ctrl-C."""
+        """Run a command; exit with 2 on an error that a user can act on and with 128 + n on signal n."""
         ctx.ensure_object(dict)
         try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
+            with acted_on():
+                return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
             say("Interrupted.", ctx.obj.get("resume", str)())
-            ctx.exit(INTERRUPTED)
+            ctx.exit(128 + getattr(stop, "number", signal.SIGINT))
         except (BayesLoraError, OSError) as error:
             if ctx.params.get("debug"):
                 raise

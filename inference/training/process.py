@@ -1,13 +1,11 @@
-"""What training does to the process that it runs in, and puts back: generators, the network's state, Ctrl-C, peaks."""
+"""What training does to the process that it runs in, and puts back: generators, the network's state, peaks."""
 
 from __future__ import annotations
 
 import random
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 
 import numpy as np
 import psutil
@@ -16,7 +14,7 @@ import torch
 from bayeslora.program import Program
 from bayeslora.rng import isolated
 
-__all__ = ["available", "interrupts", "peak", "reset_peak", "restored_generators", "restored_network"]
+__all__ = ["available", "peak", "reset_peak", "restored_generators", "restored_network"]
 
 
 @contextmanager
@@ -44,27 +42,6 @@ def restored_network(program: Program, checkpointing: bool) -> Iterator[None]:
             network.get_base_model().gradient_checkpointing_disable()
         network.train(was_training)
         program.weights.restore()
-
-
-@contextmanager
-def interrupts() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a request to stop after the step; the second one acts at once."""
-    asked = False
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    try:
-        before = signal.signal(signal.SIGINT, ask)
-    except ValueError:  # only the main thread may set handlers
-        yield lambda: False
-        return
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def reset_peak(device: torch.device) -> None:

@@ -1,22 +1,23 @@
 """Minimise a loss over batches with `transformers.Trainer`.
 
 Accumulation, mixed precision, gradient checkpointing, schedules, trackers, resuming and several processes are the
-Trainer's; what stands here is what it lacks: learning rates by group, parts of the bound in the log, a clean stop on
-Ctrl-C, and an end as soon as the loss is not finite.
+Trainer's; what stands here is what it lacks: an objective and an optimiser of any kind, hooks, parts of the loss in the
+log, a clean stop on a signal, and an end as soon as the loss is not finite.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.data import Sampler
 from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -25,17 +26,19 @@ from transformers.trainer_callback import PrinterCallback
 
 from bayeslora.errors import PosteriorError, SettingError, TrainingError, unknown
 from bayeslora.inference.base import Run
+from bayeslora.inference.training.objective import Hook, Objective, Outcome, State
 from bayeslora.inference.training.order import Order
-from bayeslora.inference.training.process import interrupts, peak, reset_peak, restored_generators, restored_network
-from bayeslora.inference.variational.elbo import NegativeELBO
+from bayeslora.inference.training.process import peak, reset_peak, restored_generators
+from bayeslora.passes import Rows
 from bayeslora.progress import bar
 from bayeslora.rng import isolated
+from bayeslora.signals import noted, stop
 from bayeslora.store import CHECKPOINTS, is_main_process, last_checkpoint, seconds_before
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["SCHEDULES", "Outcome", "TrainingSettings", "train"]
+__all__ = ["SCHEDULES", "TrainingSettings", "train"]
 
 #: Schedules of transformers that need no more than a name.
 SCHEDULES = (
@@ -104,48 +107,36 @@ class TrainingSettings:
             raise SettingError(f"warmup is a part of all steps, from 0 to below 1; found {self.warmup}.")
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What training has taken and logged so far, the parts before a resumption included (but for the peak)."""
-
-    seconds: float
-    peak_memory_bytes: int
-    history: list[dict[str, float]]
-
-
 def train(
-    loss: NegativeELBO,
-    groups: list[dict[str, Any]],
-    data: Dataset,
+    objective: Objective,
+    optimiser: Optimizer,
+    rows: Rows,
     settings: TrainingSettings,
     run: Run,
-    *,
-    kl_weight: Callable[[float], float],
-    save: Callable[[Outcome], None],
+    hooks: Sequence[Hook] = (),
 ) -> Outcome:
-    """Minimise ``loss`` over ``data``.
+    """Minimise an objective over rows.
 
     Args:
-        loss: maps a batch to a scalar loss per example.
-        groups: AdamW's parameter groups.
-        data: tokenised rows.
+        objective: maps a batch to a scalar loss per example.
+        optimiser: any of torch's kind over the objective's parameters. Forward and backward of each batch happen within
+            its ``context()``, if it has such a method.
+        rows: training rows, and what makes a batch of them.
         settings: of the optimisation.
         run: seed, output folder, resume.
-        kl_weight: Kullback-Leibler weight as a function of the part of training done, from 0 to 1.
-        save: called with the outcome so far at each checkpoint and at a stop, if there is an output folder.
+        hooks: called in their order.
 
     Raises:
         TrainingError: the loss became infinite or not a number; the last checkpoint stays.
-        KeyboardInterrupt: after Ctrl-C, once the step is done and its checkpoint written.
+        KeyboardInterrupt: after Ctrl-C or another signal to stop, once the step is done and its checkpoint written.
     """
     with ExitStack() as stack:
         arguments = _arguments(settings, run, stack.enter_context(_scratch(run)))
         stack.enter_context(restored_generators(arguments.device))
-        stack.enter_context(restored_network(loss.program, settings.gradient_checkpointing))
-        interrupted = stack.enter_context(interrupts())
-        loss.to(arguments.device)
+        asked = stack.enter_context(noted())
+        objective.to(arguments.device)
         rows_a_step = settings.batch_size * settings.gradient_accumulation_steps
-        order = Order(data, rows_a_step, run.seed, settings.group_by_length)
+        order = Order(rows.dataset, rows_a_step, run.seed, settings.group_by_length)
         progress = stack.enter_context(bar("fit", show=run.progress and is_main_process()))
         before = seconds_before(run.output_dir) if run.output_dir and run.resume else 0.0
 
@@ -153,26 +144,24 @@ def train(
             seconds = before + time.perf_counter() - start
             return Outcome(seconds, peak(arguments.device), list(trainer.state.log_history))
 
-        save_now = (lambda: save(outcome())) if run.output_dir else None
-        steps = _Steps(loss, order, kl_weight, interrupted, progress, save_now)
         trainer = _Trainer(
-            model=loss,
+            model=objective,
             args=arguments,
-            train_dataset=data,
-            data_collator=loss.program.observation.collator(loss.program.padding),
-            optimizers=(torch.optim.AdamW(groups, lr=settings.learning_rate), None),
-            callbacks=[steps],
+            train_dataset=rows.dataset,
+            data_collator=rows.collate,
+            optimizers=(optimiser, None),
         )
         trainer.order = order
+        trainer.around = getattr(optimiser, "context", nullcontext)
         trainer.remove_callback(PrinterCallback)
+        steps = _Steps(trainer, hooks, asked, progress, outcome)
+        trainer.add_callback(steps)
         reset_peak(arguments.device)
         start = time.perf_counter()
         trainer.train(resume_from_checkpoint=_checkpoint(run) if run.resume else None)
-        if hasattr(trainer, "last_batch"):  # not if a finished fit was resumed
-            trainer.check()
         done = outcome()
-    if steps.stopped:
-        raise KeyboardInterrupt
+    if steps.stopped is not None:
+        stop(steps.stopped)
     return done
 
 
@@ -180,6 +169,7 @@ class _Trainer(Trainer):
     """The Trainer for a module that returns its loss."""
 
     order: Order
+    around: Callable[[], AbstractContextManager[Any]]
     last_batch: dict[str, Tensor]
 
     def compute_loss(
@@ -195,9 +185,8 @@ class _Trainer(Trainer):
         Raises:
             TrainingError: they do not.
         """
-        objective: NegativeELBO = self.accelerator.unwrap_model(self.model)
-        with torch.no_grad(), isolated(0, objective.program.device):
-            loss = objective(self.last_batch)
+        with torch.no_grad(), isolated(0, self.args.device):
+            loss = self.model(self.last_batch)
         self._refuse(loss, f"after step {self.state.global_step}")
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
@@ -213,67 +202,82 @@ class _Trainer(Trainer):
             )
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        loss: Tensor = super().training_step(*args, **kwargs)
+        with self.around():
+            loss: Tensor = super().training_step(*args, **kwargs)
         # Before the optimiser's step, so that the weights of the last good step are kept.
         self._refuse(loss, f"at step {self.state.global_step + 1}")
         return loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        if "loss" in logs:
-            objective: NegativeELBO = self.accelerator.unwrap_model(self.model)
-            logs = {**logs, **objective.parts(), "kl_weight": objective.kl_weight}
-        super().log(logs, *args, **kwargs)
+        parts = self.model.parts() if "loss" in logs else {}
+        super().log({**logs, **parts}, *args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
         return self.order
 
 
 class _Steps(TrainerCallback):
-    """What happens between steps: the KL weight moves on, Ctrl-C is heeded, checkpoints get a posterior beside them."""
+    """What happens between steps: hooks are called, and signals heeded."""
 
     def __init__(
         self,
-        loss: NegativeELBO,
-        order: Order,
-        kl_weight: Callable[[float], float],
-        interrupted: Callable[[], bool],
+        trainer: _Trainer,
+        hooks: Sequence[Hook],
+        asked: Callable[[], int | None],
         progress: tqdm,
-        save: Callable[[], None] | None,
+        outcome: Callable[[], Outcome],
     ) -> None:
-        self.loss = loss
-        self.order = order
-        self.kl_weight = kl_weight
-        self.interrupted = interrupted
+        self.trainer = trainer
+        self.hooks = hooks
+        self.asked = asked
         self.progress = progress
-        self.save = save
-        self.stopped = False
+        self.outcome = outcome
+        #: The signal that training was stopped by.
+        self.stopped: int | None = None
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.order.epoch = int(state.epoch or 0)
+        self.trainer.order.epoch = int(state.epoch or 0)
         self.progress.total = state.max_steps
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.loss.kl_weight = self.kl_weight((state.global_step + 1) / state.max_steps)
-        self.loss.keep_parts = (state.global_step + 1) % args.logging_steps == 0
+        self.trainer.model.keep_parts = (state.global_step + 1) % args.logging_steps == 0
+        for hook in self.hooks:
+            hook.before_step(_state(state))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.progress.update(state.global_step - self.progress.n)
-        if self.interrupted() and state.global_step < state.max_steps:
-            self.stopped = True
+        for hook in self.hooks:
+            hook.on_step(_state(state))
+        if (number := self.asked()) is not None and state.global_step < state.max_steps:
+            self.stopped = number
             control.should_training_stop = True
-            control.should_save = self.save is not None
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        now = _state(state)
+        if now.epoch.is_integer() or now.step == now.steps:  # else it was stopped, and is gone on with later
+            for hook in self.hooks:
+                hook.on_epoch(now)
+        if args.save_strategy == "no":
+            self.trainer.check()
+            self.on_save(args, state, control)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.save is not None and state.is_world_process_zero:
-            self.save()
+        for hook in self.hooks:
+            hook.on_checkpoint(self.outcome())
+
+
+def _state(state: TrainerState) -> State:
+    return State(state.global_step, state.max_steps, float(state.epoch or 0))
 
 
 def _arguments(settings: TrainingSettings, run: Run, folder: Path) -> TrainingArguments:
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch_size,
@@ -294,6 +298,10 @@ def _arguments(settings: TrainingSettings, run: Run, folder: Path) -> TrainingAr
         disable_tqdm=True,  # its bar prints the log as well
         seed=run.seed,
     )
+    # On several GPUs one process would train copies of the objective, whose weights are not where the network reads
+    # them. A process takes one GPU; a launcher starts one process for each.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
 
 
 def _checkpoint(run: Run) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pyro.distributions as dist
@@ -16,9 +17,10 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from bayeslora.errors import SettingError, unknown
+from bayeslora.inference.training.objective import Hook, Objective, State
 from bayeslora.program import Program
 
-__all__ = ["ELBOS", "NegativeELBO", "bound"]
+__all__ = ["ELBOS", "KLWarmup", "NegativeELBO", "bound"]
 
 
 class _Remembered(ELBO):
@@ -106,7 +108,7 @@ def bound(name: str, particles: int) -> ELBO:
     return ELBOS[name](num_particles=particles)
 
 
-class NegativeELBO(nn.Module):
+class NegativeELBO(Objective):
     """Loss of stochastic variational inference: the negative bound of a batch, scaled to N examples, divided by N.
 
     The parameters that learn are the guide's alone, and so is the state that is saved: the network is frozen.
@@ -116,16 +118,16 @@ class NegativeELBO(nn.Module):
         guide: the variational distribution.
         elbo: a bound of `ELBOS`.
         size: number of training examples N.
+        kl_weight: of the latent sites; 1 is Bayes' rule.
     """
 
-    def __init__(self, program: Program, guide: nn.Module, elbo: ELBO, size: int) -> None:
+    def __init__(self, program: Program, guide: nn.Module, elbo: ELBO, size: int, kl_weight: float = 1.0) -> None:
         super().__init__()
         self.program = program
         self.guide = guide
         self.elbo = elbo
         self.size = size
-        self.kl_weight = 1.0
-        self.keep_parts = True
+        self.kl_weight = kl_weight
         self._parts: dict[str, Tensor] = {}
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -153,9 +155,9 @@ class NegativeELBO(nn.Module):
         """The parts of the last bound in nats an example, from the last draw of the weights that it took.
 
         ``log_likelihood``, ``kl/SITE``, ``factor/NAME`` of the prior, and ``kl/auxiliary``: an autoguide keeps the
-        entropy of all its sites there.
+        entropy of all its sites there. ``kl_weight`` is what the divergences were weighted by.
         """
-        return {name: float(value) / self.size for name, value in self._parts.items()}
+        return {name: float(value) / self.size for name, value in self._parts.items()} | {"kl_weight": self.kl_weight}
 
     def _measure(self, p: Trace, q: Trace) -> dict[str, Tensor]:
         with torch.no_grad():
@@ -179,6 +181,19 @@ class NegativeELBO(nn.Module):
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load what `state_dict` gave: all of it, since a part would be no point of the same run."""
         return self.guide.load_state_dict(state_dict, strict=True, assign=assign)
+
+
+@dataclass(frozen=True)
+class KLWarmup(Hook):
+    """The Kullback-Leibler weight rises linearly from zero to ``weight`` in the first ``part`` of all steps."""
+
+    objective: NegativeELBO
+    weight: float
+    part: float
+
+    def before_step(self, state: State) -> None:
+        """Set the weight of the step."""
+        self.objective.kl_weight = self.weight * min(1.0, (state.step + 1) / state.steps / self.part)
 
 
 class _weighted_latents(poutine.messenger.Messenger):

@@ -93,5 +93,4 @@ def point_estimate(
         groups=[weights],
         elbo=bound("mean-field", particles=1),
         temperature=prior_weight,
-        kl_weight=lambda done: prior_weight,
     )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -13,13 +13,16 @@ from torch import Tensor
 
 from bayeslora.errors import PosteriorError
 from bayeslora.inference.base import Run
-from bayeslora.inference.training.trainer import Outcome, TrainingSettings, train
-from bayeslora.inference.variational.elbo import NegativeELBO
+from bayeslora.inference.training.objective import Hook, Outcome
+from bayeslora.inference.training.process import restored_network
+from bayeslora.inference.training.trainer import TrainingSettings, train
+from bayeslora.inference.variational.elbo import KLWarmup, NegativeELBO
 from bayeslora.models.guides.auto import make_guide
 from bayeslora.models.guides.base import Guide
+from bayeslora.passes import Rows
 from bayeslora.posterior import Posterior, Record
 from bayeslora.program import Program
-from bayeslora.store import POSTERIOR
+from bayeslora.store import POSTERIOR, is_main_process
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -108,7 +111,7 @@ def optimise(
     groups: list[dict[str, Any]],
     elbo: ELBO,
     temperature: float,
-    kl_weight: Callable[[float], float],
+    kl_warmup: float = 0.0,
 ) -> VariationalPosterior:
     """Train a guide, leaving a posterior in the run's folder at every checkpoint.
 
@@ -120,33 +123,45 @@ def optimise(
         run: seed, output folder, resume.
         groups: AdamW's parameter groups.
         elbo: the bound to maximise.
-        temperature: weight of the latent sites that the posterior is of; 0 is maximum likelihood.
-        kl_weight: that weight as a function of the part of training done, from 0 to 1.
+        temperature: weight of the latent sites; 0 is maximum likelihood.
+        kl_warmup: part of all steps in which that weight rises linearly from zero.
 
     Raises:
         TrainingError: the loss became infinite or not a number.
     """
-    loss = NegativeELBO(program, guide, elbo, len(data))
+    objective = NegativeELBO(program, guide, elbo, len(data), temperature)
     record = run.record(settings.name, asdict(settings), len(data), temperature, guide.point_sites)
-    posterior = VariationalPosterior(program, record, guide)
+    kept = _Kept(VariationalPosterior(program, record, guide), run)
+    warmup = [KLWarmup(objective, temperature, kl_warmup)] if kl_warmup else []
+    optimiser = torch.optim.AdamW(groups, lr=settings.learning_rate)
+    with restored_network(program, settings.gradient_checkpointing):
+        kept.describe(train(objective, optimiser, Rows.of(program, data), settings, run, [*warmup, kept]))
+    kept.posterior.record = replace(kept.posterior.record, finished=True)
+    return kept.posterior
 
-    learned = sum(value.numel() for value in guide.parameters() if value.requires_grad)
-    plain = sum(site.initial.numel() for site in program.sites)
 
-    def report(outcome: Outcome) -> None:
+@dataclass(frozen=True)
+class _Kept(Hook):
+    """The posterior that a guide is to become, saved in the run's folder at every checkpoint."""
+
+    posterior: VariationalPosterior
+    run: Run
+
+    def on_checkpoint(self, outcome: Outcome) -> None:
+        """Save it."""
+        self.describe(outcome)
+        if self.run.output_dir is not None and is_main_process():
+            self.posterior.save(self.run.output_dir / POSTERIOR)
+
+    def describe(self, outcome: Outcome) -> None:
+        """Put what training took and logged into the record."""
+        posterior = self.posterior
+        learned = sum(value.numel() for value in posterior.guide.parameters() if value.requires_grad)
+        plain = sum(site.initial.numel() for site in posterior.program.sites)
         cost = {
             "seconds": outcome.seconds,
             "peak_memory_bytes": float(outcome.peak_memory_bytes),
             "parameters": float(learned),
             "extra_parameters": float(learned - plain),
         }
-        posterior.record = replace(record, cost=cost, history=outcome.history)
-
-    def save(outcome: Outcome) -> None:
-        report(outcome)
-        if run.output_dir is not None:
-            posterior.save(run.output_dir / POSTERIOR)
-
-    report(train(loss, groups, data, settings, run, kl_weight=kl_weight, save=save))
-    posterior.record = replace(posterior.record, finished=True)
-    return posterior
+        posterior.record = replace(posterior.record, cost=cost, history=outcome.history)

@@ -90,8 +90,5 @@ class SVI(TrainingSettings):
             groups=groups,
             elbo=bound(self.elbo, self.particles),
             temperature=self.temperature,
-            kl_weight=self._kl_weight,
+            kl_warmup=self.kl_warmup,
         )
-
-    def _kl_weight(self, done: float) -> float:
-        return self.temperature * (min(1.0, done / self.kl_warmup) if self.kl_warmup else 1.0)
