@@ -95,8 +95,6 @@ class Classification(Kind):
         for split, rows in splits.items():
             if not spec.labels or hasattr(rows.features.get(spec.label), "names"):
                 spec = replace(spec, labels=infer_classes(rows, spec.label, split))
-            if spec.labels:
-                break
         return spec.labels
 
     def fits(self, spec: TaskSpec, other: TaskSpec) -> bool:

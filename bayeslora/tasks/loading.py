@@ -273,14 +273,12 @@ def _complete(spec: TaskSpec, data: Mapping[str, Dataset], given: Mapping[str, A
         if role in given and given[role] not in data:
             raise TaskError(unknown(f"split of task '{spec.name}'", given[role], data))
     if spec.validation not in data:
-        others = (name for name in VALIDATION if name in data and name != spec.train)
+        others = (name for name in (*VALIDATION, spec.test) if name in data and name != spec.train)
         spec = replace(spec, validation=next(others, None))
     if "labels" not in given:
         named = (spec.train, spec.validation, spec.test)
         rows = {name: data[name] for name in named if name and name in data and len(data[name])}
-        spec = replace(spec, labels=spec.rules.classes(spec, rows))
-    if spec.validation is None and spec.test and spec.test in data and Split(data[spec.test], spec, spec.test).labelled:
-        spec = replace(spec, validation=spec.test)
+        return replace(spec, labels=spec.rules.classes(spec, rows))
     return spec
 
 

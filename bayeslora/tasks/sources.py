@@ -125,8 +125,8 @@ def from_data(
         return data.with_format(None)
     if isinstance(data, pd.DataFrame):
         data = data.rename(columns=str)
-        data = data[_wanted(origin, list(data.columns), columns, optional) or list(data.columns)].astype(object)
-        return from_rows(data.where(data.notna(), None).to_dict("records"), columns, optional, origin)
+        data = data[_wanted(origin, list(data.columns), columns, optional) or list(data.columns)]
+        return from_rows(data.to_dict("records"), columns, optional, origin)
     if not isinstance(data, str | bytes | Mapping) and isinstance(data, Iterable):
         rows = list(data)
         if all(isinstance(row, Mapping) for row in rows):

@@ -104,6 +104,14 @@ def test_missing_numbers_of_a_dataframe_are_no_labels() -> None:
     assert load_task(frame[:2]).train.labels().tolist() == [0, 1]
 
 
+@pytest.mark.parametrize("missing", [None, float("nan"), pd.NA])
+def test_missing_texts_in_memory(missing: Any) -> None:
+    rows = [{"text": "a", "label": 0}, {"text": missing, "label": 1}]
+    for data in (rows, pd.DataFrame(rows)):
+        with pytest.raises(DataError, match="Row 1 of split 'train' has no value in column 'text'"):
+            load_task(data)
+
+
 @pytest.mark.parametrize("data", [3, {"text": ["a"], "label": [0]}, [["a", 0]]])
 def test_data_in_memory_that_are_no_rows(data: Any) -> None:
     with pytest.raises((DataError, TaskError), match="Expected rows, found|no splits|Unknown split"):
