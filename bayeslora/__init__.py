@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from bayeslora.app.comparison import compare
     from bayeslora.app.config import RunConfig
     from bayeslora.inference import fit, load
+    from bayeslora.networks import NetworkSettings
     from bayeslora.posterior import Posterior
     from bayeslora.predict.prediction import Prediction
     from bayeslora.program import Program
@@ -19,6 +20,7 @@ __version__ = "0.1.0"
 
 #: Public names and where they are; each is imported when it is first used, so that importing the package is quick.
 _HOMES = {
+    "NetworkSettings": "bayeslora.networks",
     "Posterior": "bayeslora.posterior",
     "Prediction": "bayeslora.predict.prediction",
     "Program": "bayeslora.program",
@@ -34,6 +36,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "NetworkSettings",
     "Posterior",
     "Prediction",
     "Program",

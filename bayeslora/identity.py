@@ -16,7 +16,7 @@ from bayeslora.settings import differing
 if TYPE_CHECKING:
     from bayeslora.program import Program
 
-__all__ = ["configuration", "describe", "differences", "fingerprint"]
+__all__ = ["adapter_settings", "configuration", "describe", "differences", "fingerprint", "in_common"]
 
 #: What a configuration says of where and how it was loaded, or of its labels, rather than of the network.
 VOLATILE = frozenset(
@@ -26,6 +26,16 @@ VOLATILE = frozenset(
         "_attn_implementation", "_attn_implementation_internal", "quantization_config",
     }
 )  # fmt: skip
+#: What an adapter's configuration says of where it came from.
+PLACES = (
+    "auto_mapping",
+    "base_model_name_or_path",
+    "inference_mode",
+    "peft_type",
+    "peft_version",
+    "revision",
+    "task_type",
+)
 #: Values of each frozen tensor that its fingerprint looks at.
 SAMPLE = 32
 
@@ -33,14 +43,16 @@ SAMPLE = 32
 def describe(program: Program) -> dict[str, Any]:
     """What tells a program from others, as plain data: network, LoRA, Pyro model, observation, task, lengths."""
     network, encoder = program.network.get_base_model(), program.encoder
+    adapter = program.network.peft_config[program.weights.name]
     found = {
         "base": asdict(program.base),
         "configuration": configuration(network),
         "frozen": fingerprint(program),
-        "lora": program.weights.described(),
+        "lora": program.weights.described() | adapter_settings(adapter.to_dict()),
         "model": {"name": program.model.name, "settings": asdict(program.model)},
         "observation": program.observation.to_dict(),
         "spec": None if encoder is None else encoder.spec.to_dict(),
+        "labels": None if encoder is None else encoder.labels,
         "max_length": None if encoder is None else encoder.max_length,
     }
     plain: dict[str, Any] = json.loads(json.dumps(found, default=str))
@@ -50,15 +62,30 @@ def describe(program: Program) -> dict[str, Any]:
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any], names: tuple[str, ...]) -> list[str]:
     """Entries in which two descriptions differ, each as "name: value and value".
 
-    Of the network's configuration those are compared that both have: a newer library may know of more.
+    Of the configurations of network and adapter those are compared that both have: a newer library may know of more.
     """
     there, here = ({name: each[name] for name in names} for each in (saved, now))
-    if "configuration" in names:
-        known = there["configuration"].keys() & here["configuration"].keys()
-        there, here = (
-            each | {"configuration": {name: each["configuration"][name] for name in known}} for each in (there, here)
-        )
+    for name in {"configuration", "lora"}.intersection(names):
+        there[name], here[name] = in_common(there[name], here[name]), in_common(here[name], there[name])
     return differing(there, here)
+
+
+def in_common(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Entries of a mapping that another one has, too."""
+    both = {key: (value, other[key]) for key, value in one.items() if key in other}
+    return {
+        key: in_common(*values) if all(isinstance(value, Mapping) for value in values) else values[0]
+        for key, values in both.items()
+    }
+
+
+def adapter_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What PEFT's configuration says of an adapter, wherever it came from; its lists of names are sets."""
+    return {
+        key: sorted(set(value)) if isinstance(value, list | set) and all(isinstance(x, str) for x in value) else value
+        for key, value in config.items()
+        if key not in PLACES
+    }
 
 
 def configuration(network: nn.Module) -> dict[str, Any]:
@@ -79,8 +106,7 @@ def fingerprint(program: Program) -> str:
     for name, value in _frozen(program):
         found.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
         flat = value.detach().reshape(-1)
-        places = torch.linspace(0, max(0, flat.numel() - 1), min(SAMPLE, flat.numel()), device=flat.device).long()
-        samples.append(flat[places].float())
+        samples.append(flat[:: max(1, len(flat) // SAMPLE)][:SAMPLE].float())
     if samples:
         found.update(torch.cat([each.cpu() for each in samples]).numpy().tobytes())
     return found.hexdigest()[:16]
@@ -88,6 +114,6 @@ def fingerprint(program: Program) -> str:
 
 def _frozen(program: Program) -> Iterator[tuple[str, Tensor]]:
     own = {id(slot.parameter) for site in program.sites for slot in program.weights.slots(site.name)}
-    for name, value in (*program.network.named_parameters(), *program.network.named_buffers()):
-        if id(value) not in own and ".original_module." not in name:
+    for name, value in program.network.state_dict(keep_vars=True).items():
+        if isinstance(value, Tensor) and id(value) not in own and ".original_module." not in name:
             yield name, value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +23,17 @@ if TYPE_CHECKING:
     from bayeslora.observations import Observation
     from bayeslora.tasks import TaskSpec
 
-__all__ = ["Base", "NetworkSettings", "adapt", "load_adapter", "load_base", "numbered_from_mask", "positions"]
+__all__ = [
+    "Base",
+    "NetworkSettings",
+    "adapt",
+    "load_adapter",
+    "load_base",
+    "named_classes",
+    "numbered_from_mask",
+    "positions",
+    "vocabulary",
+]
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,8 @@ class NetworkSettings:
     def __post_init__(self) -> None:
         if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
             raise SettingError(f"dtype is '{self.dtype}', expected one of torch's, such as float32 or bfloat16.")
+        if self.quantisation not in (None, "4bit", "8bit"):
+            raise SettingError(f"quantisation is '{self.quantisation}', expected 4bit, 8bit or none.")
 
     @classmethod
     def of(cls, network: nn.Module) -> NetworkSettings:
@@ -65,7 +78,11 @@ class NetworkSettings:
         if self.quantisation is not None:
             from transformers import BitsAndBytesConfig
 
-            found["quantization_config"] = BitsAndBytesConfig(**{f"load_in_{self.quantisation}": True})
+            found["quantization_config"] = BitsAndBytesConfig(
+                load_in_4bit=self.quantisation == "4bit",
+                load_in_8bit=self.quantisation == "8bit",
+                bnb_4bit_compute_dtype=found["dtype"],
+            )
         if self.attention is not None:
             found["attn_implementation"] = self.attention
         if self.device_map is not None:
@@ -74,11 +91,21 @@ class NetworkSettings:
 
 
 class Base(NamedTuple):
-    """A base network, its tokenizer, and those of its weights that its files lack, so that they were drawn."""
+    """A base network as it was loaded.
+
+    Attributes:
+        network: with the head that a task needs.
+        tokenizer: of the network.
+        drawn: those of its weights that its files lack.
+        resized: names of those among them that the files have for another number of classes.
+        labels: names of the classes of a trained head; empty if the files have none, or do not name them.
+    """
 
     network: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     drawn: dict[str, nn.Parameter]
+    resized: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
 
 
 def load_base(
@@ -99,43 +126,97 @@ def load_base(
         drawn: values of weights that the network's files lack, in place of random ones.
 
     Raises:
-        AdapterError: transformers has no head of that kind for the network, or ``drawn`` does not fit it.
+        AdapterError: there is no such network, transformers has no head of that kind for it, or ``drawn`` does not fit.
     """
     import transformers
 
-    with _quietly():
-        read = transformers.AutoTokenizer.from_pretrained(settings.path if tokenizer is None else tokenizer)
-        if read.pad_token is None:
-            read.pad_token = read.eos_token
-        kind: Any = getattr(transformers, observation.network)
-        config = transformers.AutoConfig.from_pretrained(settings.path, **observation.head(spec))
-        if type(config) not in kind._model_mapping:
-            raise AdapterError(
-                f"transformers has no {observation.network.removeprefix('AutoModelFor')} for '{settings.name}' "
-                f"({config.model_type}), which a task of the kind '{spec.kind}' needs: choose an encoder, or a task of "
-                "another kind."
-            )
-        # A head for another number of classes is replaced by one that is drawn, as is a head that is not there.
-        arguments = settings.arguments() | {"output_loading_info": True, "ignore_mismatched_sizes": True}
-        base, found = kind.from_pretrained(settings.path, config=config, **arguments)
+    kind: Any = getattr(transformers, observation.network)
+    try:
+        with _quietly():
+            read = transformers.AutoTokenizer.from_pretrained(settings.path if tokenizer is None else tokenizer)
+            labels = _label_names(transformers.PreTrainedConfig.get_config_dict(settings.path)[0].get("id2label"))
+            config = transformers.AutoConfig.from_pretrained(settings.path, **observation.head(spec))
+            _check_kind(settings.name, config, kind, observation)
+            # A head for another number of classes is replaced by one that is drawn, as is a head that is not there.
+            arguments = settings.arguments() | {"output_loading_info": True, "ignore_mismatched_sizes": True}
+            base, found = kind.from_pretrained(settings.path, config=config, **arguments)
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        raise AdapterError(f"The base network '{settings.name}' cannot be loaded: {error}") from error
+    if read.pad_token is None:
+        read.pad_token = read.eos_token
     base.config.pad_token_id = read.pad_token_id
-    missing = {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
+    resized = tuple(sorted(key for key, *_ in found["mismatched_keys"]))
+    heads = tuple(f"{module}." for module in observation.trained_in_full(base))
+    others = [name for name in resized if not name.startswith(heads)]
+    if others:
+        raise AdapterError(
+            f"The files of '{settings.name}' do not fit its configuration: '{others[0]}' has another shape there."
+        )
+    missing = {*found["missing_keys"], *resized}
     random = {name: value for name, value in base.named_parameters() if name in missing}
     for name, value in (drawn or {}).items():
         if name not in random or random[name].shape != value.shape:
             raise AdapterError(f"'{settings.name}' has '{name}' already, or in another shape: it is another network.")
         random[name].data.copy_(value)
-    if any(found["mismatched_keys"]):
-        _warn_of_head(settings.name, sorted(key for key, *_ in found["mismatched_keys"]))
-    return Base(base, read, random)
+    return Base(base, read, random, resized, () if any(name.startswith(heads) for name in random) else labels)
 
 
-def _warn_of_head(name: str, keys: list[str]) -> None:
-    warnings.warn(
-        f"'{name}' has a head of another size ({', '.join(keys)}): it is replaced by one that is drawn at random and "
-        "trained.",
-        stacklevel=4,
-    )
+def _check_kind(name: str, config: Any, kind: Any, observation: Observation) -> None:
+    if type(config) not in kind._model_mapping:
+        raise AdapterError(
+            f"transformers has no {observation.network.removeprefix('AutoModelFor')} for '{name}' "
+            f"({config.model_type}), which a task of the kind '{observation.kind}' needs: choose an encoder, or a task "
+            "of another kind."
+        )
+
+
+def _label_names(id2label: Mapping[Any, str] | None) -> tuple[str, ...]:
+    """Names of the classes that a configuration gives; none if transformers made them up."""
+    names = tuple(str(name) for _, name in sorted((id2label or {}).items(), key=lambda item: int(item[0])))
+    return () if all(name == f"LABEL_{number}" for number, name in enumerate(names)) else names
+
+
+def named_classes(
+    base: Base, observation: Observation, spec: TaskSpec, adapter: str | Path | None = None
+) -> tuple[str, ...]:
+    """Names of a task's classes in the order of the network's outputs; its configuration gives them, too.
+
+    A base network with a trained head knows the order, and so does an adapter with a ``config.json`` in its folder.
+
+    Raises:
+        AdapterError: the adapter has other classes than the task.
+    """
+    if "id2label" not in observation.head(spec):  # outputs that are no classes
+        return spec.labels
+    name, own = base.network.config.name_or_path, () if adapter is None else _labels_at(Path(adapter))
+    known = own or base.labels
+    labels = known if sorted(known) == sorted(spec.labels) else spec.labels
+    numbers = tuple(str(number) for number in range(len(spec.labels)))  # which are names that say nothing
+    if own and own != labels and spec.labels != numbers:
+        raise AdapterError(
+            f"The adapter '{adapter}' is for the classes ({', '.join(own)}), and task '{spec.name}' has "
+            f"({', '.join(spec.labels)}). Name the task's classes as the adapter does: labels={list(own)} (in a shell "
+            f"--set task.labels={','.join(own)})."
+        )
+    if adapter is None and base.resized:
+        _say(
+            f"'{name}' has a head of another size ({', '.join(base.resized)}): it is replaced by one that is drawn at "
+            "random and trained."
+        )
+    elif known and known != labels and spec.labels != numbers:
+        _say(f"The head of '{name}' is for ({', '.join(known)}): it is taken as it is for ({', '.join(spec.labels)}).")
+    base.network.config.id2label = dict(enumerate(labels))
+    base.network.config.label2id = {label: number for number, label in enumerate(labels)}
+    return labels
+
+
+def _labels_at(folder: Path) -> tuple[str, ...]:
+    path = folder / "config.json"
+    return _label_names(json.loads(path.read_text(encoding="utf-8")).get("id2label")) if path.is_file() else ()
+
+
+def _say(message: str) -> None:
+    warnings.warn(message, stacklevel=4)
 
 
 def positions(network: nn.Module) -> int | None:
@@ -144,6 +225,14 @@ def positions(network: nn.Module) -> int | None:
     if not isinstance(found, int) or found < 1:  # XLNet says -1
         return None
     return found - _offset(network)
+
+
+def vocabulary(network: nn.Module) -> int | None:
+    """Number of tokens that a network has an embedding for, where that can be known."""
+    try:
+        return int(network.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):
+        return None
 
 
 def numbered_from_mask(network: nn.Module) -> bool:

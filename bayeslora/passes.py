@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from bayeslora.errors import DataError
+from bayeslora.networks import vocabulary
 from bayeslora.observations import Observation, batches, encode, is_tokenised
 from bayeslora.observations.batches import Batch, Collator
+from bayeslora.observations.encoding import check_tokens
 from bayeslora.program import Program
 from bayeslora.progress import track
 from bayeslora.tasks import Split, Task, check_compatible, rows_of
@@ -57,7 +59,8 @@ class Rows:
             progress: show a bar.
 
         Raises:
-            DataError: there are no rows, or raw text and no encoder to turn it into tokens.
+            DataError: there are no rows, raw text and no encoder to turn it into tokens, or tokens that the network
+                does not know.
             TaskError: the rows are of a task with other classes.
         """
         spec = None if program.encoder is None else program.encoder.spec
@@ -72,8 +75,10 @@ class Rows:
             spec = data.spec
         observation = program.observation if spec is None else program.observation.for_rows(spec)
         collate = observation.collator(program.padding)
-        names = () if spec is None else spec.labels
-        return cls(encode(data, observation, program.encoder), observation, collate, names, batch_size, progress)
+        names = () if spec is None or program.encoder is None else program.encoder.names(spec)
+        rows = encode(data, observation, program.encoder)
+        check_tokens(rows, vocabulary(program.network.get_base_model()))
+        return cls(rows, observation, collate, names, batch_size, progress)
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -18,7 +18,15 @@ from torch import Tensor, nn
 
 from bayeslora.errors import AdapterError
 from bayeslora.models import MonteCLoRA, WeightModel
-from bayeslora.networks import NetworkSettings, adapt, load_adapter, load_base, numbered_from_mask, positions
+from bayeslora.networks import (
+    NetworkSettings,
+    adapt,
+    load_adapter,
+    load_base,
+    named_classes,
+    numbered_from_mask,
+    positions,
+)
 from bayeslora.observations import Encoder, Observation, Padding, of_task
 from bayeslora.store import adapter_at
 from bayeslora.weights import Site, Weights
@@ -106,12 +114,12 @@ class Program(nn.Module):
             torch.manual_seed(seed)
             observation = of_task(task.spec)
             loaded = load_base(settings, observation, task.spec)
+            folder = None if adapter is None else adapter_at(adapter)
+            labels = named_classes(loaded, observation, task.spec, folder)
             network = (
-                adapt(loaded.network, observation, lora)
-                if adapter is None
-                else load_adapter(loaded.network, adapter_at(adapter))
+                adapt(loaded.network, observation, lora) if folder is None else load_adapter(loaded.network, folder)
             )
-        encoder = Encoder(loaded.tokenizer, task.spec, max_length=max_length, limit=positions(loaded.network))
+        encoder = Encoder(loaded.tokenizer, task.spec, max_length, positions(loaded.network), labels)
         program = cls(network, observation, model, encoder=encoder, base=settings, drawn=loaded.drawn)
         if adapter is None:
             heads = [site for site in program.sites if site.role == "head"]
@@ -164,7 +172,10 @@ class Program(nn.Module):
         if config is not None:
             config.save_pretrained(folder)
         if self.encoder is not None:
-            self.encoder.tokenizer.save_pretrained(folder)
+            tokenizer = self.encoder.tokenizer
+            # What was not said when a tokenizer was made would not be written either.
+            tokenizer.init_kwargs |= {name: getattr(tokenizer, name) for name in ("padding_side", "truncation_side")}
+            tokenizer.save_pretrained(folder, save_jinja_files=False)
 
     @property
     def device(self) -> torch.device:

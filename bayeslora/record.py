@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bayeslora import files
 from bayeslora.errors import PosteriorError
+from bayeslora.identity import adapter_settings, in_common
+from bayeslora.settings import differing
 
 __all__ = [
     "FORMAT",
@@ -136,8 +138,20 @@ def whole_record(folder: Path) -> Description:
         if name not in there:
             raise PosteriorError(f"'{folder}' is damaged: {name} is missing.")
         if sha256(there[name].read_bytes()).hexdigest() != described.files.get(name):
-            raise PosteriorError(f"'{folder}' is damaged: {name} is not what was written.")
+            changed = _changed(there[name], described) if name == PARTS[0] else ""
+            raise PosteriorError(f"'{folder}' is damaged: {name} is not what was written{changed}.")
     return described
+
+
+def _changed(path: Path, described: Description) -> str:
+    """What an adapter's configuration said when it was written, and what it says now."""
+    try:
+        now = adapter_settings(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, AttributeError):  # no JSON object
+        return ""
+    then = described.program.get("lora", {})
+    found = differing(in_common(then, now), in_common(now, then))
+    return f" (then and now): {'; '.join(found)}" if found else ""
 
 
 def refuse_links(*paths: Path) -> None:

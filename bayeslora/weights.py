@@ -142,11 +142,8 @@ class Weights:
             )
 
     def described(self) -> dict[str, Any]:
-        """Which layers the LoRA matrices are of, and what PEFT's configuration does with them, as plain data."""
-        config: Any = self._config
-        names = ("r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern")
-        layers = {site.name: list(site.layers) for site in self.sites if site.role != "head"}
-        return {name: getattr(config, name) for name in names} | {"layers": layers}
+        """Which layers the LoRA matrices are of, as plain data."""
+        return {"layers": {site.name: list(site.layers) for site in self.sites if site.role != "head"}}
 
     def slots(self, name: str) -> tuple[Slot, ...]:
         """The places of a site's values in the network, in stacking order."""

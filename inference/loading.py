@@ -14,7 +14,7 @@ import torch
 from bayeslora import files, store
 from bayeslora.errors import AdapterError, PosteriorError, SettingError, unknown
 from bayeslora.identity import configuration, describe, differences
-from bayeslora.networks import NetworkSettings, load_adapter, load_base
+from bayeslora.networks import NetworkSettings, load_adapter, load_base, named_classes
 from bayeslora.observations import Encoder
 from bayeslora.observations import build as build_observation
 from bayeslora.posterior import Posterior
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["check_same", "load", "posterior_class"]
 
 #: Parts of a program's description in which its network is told from others.
-NETWORK = ("configuration", "frozen", "observation")
+NETWORK = ("configuration", "frozen", "observation", "labels")
 
 #: Where the class of each kind of posterior is.
 POSTERIORS: dict[str, str] = {
@@ -203,11 +203,10 @@ def _rebuilt(
             _check_configuration(folder, described, loaded.network)
             adapted = load_adapter(loaded.network, folder)
         except AdapterError as error:
-            raise PosteriorError(f"'{folder}' does not fit '{settings.name}': {error}") from error
-        except (OSError, ValueError) as error:
             raise PosteriorError(
-                f"The base network '{settings.name}' of '{folder}' cannot be loaded; give base=...: {error}"
+                f"'{folder}' does not fit '{settings.name}', or that is not there; give base=...: {error}"
             ) from error
     model = build_model(described["model"]["name"], **described["model"]["settings"])
-    encoder = Encoder(loaded.tokenizer, spec, max_length=described["max_length"])
+    labels = named_classes(loaded, observation, spec, folder)
+    encoder = Encoder(loaded.tokenizer, spec, described["max_length"], labels=labels)
     return Program(adapted, observation, model, encoder=encoder, base=settings, drawn=loaded.drawn)

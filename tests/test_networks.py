@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,20 +24,21 @@ from transformers import (
     BertForMaskedLM,
     GPT2Config,
     GPT2ForSequenceClassification,
+    MambaConfig,
     RobertaConfig,
     RobertaForSequenceClassification,
     XLNetConfig,
 )  # fmt: skip
 
-from bayeslora.errors import AdapterError, PosteriorError, SettingError
+from bayeslora.errors import AdapterError, DataError, PosteriorError, SettingError
 from bayeslora.identity import fingerprint
 from bayeslora.inference import fit, load
 from bayeslora.models import Gaussian
 from bayeslora.networks import NetworkSettings, load_base, numbered_from_mask, positions
-from bayeslora.observations import Choices, Classes, of_task
+from bayeslora.observations import Choices, Classes, Encoder, of_task
 from bayeslora.posterior import Posterior
 from bayeslora.program import Program
-from bayeslora.tasks import Task, TaskSpec
+from bayeslora.tasks import Split, Task, TaskSpec
 
 QUICK: dict[str, Any] = {"epochs": 1, "batch_size": 6, "progress": False, "cpu": True}
 
@@ -127,9 +130,38 @@ class TestIdentity:
     def test_a_changed_scale_of_the_adapter_is_refused(self, tmp_path: Path) -> None:
         fit(text_program(saved_base(tmp_path / "base")), text_rows(), "mle", **QUICK).save(tmp_path / "saved")
         path = tmp_path / "saved" / "adapter_config.json"
-        path.write_text(path.read_text().replace('"lora_alpha": 4', '"lora_alpha": 128'))
-        with pytest.raises(PosteriorError, match="adapter_config.json is not what was written"):
-            load(tmp_path / "saved")
+        written = json.loads(path.read_text())
+        for name, value, then in (("lora_alpha", 128, "4"), ("use_rslora", True, "False"), ("use_dora", True, "False")):
+            path.write_text(json.dumps({**written, name: value}))
+            expected = f"adapter_config.json is not what was written \\(then and now\\): {name}: {then} and {value}"
+            with pytest.raises(PosteriorError, match=expected):
+                load(tmp_path / "saved")
+
+    @pytest.mark.parametrize("changed", [{"use_rslora": True}, {"init_lora_weights": "gaussian"}])
+    def test_a_program_whose_adapter_is_made_otherwise_is_another(
+        self, tmp_path: Path, changed: dict[str, Any]
+    ) -> None:
+        def program(**settings: Any) -> Program:
+            torch.manual_seed(0)
+            return Program(
+                get_peft_model(tiny_bert(), LoraConfig(r=2, target_modules=["query"], **settings)), Classes(3)
+            )
+
+        rows = Dataset.from_dict({"input_ids": [[3, 4], [5]], "labels": [0, 1]})
+        fit(program(), rows, "mle", **QUICK).save(tmp_path / "saved")
+        with pytest.raises(PosteriorError, match=f"lora.{next(iter(changed))}: "):
+            load(tmp_path / "saved", program=program(**changed))
+
+    def test_a_fingerprint_of_a_large_network_is_quick(self, tmp_path: Path) -> None:
+        program = text_program(saved_base(tmp_path / "base"))
+        embeddings = program.network.get_base_model().bert.embeddings
+        # More values than single precision can count.
+        embeddings.word_embeddings.weight = nn.Parameter(torch.zeros(30522, 768), requires_grad=False)
+        began = time.perf_counter()
+        before = fingerprint(program)
+        assert time.perf_counter() - began < 0.1
+        embeddings.word_embeddings.weight[0] = 1.0
+        assert fingerprint(program) != before
 
     def test_the_fingerprint_sees_frozen_weights_alone(self, tmp_path: Path) -> None:
         program = text_program(saved_base(tmp_path / "base"))
@@ -160,6 +192,27 @@ class TestPadding:
         # The same sums in another order: single precision.
         torch.testing.assert_close(logits(posterior, batch_size=12), alone, rtol=0, atol=1e-5)
         assert torch.equal(logits(loaded, batch_size=1), alone)
+
+    def test_sides_that_were_set_later_come_back(self, tmp_path: Path) -> None:
+        program = text_program(saved_base(tmp_path / "base"))
+        tokenizer = program.encoder.tokenizer
+        tokenizer.padding_side = tokenizer.truncation_side = "left"
+        program.encoder = Encoder(tokenizer, SPEC, 16)
+        posterior = fit(program, text_rows(), "mle", **QUICK)
+        posterior.save(tmp_path / "saved")
+        loaded = load(tmp_path / "saved")
+        assert loaded.program.encoder.tokenizer.truncation_side == "left"
+        assert loaded.program.padding == program.padding and program.padding.side == "left"
+        assert torch.equal(logits(loaded), logits(posterior))
+
+    def test_rows_that_are_padded_already_may_name_another_token(self) -> None:
+        network = get_peft_model(gpt2(pad_token_id=0), LoraConfig(r=2, target_modules=["c_attn"]))
+        program = Program(network, Classes(3), Gaussian())
+        plain = {"input_ids": [[3, 4, 5, 6], [8, 2]], "attention_mask": [[1] * 4, [1] * 2], "labels": [0, 1]}
+        padded = {**plain, "input_ids": [[3, 4, 5, 6], [8, 2, 7, 7]], "attention_mask": [[1] * 4, [1, 1, 0, 0]]}
+        posterior = fit(program, Dataset.from_dict(plain), "mle", **QUICK)
+        one, two = (posterior.predict(Dataset.from_dict(each), progress=False).outputs for each in (plain, padded))
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-5)
 
     @pytest.mark.parametrize("token", [None, 0, 7])
     def test_tokenised_rows_are_padded_as_the_network_says(self, token: int | None) -> None:
@@ -233,6 +286,75 @@ class TestSettings:
         with pytest.raises(SettingError, match="dtype is 'float33', expected one of torch's"):
             NetworkSettings("demo", "float33")
 
+    @pytest.mark.parametrize("bits", ["4bit", "8bit"])
+    def test_quantisation_is_by_bitsandbytes(self, monkeypatch: pytest.MonkeyPatch, bits: Any) -> None:
+        monkeypatch.setattr("transformers.utils.quantization_config.BitsAndBytesConfig.post_init", lambda config: None)
+        found = NetworkSettings("demo", "bfloat16", quantisation=bits).arguments()["quantization_config"]
+        assert (found.load_in_4bit, found.load_in_8bit) == (bits == "4bit", bits == "8bit")
+        assert found.bnb_4bit_compute_dtype == torch.bfloat16
+
+    def test_a_quantisation_that_there_is_not_is_refused(self) -> None:
+        wrong: Any = "2bit"
+        with pytest.raises(SettingError, match="quantisation is '2bit', expected 4bit, 8bit or none"):
+            NetworkSettings("demo", quantisation=wrong)
+
+
+class TestClasses:
+    """What a network's outputs mean is said by it, not by the first rows of a file."""
+
+    OTHER = ("more", "none", "one")
+
+    def named_base(self, folder: Path) -> Path:
+        saved_base(folder)
+        network = tiny_bert()
+        network.config.id2label = dict(enumerate(self.OTHER))
+        network.save_pretrained(folder)
+        return folder
+
+    def test_the_classes_of_a_trained_head_keep_their_numbers(self, tmp_path: Path) -> None:
+        base = self.named_base(tmp_path / "base")
+        program = text_program(base)
+        assert program.encoder.labels == self.OTHER and program.encoder.spec.labels == SPEC.labels
+        posterior = fit(program, text_rows(), "mle", **(QUICK | {"learning_rate": 1e-12}))
+        posterior.save(tmp_path / "saved")
+        for each in (posterior, load(tmp_path / "saved")):
+            found = each.predict(text_rows(), progress=False)
+            assert found.label_names == self.OTHER
+            names = [found.label_names[number] for number in found.labels]
+            assert names == [SPEC.labels[number] for number in text_rows().labels()]
+        plain = AutoModelForSequenceClassification.from_pretrained(base).eval()
+        batch = AutoTokenizer.from_pretrained(base)(
+            list(text_rows().dataset["text"]), padding=True, return_tensors="pt"
+        )
+        torch.testing.assert_close(found.outputs[0], plain(**batch).logits, rtol=0, atol=1e-5)
+
+    def test_a_run_is_gone_on_with_in_its_own_classes(self, tmp_path: Path) -> None:
+        first = fit(text_program(saved_base(tmp_path / "base")), text_rows(), "map", **(QUICK | {"epochs": 30}))
+        first.save(tmp_path / "run")
+        spec = replace(SPEC, labels=self.OTHER)
+        names = [SPEC.labels[number] for number in text_rows().labels()]
+        rows = Split(Dataset.from_dict({"text": text_rows().dataset["text"], "label": names}), spec)
+        program = Program.from_pretrained(
+            tmp_path / "base", Task(spec, rows), adapter=tmp_path / "run", model=Gaussian(centre="zero"), max_length=16
+        )
+        second = fit(program, rows, "laplace", mode="given", tune="none", progress=False, cpu=True)
+        one, two = first.predict(text_rows(), method="mean"), second.predict(rows, method="mean")
+        assert two.label_names == SPEC.labels and torch.equal(one.labels, two.labels)
+        torch.testing.assert_close(one.outputs, two.outputs)
+
+    def test_an_adapter_for_other_classes_is_refused_by_both_names(self, tmp_path: Path) -> None:
+        fit(text_program(saved_base(tmp_path / "base")), text_rows(), "map", **QUICK).save(tmp_path / "run")
+        spec = replace(SPEC, labels=("a", "b", "c"))
+        task = Task(spec, replace(text_rows(), spec=spec))
+        with pytest.raises(AdapterError, match=r"\(none, one, more\), and task 'counting' has \(a, b, c\)"):
+            Program.from_pretrained(tmp_path / "base", task, adapter=tmp_path / "run")
+
+    def test_a_head_for_other_classes_is_taken_as_it_is_and_said(self, tmp_path: Path) -> None:
+        spec = replace(SPEC, labels=("a", "b", "c"))
+        task = Task(spec, replace(text_rows(), spec=spec))
+        with pytest.warns(UserWarning, match=r"is for \(more, none, one\).*for \(a, b, c\)"):
+            assert Program.from_pretrained(self.named_base(tmp_path), task).encoder.labels == ("a", "b", "c")
+
 
 class TestPlainUse:
     def test_a_posterior_folder_tells_plain_transformers_all(self, tmp_path: Path) -> None:
@@ -266,10 +388,32 @@ class TestRefusals:
         saved_base(tmp_path)
         spec = replace(SPEC, labels=("a", "b"))
         with pytest.warns(UserWarning, match="a head of another size .*classifier.weight.* drawn at random"):
-            found = load_base(NetworkSettings(str(tmp_path)), Classes(2), spec)
-        assert found.network.classifier.weight.shape == (2, 16) and "classifier.weight" in found.drawn
+            program = Program.from_pretrained(tmp_path, Task(spec, replace(text_rows(), spec=spec)), max_length=16)
+        assert program.network.get_parameter("base_model.model.classifier.original_module.weight").shape == (2, 16)
 
     def test_choices_are_of_encoders(self, tmp_path: Path) -> None:
         spec = TaskSpec("quiz", "multiple-choice", ("question",), "answer", ("A", "B"), choices=("choices",))
         found = load_base(NetworkSettings(str(saved_base(tmp_path))), Choices(2), spec)
         assert "classifier.weight" in found.drawn
+
+    def test_a_folder_that_is_no_network_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(AdapterError, match=f"base network '{tmp_path}' cannot be loaded"):
+            Program.from_pretrained(tmp_path, Task(SPEC, text_rows()))
+
+    def test_a_network_without_a_head_for_classes_is_named(self, tmp_path: Path) -> None:
+        saved_base(tmp_path)
+        MambaConfig(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1).save_pretrained(tmp_path)
+        with pytest.raises(AdapterError, match=r"no SequenceClassification for .* \(mamba\)"):
+            Program.from_pretrained(tmp_path, Task(SPEC, text_rows()))
+
+    def test_files_that_do_not_fit_their_configuration_are_no_head(self, tmp_path: Path) -> None:
+        saved_base(tmp_path)
+        BertConfig.from_pretrained(tmp_path, intermediate_size=25).save_pretrained(tmp_path)
+        with pytest.raises(AdapterError, match="do not fit its configuration: 'bert.encoder.layer.0.intermediate"):
+            Program.from_pretrained(tmp_path, Task(SPEC, text_rows()))
+
+    def test_tokens_that_the_network_does_not_know_are_refused_before_training(self, tmp_path: Path) -> None:
+        program = text_program(saved_base(tmp_path))
+        rows = Dataset.from_dict({"input_ids": [[3, 4], [VOCABULARY]], "labels": [0, 1]})
+        with pytest.raises(DataError, match="token ids from 3 to 40, and the network knows those from 0 to 39"):
+            fit(program, rows, "mle", **QUICK)

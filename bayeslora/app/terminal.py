@@ -76,7 +76,7 @@ def say(*messages: str) -> None:
 
 def explain(error: Exception) -> str:
     """What to do about an error of the operating system or the hub."""
-    if isinstance(error, BayesLoraError):
+    if isinstance(error, BayesLoraError) and not isinstance(error.__cause__, OSError):
         return ""
     if re.search(r"\bhub\b|huggingface|offline|connect", str(error).lower()):
         return "Without the hub, give a local folder: --base for the network, --data-dir for the data."

@@ -65,9 +65,13 @@ class Collator:
 
     def padded(self, columns: Mapping[str, Sequence[Any]]) -> Batch:
         """Sequences as tensors of one length."""
-        batch = {name: self._pad(values, self.padding.values.get(name, 0)) for name, values in columns.items()}
+        values = self.padding.values
+        batch = {name: self._pad(sequences, values.get(name, 0)) for name, sequences in columns.items()}
+        mask = batch["attention_mask"]
+        # Rows that are padded already may name another token, and a network looks for this one.
+        batch["input_ids"] = batch["input_ids"].masked_fill(mask == 0, values["input_ids"])
         if self.padding.positions:
-            batch["position_ids"] = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+            batch["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
         return batch
 
     def _pad(self, sequences: Sequence[Sequence[int]], value: int) -> Tensor:

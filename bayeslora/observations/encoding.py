@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
 from bayeslora.errors import DataError, SettingError
 from bayeslora.observations.base import Observation
 from bayeslora.observations.batches import PADDING, Padding, numbered, rows_of
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Encoder", "digest", "encode", "is_tokenised"]
+__all__ = ["Encoder", "check_tokens", "digest", "encode", "is_tokenised"]
 
 ROWS_AT_ONCE = 1000
 
@@ -32,6 +35,7 @@ class Encoder:
         spec: the task.
         max_length: longest sequence in tokens; longer ones are cut, the longer text of a pair first.
         limit: positions that the network has, if that is less than its tokenizer knows of.
+        labels: names of the classes in the order of the network's outputs, if that is not the task's.
 
     Raises:
         DataError: the tokenizer has neither a padding token nor an end-of-sequence token to stand in for it.
@@ -44,6 +48,7 @@ class Encoder:
         spec: TaskSpec,
         max_length: int = 256,
         limit: int | None = None,
+        labels: tuple[str, ...] | None = None,
     ) -> None:
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         if pad is None:
@@ -53,6 +58,7 @@ class Encoder:
             )
         self.tokenizer = tokenizer
         self.spec = spec
+        self.labels = labels or spec.labels
         self.max_length = min(max_length, tokenizer.model_max_length, limit or max_length)
         one, two = (tokenizer.num_special_tokens_to_add(pair=pair) for pair in (False, True))
         if self.max_length <= two:
@@ -70,6 +76,15 @@ class Encoder:
         second = [self.separator + pair[1] for pair in texts if pair[1] is not None]
         found = self.tokenizer(first, second or None, truncation=True, max_length=self.max_length)
         return {name: list(values) for name, values in found.items() if name in PADDING}
+
+    def names(self, spec: TaskSpec) -> tuple[str, ...]:
+        """Names of the classes in the order of the network's outputs, for rows of a task."""
+        return self.labels if not spec.labels or sorted(spec.labels) == sorted(self.labels) else spec.labels
+
+    def numbers(self, labels: Tensor, spec: TaskSpec) -> Tensor:
+        """Labels of rows of a task as the network numbers them."""
+        names = self.names(spec)
+        return labels if names == spec.labels else torch.tensor([names.index(name) for name in spec.labels])[labels]
 
 
 def encode(data: Split | Dataset, observation: Observation, encoder: Encoder | None = None) -> Dataset:
@@ -100,6 +115,30 @@ def is_tokenised(data: Any) -> bool:
     return "input_ids" in getattr(data, "column_names", ())
 
 
+def check_tokens(encoded: Dataset, known: int | None) -> None:
+    """Make sure that a network knows every token, which would be an index out of range deep inside.
+
+    Args:
+        encoded: the rows.
+        known: number of tokens that the network has an embedding for, if that can be said.
+
+    Raises:
+        DataError: it does not.
+    """
+    import pyarrow as pa
+    from pyarrow import compute
+
+    flat = encoded.data.column("input_ids").combine_chunks()
+    while pa.types.is_nested(flat.type):
+        flat = flat.flatten()
+    low, high = (value.as_py() for value in compute.min_max(flat).values())
+    if known is not None and not 0 <= low <= high < known:
+        raise DataError(
+            f"The rows have token ids from {low} to {high}, and the network knows those from 0 to {known - 1}: they "
+            "are of another tokenizer, or its vocabulary has grown (network.resize_token_embeddings)."
+        )
+
+
 def digest(encoded: Dataset) -> str:
     """What tells tokenised rows from others: a digest of token ids and labels."""
     found = sha256()
@@ -119,7 +158,7 @@ def _encoded(split: Split, observation: Observation, encoder: Encoder) -> Datase
         tables.append(pa.table({name: pa.array(values, _numbers(values)) for name, values in columns.items()}))
     table = pa.concat_tables(tables)
     if split.labelled:
-        table = table.append_column("labels", pa.array(split.labels().numpy()))
+        table = table.append_column("labels", pa.array(encoder.numbers(split.labels(), split.spec).numpy()))
     return numbered(Dataset(table), split.name)
 
 
