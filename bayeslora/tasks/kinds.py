@@ -150,7 +150,7 @@ class MultipleChoice(Kind):
         """Names given, or a letter for each choice of the widest row."""
         if spec.labels:
             return spec.labels
-        widest = max(max(_widths(rows, spec, split), default=0) for split, rows in splits.items())
+        widest = max((width for split, rows in splits.items() for width in _widths(rows, spec, split)), default=0)
         return tuple(chr(ord("A") + number) if widest <= 26 else str(number + 1) for number in range(widest))
 
     def read(self, rows: Dataset, values: Sequence[Any], spec: TaskSpec, split: str) -> list[int] | list[float]:

@@ -32,7 +32,7 @@ def rows_of(spec: TaskSpec, data: Any, name: str = "new rows") -> Split:
     if isinstance(data, Iterable) and not hasattr(data, "columns") and not hasattr(data, "column_names"):
         data = [_row(spec, row, number, name) for number, row in enumerate(data)]
     table = sources.from_data(data, spec.columns, spec.answer_columns, f"the {name}")
-    if spec.max_choices:
+    if spec.max_choices and len(table):
         # Rows to predict may have more choices than those that were fitted.
         names = spec.rules.classes(replace(spec, labels=()), {name: table})
         spec = max(spec, replace(spec, labels=names), key=lambda each: each.max_choices)

@@ -65,6 +65,7 @@ def test_labels_that_come_along_are_read() -> None:
         (ONE, [{"body": "x"}, {"body": None}], "Row 1 of split 'new rows' has no value in column 'body'"),
         (ONE, pd.DataFrame([["x", "y"]], columns=["body", "body"]), "Several columns .* 'body'"),
         (ONE, [], "has no rows"),
+        (replace(QUIZ, choices=("choices",)), [], "has no rows"),
     ],
 )
 def test_rows_that_do_not_fit(spec: TaskSpec, data: Any, message: str) -> None:

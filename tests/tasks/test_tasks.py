@@ -322,6 +322,12 @@ def test_training_rows_without_any_label(tmp_path: Path) -> None:
         load_task("mrpc", tmp_path)
 
 
+def test_multiple_choice_without_rows(tmp_path: Path) -> None:
+    (tmp_path / "quiz.csv").write_text("q,a,b,right\n", encoding="utf-8")
+    with pytest.raises(DataError, match="Split 'train' of task 'quiz' has no rows"):
+        load_task(tmp_path / "quiz.csv", text="q", choices=["a", "b"], label="right")
+
+
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_empty_data(mrpc: Path, split: str) -> None:
     write_rows(mrpc / f"mrpc/{split}.jsonl", [])
