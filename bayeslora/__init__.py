@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from bayeslora import diagnostics, inference, models
     from bayeslora.app.comparison import compare
     from bayeslora.app.config import RunConfig
+    from bayeslora.app.plugins import register
     from bayeslora.inference import fit, load
     from bayeslora.networks import NetworkSettings
     from bayeslora.posterior import Posterior
@@ -33,6 +34,7 @@ _HOMES = {
     "load": "bayeslora.inference",
     "load_task": "bayeslora.tasks",
     "models": "",
+    "register": "bayeslora.app.plugins",
 }
 
 __all__ = [
@@ -49,6 +51,7 @@ __all__ = [
     "load",
     "load_task",
     "models",
+    "register",
 ]
 
 

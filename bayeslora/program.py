@@ -90,6 +90,7 @@ class Program(nn.Module):
         lora: LoraConfig | None = None,
         adapter: str | Path | None = None,
         model: WeightModel | None = None,
+        observation: str | None = None,
         seed: int = 0,
         max_length: int = 256,
     ) -> Program:
@@ -102,6 +103,7 @@ class Program(nn.Module):
             lora: PEFT's configuration; rank 8, alpha 16 on all linear layers by default.
             adapter: folder of a PEFT LoRA adapter, trained or not, or of a run, to load in place of a fresh one.
             model: Pyro model of the LoRA weights.
+            observation: name of an observation of one's own; by default what the task's labels call for.
             seed: of the initial LoRA matrices and head; the global generators are left as they were.
             max_length: longest sequence in tokens; longer texts are cut.
 
@@ -112,15 +114,15 @@ class Program(nn.Module):
         settings = base if isinstance(base, NetworkSettings) else NetworkSettings(str(base))
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            observation = of_task(task.spec)
-            loaded = load_base(settings, observation, task.spec)
+            read = of_task(task.spec, observation)
+            loaded = load_base(settings, read, task.spec)
             folder = None if adapter is None else adapter_at(adapter)
-            labels = named_classes(loaded, observation, task.spec, folder)
+            labels = named_classes(loaded, read, task.spec, folder)
             network = (
-                adapt(loaded.network, observation, lora) if folder is None else load_adapter(loaded.network, folder)
+                adapt(loaded.network, read, lora) if folder is None else load_adapter(loaded.network, folder)
             )
         encoder = Encoder(loaded.tokenizer, task.spec, max_length, positions(loaded.network), labels)
-        program = cls(network, observation, model, encoder=encoder, base=settings, drawn=loaded.drawn)
+        program = cls(network, read, model, encoder=encoder, base=settings, drawn=loaded.drawn)
         if adapter is None:
             heads = [site for site in program.sites if site.role == "head"]
             program.weights.random = frozenset(site.name for site in heads if set(site.layers) <= loaded.drawn.keys())

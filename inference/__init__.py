@@ -10,18 +10,18 @@ if __name__ != "bayeslora.inference":
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bayeslora import store
-from bayeslora.errors import SettingError, unknown
+from bayeslora.errors import SettingError
 from bayeslora.inference.base import Backend, Run, labelled
 from bayeslora.inference.loading import check_same, load
 from bayeslora.inference.mixture import refitted
 from bayeslora.observations import digest
 from bayeslora.posterior import Posterior
 from bayeslora.program import Program
+from bayeslora.registry import Registry
 from bayeslora.settings import build, check_seed
 
 if TYPE_CHECKING:
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
     from bayeslora.tasks import Split
 
-__all__ = ["BACKENDS", "Backend", "Run", "backend", "fit", "load"]
+__all__ = ["BACKENDS", "Backend", "Run", "fit", "load"]
 
-#: Name of each backend and where its class is; the module is imported when it is asked for.
-BACKENDS: dict[str, str] = {
+#: Every backend by its name.
+BACKENDS: Registry[type[Backend]] = Registry("backend", {
     "laplace": "bayeslora.inference.laplace.laplace:Laplace",
     "map": "bayeslora.inference.variational.point:MAP",
     "mle": "bayeslora.inference.variational.point:MLE",
@@ -41,26 +41,13 @@ BACKENDS: dict[str, str] = {
     "sghmc": "bayeslora.inference.mcmc.sghmc:SGHMC",
     "sgld": "bayeslora.inference.mcmc.sgld:SGLD",
     "svi": "bayeslora.inference.variational.svi:SVI",
-}
-
-
-def backend(name: str) -> type[Backend]:
-    """The backend's class: a frozen dataclass whose fields are its settings.
-
-    Raises:
-        SettingError: no backend has that name.
-    """
-    if name not in BACKENDS:
-        raise SettingError(unknown("backend", name, BACKENDS))
-    module, _, attribute = BACKENDS[name].partition(":")
-    found: type[Backend] = getattr(import_module(module), attribute)
-    return found
+})  # fmt: skip
 
 
 def fit(
     program: Program,
     data: Split | Dataset,
-    backend: str = "svi",
+    backend: str | Backend = "svi",
     *,
     seed: int = 0,
     output_dir: str | Path | None = None,
@@ -76,7 +63,8 @@ def fit(
     Args:
         program: prior, network and observation.
         data: training rows of a task, or a tokenised data set with ``labels``.
-        backend: name of the inference algorithm; see `BACKENDS`.
+        backend: name of the inference algorithm (see `BACKENDS`), or the algorithm with its settings, such as
+            ``SVI(epochs=3)``.
         seed: of everything random in the fit, from 0 to 2^32 - 1; the global generators are left as they were.
         output_dir: new folder for checkpoints and the posterior; without it, nothing is written.
         resume: go on from the last checkpoint in ``output_dir``, to the same result as without the stop.
@@ -107,7 +95,7 @@ def fit(
     if chains < 1:
         raise SettingError(f"chains must be at least 1, found {chains}.")
     check_seed(seed + chains - 1)
-    algorithm = build(_class(backend), settings)
+    algorithm = _algorithm(backend, settings)
     folder = None if output_dir is None else Path(output_dir)
     task = dict(getattr(data, "arguments", {})) or None  # what is tokenised already does not say
     rows = labelled(program, data)
@@ -124,6 +112,15 @@ def fit(
     if chains == 1:
         return _one(program, rows, algorithm, run)
     return _saved(program, rows, algorithm, run, chains, lambda: refitted(_each(program, rows, algorithm, run, chains)))
+
+
+def _algorithm(backend: str | Backend, settings: dict[str, Any]) -> Backend:
+    if isinstance(backend, str):
+        return build(BACKENDS[backend], settings)
+    if settings:
+        names = ", ".join(settings)
+        raise SettingError(f"{backend} has its settings already: give {names} to it, or the name '{backend.name}'.")
+    return backend
 
 
 def _one(program: Program, rows: Dataset, algorithm: Backend, run: Run) -> Posterior:
@@ -172,6 +169,3 @@ def _saved(
         if store.is_main_process():
             posterior.save(folder / store.POSTERIOR)
         return posterior
-
-
-_class = backend

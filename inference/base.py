@@ -89,13 +89,13 @@ class Backend(Protocol):
     Attributes:
         name: of the backend.
         paper: source of the algorithm.
-        around_adapter: name and settings of the Pyro model that a run has by default when it starts from an adapter, if
-            that is another than without.
+
+    A class variable ``around_adapter`` may name the Pyro model, and its settings, that a run has by default when it
+    starts from an adapter.
     """
 
     name: ClassVar[str]
     paper: ClassVar[str]
-    around_adapter: ClassVar[tuple[str, dict[str, Any]] | None]
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     def fit(self, program: Program, data: Dataset, run: Run) -> Posterior:

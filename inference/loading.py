@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from bayeslora import files, store
-from bayeslora.errors import AdapterError, PosteriorError, SettingError, unknown
+from bayeslora.errors import AdapterError, PosteriorError, SettingError
 from bayeslora.identity import configuration, describe, differences
 from bayeslora.networks import NetworkSettings, load_adapter, load_base, named_classes
 from bayeslora.observations import Encoder
@@ -20,6 +19,7 @@ from bayeslora.observations import build as build_observation
 from bayeslora.posterior import Posterior
 from bayeslora.program import Program
 from bayeslora.record import RECORD, TENSORS, whole_record
+from bayeslora.registry import FROM_PLUGIN, Registry
 from bayeslora.settings import build, differing
 
 if TYPE_CHECKING:
@@ -31,12 +31,12 @@ __all__ = ["check_same", "load", "posterior_class"]
 NETWORK = ("configuration", "frozen", "observation", "labels")
 
 #: Where the class of each kind of posterior is.
-POSTERIORS: dict[str, str] = {
+POSTERIORS: Registry[type[Posterior]] = Registry("kind of posterior", {
     "empirical": "bayeslora.inference.mcmc.posterior:EmpiricalPosterior",
     "variational": "bayeslora.inference.variational.posterior:VariationalPosterior",
     "laplace": "bayeslora.inference.laplace.posterior:LaplacePosterior",
     "mixture": "bayeslora.inference.mixture:MixturePosterior",
-}
+})  # fmt: skip
 
 
 def load(
@@ -149,11 +149,10 @@ def posterior_class(kind: str) -> type[Posterior]:
     Raises:
         PosteriorError: there is no such kind.
     """
-    if kind not in POSTERIORS:
-        raise PosteriorError(unknown("kind of posterior", kind, POSTERIORS))
-    module, _, attribute = POSTERIORS[kind].partition(":")
-    found: type[Posterior] = getattr(import_module(module), attribute)
-    return found
+    try:
+        return POSTERIORS[kind]
+    except SettingError as error:
+        raise PosteriorError(f"{error} {FROM_PLUGIN}") from error
 
 
 def _check(program: Program, folder: Path, saved: dict[str, Any]) -> None:
@@ -191,7 +190,11 @@ def _rebuilt(
             "and give load(path, program=...)."
         )
     spec = TaskSpec.from_dict(described["spec"])
-    observation = build_observation(described["observation"])
+    try:
+        observation = build_observation(described["observation"])
+        model = build_model(described["model"]["name"], **described["model"]["settings"])
+    except SettingError as error:
+        raise PosteriorError(f"'{folder}' cannot be rebuilt: {error} {FROM_PLUGIN}") from error
     try:
         settings = build(NetworkSettings, described["base"])
     except SettingError as error:
@@ -206,7 +209,6 @@ def _rebuilt(
             raise PosteriorError(
                 f"'{folder}' does not fit '{settings.name}', or that is not there; give base=...: {error}"
             ) from error
-    model = build_model(described["model"]["name"], **described["model"]["settings"])
     labels = named_classes(loaded, observation, spec, folder)
     encoder = Encoder(loaded.tokenizer, spec, described["max_length"], labels=labels)
     return Program(adapted, observation, model, encoder=encoder, base=settings, drawn=loaded.drawn)

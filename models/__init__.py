@@ -7,13 +7,13 @@ from typing import Any
 if __name__ != "bayeslora.models":
     raise ImportError(f"import bayeslora.models, not {__name__}: a second copy would break the registry")
 
-from bayeslora.errors import SettingError, unknown
 from bayeslora.models.base import WeightModel
 from bayeslora.models.distributions import ColumnNormal, WishartCholesky
 from bayeslora.models.gaussian import Gaussian
 from bayeslora.models.guides.auto import make_guide
 from bayeslora.models.guides.base import Guide
 from bayeslora.models.monteclora import MonteCLoRA
+from bayeslora.registry import Registry
 from bayeslora.settings import build as build_settings
 
 __all__ = [
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 #: Every model by its name.
-MODELS: dict[str, type[WeightModel]] = {model.name: model for model in (MonteCLoRA, Gaussian)}
+MODELS: Registry[type[WeightModel]] = Registry("model", {model.name: model for model in (MonteCLoRA, Gaussian)})
 
 
 def build(name: str, **settings: Any) -> WeightModel:
@@ -38,6 +38,4 @@ def build(name: str, **settings: Any) -> WeightModel:
     Raises:
         SettingError: the model or a setting is unknown, or a setting has a value that it cannot take.
     """
-    if name not in MODELS:
-        raise SettingError(unknown("model", name, MODELS))
     return build_settings(MODELS[name], settings)

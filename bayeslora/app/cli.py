@@ -78,10 +78,18 @@ app.add_typer(listing, name="list")
 @app.callback()
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+    plugin: Annotated[
+        list[Path] | None,
+        typer.Option(help="File of your own that calls bayeslora.register; may be repeated.", show_default=False),
+    ] = None,
 ) -> None:
     """Bayesian LoRA of Hugging Face transformers: one program, many inference algorithms."""
+    from bayeslora.registry import load_file
+
     if not debug:
         quiet()
+    for path in plugin or ():
+        load_file(path)
 
 
 @app.command()
@@ -319,9 +327,9 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the setting
 @listing.command("backends")
 def list_backends(verbose: Verbose = False) -> None:
     """Inference algorithms, and with -v their settings."""
-    from bayeslora.inference import BACKENDS, backend
+    from bayeslora.inference import BACKENDS
 
-    classes = {name: backend(name) for name in BACKENDS}
+    classes = {name: BACKENDS[name] for name in BACKENDS}
     show_classes("backends", classes, {name: cls.paper for name, cls in classes.items()}, verbose)
 
 
@@ -330,7 +338,7 @@ def list_models(verbose: Verbose = False) -> None:
     """Pyro models of the LoRA weights (--model), and with -v their settings."""
     from bayeslora.models import MODELS
 
-    show_classes("models", MODELS, {}, verbose)
+    show_classes("models", {name: MODELS[name] for name in MODELS}, {}, verbose)
 
 
 @listing.command("tasks")
@@ -342,10 +350,18 @@ def list_tasks() -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; ``--debug`` may stand anywhere."""
-    words = sys.argv[1:] if arguments is None else arguments
-    rest = [word for word in words if word != "--debug"]
-    app(["--debug"] * (len(rest) < len(words)) + rest, prog_name="bayeslora")
+    """Run the command line; ``--debug`` and ``--plugin`` may stand anywhere."""
+    words = iter(sys.argv[1:] if arguments is None else arguments)
+    first: list[str] = []
+    rest: list[str] = []
+    for word in words:
+        if word == "--plugin":
+            first += [word, *([value] if (value := next(words, None)) is not None else [])]
+        elif word == "--debug" or word.startswith("--plugin="):
+            first.append(word)
+        else:
+            rest.append(word)
+    app(first + rest, prog_name="bayeslora")
 
 
 def _of_another_task(command: str, assignments: list[str] | None, task: str | None) -> dict[str, Any]:

@@ -85,6 +85,7 @@ class RunConfig:
             "gaussian", isotropic around zero over both matrices, as in Laplace-LoRA.
         model_settings: settings of that model.
         network: how the base network is loaded: fields of `bayeslora.networks.NetworkSettings`.
+        observation: what is read of the network's output, where that is of the user's own.
         lora: LoRA layers.
         task_settings: further arguments of `bayeslora.load_task`.
         settings: settings of the backend.
@@ -106,6 +107,7 @@ class RunConfig:
     model: str | None = None
     model_settings: dict[str, Any] = field(default_factory=dict)
     network: dict[str, Any] = field(default_factory=dict)
+    observation: str | None = None
     lora: LoraSettings = field(default_factory=LoraSettings)
     task_settings: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
@@ -193,20 +195,18 @@ def resolve(config: RunConfig) -> RunConfig:
     Raises:
         SettingError: an unknown backend, Pyro model or setting, a value of another type, or a folder that is not there.
     """
-    from bayeslora.inference import backend
+    from bayeslora.inference import BACKENDS
     from bayeslora.models import MODELS
     from bayeslora.networks import NetworkSettings
 
     model, model_settings = model_of(config)
-    if model not in MODELS:
-        raise SettingError(unknown("model of LoRA weights", model, MODELS))
     return replace(
         config,
         model=model,
         base=_located(config.base),
         adapter=None if config.adapter is None else _folder(config.adapter, "adapter"),
         data_dir=None if config.data_dir is None else _folder(config.data_dir, "data"),
-        settings=_typed(backend(config.backend), config.settings),
+        settings=_typed(BACKENDS[config.backend], config.settings),
         model_settings=_typed(MODELS[model], model_settings),
         network=_typed(NetworkSettings, config.network),
         task_settings=task_settings(config.task_settings),
@@ -215,9 +215,9 @@ def resolve(config: RunConfig) -> RunConfig:
 
 def model_of(config: RunConfig) -> tuple[str, dict[str, Any]]:
     """Name and settings of the Pyro model of a run."""
-    from bayeslora.inference import backend
+    from bayeslora.inference import BACKENDS
 
-    name, settings = backend(config.backend).around_adapter or (None, {})
+    name, settings = getattr(BACKENDS[config.backend], "around_adapter", None) or (None, {})
     if name is not None and config.adapter is not None and config.model in (None, name):
         return name, settings | config.model_settings
     return config.model or "monteclora", config.model_settings

@@ -72,6 +72,7 @@ def build_program(config: RunConfig, task: Task) -> Program:
         lora=config.lora.to_peft(),
         adapter=config.adapter,
         model=build(model, **settings),
+        observation=config.observation,
         seed=config.seed,
         max_length=config.max_length,
     )

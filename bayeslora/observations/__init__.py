@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from bayeslora.errors import SettingError, unknown
+from bayeslora.errors import SettingError
 from bayeslora.observations.base import Curved, Observation
 from bayeslora.observations.batches import Batch, Collator, Padding, batches
 from bayeslora.observations.choices import Choices
 from bayeslora.observations.classes import Classes
 from bayeslora.observations.encoding import Encoder, digest, encode, is_tokenised
 from bayeslora.observations.value import Value
+from bayeslora.registry import Registry
 
 if TYPE_CHECKING:
     from bayeslora.tasks import TaskSpec
@@ -38,8 +39,9 @@ __all__ = [
     "of_task",
 ]
 
+OWN = {each.name: each for each in (Classes, Value, Choices)}
 #: Every observation by its name.
-OBSERVATIONS: dict[str, type[Observation]] = {each.name: each for each in (Classes, Value, Choices)}
+OBSERVATIONS: Registry[type[Observation]] = Registry("observation", OWN)
 
 
 def build(described: dict[str, Any]) -> Observation:
@@ -50,11 +52,18 @@ def build(described: dict[str, Any]) -> Observation:
     """
     fields = dict(described)
     name = str(fields.pop("name", ""))
-    if name not in OBSERVATIONS:
-        raise SettingError(unknown("observation", name, OBSERVATIONS))
     return OBSERVATIONS[name](**fields)
 
 
-def of_task(spec: TaskSpec) -> Observation:
-    """The observation that a task's labels call for, by an encoder."""
-    return next(each for each in OBSERVATIONS.values() if each.kind == spec.kind).of(spec)
+def of_task(spec: TaskSpec, name: str | None = None) -> Observation:
+    """The observation of a task's labels by an encoder: the one of a name, or that which their kind calls for.
+
+    Raises:
+        SettingError: the name is unknown, or its observation is for labels of another kind.
+    """
+    if name is None:
+        return next(each for each in OWN.values() if each.kind == spec.kind).of(spec)
+    named = OBSERVATIONS[name]
+    if named.kind != spec.kind:
+        raise SettingError(f"The observation '{name}' is for {named.kind}, and task '{spec.name}' is {spec.kind}.")
+    return named.of(spec)

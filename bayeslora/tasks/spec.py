@@ -11,6 +11,7 @@ from shlex import quote
 from typing import Any
 
 from bayeslora.errors import TaskError, unknown
+from bayeslora.registry import Registry
 from bayeslora.tasks.fields import fields_of
 from bayeslora.tasks.kinds import KINDS, Kind
 from bayeslora.tasks.labels import name_of
@@ -114,6 +115,10 @@ class TaskSpec:
         return cls(**found)
 
 
+#: Tasks of a user's own, beside those that are known.
+TASKS: Registry[TaskSpec] = Registry("task", {})
+
+
 def check_compatible(spec: TaskSpec, other: TaskSpec) -> None:
     """Check that what was fitted to one task answers the question of another.
 
@@ -144,7 +149,7 @@ def check_compatible(spec: TaskSpec, other: TaskSpec) -> None:
 
 def task_names() -> tuple[str, ...]:
     """Names of the known tasks; "*" stands for any configuration."""
-    return ("demo", *_registry())
+    return ("demo", *_registry(), *TASKS)
 
 
 def find_task(name: str) -> TaskSpec | None:
@@ -153,6 +158,8 @@ def find_task(name: str) -> TaskSpec | None:
     Raises:
         TaskError: the name is that of several tasks.
     """
+    if name in TASKS:
+        return TASKS[name]
     names, spelling = _names(), _spelling(name)
     if "*" not in names.get(spelling, "*"):
         return _entry(names[spelling])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from torch.distributions import biject_to, constraints, register_kl
 
 from bayeslora.errors import PosteriorError, SettingError, unknown
 from bayeslora.models.guides.base import Guide, GuideList, PointGuide, decoded, encoded
+from bayeslora.registry import Registry
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
     from bayeslora.models.base import WeightModel
     from bayeslora.weights import Site
 
-__all__ = ["KINDS", "AutoGuide", "check_kind", "make_guide"]
+__all__ = ["GUIDES", "KINDS", "AutoGuide", "check_kind", "make_guide"]
+
+#: Guides of a user's own, each made of a model and the sites that are random.
+GUIDES: Registry[Callable[[WeightModel, Sequence[Site]], Guide]] = Registry("guide", {})
 
 #: Short names of guides, beside "structured" and "delta" and the names of Pyro's classes.
 KINDS = {
@@ -177,10 +181,10 @@ def make_guide(kind: str, model: WeightModel, sites: Sequence[Site], init_scale:
     """Make a guide of a model over all its latent sites.
 
     Args:
-        kind: "structured" (the model's own), "mean-field", "low-rank", "full", "delta" (point estimates), or the name
-            of a class of `pyro.infer.autoguide`. With "delta" hyper-sites keep their starting values: the joint mode
-            is degenerate, since the density of many columns under a covariance that shrinks to zero around them is
-            unbounded.
+        kind: "structured" (the model's own), "mean-field", "low-rank", "full", "delta" (point estimates), one of
+            `GUIDES`, or the name of a class of `pyro.infer.autoguide`. With "delta" hyper-sites keep their starting
+            values: the joint mode is degenerate, since the density of many columns under a covariance that shrinks to
+            zero around them is unbounded.
         model: model of the weights.
         sites: the weights.
         init_scale: standard deviation of an automatic guide at the start, in unconstrained space.
@@ -195,6 +199,8 @@ def make_guide(kind: str, model: WeightModel, sites: Sequence[Site], init_scale:
         return GuideList([PointGuide(initial, _constrained(model, sites), model.weights)])
     stochastic = model.stochastic(sites)
     points = PointGuide({name: value for name, value in initial.items() if name not in stochastic})
+    if kind in GUIDES:
+        return GuideList([GUIDES[kind](model, model.split(sites)[0]), points])
     return GuideList([AutoGuide(_autoguide(kind), model, sites, init_scale), points])
 
 
@@ -204,7 +210,7 @@ def check_kind(kind: str) -> None:
     Raises:
         SettingError: there is none.
     """
-    if kind not in ("structured", "delta"):
+    if kind not in ("structured", "delta") and kind not in GUIDES:
         _autoguide(kind)
 
 
@@ -215,7 +221,7 @@ def _autoguide(kind: str) -> type[autoguide.AutoGuide]:
         raise SettingError(f"{name} cannot guide this model. For point estimates there is guide='delta'.")
     if not (isinstance(found, type) and issubclass(found, autoguide.AutoGuide)):
         names = [name for name in autoguide.__all__ if name.startswith("Auto") and name not in UNSUITABLE]
-        raise SettingError(unknown("guide", kind, ["structured", "delta", *KINDS, *names]))
+        raise SettingError(unknown("guide", kind, ["structured", "delta", *KINDS, *GUIDES, *names]))
     return found
 
 

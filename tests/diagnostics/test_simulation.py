@@ -23,7 +23,7 @@ def known() -> Regression:
 
 @pytest.fixture(autouse=True)
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(inference.BACKENDS, "exact", "scenarios:ExactRegression")
+    monkeypatch.setitem(inference.BACKENDS._homes, "exact", "scenarios:ExactRegression")
 
 
 def entries(draw: Any, logits: Tensor) -> dict[str, float]:

@@ -1,0 +1,112 @@
+"""Names of what there is to choose from, and plug-ins that add to them.
+
+A registry knows the names and where their classes are; a class is imported when it is asked for. What a user registers
+(`bayeslora.register`) comes beside: from a file of their own, or from an installed package that names its module as an
+entry point of the group ``bayeslora.plugins``. A saved posterior holds names alone, and reading it imports nothing
+that its user has not installed or imported.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Generic, TypeVar, cast
+
+from bayeslora.errors import SettingError, unknown
+
+__all__ = ["FROM_PLUGIN", "Registry", "load_file"]
+
+T = TypeVar("T")
+
+GROUP = "bayeslora.plugins"
+#: What to do about a name in a saved posterior that nothing bears.
+FROM_PLUGIN = "One that comes from a plug-in needs it: import its module before, or give --plugin FILE in a shell."
+
+
+class Registry(Generic[T]):
+    """Names of one sort of thing, as a mapping to the things.
+
+    Args:
+        sort: what they are, for messages.
+        homes: each by its name, or where it is: "module:attribute".
+    """
+
+    def __init__(self, sort: str, homes: Mapping[str, T | str]) -> None:
+        self.sort = sort
+        self._homes = dict(homes)
+
+    def __getitem__(self, name: str) -> T:
+        if name not in self:
+            raise SettingError(unknown(self.sort, name, self))
+        home = self._homes[name]
+        if isinstance(home, str):
+            module, _, attribute = home.partition(":")
+            home = self._homes[name] = cast(T, getattr(import_module(module), attribute))
+        return home
+
+    def __contains__(self, name: object) -> bool:
+        if name not in self._homes:
+            _load_installed()
+        return name in self._homes
+
+    def __iter__(self) -> Iterator[str]:
+        _load_installed()
+        return iter(sorted(self._homes))
+
+    def add(self, name: str, thing: T) -> None:
+        """Let a thing of a user's own go by a name; the same one may be made again, as a notebook's cell does.
+
+        Raises:
+            SettingError: the name is another one's.
+        """
+        taken = self._homes.get(name)
+        if taken is not None and _origin(taken) != _origin(thing):
+            raise SettingError(f"There is a {self.sort} '{name}' already: {_origin(taken)}. Choose another name.")
+        self._homes[name] = thing
+
+    def remove(self, name: str) -> None:
+        """Forget a name."""
+        del self._homes[name]
+
+
+def _origin(thing: object) -> str:
+    if isinstance(thing, str):
+        return thing
+    return f"{thing.__module__}:{thing.__qualname__}" if isinstance(thing, type) else type(thing).__name__
+
+
+@cache
+def _load_installed() -> None:
+    """Import the plug-ins of installed packages, once; one that cannot be imported does not stop the others."""
+    for entry in entry_points(group=GROUP):
+        try:
+            entry.load()
+        except Exception as error:
+            warnings.warn(f"The plug-in {entry.name} ({entry.value}) cannot be imported: {error!r}", stacklevel=2)
+
+
+def load_file(path: str | Path) -> None:
+    """Import a file of a user's own that registers something, once.
+
+    Raises:
+        SettingError: there is no such file, or it cannot be imported.
+    """
+    file = Path(path).expanduser().resolve()
+    if any(getattr(module, "__file__", None) == str(file) for module in list(sys.modules.values())):
+        return
+    name = file.stem if file.stem not in sys.modules else f"{file.stem}_plugin"
+    spec = spec_from_file_location(name, file)
+    if not file.is_file() or spec is None or spec.loader is None:
+        raise SettingError(f"There is no plug-in '{path}': expected a file of Python.")
+    sys.modules[name] = module = module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise SettingError(f"The plug-in '{path}' cannot be imported: {type(error).__name__}: {error}") from error
