@@ -29,7 +29,7 @@ from bayeslora.app.options import (
     TaskName,
     TrainSize,
 )
-from bayeslora.app.terminal import explain, metrics_table, new_table, quiet, say, show, show_classes
+from bayeslora.app.terminal import cost_line, explain, metrics_table, new_table, quiet, say, show, show_classes
 from bayeslora.errors import BayesLoraError, SettingError, unknown
 from bayeslora.signals import acted_on
 
@@ -132,11 +132,8 @@ def fit(
     again = f"Go on with: bayeslora fit --resume --output {output}"
     context.obj["resume"] = lambda: again if (output / store.CONFIG).exists() else "Nothing was fitted yet."
     posterior = runs.fit(run, output, resume=resume, overwrite=overwrite)
-    cost = posterior.cost
-    show(
-        f"{run.backend} on {posterior.record.n_data:,} rows of {run.task}: {cost['parameters']:,.0f} parameters, "
-        f"{cost['seconds']:.1f} s, {cost['peak_memory_bytes'] / 2**20:,.0f} MiB. Saved in {output}"
-    )
+    spent = cost_line(posterior.cost)
+    show(f"{run.backend} on {posterior.record.n_data:,} rows of {run.task}: {spent}. Saved in {output}")
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
     from bayeslora.predict.metrics import Metrics
 
-__all__ = ["explain", "metrics_table", "new_table", "quiet", "say", "show", "show_classes"]
+__all__ = ["cost_line", "explain", "metrics_table", "new_table", "quiet", "say", "show", "show_classes"]
 
 
 def show_classes(title: str, classes: Any, papers: dict[str, str], verbose: bool) -> None:
@@ -36,6 +37,16 @@ def show_classes(title: str, classes: Any, papers: dict[str, str], verbose: bool
 
 def _first_line(cls: type) -> str:
     return (cls.__doc__ or "").strip().partition("\n")[0]
+
+
+def cost_line(cost: Mapping[str, float]) -> str:
+    """What a fit cost, as far as its backend says."""
+    shown = {
+        "parameters": (1, ",.0f", "parameters"),
+        "seconds": (1, ".1f", "s"),
+        "peak_memory_bytes": (2**20, ",.0f", "MiB"),
+    }
+    return ", ".join(f"{cost[name] / by:{style}} {unit}" for name, (by, style, unit) in shown.items() if name in cost)
 
 
 def metrics_table(found: Metrics, title: str) -> Table:
