@@ -118,9 +118,7 @@ class Program(nn.Module):
             loaded = load_base(settings, read, task.spec)
             folder = None if adapter is None else adapter_at(adapter)
             labels = named_classes(loaded, read, task.spec, folder)
-            network = (
-                adapt(loaded.network, read, lora) if folder is None else load_adapter(loaded.network, folder)
-            )
+            network = adapt(loaded.network, read, lora) if folder is None else load_adapter(loaded.network, folder)
         encoder = Encoder(loaded.tokenizer, task.spec, max_length, positions(loaded.network), labels)
         program = cls(network, read, model, encoder=encoder, base=settings, drawn=loaded.drawn)
         if adapter is None:
