@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -22,7 +22,7 @@ from torch.utils.data import Sampler
 from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
-from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_callback import ExportableState, PrinterCallback
 
 from bayeslora.errors import PosteriorError, SettingError, TrainingError, unknown
 from bayeslora.inference.base import Run
@@ -158,19 +158,33 @@ def train(
         trainer.add_callback(steps)
         reset_peak(arguments.device)
         start = time.perf_counter()
-        trainer.train(resume_from_checkpoint=_checkpoint(run) if run.resume else None)
+        with suppress(_Ended):
+            trainer.train(resume_from_checkpoint=_checkpoint(run) if run.resume else None)
         done = outcome()
     if steps.stopped is not None:
         stop(steps.stopped)
     return done
 
 
+class _Ended(Exception):
+    """The checkpoint that training was to go on from is that of its last step."""
+
+
 class _Trainer(Trainer):
-    """The Trainer for a module that returns its loss."""
+    """The Trainer for a module that returns its loss.
+
+    Attributes:
+        order: of the rows.
+        around: context of forward and backward.
+        last_batch: that was trained on.
+        losses: sum of the losses after step ``logged``, the last one that was logged; a checkpoint keeps both.
+    """
 
     order: Order
     around: Callable[[], AbstractContextManager[Any]]
     last_batch: dict[str, Tensor]
+    losses: Tensor | float = 0.0
+    logged: int = 0
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **kwargs: Any
@@ -206,17 +220,23 @@ class _Trainer(Trainer):
             loss: Tensor = super().training_step(*args, **kwargs)
         # Before the optimiser's step, so that the weights of the last good step are kept.
         self._refuse(loss, f"at step {self.state.global_step + 1}")
+        self.losses = self.losses + loss
         return loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        parts = self.model.parts() if "loss" in logs else {}
-        super().log({**logs, **parts}, *args, **kwargs)
+        if "loss" in logs:
+            step = self.state.global_step
+            # The Trainer's own mean begins again where a run is resumed.
+            total = self.accelerator.reduce(torch.as_tensor(self.losses, device=self.args.device), "mean")
+            logs = {**logs, "loss": float(total) / (step - self.logged), **self.model.parts()}
+            self.losses, self.logged = 0.0, step
+        super().log(logs, *args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
         return self.order
 
 
-class _Steps(TrainerCallback):
+class _Steps(TrainerCallback, ExportableState):
     """What happens between steps: hooks are called, and signals heeded."""
 
     def __init__(
@@ -234,6 +254,18 @@ class _Steps(TrainerCallback):
         self.outcome = outcome
         #: The signal that training was stopped by.
         self.stopped: int | None = None
+
+    def state(self) -> dict[str, float]:
+        """What a checkpoint keeps."""
+        return {"losses": float(self.trainer.losses), "logged": self.trainer.logged}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        kept = state.stateful_callbacks[type(self).__name__]
+        self.trainer.losses, self.trainer.logged = kept["losses"], kept["logged"]
+        if state.global_step >= state.max_steps:
+            raise _Ended
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
