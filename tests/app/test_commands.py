@@ -92,6 +92,24 @@ def test_evaluate_on_data_of_ones_own(run: Path, tmp_path: Path, capsys: pytest.
     assert "was fitted to classification into (no, unsure, yes)" in capsys.readouterr().err
 
 
+def test_what_was_taken_for_what_in_the_data_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "reviews"
+    data.mkdir()
+    for split in ("train", "test"):
+        (data / f"{split}.csv").write_text("text,label\nI liked the soup .,yes\nI liked nothing .,no\n")
+    command = ["fit", "--base", "demo", "--task", data, "--backend", "map", *QUICK[2:], "--output", tmp_path / "run"]
+    assert call(*command) == 0
+    columns = "Unasked, column 'text' is read as the text and column 'label' is read as the label."
+    rows = "The rows of split 'test' stand in for a validation split."
+    said = capsys.readouterr().err
+    assert columns in said and rows in said
+    assert call("evaluate", tmp_path / "run") == 0
+    assert rows in capsys.readouterr().err
+    (data / "train.csv").unlink()
+    assert call(*command, "--overwrite") == 2
+    assert "There is nothing to train on: split 'train' of task 'reviews' has no rows" in capsys.readouterr().err
+
+
 def test_laplace_around_an_adapter_keeps_its_prediction(run: Path, tmp_path: Path) -> None:
     flags = ["--backend", "laplace", "--adapter", run, "--seed", "2"]
     assert call(*FIT, *flags, *QUICK, "--output", tmp_path / "laplace") == 0
