@@ -109,7 +109,7 @@ def posterior_at(path: Path) -> Path:
     run = path.resolve()
     own, complete = run / POSTERIOR, run / COMPLETE
     refuse_links(own, complete)
-    places = (run, complete / POSTERIOR, own, files.hidden(own, "old"), files.hidden(run, "old"))
+    places = (complete / POSTERIOR, own, files.hidden(own, "old"), run, files.hidden(run, "old"))
     # Twice: between two looks it may have gone from a later place to an earlier one.
     found = next((place for place in places * 2 if (place / RECORD).is_file()), None)
     if found is None:
