@@ -223,12 +223,13 @@ class Tape:
             batch: of the pass, whose masks say which tokens are padding.
 
         Raises:
-            AdapterError: a layer mixes examples, so that its gradient cannot be split between them.
+            AdapterError: a layer sees something other than the rows, so that its gradient cannot be split between them.
         """
         calls = [(key, call) for key, heard in self._calls.items() for call in heard]
         outputs = [call.left for _, call in calls]
         # A sequence that begins with padding may leave attention there without a key, and what follows is not finite.
         attended = self._attended(batch)
+        self._refuse_mixed(attended.flatten(0, 1))
         finite = bool(attended[..., 0].all())
         # What entered a layer is the same for every direction.
         inputs = {key: self._entered(key, heard, attended, finite) for key, heard in self._calls.items()}
@@ -242,6 +243,28 @@ class Tape:
                 came[key].append(back.reshape(len(logits), -1, back.shape[-1]))
             yield {key: self._product(key, *inputs[key], came[key]) for key in came}
 
+    def _refuse_mixed(self, mask: Tensor) -> None:
+        """Name all layers that see something other than the rows, such as relative positions."""
+        lora = {
+            key: self._sites[key[0]].layers[key[1]] for key in self._calls if self._sites[key[0]].role in ("A", "B")
+        }
+        mixed = {key for key, heard in self._calls.items() if not all(_sees_rows(call, mask) for call in heard)}
+        names = sorted({lora.get(key, "head") for key in mixed})
+        if names:
+            ends = {name.rpartition(".")[2] for name in names}
+            others = sorted({name.rpartition(".")[2] for name in lora.values()} - ends)
+            way_out = (
+                f"Give LoraConfig(target_modules={others}) (in a shell --set lora.target_modules={','.join(others)})."
+                if others
+                else "No layer is left: choose another backend, such as svi."
+            )
+            raise AdapterError(
+                f"{len(names)} layers see something other than the rows, such as relative positions, so that their "
+                f"gradients cannot be split between examples: '{names[0]}'"
+                + (f" to '{names[-1]}'. " if len(names) > 1 else ". ")
+                + way_out
+            )
+
     def _entered(self, key: Layer, calls: list[_Call], attended: Tensor, finite: bool) -> tuple[Tensor, Tensor, int]:
         """What entered a layer (examples, tokens, ...); which tokens count; sequences an example."""
         examples = len(attended)
@@ -251,7 +274,7 @@ class Tape:
         entered, counted = [], []
         for call in calls:
             rows, tokens = len(call.entered), call.left.shape[1:-1]
-            each = _counted(key, attended, rows, tokens).reshape(examples, -1)
+            each = _counted(attended, rows, tokens).reshape(examples, -1)
             if call.entered.is_floating_point():
                 value = call.entered.float().reshape(examples, -1, call.entered.shape[-1])
                 value = value if finite else torch.where(each.unsqueeze(-1), value, 0.0)
@@ -323,16 +346,17 @@ def _awake(output: Tensor) -> Tensor:
     return output if output.requires_grad else output.requires_grad_()
 
 
-def _counted(key: Layer, attended: Tensor, rows: int, tokens: torch.Size) -> Tensor:
+def _sees_rows(call: _Call, mask: Tensor) -> bool:
+    """Whether what entered a layer has a row, or a token, for each of those of the batch."""
+    rows = len(call.entered)
+    return rows == len(mask) or (call.left.dim() == 2 and rows == mask.numel())
+
+
+def _counted(attended: Tensor, rows: int, tokens: torch.Size) -> Tensor:
     """Whether each token of each row of a layer is one of the text, (rows, tokens); a pooled row is one token."""
     examples, mask = len(attended), attended.flatten(0, 1)
     if len(tokens) == 1 and mask.shape == (rows, tokens[0]):
         return mask
     if not tokens and rows == mask.numel():
         return mask.reshape(examples, -1)
-    if len(mask) != rows:
-        raise AdapterError(
-            f"Layer {key[1]} of site '{key[0]}' saw {rows} rows for {examples} examples: its gradient cannot be split "
-            "between them. Leave it out of target_modules."
-        )
     return mask.any(-1, keepdim=True).expand(rows, max(tokens.numel(), 1))

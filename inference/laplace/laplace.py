@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 __all__ = ["Laplace"]
 
 
+#: Nats a row by which a mode may be worse than chance before that is said.
+WORSE = 0.5
 #: Ways to tune that maximise an evidence.
 EVIDENCES = ("evidence", "mode-evidence")
 
@@ -117,6 +120,8 @@ class Laplace(TrainingSettings):
         reset_peak(program.device)
         evidence = LinearEvidence(matrices, prior, len(data), self._vectors(program))
         log_likelihood = self._measure(program, weights, data, run, tape, curvature, evidence)
+        if not cost:  # the mode was given
+            _warn_of_mode(program, data, log_likelihood * self.temperature / len(data))
         fixed = latents.keys() - prior.roots.keys()
         record = run.record(self.name, asdict(self), len(data), self.temperature, fixed)
         measured = curvature, log_likelihood
@@ -276,6 +281,20 @@ class Laplace(TrainingSettings):
         values, trace = tuned_hyper(evidence, HyperPrior(program, sites, latents))
         found = latents | {name: value.to(latents[name]) for name, value in values.items()}
         return found, normal_prior(program, sites, found), trace
+
+
+def _warn_of_mode(program: Program, data: Dataset, found: float) -> None:
+    """Say if the mode explains its own rows far worse than outputs that are all zero, as under swapped class names."""
+    labels = torch.as_tensor(data["labels"][:])
+    nothing = torch.zeros(len(labels), program.observation.outputs)
+    chance = float(program.observation.log_prob(nothing, labels).mean())
+    if found < chance - WORSE:
+        warnings.warn(
+            f"The mode explains the training rows far worse than chance does: a log-likelihood of {found:.2f} a row, "
+            f"and {chance:.2f} with outputs of zero. Check that classes are numbered as the adapter numbers them, and "
+            "that it is of this base network.",
+            stacklevel=2,
+        )
 
 
 def _curved(program: Program) -> Curved:

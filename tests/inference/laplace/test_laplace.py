@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,12 @@ import torch
 from curvature_scenarios import given, tiny
 from peft import LoraConfig, get_peft_model
 from scenarios import VOCABULARY, awake, tiny_batch, tiny_bert, tiny_program, tiny_rows
-from transformers import RobertaConfig, RobertaForSequenceClassification
+from transformers import (
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
 from bayeslora.errors import AdapterError, PosteriorError, SettingError
 from bayeslora.inference import fit
@@ -119,8 +126,37 @@ def test_a_layer_that_cannot_be_split_is_named_before_training(monkeypatch: pyte
     lora = LoraConfig(r=2, target_modules=["position_embeddings", "query"], task_type="SEQ_CLS")
     program = Program(get_peft_model(tiny_bert(), lora), Classes(3), Gaussian(deviation=0.1))
     monkeypatch.setattr(laplace, "point_estimate", lambda *_, **__: pytest.fail("it was trained"))
-    with pytest.raises(AdapterError, match="cannot be split"):
+    expected = r"1 layers see .* cannot be split .*position_embeddings'. Give .*target_modules=\['query'\]"
+    with pytest.raises(AdapterError, match=expected):
         fit(program, tiny_rows(6), "laplace", progress=False)
+
+
+def test_layers_that_see_relative_positions_are_named_with_what_is_left() -> None:
+    config = DebertaV2Config(
+        vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, num_labels=3,
+        max_position_embeddings=32, position_buckets=8, relative_attention=True, pos_att_type=["p2c", "c2p"],
+        share_att_key=True,
+    )  # fmt: skip
+    base = DebertaV2ForSequenceClassification(config)
+
+    def program(targets: Any) -> Program:
+        lora = LoraConfig(r=2, target_modules=targets, modules_to_save=["classifier"])
+        return Program(get_peft_model(deepcopy(base), lora), Classes(3), Gaussian(deviation=0.1))
+
+    with pytest.raises(AdapterError, match=r"4 layers .* lora.target_modules=dense,value_proj\)"):
+        fit(program("all-linear"), tiny_rows(6), "laplace", progress=False)
+    assert fit(program(["dense", "value_proj"]), tiny_rows(6), "laplace", epochs=1, progress=False).random
+
+
+def test_a_mode_that_is_worse_than_chance_is_said() -> None:
+    program, rows = tiny(), tiny_rows(12)
+    posterior = fit(program, rows, "mle", epochs=60, learning_rate=1e-2, progress=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="The mode explains")
+        fit(program, rows, "laplace", start=posterior, tune="none", progress=False)
+    swapped = rows.map(lambda row: {"labels": (row["labels"] + 1) % 3})
+    with pytest.warns(UserWarning, match="far worse than chance .* and -1.10 with outputs of zero"):
+        fit(program, swapped, "laplace", start=posterior, tune="none", progress=False)
 
 
 class Flat(Observation):
