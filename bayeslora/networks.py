@@ -300,7 +300,11 @@ def load_adapter(base: PreTrainedModel, folder: str | Path) -> PeftModel:
             raise AdapterError(f"The adapter '{folder}' does not fit '{name}': it lacks {error}.") from error
         except (OSError, ValueError, RuntimeError, UserWarning) as error:
             raise AdapterError(f"The adapter '{folder}' does not fit '{name}': {error}") from error
-    left = sorted(set(load_peft_weights(str(folder), device="cpu")) - set(get_peft_model_state_dict(network)))
+    weights = load_peft_weights(str(folder), device="cpu")
+    wrong = [f"'{key}' of {value.dtype}" for key, value in weights.items() if not value.is_floating_point()]
+    if wrong:
+        raise AdapterError(f"The adapter '{folder}' holds {wrong[0]} ({len(wrong)} such weights): expected floats.")
+    left = sorted(set(weights) - set(get_peft_model_state_dict(network)))
     if left:
         raise AdapterError(
             f"The adapter '{folder}' does not fit '{name}': it holds '{left[0]}' ({len(left)} such weights), for which "

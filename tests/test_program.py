@@ -219,3 +219,6 @@ def test_an_adapter_of_another_network_is_refused(base: Path, tmp_path: Path) ->
         save_file({name: value for name, value in weights.items() if lacking not in name}, path)
         with pytest.raises(AdapterError, match=message):
             Program.from_pretrained(base, Task(SPEC, text_rows()), adapter=tmp_path / "adapter")
+    save_file({name: value.int() for name, value in weights.items()}, path)
+    with pytest.raises(AdapterError, match=r"adapter' holds '.*' of torch.int32 \(\d+ such weights\): expected floats"):
+        Program.from_pretrained(base, Task(SPEC, text_rows()), adapter=tmp_path / "adapter")
