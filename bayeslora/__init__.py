@@ -6,61 +6,73 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bayeslora import diagnostics, inference, models
+    from bayeslora import diagnostics, errors, inference, models, observations
     from bayeslora.app.comparison import compare
     from bayeslora.app.config import RunConfig
     from bayeslora.app.plugins import register
     from bayeslora.inference import fit, load
     from bayeslora.networks import NetworkSettings
     from bayeslora.posterior import Posterior
-    from bayeslora.predict.prediction import Prediction
+    from bayeslora.predict import metrics, plots
+    from bayeslora.predict.prediction import ClassPrediction, Prediction, ValuePrediction
     from bayeslora.program import Program
-    from bayeslora.tasks import Task, load_task
+    from bayeslora.tasks import Split, Task, TaskSpec, load_task
 
 __version__ = "0.1.0"
 
-#: Public names and where they are; each is imported when it is first used, so that importing the package is quick.
-_HOMES = {
-    "NetworkSettings": "bayeslora.networks",
-    "Posterior": "bayeslora.posterior",
-    "Prediction": "bayeslora.predict.prediction",
-    "Program": "bayeslora.program",
-    "RunConfig": "bayeslora.app.config",
-    "Task": "bayeslora.tasks",
-    "compare": "bayeslora.app.comparison",
-    "diagnostics": "",
-    "fit": "bayeslora.inference",
-    "inference": "",
-    "load": "bayeslora.inference",
-    "load_task": "bayeslora.tasks",
-    "models": "",
-    "register": "bayeslora.app.plugins",
-}
-
-__all__ = [
-    "NetworkSettings",
-    "Posterior",
-    "Prediction",
+__all__ = [  # noqa: RUF022  # grouped as the README groups them
+    # what is fitted
     "Program",
-    "RunConfig",
     "Task",
-    "compare",
-    "diagnostics",
-    "fit",
-    "inference",
-    "load",
+    "TaskSpec",
+    "Split",
+    "NetworkSettings",
     "load_task",
     "models",
+    "observations",
+    # fitting, and what it gives
+    "fit",
+    "load",
+    "inference",
+    "Posterior",
+    "Prediction",
+    "ClassPrediction",
+    "ValuePrediction",
+    "metrics",
+    "plots",
+    "diagnostics",
+    # runs
+    "RunConfig",
+    "compare",
+    # one's own
     "register",
+    "errors",
 ]
+
+#: Where public names are; each is imported when it is first used, so that importing the package is quick.
+_HOMES = {
+    "bayeslora": ("diagnostics", "errors", "inference", "models", "observations"),
+    "bayeslora.app.comparison": ("compare",),
+    "bayeslora.app.config": ("RunConfig",),
+    "bayeslora.inference": ("fit", "load"),
+    "bayeslora.networks": ("NetworkSettings",),
+    "bayeslora.app.plugins": ("register",),
+    "bayeslora.posterior": ("Posterior",),
+    "bayeslora.predict": ("metrics", "plots"),
+    "bayeslora.predict.prediction": ("ClassPrediction", "Prediction", "ValuePrediction"),
+    "bayeslora.program": ("Program",),
+    "bayeslora.tasks": ("Split", "Task", "TaskSpec", "load_task"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    home = next((home for home, names in _HOMES.items() if name in names), None)
+    if home is None:
         raise AttributeError(f"module 'bayeslora' has no attribute '{name}'")
-    home = _HOMES[name]
-    return getattr(import_module(home), name) if home else import_module(f"bayeslora.{name}")
+    if home in ("bayeslora", "bayeslora.predict"):  # a room, not a name in one
+        return import_module(f"{home}.{name}")
+    return getattr(import_module(home), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted(__all__)

@@ -44,6 +44,20 @@ BACKENDS: Registry[type[Backend]] = Registry("backend", {
 })  # fmt: skip
 
 
+#: Classes of backends, by their own names, as attributes of this module.
+CLASSES = {name.upper(): name for name in ("map", "mle", "nuts", "sghmc", "sgld", "svi")} | {"Laplace": "laplace"}
+
+
+def __getattr__(name: str) -> type[Backend]:
+    if name not in CLASSES:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return BACKENDS[CLASSES[name]]
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *CLASSES])
+
+
 def fit(
     program: Program,
     data: Split | Dataset,
