@@ -27,6 +27,8 @@ __all__ = [
     "Base",
     "NetworkSettings",
     "adapt",
+    "by_base_name",
+    "lacking",
     "load_adapter",
     "load_base",
     "named_classes",
@@ -159,6 +161,23 @@ def load_base(
             raise AdapterError(f"'{settings.name}' has '{name}' already, or in another shape: it is another network.")
         random[name].data.copy_(value)
     return Base(base, read, random, resized, () if any(name.startswith(heads) for name in random) else labels)
+
+
+def lacking(settings: NetworkSettings, observation: Observation, spec: TaskSpec) -> frozenset[str]:
+    """Names of the weights that a network's files lack; none if it cannot be loaded, so that nobody draws them anew."""
+    try:
+        with torch.random.fork_rng():
+            return frozenset(load_base(settings, observation, spec).drawn)
+    except AdapterError:
+        return frozenset()
+
+
+def by_base_name(network: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters of a network by the names that they have without PEFT."""
+    return {
+        name.removeprefix("base_model.model.").replace(".base_layer.", "."): value
+        for name, value in network.named_parameters()
+    }
 
 
 def _check_kind(name: str, config: Any, kind: Any, observation: Observation) -> None:

@@ -21,6 +21,8 @@ from bayeslora.models import MonteCLoRA, WeightModel
 from bayeslora.networks import (
     NetworkSettings,
     adapt,
+    by_base_name,
+    lacking,
     load_adapter,
     load_base,
     named_classes,
@@ -52,7 +54,8 @@ class Program(nn.Module):
         model: Pyro model of the LoRA weights; `bayeslora.models.MonteCLoRA` by default.
         encoder: turns the rows of a task into token ids; not needed for data that are tokenised already.
         base: which base network it is, and how it was loaded.
-        drawn: frozen weights that the base network's files lack, by their names there: they are saved with a posterior.
+        drawn: weights that the base network's files lack, by their names there, of which the frozen ones are saved with
+            a posterior; by default the files are asked.
 
     Raises:
         AdapterError: the network has no LoRA layers, or one that cannot be made stochastic.
@@ -75,7 +78,7 @@ class Program(nn.Module):
         self.encoder = encoder
         self.weights = Weights(network)
         self.base = base or NetworkSettings.of(network)
-        self._drawn = dict(drawn or {})
+        self._drawn = drawn
         config = getattr(network, "config", None)
         if config is not None and getattr(config, "pad_token_id", 0) is None:
             # A decoder looks for padding to find the last token of a text.
@@ -152,6 +155,9 @@ class Program(nn.Module):
     @property
     def drawn(self) -> dict[str, Tensor]:
         """Frozen weights that were drawn at random, since the base network's files lack them."""
+        if self._drawn is None:
+            names = lacking(self.base, self.observation, self.encoder.spec) if self.encoder is not None else ()
+            self._drawn = {name: value for name, value in by_base_name(self.network).items() if name in names}
         frozen = {id(value) for name, value in self.network.named_parameters() if ".original_module." not in name}
         own = {id(slot.parameter) for site in self.sites for slot in self.weights.slots(site.name)}
         return {name: value.detach() for name, value in self._drawn.items() if id(value) in frozen - own}

@@ -30,6 +30,8 @@ from transformers import (
     XLNetConfig,
 )  # fmt: skip
 
+from bayeslora.app.config import read_config, resolve
+from bayeslora.app.runs import build_program
 from bayeslora.errors import AdapterError, DataError, PosteriorError, SettingError
 from bayeslora.identity import fingerprint
 from bayeslora.inference import fit, load
@@ -88,6 +90,16 @@ class TestWhatIsDrawn:
         base = masked_language_model(tmp_path / "base")
         posterior = fit(text_program(base), text_rows(), "map", **QUICK)
         posterior.save(tmp_path / "saved")
+        assert torch.equal(logits(load(tmp_path / "saved")), logits(posterior))
+
+    def test_a_network_of_ones_own_keeps_what_its_files_lack(self, tmp_path: Path) -> None:
+        base = masked_language_model(tmp_path / "base")
+        network = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3)
+        network = get_peft_model(network, LoraConfig(r=2, target_modules=["query"]))
+        program = Program(network, Classes(3), encoder=Encoder(AutoTokenizer.from_pretrained(base), SPEC, 16))
+        posterior = fit(program, text_rows(), "mle", **QUICK)
+        posterior.save(tmp_path / "saved")
+        assert {name.partition(".")[0] for name in program.drawn} == {"bert", "classifier"}
         assert torch.equal(logits(load(tmp_path / "saved")), logits(posterior))
 
     def test_a_network_of_ones_own_with_a_random_head_is_told_from_another(self, tmp_path: Path) -> None:
@@ -281,6 +293,13 @@ class TestSettings:
         program = Program.from_pretrained(settings, Task(SPEC, text_rows()), max_length=16)
         fit(program, text_rows(), "mle", **QUICK).save(tmp_path / "saved")
         assert load(tmp_path / "saved").program.base == settings
+
+    def test_settings_of_a_run_are_those_of_its_network(self, tmp_path: Path) -> None:
+        flags = {"base": str(saved_base(tmp_path)), "task": "demo"}
+        config = resolve(read_config(None, flags, ["network.dtype=bfloat16", "network.attention=eager"]))
+        program = build_program(config, Task(SPEC, text_rows()))
+        assert program.base == NetworkSettings(str(tmp_path), "bfloat16", attention="eager")
+        assert next(program.network.parameters()).dtype == torch.bfloat16
 
     def test_a_type_that_torch_lacks_is_refused(self) -> None:
         with pytest.raises(SettingError, match="dtype is 'float33', expected one of torch's"):

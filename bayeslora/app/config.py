@@ -199,6 +199,8 @@ def resolve(config: RunConfig) -> RunConfig:
     from bayeslora.models import MODELS
     from bayeslora.networks import NetworkSettings
 
+    if "name" in config.network:
+        raise SettingError("The name of the network is that of the base: give base= (in a shell --base).")
     model, model_settings = model_of(config)
     return replace(
         config,
