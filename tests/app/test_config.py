@@ -71,7 +71,7 @@ def test_yaml_and_json_give_the_same_configuration_back(tmp_path: Path) -> None:
         ({}, ["task.lable=y"], "Unknown setting of a task 'lable'. Did you mean 'label'"),
         ({}, ["task.seed=1"], "Unknown setting of a task 'seed'"),
         ({"backend": "sv1"}, [], "Unknown backend 'sv1'. Did you mean 'svi'"),
-        ({"model": "montecarlo"}, [], "Unknown model of LoRA weights 'montecarlo'. Did you mean 'monteclora'"),
+        ({"model": "montecarlo"}, [], "Unknown model 'montecarlo'. Did you mean 'monteclora'"),
         ({"base": "./missing"}, [], "There is no base network './missing'"),
         ({}, ["network.name=other"], "The name of the network is that of the base"),
         ({}, ["network.quantisation=2bit"], "quantisation"),
