@@ -13,7 +13,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Independent, biject_to
 
-from bayeslora.errors import PosteriorError
+from bayeslora.errors import PosteriorError, SettingError
 from bayeslora.inference.laplace.gaussian import Roots
 from bayeslora.inference.laplace.jacobians import as_matrices
 from bayeslora.models.distributions import ColumnNormal, IsotropicNormal
@@ -66,6 +66,7 @@ def normal_prior(program: Program, sites: Sequence[Site], latents: Mapping[str, 
 
     Raises:
         PosteriorError: the prior of a site is not normal, or its columns differ in covariance (the message names it).
+        SettingError: its variance is zero or infinite.
     """
     return _normal_prior(_trace(program, latents), sites)
 
@@ -79,7 +80,13 @@ def _normal_prior(trace: poutine.Trace, sites: Sequence[Site]) -> NormalPrior:
     for site in sites:
         mean, covariance = _moments(site, trace.nodes[site.name])
         centres[site.name] = as_matrices(site, mean.expand(site.initial.shape))
-        roots[site.name] = torch.linalg.cholesky(covariance.double())
+        try:
+            roots[site.name] = torch.linalg.cholesky(covariance.double())
+        except torch.linalg.LinAlgError as error:
+            raise SettingError(
+                f"The variance of the prior of site '{site.name}' is zero or infinite in single precision: its scale "
+                "is too small or too large."
+            ) from error
     return NormalPrior(centres, roots)
 
 

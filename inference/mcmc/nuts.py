@@ -12,6 +12,7 @@ from torch import Tensor
 from bayeslora.errors import SettingError
 from bayeslora.inference.base import Run
 from bayeslora.inference.mcmc.chains import ChainSettings
+from bayeslora.inference.training.process import available
 from bayeslora.passes import Rows
 from bayeslora.program import Program
 from bayeslora.progress import bar
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 __all__ = ["NUTS"]
+
+#: Weights of the largest adapter that is sampled: with ten times as many a trajectory already takes its most steps.
+MOST = 10_000
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class NUTS(ChainSettings):
 
     def chain(self, program: Program, data: Dataset, run: Run) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Run one chain; its acceptance rate, divergent transitions and step size come with it."""
+        self._check(program, len(data))
         batch, _ = next(Rows.of(program, data, len(data)).batches(program.device))
         start = init_to_sample
         if run.start is not None:
@@ -83,3 +88,22 @@ class NUTS(ChainSettings):
             "divergences": float(len(found["divergences"]["chain 0"])),
             "step_size": float(kernel.step_size),
         }
+
+    def _check(self, program: Program, rows: int) -> None:
+        """Refuse what would take days, or more memory than there is, before it is begun.
+
+        Raises:
+            SettingError: there are too many weights.
+        """
+        size = sum(value.numel() for value in program.model.initial(program.sites).values())
+        # The draws; the mass matrix, its factor and its inverse.
+        needed = 4 * size * self.draws + (12 * size**2 if self.dense_mass else 0)
+        free = available(program.device)
+        if size > MOST or needed > free:
+            steps = (self.warmup + self.draws) * 2**self.max_tree_depth
+            raise SettingError(
+                f"nuts would sample {size:,} weights: up to {steps:,} passes forth and back over {rows:,} rows, and "
+                f"{needed / 2**30:,.1f} GiB of {free / 2**30:,.1f} GiB that are free. It is for adapters of some "
+                f"hundred weights, {MOST:,} at most: take a lower rank and fewer layers (target_modules), or the "
+                "backend sgld, sghmc or laplace."
+            )

@@ -207,12 +207,18 @@ class _Trainer(Trainer):
         self.check()  # a broken state must not replace the last good one
         super()._save_checkpoint(*args, **kwargs)
 
-    def _refuse(self, loss: Tensor, when: str) -> None:
-        if not torch.isfinite(loss):
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
+        norm: Tensor = super()._clip_grad_norm(model)
+        # Scaled to the longest that is allowed, a gradient without end is none: the weights would stay as they are.
+        self._refuse(norm, f"at step {self.state.global_step + 1}", "length of the gradient")
+        return norm
+
+    def _refuse(self, found: Tensor, when: str, what: str = "loss") -> None:
+        if not torch.isfinite(found):
             kept = "" if self.args.save_strategy == "no" else " A checkpoint that was written before is kept."
             raise TrainingError(
-                f"The loss is {float(loss)} {when}. Try a lower learning rate, a KL "
-                f"warm-up, or float32 in place of bfloat16.{kept}"
+                f"The {what} is {float(found)} {when}. Try a lower learning rate, a KL warm-up, float32 in place of "
+                f"bfloat16, or a prior whose scales are neither so small nor so large.{kept}"
             )
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 from bayeslora.errors import SettingError
 from bayeslora.inference.base import Run
+from bayeslora.inference.training.process import available
 from bayeslora.inference.training.trainer import TrainingSettings
 from bayeslora.inference.variational.elbo import bound
 from bayeslora.inference.variational.posterior import VariationalPosterior, optimise
-from bayeslora.models.guides.auto import check_kind, make_guide
+from bayeslora.models.guides.auto import KINDS, check_kind, make_guide
 from bayeslora.program import Program
 from bayeslora.rng import isolated
 
@@ -73,6 +74,8 @@ class SVI(TrainingSettings):
 
     def fit(self, program: Program, data: Dataset, run: Run) -> VariationalPosterior:
         """Maximise the ELBO of ``program`` over the guide."""
+        if KINDS.get(self.guide, self.guide) == KINDS["full"]:
+            _check_room(program)
         with isolated(run.seed, program.device):
             guide = make_guide(self.guide, program.model, run.sites(program), self.init_scale)
         rates = {"location": self.learning_rate, "scale": self.scale_learning_rate}
@@ -91,4 +94,21 @@ class SVI(TrainingSettings):
             elbo=bound(self.elbo, self.particles),
             temperature=self.temperature,
             kl_warmup=self.kl_warmup,
+        )
+
+
+def _check_room(program: Program) -> None:
+    """Make sure that there is memory for a full covariance before it is asked for.
+
+    Raises:
+        SettingError: there is not.
+    """
+    random = program.model.stochastic(program.sites)
+    size = sum(value.numel() for name, value in program.model.initial(program.sites).items() if name in random)
+    # The covariance's factor, its gradient, and AdamW's two moments of it.
+    needed, free = 4 * 4 * size**2, available(program.device)
+    if needed > free:
+        raise SettingError(
+            f"A full covariance of {size:,} weights needs {needed / 2**30:,.1f} GiB, and {free / 2**30:,.1f} GiB are "
+            "free: choose guide='structured', 'mean-field' or 'low-rank', or fewer layers (target_modules)."
         )

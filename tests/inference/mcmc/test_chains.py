@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bayeslora.errors import PosteriorError, SettingError, TrainingError
 from bayeslora.inference import fit, load
+from bayeslora.inference.mcmc import nuts
 from bayeslora.inference.mcmc.posterior import EmpiricalPosterior
 from bayeslora.inference.mcmc.unconstrained import Unconstrained
 from bayeslora.models import MonteCLoRA
@@ -154,3 +155,33 @@ def test_a_chain_over_text(tmp_path: Path) -> None:
     fit(program, text_rows(), "sgld", draws=3, warmup=1, output_dir=tmp_path / "run", progress=False)
     found = load(tmp_path / "run")
     assert found.predict(text_rows(), draws=3, progress=False).draws == 3
+
+
+@pytest.mark.parametrize("backend", ["nuts", "sgld", "sghmc"])
+def test_dropout_is_off_while_a_chain_is_drawn(backend: str) -> None:
+    chains = []
+    for rate in (0.0, 0.5):
+        program = tiny_program(dropout=rate).train()
+        posterior = fit(program, tiny_rows(8), backend, draws=4, warmup=1, progress=False)
+        assert program.network.training
+        chains.append(posterior.chain["linear_16x16.A"])
+    assert torch.equal(*chains)
+
+
+def test_dropout_is_off_in_predictions() -> None:
+    found = []
+    for rate in (0.0, 0.5):
+        program = tiny_program(dropout=rate)
+        posterior = fit(program, tiny_rows(8), "sgld", draws=4, warmup=1, progress=False)
+        program.network.train()
+        found.append(posterior.predict(tiny_rows(8), draws=4, progress=False).logits)
+        assert program.network.training
+    assert torch.equal(*found)
+
+
+def test_too_many_weights_are_refused_before_a_chain_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingError, match=r"nuts would sample [\d,]+ weights: up to 1,024,000 passes .* over 8 rows"):
+        fit(tiny_program(rank=64), tiny_rows(8), "nuts", progress=False)
+    monkeypatch.setattr(nuts, "available", lambda device: 2**20)
+    with pytest.raises(SettingError, match=r"0.0 GiB of 0.0 GiB that are free"):
+        fit(tiny_program(), tiny_rows(8), "nuts", dense_mass=True, progress=False)

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scenarios import saved_base, text_program, text_rows, tiny_program, tiny_rows
+from peft import LoraConfig, get_peft_model
+from scenarios import saved_base, text_program, text_rows, tiny_bert, tiny_program, tiny_rows
 from torch import Tensor
 
 import bayeslora
@@ -25,8 +26,10 @@ from bayeslora.inference import fit, load
 from bayeslora.inference.training.trainer import SCHEDULES, _Steps
 from bayeslora.inference.variational.elbo import NegativeELBO
 from bayeslora.inference.variational.posterior import VariationalPosterior
-from bayeslora.models import MonteCLoRA
+from bayeslora.models import Gaussian, MonteCLoRA, WeightModel
+from bayeslora.observations import Classes
 from bayeslora.posterior import Posterior
+from bayeslora.program import Program
 
 QUICK = {"epochs": 3, "batch_size": 5, "learning_rate": 1e-2, "log_every": 1, "progress": False}
 
@@ -375,3 +378,19 @@ def test_rows_without_labels_and_no_rows_are_errors() -> None:
         fit(tiny_program(), tiny_rows(4).remove_columns("labels"), progress=False)
     with pytest.raises(DataError, match="no rows"):
         fit(tiny_program(), tiny_rows(4).select([]), progress=False)
+
+
+@pytest.mark.parametrize("model", [Gaussian(scale=1e30), Gaussian(scale=1e-30), MonteCLoRA(scale=1e30)])
+@pytest.mark.parametrize("backend", ["svi", "map", "laplace"])
+def test_a_prior_that_lets_nothing_be_learned_is_said(model: WeightModel, backend: str) -> None:
+    # B of a fresh adapter is zero: the loss is finite however large A is.
+    lora = LoraConfig(r=2, target_modules="all-linear", task_type="SEQ_CLS")
+    program, rows = Program(get_peft_model(tiny_bert(), lora), Classes(3), model), tiny_rows(12)
+    start = {site.name: site.initial.clone() for site in program.sites}
+    try:
+        posterior = fit(program, rows, backend, **QUICK)
+    except (TrainingError, SettingError) as error:
+        assert "prior" in str(error)
+    else:  # as a point, A may be anywhere under so wide a prior
+        moved = [name for name, value in posterior.mean().items() if not torch.equal(value, start[name])]
+        assert model.scale > 1 and backend == "map" and len(moved) == len(start)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bayeslora.errors import SettingError
 from bayeslora.inference import fit
+from bayeslora.inference.variational import svi
 from bayeslora.inference.variational.elbo import NegativeELBO, bound
 from bayeslora.inference.variational.svi import SVI
 from bayeslora.models import MonteCLoRA
@@ -164,3 +165,13 @@ def test_a_negative_rate_is_refused() -> None:
 def test_a_renyi_bound_of_one_particle_is_refused() -> None:
     with pytest.raises(SettingError, match="particles=2"):
         SVI(elbo="renyi")
+
+
+@pytest.mark.parametrize("guide", ["full", "AutoMultivariateNormal"])
+def test_too_little_memory_for_a_covariance_is_said_before_it_is_taken(
+    guide: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(svi, "available", lambda device: 2**20)
+    monkeypatch.setattr(svi, "make_guide", lambda *_: pytest.fail("it was taken"))
+    with pytest.raises(SettingError, match=r"A full covariance of [\d,]+ weights needs .* and 0.0 GiB are free"):
+        fit(tiny_program(), tiny_rows(8), guide=guide, progress=False)
