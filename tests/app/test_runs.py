@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -45,6 +46,15 @@ def test_ctrl_c_before_the_fit_leaves_nothing_to_resume(
 
     monkeypatch.setattr(runs, "task_of", interrupt)
     assert call(*FIT, *QUICK, "--output", tmp_path / "out") == 130
+    assert capsys.readouterr().err == "Interrupted.\nNothing was fitted yet.\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_command_with_its_number_and_a_word(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runs, "task_of", lambda *_: os.kill(os.getpid(), number))
+    assert call(*FIT, *QUICK, "--output", tmp_path / "out") == 128 + number
     assert capsys.readouterr().err == "Interrupted.\nNothing was fitted yet.\n"
 
 

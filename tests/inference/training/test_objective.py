@@ -22,6 +22,7 @@ from bayeslora.inference.training.objective import Hook, Objective, Outcome, Sta
 from bayeslora.inference.training.trainer import TrainingSettings, _Trainer, train
 from bayeslora.observations import Classes, Padding, encode
 from bayeslora.passes import Rows
+from bayeslora.signals import Stopped
 
 
 @dataclass(frozen=True)
@@ -145,14 +146,14 @@ def test_hooks_fire_with_and_without_a_folder(
 
 
 class Stop(Hook):
-    """Ctrl-C after a step."""
+    """A signal after a step; Ctrl-C, if no other."""
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    def __init__(self, step: int, number: int = signal.SIGINT) -> None:
+        self.step, self.number = step, number
 
     def on_step(self, state: State) -> None:
         if state.step == self.step:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), self.number)
 
 
 # Stopped at the end of an epoch and within one, between two entries of the log, and with a batch left of a step.
@@ -197,6 +198,16 @@ def test_every_checkpoint_can_be_gone_on_from(tmp_path: Path) -> None:
     assert [folder.name for folder in folders] == ["checkpoint-3", "checkpoint-4"]
     parts = {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
     assert all(parts <= {path.name for path in folder.iterdir()} for folder in folders)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_any_signal_to_stop_leaves_a_checkpoint_and_says_which_it_was(tmp_path: Path, number: int) -> None:
+    counts = Counts(toy := Toy())
+    with pytest.raises(Stopped) as found:
+        minimised(tmp_path, counts, Stop(2, number), objective=toy)
+    assert found.value.number == number
+    assert counts.steps == [1, 2] and counts.epochs == [] and counts.checkpoints == [2]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-2"]
 
 
 def test_weights_without_a_finite_loss_are_refused_without_a_folder_too() -> None:
