@@ -1,29 +1,64 @@
-"""Settings as dataclasses: built from keywords, YAML or command line strings, and described from docstrings.
+"""Settings as dataclasses: checked by pydantic, read from command line strings, and described from docstrings.
 
-A dataclass is the one home of a group of settings: its fields give names, types and defaults, its docstring's
-``Attributes:`` section gives the help texts.
+A dataclass is the one home of a group of settings: its fields give names, types with their bounds and defaults, its
+docstring's ``Attributes:`` section gives the help texts.
 """
 
 from __future__ import annotations
 
 import re
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
+from functools import cache
 from inspect import cleandoc
-from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from bayeslora.errors import BayesLoraError, SettingError, unknown
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from pydantic import Field as Bound
+from typing_extensions import TypedDict
 
-__all__ = ["Setting", "build", "coerce", "describe", "differing"]
+from bayeslora.errors import SettingError, unknown
+
+__all__ = [
+    "Count",
+    "NotNegative",
+    "Part",
+    "Positive",
+    "Seed",
+    "Setting",
+    "Settings",
+    "build",
+    "check_seed",
+    "coerce",
+    "describe",
+    "differing",
+]
 
 T = TypeVar("T")
 
-TRUE = {"true", "yes", "on", "1"}
-FALSE = {"false", "no", "off", "0"}
+Positive = Annotated[float, Bound(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Bound(ge=0, allow_inf_nan=False)]
+#: A part of a whole, up to all of it.
+Part = Annotated[float, Bound(ge=0, le=1)]
+Count = Annotated[int, Bound(ge=1)]
+#: What every generator takes: numpy's takes 32 bits.
+Seed = Annotated[int, Bound(ge=0, lt=2**32)]
+
 NONE = {"none", "null", ""}
 SECTION = re.compile(r"^Attributes:\s*$\n((?:^[ \t]+.*\n?|^\s*\n)*)", re.MULTILINE)
 ENTRY = re.compile(r"^(\w+)\s*(?:\([^)]*\))?:\s*(.*)$")
+
+
+class Settings:
+    """Base of dataclasses whose fields are checked when they are made.
+
+    A wrong value is a `SettingError`; a subclass may check in ``__post_init__`` what fields say of each other.
+    """
+
+    def __post_init__(self) -> None:
+        for name, value in _checked(type(self), vars(self)).items():
+            object.__setattr__(self, name, value)
 
 
 class Setting(NamedTuple):
@@ -43,38 +78,104 @@ class Setting(NamedTuple):
 
 
 def build(cls: type[T], values: Mapping[str, Any]) -> T:
-    """Make an instance of a dataclass from values by field name.
-
-    Strings, as the command line gives them, are read by the annotation of their field; all other values are
-    checked against it. A nested dataclass is built from a mapping.
+    """Make an instance of a dataclass from values by field name; strings are read by the type of their field.
 
     Args:
         cls: a dataclass.
-        values: field name to value.
-
-    Returns:
-        The instance.
+        values: field name to value; a nested dataclass may be a mapping.
 
     Raises:
         SettingError: for a name that is no field, a value of another type, a value that the class itself
             refuses, or a field without default that is missing.
     """
-    known = {field.name: field for field in _settings(cls)}
-    title = _title(cls)
-    for name in values:
-        if name not in known:
-            raise SettingError(unknown(f"setting of {title}", str(name), known))
-    missing = [name for name, field in known.items() if name not in values and _default(field) is MISSING]
+    found = _checked(cls, values)
+    missing = [field.name for field in _settings(cls) if field.name not in values and _default(field) is MISSING]
     if missing:
-        raise SettingError(f"{title} needs a value for {', '.join(missing)}.")
-    hints = get_type_hints(cls)
-    arguments = {name: coerce(value, hints[name], f"{title}: {name}") for name, value in values.items()}
+        raise SettingError(f"{_title(cls)} needs a value for {', '.join(missing)}.")
     try:
-        return cls(**arguments)
-    except BayesLoraError:
-        raise
+        return cls(**found)
     except (TypeError, ValueError) as error:
-        raise SettingError(f"{title}: {error}") from error
+        raise SettingError(f"{_title(cls)}: {error}") from error
+
+
+def coerce(value: Any, annotation: Any, name: str) -> Any:
+    """One value, a string of the command line or one of YAML or Python, in an annotated type.
+
+    Raises:
+        SettingError: the value cannot be read as that type.
+    """
+    try:
+        return TypeAdapter(annotation).validate_python(_read(value, annotation))
+    except ValidationError as error:
+        raise SettingError(_message(name, error)) from None
+
+
+def _checked(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of fields in their types."""
+    hints, adapter = _schema(cls)
+    for name in values:
+        if name not in hints:
+            raise SettingError(unknown(f"setting of {_title(cls)}", str(name), hints))
+    try:
+        found: dict[str, Any] = adapter.validate_python(
+            {name: _read(value, hints[name]) for name, value in values.items()}
+        )
+    except ValidationError as error:
+        raise SettingError(_message(f"{_title(cls)}: {error.errors()[0]['loc'][0]}", error)) from None
+    return found
+
+
+@cache
+def _schema(cls: type) -> tuple[dict[str, Any], TypeAdapter[Any]]:
+    """The types of a dataclass's fields, and what checks values by name against them."""
+    hints = get_type_hints(cls, include_extras=True)
+    hints = {field.name: hints[field.name] for field in _settings(cls)}
+    shape: Any = TypedDict(cls.__name__, hints, total=False)  # type: ignore[misc]
+    return hints, TypeAdapter(with_config(ConfigDict(arbitrary_types_allowed=True))(shape))
+
+
+def _message(name: str, error: ValidationError) -> str:
+    first, *others = error.errors()
+    expected = [each["msg"] for each in (first, *others) if each["loc"][:1] == first["loc"][:1]]
+    said = " or ".join(dict.fromkeys(text.removeprefix("Input ") for text in expected))
+    return f"{name} {said}, found {first['input']!r}."
+
+
+def _read(value: Any, annotation: Any) -> Any:
+    """What pydantic does not read of text: none, lists with commas, whole numbers such as 1e4; nested settings."""
+    members = [_bare(member) for member in get_args(annotation)] if _is_union(annotation) else [_bare(annotation)]
+    if isinstance(value, Mapping):
+        nested = next((member for member in members if isinstance(member, type) and is_dataclass(member)), None)
+        return value if nested is None else build(nested, value)
+    if isinstance(value, bool) and bool not in members and {int, float} & set(members):
+        return repr(value)  # a truth is no number
+    if not isinstance(value, str):
+        return value
+    if types.NoneType in members and value.lower() in NONE:
+        return None
+    is_list = any(get_origin(member) in (tuple, list, Sequence) for member in members)
+    if is_list and ("," in value or str not in members):
+        return [item.strip() for item in value.strip("()[] ").split(",") if item.strip()]
+    if int in members and re.fullmatch(r"[\d.]+[eE]\+?\d+", value):
+        return float(value)
+    return value
+
+
+def _is_union(annotation: Any) -> bool:
+    return get_origin(annotation) in (Union, types.UnionType)
+
+
+def _bare(annotation: Any) -> Any:
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+
+
+def check_seed(seed: int) -> None:
+    """Make sure that every generator takes a seed.
+
+    Raises:
+        SettingError: it is negative or too large.
+    """
+    coerce(seed, Seed, "seed")
 
 
 def describe(cls: type) -> list[Setting]:
@@ -86,155 +187,8 @@ def describe(cls: type) -> list[Setting]:
     for ancestor in reversed(cls.__mro__):
         helps.update(_attributes(ancestor.__dict__.get("__doc__") or ""))
     return [
-        Setting(field.name, _written(field.type), _default(field), helps.get(field.name, ""))
-        for field in _settings(cls)
+        Setting(field.name, str(field.type), _default(field), helps.get(field.name, "")) for field in _settings(cls)
     ]
-
-
-def coerce(value: Any, annotation: Any, name: str) -> Any:
-    """Read one value by an annotation: numbers, booleans, text, tuples, lists, ``Literal`` and unions.
-
-    Args:
-        value: a string from the command line, or a value of YAML or Python.
-        annotation: the resolved type of the field.
-        name: what the value is, for the message.
-
-    Returns:
-        The value in the annotated type.
-
-    Raises:
-        SettingError: if the value cannot be read as that type.
-    """
-    try:
-        return _coerce(value, annotation)
-    except (TypeError, ValueError):
-        found = f"{value!r} ({type(value).__name__})"
-        raise SettingError(f"{name} expects {_written(annotation)}, found {found}.") from None
-
-
-def _coerce(value: Any, annotation: Any) -> Any:
-    """`coerce` without the message: raises TypeError or ValueError."""
-    origin = get_origin(annotation)
-    if annotation is Any:
-        return value
-    if origin is Literal:
-        return _literal(value, get_args(annotation))
-    if origin in (Union, types.UnionType):
-        return _union(value, get_args(annotation))
-    if origin in (tuple, list, Sequence):
-        return _sequence(value, origin, get_args(annotation))
-    if annotation in READERS:
-        return READERS[annotation](value)
-    if is_dataclass(annotation) and isinstance(annotation, type) and isinstance(value, Mapping):
-        return build(annotation, value)
-    kind = origin or annotation
-    if isinstance(kind, type) and not isinstance(value, kind):
-        raise TypeError
-    return value
-
-
-def _literal(value: Any, choices: tuple[Any, ...]) -> Any:
-    for choice in choices:
-        if type(value) is type(choice) and value == choice:
-            return choice
-    if isinstance(value, str):
-        for choice in choices:
-            if choice is None and value.lower() in NONE or choice is not None and value == str(choice):
-                return choice
-    raise ValueError
-
-
-def _union(value: Any, members: tuple[Any, ...]) -> Any:
-    """The first member that takes the value: members of the value's own type first, text last."""
-    if value is None and types.NoneType in members:
-        return None
-    own = [member for member in members if type(value) is (get_origin(member) or member)]
-    if isinstance(value, str):
-        own = []
-        one_word = str in members and "," not in value  # a word stays a word where a tuple is possible too
-        members = tuple(m for m in members if not (one_word and get_origin(m) in (tuple, list, Sequence)))
-    for member in sorted([*own, *members], key=lambda m: m is str):
-        try:
-            return _coerce(value, member)
-        except (TypeError, ValueError):
-            continue
-    raise ValueError
-
-
-def _sequence(value: Any, origin: type, members: tuple[Any, ...]) -> Any:
-    """Comma-separated text, a list or a tuple, each item by its own annotation."""
-    if isinstance(value, str):
-        items: list[Any] = [item.strip() for item in value.strip("()[] ").split(",") if item.strip()]
-    elif isinstance(value, list | tuple):
-        items = list(value)
-    else:
-        raise TypeError
-    if origin is tuple and members and members[-1] is not Ellipsis:
-        if len(items) != len(members):
-            raise ValueError
-        return tuple(_coerce(item, member) for item, member in zip(items, members, strict=True))
-    member = members[0] if members else Any
-    return (list if origin is list else tuple)(_coerce(item, member) for item in items)
-
-
-def _boolean(value: Any) -> bool:
-    if isinstance(value, str):
-        if value.lower() in TRUE | FALSE:
-            return value.lower() in TRUE
-        raise ValueError
-    if not isinstance(value, bool):
-        raise TypeError
-    return value
-
-
-def _integer(value: Any) -> int:
-    """Whole numbers, also written as 1e4; a boolean is no number."""
-    if isinstance(value, bool):
-        raise TypeError
-    if isinstance(value, str):
-        try:
-            return int(value)
-        except ValueError:
-            value = float(value)
-    if isinstance(value, float) and not value.is_integer():  # also infinity and NaN
-        raise ValueError
-    return int(value)
-
-
-def _real(value: Any) -> float:
-    if isinstance(value, bool):
-        raise TypeError
-    return float(value)  # YAML reads 1e-4 as text
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError
-    return value
-
-
-def _none(value: Any) -> None:
-    if value is not None and not (isinstance(value, str) and value.lower() in NONE):
-        raise ValueError
-
-
-READERS: dict[Any, Callable[[Any], Any]] = {
-    bool: _boolean,
-    int: _integer,
-    float: _real,
-    str: _text,
-    types.NoneType: _none,
-}
-
-
-def check_seed(seed: int) -> None:
-    """Make sure that every generator takes a seed: numpy's takes 32 bits.
-
-    Raises:
-        SettingError: it is negative or too large.
-    """
-    if not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise SettingError(f"A seed is a whole number from 0 to {2**32 - 1}, found {seed}.")
 
 
 def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
@@ -272,15 +226,6 @@ def _title(cls: type) -> str:
 
 def _default(field: Field[Any]) -> Any:
     return field.default_factory() if field.default_factory is not MISSING else field.default
-
-
-def _written(annotation: Any) -> str:
-    """An annotation as a person would write it."""
-    if annotation is types.NoneType:
-        return "None"
-    if isinstance(annotation, type) and get_origin(annotation) is None:
-        return annotation.__name__
-    return str(annotation).replace("typing.", "").replace("NoneType", "None")
 
 
 def _attributes(docstring: str) -> dict[str, str]:

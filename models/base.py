@@ -11,16 +11,16 @@ import pyro
 import torch
 from torch import Tensor
 
-from bayeslora.errors import SettingError
 from bayeslora.models.distributions import IsotropicNormal
 from bayeslora.models.guides.base import Guide, GuideList, PointGuide
+from bayeslora.settings import Positive, Settings
 from bayeslora.weights import Site
 
 __all__ = ["WeightModel", "full_precision"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeightModel(ABC):
+class WeightModel(Settings, ABC):
     """A Pyro model of LoRA weights: the LoRA matrices of ``sites`` are random, all other weights point estimates.
 
     The random sites are sampled first and the others after them, in the model as in every guide.
@@ -56,20 +56,12 @@ class WeightModel(ABC):
 
     sites: Literal["A", "B", "both"] = "A"
     centre: Literal["init", "zero"] = "init"
-    scale: float = 1.5
-    zero_scale: float = 0.02
-    eps: float = 1.0
-    weight_scale: float = 1.0
-    head_scale: float = 1.0
-    deviation: float | None = None
-
-    def __post_init__(self) -> None:
-        self._require_one_of("sites", ("A", "B", "both"))
-        self._require_one_of("centre", ("init", "zero"))
-        for name in ("scale", "zero_scale", "eps", "weight_scale", "head_scale"):
-            self._require_positive(name)
-        if self.deviation is not None:
-            self._require_positive("deviation")
+    scale: Positive = 1.5
+    zero_scale: Positive = 0.02
+    eps: Positive = 1.0
+    weight_scale: Positive = 1.0
+    head_scale: Positive = 1.0
+    deviation: Positive | None = None
 
     def sample(self, sites: Sequence[Site]) -> dict[str, Tensor]:
         """Sample every latent site in Pyro.
@@ -134,15 +126,6 @@ class WeightModel(ABC):
     def _point_prior(self, site: Site) -> IsotropicNormal:
         scale = self.head_scale if site.role == "head" else self.weight_scale
         return IsotropicNormal(site.initial.new_full((), scale), site.initial.shape, validate_args=False)
-
-    def _require_one_of(self, name: str, choices: tuple[str, ...]) -> None:
-        if getattr(self, name) not in choices:
-            raise SettingError(f"{name}={getattr(self, name)!r} is not one of {', '.join(map(repr, choices))}.")
-
-    def _require_positive(self, name: str) -> None:
-        value = getattr(self, name)
-        if not 0 < value < float("inf"):
-            raise SettingError(f"{name}={value} must be a positive number.")
 
 
 def full_precision(sites: Sequence[Site]) -> torch.autocast:

@@ -35,10 +35,6 @@ class Gaussian(WeightModel):
 
     noise: Literal["rank", "layer", "entry"] = "rank"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require_one_of("noise", ("rank", "layer", "entry"))
-
     def sample_weight(self, site: Site) -> Tensor:
         """Sample one site; (layers, columns, rank)."""
         law = ColumnNormal(self.prior_mean(site), self.sigma0(site), validate_args=False)

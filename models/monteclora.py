@@ -20,6 +20,7 @@ from bayeslora.errors import SettingError
 from bayeslora.models.base import WeightModel
 from bayeslora.models.distributions import ColumnNormal, WishartCholesky
 from bayeslora.models.guides.base import Guide
+from bayeslora.settings import Count, NotNegative, Positive
 from bayeslora.weights import Site
 
 __all__ = ["MonteCLoRA", "MonteCLoRAGuide"]
@@ -58,24 +59,17 @@ class MonteCLoRA(WeightModel):
 
     name: ClassVar[str] = "monteclora"
 
-    components: int = 4
+    components: Count = 4
     prior: Literal["hierarchical", "paper"] = "hierarchical"
     wishart_on: Literal["covariance", "precision"] = "covariance"
     collapse: bool = True
     nu: float | None = None
-    alpha0: float = 1.0
+    alpha0: Positive = 1.0
     learn_eps: bool = False
-    cooperation: float = 0.0
+    cooperation: NotNegative = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require_one_of("prior", ("hierarchical", "paper"))
-        self._require_one_of("wishart_on", ("covariance", "precision"))
-        self._require_positive("alpha0")
-        if self.components < 1:
-            raise SettingError(f"components={self.components} must be at least 1.")
-        if not self.cooperation >= 0:
-            raise SettingError(f"cooperation={self.cooperation} must not be negative.")
         if self.cooperation and self.prior != "paper":
             raise SettingError("cooperation belongs to prior='paper'; the hierarchical prior has no such term.")
 

@@ -6,11 +6,11 @@ from typing import Any, ClassVar, Literal
 import pytest
 
 from bayeslora.errors import SettingError
-from bayeslora.settings import build, coerce, describe
+from bayeslora.settings import Count, Positive, Settings, build, coerce, describe
 
 
 @dataclass(frozen=True)
-class Base:
+class Base(Settings):
     """Settings that others share.
 
     Attributes:
@@ -19,7 +19,7 @@ class Base:
         seed: of the run.
     """
 
-    epochs: int = 3
+    epochs: Count = 3
     seed: int = 0
 
 
@@ -38,7 +38,7 @@ class Method(Base):
     """
 
     name: ClassVar[str] = "method"
-    rate: float = 1e-3
+    rate: Positive = 1e-3
     bayes: bool = True
     prior: Literal["paper", "hierarchical"] = "paper"
     rank: int | None = None
@@ -48,8 +48,9 @@ class Method(Base):
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.rate <= 0:
-            raise ValueError("rate must be positive")
+        super().__post_init__()
+        if self.rate > 1:
+            raise ValueError("a rate of more than 1 diverges")
 
 
 @dataclass(frozen=True)
@@ -92,24 +93,27 @@ def test_values_are_read_by_the_annotation(name: str, given: Any, expected: Any)
 @pytest.mark.parametrize(
     ("name", "given", "expected"),
     [
-        ("epochs", "2.5", "int"),
-        ("epochs", True, "int"),
-        ("epochs", "inf", "int"),
-        ("rate", "fast", "float"),
-        ("rate", False, "float"),
-        ("bayes", "maybe", "bool"),
-        ("bayes", 1, "bool"),
-        ("prior", "papers", "Literal['paper', 'hierarchical']"),
-        ("rank", "x", "int | None"),
-        ("layers", "1,x", "tuple[int, ...]"),
-        ("betas", "0.9", "tuple[float, float]"),
-        ("extra", "a", "dict[str, Any]"),
+        ("epochs", "2.5", "should be a valid integer, unable to parse string as an integer"),
+        ("epochs", True, "should be a valid integer, unable to parse string as an integer"),
+        ("epochs", "inf", "should be a valid integer, unable to parse string as an integer"),
+        ("epochs", 0, "should be greater than or equal to 1"),
+        ("rate", "fast", "should be a valid number, unable to parse string as a number"),
+        ("rate", False, "should be a valid number, unable to parse string as a number"),
+        ("rate", float("nan"), "should be a finite number"),
+        ("bayes", "maybe", "should be a valid boolean, unable to interpret input"),
+        ("prior", "papers", "should be 'paper' or 'hierarchical'"),
+        ("rank", "x", "should be a valid integer, unable to parse string as an integer"),
+        ("layers", "1,x", "should be a valid integer, unable to parse string as an integer"),
+        ("betas", "0.9", "Field required"),
+        ("extra", "a", "should be a valid dictionary"),
     ],
 )
 def test_a_wrong_value_names_setting_type_and_value(name: str, given: Any, expected: str) -> None:
     with pytest.raises(SettingError) as error:
         build(Method, {name: given})
-    assert f"method: {name} expects {expected}, found {given!r}" in str(error.value)
+    assert f"method: {name} {expected}, found " in str(error.value)
+    with pytest.raises(SettingError, match=f"method: {name}"):
+        Method(**{name: given})
 
 
 def test_an_unknown_name_gets_the_nearest_spelling() -> None:
@@ -120,8 +124,8 @@ def test_an_unknown_name_gets_the_nearest_spelling() -> None:
 
 
 def test_what_the_class_refuses_is_a_setting_error() -> None:
-    with pytest.raises(SettingError, match="method: rate must be positive"):
-        build(Method, {"rate": "-1"})
+    with pytest.raises(SettingError, match="method: a rate of more than 1 diverges"):
+        build(Method, {"rate": "2"})
 
 
 def test_nested_dataclasses_are_built_from_mappings() -> None:
@@ -134,7 +138,6 @@ def test_nested_dataclasses_are_built_from_mappings() -> None:
 
 def test_a_union_prefers_the_values_own_type() -> None:
     assert coerce(1, float | int, "x") == 1 and type(coerce(1, float | int, "x")) is int
-    assert type(coerce("1", int | float | str, "x")) is int
     assert coerce("auto", int | str, "x") == "auto"
 
 
@@ -143,7 +146,7 @@ def test_help_comes_from_the_docstrings() -> None:
     assert list(settings) == [
         "epochs", "seed", "rate", "bayes", "prior", "rank", "layers", "betas", "targets", "extra",
     ]  # fmt: skip
-    assert settings["epochs"] == ("epochs", "int", 3, "passes over the training rows.")
+    assert settings["epochs"] == ("epochs", "Count", 3, "passes over the training rows.")
     assert settings["seed"].help == "of the method."
     assert settings["rate"].help == "step size: of the optimiser."
     assert settings["rank"] == ("rank", "int | None", None, "")

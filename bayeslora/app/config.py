@@ -6,10 +6,12 @@ import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_type_hints
+
+from pydantic import Field
 
 from bayeslora.errors import SettingError, unknown
-from bayeslora.settings import build, check_seed, coerce, differing
+from bayeslora.settings import Count, Seed, Settings, build, coerce, differing
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -30,7 +32,7 @@ PREFIXES = {"model": "model_settings", "network": "network", "lora": "lora", "ta
 
 
 @dataclass(frozen=True)
-class LoraSettings:
+class LoraSettings(Settings):
     """The LoRA layers.
 
     Attributes:
@@ -42,17 +44,10 @@ class LoraSettings:
 
     name: ClassVar[str] = "lora"
 
-    r: int = 8
-    alpha: int = 16
-    dropout: float = 0.0
+    r: Count = 8
+    alpha: Count = 16
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     target_modules: str | tuple[str, ...] = "all-linear"
-
-    def __post_init__(self) -> None:
-        for name in ("r", "alpha"):
-            if getattr(self, name) < 1:
-                raise SettingError(f"lora: {name} must be at least 1, found {getattr(self, name)}.")
-        if not 0 <= self.dropout < 1:
-            raise SettingError(f"lora: dropout must be at least 0 and below 1, found {self.dropout}.")
 
     def to_peft(self) -> LoraConfig:
         """PEFT's configuration."""
@@ -67,7 +62,7 @@ class LoraSettings:
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(Settings):
     """All that a run depends on.
 
     Attributes:
@@ -101,8 +96,8 @@ class RunConfig:
     backend: str = "svi"
     train_size: int | None = None
     heldout_size: int = 0
-    seed: int = 0
-    chains: int = 1
+    seed: Seed = 0
+    chains: Count = 1
     max_length: int = 256
     model: str | None = None
     model_settings: dict[str, Any] = field(default_factory=dict)
@@ -112,11 +107,6 @@ class RunConfig:
     task_settings: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     output: str | None = None
-
-    def __post_init__(self) -> None:
-        check_seed(self.seed)
-        if self.chains < 1:
-            raise SettingError(f"chains must be at least 1, found {self.chains}.")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:

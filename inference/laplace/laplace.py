@@ -32,6 +32,7 @@ from bayeslora.observations import Curved
 from bayeslora.passes import Rows, undisturbed
 from bayeslora.program import Program
 from bayeslora.rng import isolated
+from bayeslora.settings import Count, Positive
 from bayeslora.weights import Site
 
 if TYPE_CHECKING:
@@ -82,21 +83,17 @@ class Laplace(TrainingSettings):
 
     mode: Literal["auto", "train", "given"] = "auto"
     curvature: Literal["kron", "diag", "full", "exact"] = "kron"
-    curvature_rank: int = 16
+    curvature_rank: Count = 16
     fisher: Literal["exact", "mc", "empirical"] = "exact"
     sharing: Literal["sum", "expand", "reduce"] = "sum"
     subset: Literal["all", "last-layer"] = "all"
     head: bool = False
     tune: Literal["evidence", "mode-evidence", "heldout", "none"] = "evidence"
     scales: Literal["all", "site", "layer", "hyper"] = "all"
-    temperature: float = 1.0
+    temperature: Positive = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.temperature < math.inf:
-            raise SettingError(f"temperature must be positive, found {self.temperature}.")
-        if self.curvature_rank < 1:
-            raise SettingError(f"curvature_rank must be at least 1, found {self.curvature_rank}.")
         if self.scales != "all" and self.tune not in EVIDENCES:
             raise SettingError(f"scales='{self.scales}' is tuned by an evidence, and tune is '{self.tune}'.")
         if self.sharing != "sum" and self.curvature != "kron":

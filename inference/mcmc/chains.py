@@ -5,18 +5,19 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from bayeslora.errors import SettingError
 from bayeslora.inference.base import Run
 from bayeslora.inference.mcmc.posterior import EmpiricalPosterior
 from bayeslora.inference.training.process import peak, reset_peak
 from bayeslora.passes import undisturbed
 from bayeslora.program import Program
 from bayeslora.rng import isolated
+from bayeslora.settings import Count, Settings
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -25,7 +26,7 @@ __all__ = ["ChainSettings"]
 
 
 @dataclass(frozen=True)
-class ChainSettings(ABC):
+class ChainSettings(Settings, ABC):
     """A chain that samples the posterior of all latent sites, those included of which `svi` makes point estimates.
 
     It starts at a draw of the prior, or where it is told to. A chain is kept when it is done; one that was stopped
@@ -40,14 +41,9 @@ class ChainSettings(ABC):
     name: ClassVar[str]
     around_adapter: ClassVar[tuple[str, dict[str, Any]] | None] = None
 
-    draws: int = 500
-    warmup: int = 500
+    draws: Count = 500
+    warmup: Annotated[int, Field(ge=0)] = 500
     cpu: bool = False
-
-    def __post_init__(self) -> None:
-        for name, least in {"draws": 1, "warmup": 0}.items():
-            if getattr(self, name) < least:
-                raise SettingError(f"{name} must be at least {least}, found {getattr(self, name)}.")
 
     @abstractmethod
     def chain(self, program: Program, data: Dataset, run: Run) -> tuple[dict[str, Tensor], dict[str, float]]:

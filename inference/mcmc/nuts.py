@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
+from pydantic import Field
 from pyro.infer import mcmc
 from pyro.infer.autoguide.initialization import init_to_sample, init_to_value
 from torch import Tensor
 
-from bayeslora.errors import SettingError
 from bayeslora.inference.base import Run
 from bayeslora.inference.mcmc.chains import ChainSettings
 from bayeslora.inference.training.process import available
 from bayeslora.passes import Rows
 from bayeslora.program import Program
 from bayeslora.progress import bar
+from bayeslora.settings import Count
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -44,20 +45,11 @@ class NUTS(ChainSettings):
     name: ClassVar[str] = "nuts"
     paper: ClassVar[str] = "Hoffman and Gelman, JMLR 2014"
 
-    target_accept: float = 0.8
-    max_tree_depth: int = 10
+    draws: Annotated[int, Field(ge=4)] = 500  # Pyro's report on a chain needs four
+    warmup: Count = 500
+    target_accept: Annotated[float, Field(gt=0, lt=1)] = 0.8
+    max_tree_depth: Count = 10
     dense_mass: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.warmup < 1:
-            raise SettingError("The step size adapts in the warm-up: warmup must be at least 1, found 0.")
-        if self.draws < 4:
-            raise SettingError(f"Pyro's report on a chain needs at least 4 draws, found {self.draws}.")
-        if self.max_tree_depth < 1:
-            raise SettingError(f"max_tree_depth must be at least 1, found {self.max_tree_depth}.")
-        if not 0 < self.target_accept < 1:
-            raise SettingError(f"target_accept must be between 0 and 1, found {self.target_accept}.")
 
     def chain(self, program: Program, data: Dataset, run: Run) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Run one chain; its acceptance rate, divergent transitions and step size come with it."""

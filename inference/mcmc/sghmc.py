@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from bayeslora.errors import SettingError
 from bayeslora.inference.mcmc.sgld import SGLD, Move
+from bayeslora.settings import Positive
 
 __all__ = ["SGHMC"]
 
@@ -32,13 +33,8 @@ class SGHMC(SGLD):
     name: ClassVar[str] = "sghmc"
     paper: ClassVar[str] = "Chen, Fox and Guestrin, ICML 2014"
 
-    step_size: float = 1e-4
-    friction: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.friction <= 1:
-            raise SettingError(f"friction must be above 0 and at most 1, found {self.friction}.")
+    step_size: Positive = 1e-4
+    friction: Annotated[float, Field(gt=0, le=1)] = 0.1
 
     def mover(self, place: Mapping[str, Tensor], spread: Mapping[str, float]) -> Move:
         """The same with a momentum, which begins at zero."""

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from bayeslora.errors import SettingError, TrainingError
+from bayeslora.errors import TrainingError
 from bayeslora.inference.base import Run
 from bayeslora.inference.mcmc.chains import ChainSettings
 from bayeslora.inference.mcmc.unconstrained import Unconstrained
 from bayeslora.program import Program
 from bayeslora.progress import bar
+from bayeslora.settings import Count, Positive
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -48,17 +49,9 @@ class SGLD(ChainSettings):
     name: ClassVar[str] = "sgld"
     paper: ClassVar[str] = "Welling and Teh, ICML 2011"
 
-    step_size: float = 1e-3
-    thin: int = 10
-    batch_size: int = 32
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.step_size < float("inf"):
-            raise SettingError(f"step_size must be positive, found {self.step_size}.")
-        for name in ("thin", "batch_size"):
-            if getattr(self, name) < 1:
-                raise SettingError(f"{name} must be at least 1, found {getattr(self, name)}.")
+    step_size: Positive = 1e-3
+    thin: Count = 10
+    batch_size: Count = 32
 
     def chain(self, program: Program, data: Dataset, run: Run) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Run one chain; the mean of log p(y, weights) over the draws comes with it."""

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import Sampler
@@ -32,22 +33,23 @@ from bayeslora.inference.training.process import peak, reset_peak, restored_gene
 from bayeslora.passes import Rows
 from bayeslora.progress import bar
 from bayeslora.rng import isolated
+from bayeslora.settings import Count, Positive, Settings
 from bayeslora.signals import noted, stop
 from bayeslora.store import CHECKPOINTS, is_main_process, last_checkpoint, seconds_before
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["SCHEDULES", "TrainingSettings", "train"]
+__all__ = ["Schedule", "TrainingSettings", "train"]
 
 #: Schedules of transformers that need no more than a name.
-SCHEDULES = (
-    "linear", "cosine", "cosine_with_restarts", "constant", "constant_with_warmup", "inverse_sqrt",
-)  # fmt: skip
+Schedule = Literal[
+    "linear", "cosine", "cosine_with_restarts", "constant", "constant_with_warmup", "inverse_sqrt"
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
-class TrainingSettings:
+class TrainingSettings(Settings):
     """How a loss is minimised.
 
     Attributes:
@@ -56,7 +58,7 @@ class TrainingSettings:
         learning_rate: of the weights, for AdamW.
         max_grad_norm: longest gradient of a step; longer ones are shortened.
         warmup: part of all steps in which the learning rate rises from zero.
-        schedule: of the learning rate, one of `SCHEDULES`.
+        schedule: of the learning rate, one of transformers' that need no more than a name.
         gradient_accumulation_steps: batches a step.
         gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
         bf16: run the network under bfloat16 autocast; priors and guides stay in float32.
@@ -70,41 +72,26 @@ class TrainingSettings:
     name: ClassVar[str]
     around_adapter: ClassVar[tuple[str, dict[str, Any]] | None] = None
 
-    epochs: float = 10.0
-    batch_size: int = 32
-    learning_rate: float = 2e-3
-    max_grad_norm: float = 1.0
-    warmup: float = 0.06
-    schedule: str = "linear"
-    gradient_accumulation_steps: int = 1
+    epochs: Positive = 10.0
+    batch_size: Count = 32
+    learning_rate: Positive = 2e-3
+    max_grad_norm: Positive = 1.0
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.06
+    schedule: Schedule = "linear"
+    gradient_accumulation_steps: Count = 1
     gradient_checkpointing: bool = False
     bf16: bool = False
     group_by_length: bool = True
-    log_every: int = 10
-    keep_checkpoints: int = 1
+    log_every: Count = 10
+    keep_checkpoints: Count = 1
     report_to: str = "none"
     cpu: bool = False
 
     def __post_init__(self) -> None:
-        positive = (
-            "epochs",
-            "batch_size",
-            "learning_rate",
-            "max_grad_norm",
-            "gradient_accumulation_steps",
-            "log_every",
-            "keep_checkpoints",
-        )
-        for name in positive:
-            if not 0 < getattr(self, name) < float("inf"):
-                raise SettingError(f"{name} must be positive, found {getattr(self, name)}.")
-        if self.schedule not in SCHEDULES:
-            raise SettingError(unknown("schedule", self.schedule, SCHEDULES))
+        super().__post_init__()
         trackers = ["none", "all", *get_available_reporting_integrations()]
         if self.report_to not in trackers:
             raise SettingError(unknown("tracker", self.report_to, trackers) + " Others have to be installed.")
-        if not 0 <= self.warmup < 1:
-            raise SettingError(f"warmup is a part of all steps, from 0 to below 1; found {self.warmup}.")
 
 
 def train(

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from bayeslora.errors import SettingError
 from bayeslora.inference.base import Run
 from bayeslora.inference.training.trainer import TrainingSettings
 from bayeslora.inference.variational.elbo import bound
 from bayeslora.inference.variational.posterior import VariationalPosterior, optimise
 from bayeslora.models.guides.auto import make_guide
 from bayeslora.program import Program
+from bayeslora.settings import NotNegative, Positive
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -24,18 +24,14 @@ class MAP(TrainingSettings):
     """Maximum a posteriori estimation of the weights; hyper-sites keep their starting values (see `make_guide`).
 
     Attributes:
-        temperature: weight of the log prior against the whole data's log-likelihood; 1 is Bayes' rule.
+        temperature: weight of the log prior against the whole data's log-likelihood; 1 is Bayes' rule. Without
+            a prior there is `mle`.
     """
 
     name: ClassVar[str] = "map"
     paper: ClassVar[str] = "the posterior mode; MacKay, Neural Computation 1992"
 
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.temperature <= 0:
-            raise SettingError(f"temperature must be positive, found {self.temperature}; without a prior, use 'mle'.")
+    temperature: Positive = 1.0
 
     def fit(self, program: Program, data: Dataset, run: Run) -> VariationalPosterior:
         """Maximise log p(y, weights) over the weights."""
@@ -56,12 +52,7 @@ class MLE(TrainingSettings):
     name: ClassVar[str] = "mle"
     paper: ClassVar[str] = "Hu et al., ICLR 2022 (LoRA)"
 
-    weight_decay: float = 0.01
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.weight_decay < 0:
-            raise SettingError(f"weight_decay cannot be negative, found {self.weight_decay}.")
+    weight_decay: NotNegative = 0.01
 
     def fit(self, program: Program, data: Dataset, run: Run) -> VariationalPosterior:
         """Maximise log p(y | weights) over the weights."""

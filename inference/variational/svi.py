@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from bayeslora.errors import SettingError
 from bayeslora.inference.base import Run
@@ -14,6 +14,7 @@ from bayeslora.inference.variational.posterior import VariationalPosterior, opti
 from bayeslora.models.guides.auto import KINDS, check_kind, make_guide
 from bayeslora.program import Program
 from bayeslora.rng import isolated
+from bayeslora.settings import Count, NotNegative, Part, Positive
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -51,24 +52,16 @@ class SVI(TrainingSettings):
     paper: ClassVar[str] = "Hoffman et al., JMLR 2013; Kingma and Welling, ICLR 2014"
 
     guide: str = "structured"
-    elbo: str = "mean-field"
-    particles: int = 1
-    temperature: float = 1.0
-    kl_warmup: float = 0.0
-    scale_learning_rate: float = 1e-2
-    init_scale: float = 1e-2
+    elbo: Literal["mean-field", "trace", "renyi"] = "mean-field"
+    particles: Count = 1
+    temperature: Positive = 1.0
+    kl_warmup: Part = 0.0
+    scale_learning_rate: NotNegative = 1e-2
+    init_scale: Positive = 1e-2
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("temperature", "init_scale"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise SettingError(f"{name} must be positive, found {getattr(self, name)}.")
-        if not 0 <= self.scale_learning_rate < float("inf"):
-            raise SettingError(f"scale_learning_rate cannot be negative, found {self.scale_learning_rate}.")
-        if not 0 <= self.kl_warmup <= 1:
-            raise SettingError(f"kl_warmup is a part of all steps, from 0 to 1; found {self.kl_warmup}.")
         check_kind(self.guide)
-        bound(self.elbo, self.particles)
         if self.elbo == "renyi" and self.particles < 2:
             raise SettingError("A Rényi bound of one particle is the ELBO: give particles=2 or more, or elbo='trace'.")
 

@@ -61,5 +61,5 @@ def test_guide_learns_a_scale_of_each_granularity(noise: str, shape: tuple, site
 
 
 def test_unknown_noise_is_refused() -> None:
-    with pytest.raises(SettingError, match="noise='column' is not one of 'rank', 'layer', 'entry'"):
+    with pytest.raises(SettingError, match="noise should be 'rank', 'layer' or 'entry', found 'column'"):
         Gaussian(noise="column")

@@ -150,7 +150,7 @@ class TestScale:
         model = MonteCLoRA(sites="both", deviation=0.3)
         for site in sites[:2]:
             torch.testing.assert_close(model.sigma0(site), torch.full((3, 1, 1), 0.3, dtype=torch.float64))
-        with pytest.raises(SettingError, match="deviation=0.0 must be a positive number"):
+        with pytest.raises(SettingError, match="deviation should be greater than 0, found 0.0"):
             MonteCLoRA(deviation=0.0)
 
     def test_centre(self, sites: tuple[Site, ...]) -> None:
@@ -286,14 +286,14 @@ class TestSettings:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"components": 0}, "components=0"),
-            ({"prior": "flat"}, "prior='flat'"),
-            ({"wishart_on": "both"}, "wishart_on='both'"),
-            ({"centre": "mean"}, "centre='mean'"),
-            ({"sites": "C"}, "sites='C'"),
-            ({"scale": 0.0}, "scale=0.0"),
-            ({"eps": math.nan}, "eps=nan"),
-            ({"cooperation": -1.0, "prior": "paper"}, "cooperation=-1.0"),
+            ({"components": 0}, "components should be greater"),
+            ({"prior": "flat"}, "prior should be 'hierarchical' or 'paper'"),
+            ({"wishart_on": "both"}, "wishart_on should be"),
+            ({"centre": "mean"}, "centre should be 'init' or 'zero'"),
+            ({"sites": "C"}, "sites should be 'A', 'B' or 'both'"),
+            ({"scale": 0.0}, "scale should be greater than 0, found 0.0"),
+            ({"eps": math.nan}, "eps should be a finite number"),
+            ({"cooperation": -1.0, "prior": "paper"}, "cooperation should be greater"),
             ({"cooperation": 1.0}, "prior='paper'"),
         ],
     )
@@ -304,9 +304,9 @@ class TestSettings:
     def test_degrees_of_freedom_at_the_boundary(self, sites: tuple[Site, ...]) -> None:
         assert MonteCLoRA().degrees(8) == 19
         assert MonteCLoRA(nu=8).degrees(8) == 8
-        with pytest.raises(SettingError, match="nu=7 must exceed 7"):
+        with pytest.raises(SettingError, match="nu=7.0 must exceed 7"):
             MonteCLoRA(nu=7).degrees(8)
-        with pytest.raises(SettingError, match="nu=3 must exceed 3 .* precision"):
+        with pytest.raises(SettingError, match="nu=3.0 must exceed 3 .* precision"):
             MonteCLoRA(nu=3, wishart_on="precision").sample(sites)
 
     def test_build(self) -> None:

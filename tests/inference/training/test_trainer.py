@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ import bayeslora
 from bayeslora import files
 from bayeslora.errors import DataError, PosteriorError, SettingError, TrainingError
 from bayeslora.inference import fit, load
-from bayeslora.inference.training.trainer import SCHEDULES, _Steps
+from bayeslora.inference.training.trainer import Schedule, _Steps
 from bayeslora.inference.variational.elbo import NegativeELBO
 from bayeslora.inference.variational.posterior import VariationalPosterior
 from bayeslora.models import Gaussian, MonteCLoRA, WeightModel
@@ -347,7 +347,7 @@ def test_wrong_settings_are_errors_that_say_what_is_right(case: str) -> None:
         fit(tiny_program(), tiny_rows(4), progress=False, **dict(expected.settings))
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", get_args(Schedule))
 def test_every_schedule_needs_no_more_than_its_name(schedule: str) -> None:
     posterior = fit(tiny_program(), tiny_rows(5), schedule=schedule, **{**QUICK, "epochs": 1})
     assert posterior.record.finished

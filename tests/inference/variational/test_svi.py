@@ -158,7 +158,7 @@ def test_learning_rates_are_by_group() -> None:
 
 
 def test_a_negative_rate_is_refused() -> None:
-    with pytest.raises(SettingError, match="scale_learning_rate cannot be negative, found -1"):
+    with pytest.raises(SettingError, match="scale_learning_rate should be greater than or equal to 0, found -1"):
         SVI(scale_learning_rate=-1.0)
 
 
