@@ -10,6 +10,7 @@ import re
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
+from difflib import get_close_matches
 from functools import cache
 from inspect import cleandoc
 from typing import Annotated, Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -138,7 +139,10 @@ def _message(name: str, error: ValidationError) -> str:
     first, *others = error.errors()
     expected = [each["msg"] for each in (first, *others) if each["loc"][:1] == first["loc"][:1]]
     said = " or ".join(dict.fromkeys(text.removeprefix("Input ") for text in expected))
-    return f"{name} {said}, found {first['input']!r}."
+    choices = re.findall(r"'([^']+)'", str(first.get("ctx", {}).get("expected", "")))
+    near = get_close_matches(str(first["input"]), choices, n=1, cutoff=0.5)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    return f"{name} {said}, found {first['input']!r}.{hint}"
 
 
 def _read(value: Any, annotation: Any) -> Any:

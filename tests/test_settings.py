@@ -101,7 +101,7 @@ def test_values_are_read_by_the_annotation(name: str, given: Any, expected: Any)
         ("rate", False, "should be a valid number, unable to parse string as a number"),
         ("rate", float("nan"), "should be a finite number"),
         ("bayes", "maybe", "should be a valid boolean, unable to interpret input"),
-        ("prior", "papers", "should be 'paper' or 'hierarchical'"),
+        ("prior", "papers", "should be 'paper' or 'hierarchical', found 'papers'. Did you mean 'paper'?"),
         ("rank", "x", "should be a valid integer, unable to parse string as an integer"),
         ("layers", "1,x", "should be a valid integer, unable to parse string as an integer"),
         ("betas", "0.9", "Field required"),
@@ -111,7 +111,7 @@ def test_values_are_read_by_the_annotation(name: str, given: Any, expected: Any)
 def test_a_wrong_value_names_setting_type_and_value(name: str, given: Any, expected: str) -> None:
     with pytest.raises(SettingError) as error:
         build(Method, {name: given})
-    assert f"method: {name} {expected}, found " in str(error.value)
+    assert f"method: {name} {expected}" in str(error.value) and "found" in str(error.value)
     with pytest.raises(SettingError, match=f"method: {name}"):
         Method(**{name: given})
 

@@ -325,17 +325,19 @@ class Case:
 CASES = {
     "backend": Case("Unknown backend 'sivi'. Did you mean 'svi'", settings=(("backend", "sivi"),)),
     "setting": Case("Unknown setting of svi 'epoch'. Did you mean 'epochs'", settings=(("epoch", 2),)),
-    "type": Case("svi: epochs expects float, found 'many'", settings=(("epochs", "many"),)),
-    "epochs": Case("epochs must be positive, found 0", settings=(("epochs", 0),)),
-    "batch": Case("batch_size must be positive, found -1", settings=(("batch_size", -1),)),
-    "warmup": Case("warmup is a part of all steps.*found 1", settings=(("warmup", 1.0),)),
-    "elbo": Case("Unknown elbo 'mean-feild'. Did you mean 'mean-field'", settings=(("elbo", "mean-feild"),)),
+    "type": Case("svi: epochs should be a valid number.*found 'many'", settings=(("epochs", "many"),)),
+    "epochs": Case("epochs should be greater than 0, found 0", settings=(("epochs", 0),)),
+    "batch": Case("batch_size should be greater than or equal to 1, found -1", settings=(("batch_size", -1),)),
+    "warmup": Case("warmup should be less than 1, found 1", settings=(("warmup", 1.0),)),
+    "elbo": Case(
+        "elbo should be 'mean-field'.*found 'mean-feild'. Did you mean 'mean-field'", settings=(("elbo", "mean-feild"),)
+    ),
     "guide": Case("Unknown guide 'structurd'. Did you mean 'structured'", settings=(("guide", "structurd"),)),
-    "particles": Case("particles=0", settings=(("particles", 0),)),
-    "temperature": Case("temperature must be positive, found 0", settings=(("temperature", 0.0),)),
+    "particles": Case("particles should be greater than or equal to 1", settings=(("particles", 0),)),
+    "temperature": Case("temperature should be greater than 0, found 0", settings=(("temperature", 0.0),)),
     "kl": Case("kl_warmup.*found 2", settings=(("kl_warmup", 2.0),)),
     "tracker": Case("Unknown tracker 'tensorbord'", settings=(("report_to", "tensorbord"),)),
-    "seed": Case("A seed is a whole number from 0 .* found 1.5", settings=(("seed", 1.5),)),
+    "seed": Case("seed should be a valid integer.* found 1.5", settings=(("seed", 1.5),)),
     "resume": Case("resume=True needs the output_dir", settings=(("resume", True),)),
 }
 
