@@ -10,6 +10,7 @@ from pyro.infer import mcmc
 from pyro.infer.autoguide.initialization import init_to_sample, init_to_value
 from torch import Tensor
 
+from bayeslora.errors import SettingError
 from bayeslora.inference.base import Run
 from bayeslora.inference.mcmc.chains import ChainSettings
 from bayeslora.inference.training.process import available
