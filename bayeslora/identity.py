@@ -42,13 +42,12 @@ SAMPLE = 32
 
 def describe(program: Program) -> dict[str, Any]:
     """What tells a program from others, as plain data: network, LoRA, Pyro model, observation, task, lengths."""
-    network, encoder = program.network.get_base_model(), program.encoder
-    adapter = program.network.peft_config[program.weights.name]
+    network, encoder = program.weights.base, program.encoder
     found = {
         "base": asdict(program.base),
         "configuration": configuration(network),
         "frozen": fingerprint(program),
-        "lora": program.weights.described() | adapter_settings(adapter.to_dict()),
+        "lora": program.weights.described() | adapter_settings(program.weights.config),
         "model": {"name": program.model.name, "settings": asdict(program.model)},
         "observation": program.observation.to_dict(),
         "spec": None if encoder is None else encoder.spec.to_dict(),

@@ -314,7 +314,7 @@ def load_adapter(base: PreTrainedModel, folder: str | Path) -> PeftModel:
         # PEFT merely warns of weights that the adapter lacks, and they would be drawn at random.
         warnings.filterwarnings("error", message="Found missing adapter keys")
         try:
-            network: PeftModel = PeftModel.from_pretrained(base, folder)
+            network: PeftModel = PeftModel.from_pretrained(base, folder, is_trainable=True)
         except KeyError as error:
             raise AdapterError(f"The adapter '{folder}' does not fit '{name}': it lacks {error}.") from error
         except (OSError, ValueError, RuntimeError, UserWarning) as error:
@@ -344,7 +344,7 @@ def adapt(base: PreTrainedModel, observation: Observation, lora: LoraConfig | No
 
     config = deepcopy(lora) if lora else LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
     config.task_type = observation.peft_task
-    if config.modules_to_save is None:
+    if getattr(config, "modules_to_save", ()) is None:
         config.modules_to_save = observation.trained_in_full(base)
     try:
         with _quietly():

@@ -218,8 +218,9 @@ class Posterior(ABC):
         adapters = self.program.weights
         with adapters.holding(self.mean()):
             # "auto" would ask the hub whether the vocabulary has grown.
-            self.program.network.save_pretrained(folder, save_embedding_layers=False, selected_adapters=[adapters.name])
+            peft = {"save_embedding_layers": False, "selected_adapters": [adapters.name]}
+            self.program.network.save_pretrained(folder, **({} if adapters.name is None else peft))
         (folder / "README.md").unlink(missing_ok=True)  # a form to fill in, and the folder may have one of its own
-        if adapters.name != "default":  # then PEFT makes a folder of that name
+        if adapters.name not in (None, "default"):  # then PEFT makes a folder of that name
             for path in (folder / adapters.name).iterdir():
                 path.rename(folder / path.name)

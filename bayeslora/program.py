@@ -48,8 +48,8 @@ class Program(nn.Module):
     batch up to N, so that a Kullback-Leibler weight of 1 is Bayes' rule whatever the batch size.
 
     Args:
-        network: a PEFT LoRA model, trained or not. The program freezes its parameters and puts sampled values in their
-            place, without changing them.
+        network: a PEFT model, trained or not, or a network of transformers that is to be trained in full. The program
+            freezes its parameters and puts sampled values in their place, without changing them.
         observation: what is read of the network's output, and how labels follow from it.
         model: Pyro model of the LoRA weights; `bayeslora.models.MonteCLoRA` by default.
         encoder: turns the rows of a task into token ids; not needed for data that are tokenised already.
@@ -58,7 +58,7 @@ class Program(nn.Module):
             a posterior; by default the files are asked.
 
     Raises:
-        AdapterError: the network has no LoRA layers, or one that cannot be made stochastic.
+        AdapterError: nothing of the network is trained, or something that cannot be made stochastic.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class Program(nn.Module):
         encoder = Encoder(loaded.tokenizer, task.spec, max_length, positions(loaded.network), labels)
         program = cls(network, read, model, encoder=encoder, base=settings, drawn=loaded.drawn)
         if adapter is None:
-            heads = [site for site in program.sites if site.role == "head"]
+            heads = [site for site in program.sites if not site.stacked]
             program.weights.random = frozenset(site.name for site in heads if set(site.layers) <= loaded.drawn.keys())
         else:
             _refuse_random(program, adapter)
@@ -169,12 +169,12 @@ class Program(nn.Module):
         config = getattr(self.network, "config", None)
         token = getattr(config, "pad_token_id", None)
         values = padding.values if token is None else {**padding.values, "input_ids": token}
-        network = self.network.get_base_model()
+        network = self.weights.base
         return replace(padding, values=values, positions=padding.side == "left" and numbered_from_mask(network))
 
     def save_settings(self, folder: Path) -> None:
         """Write configuration and tokenizer into a folder, as transformers reads them."""
-        config = getattr(self.network.get_base_model(), "config", None)
+        config = getattr(self.weights.base, "config", None)
         if config is not None:
             config.save_pretrained(folder)
         if self.encoder is not None:
@@ -186,11 +186,16 @@ class Program(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the network is."""
-        return next(self.network.parameters()).device
+        # All parameters of a network that is trained in full may have values in their place.
+        first = next(self.network.parameters(), self.sites[0].initial)
+        return first.device
 
     def _apply(self, *args: Any, **kwargs: Any) -> Program:
         self.weights.restore()  # PEFT's own parameters move with the network
-        super()._apply(*args, **kwargs)
+        if (
+            len(set(getattr(self.weights.base, "hf_device_map", {}).values())) < 2
+        ):  # else its layers stay where they are
+            super()._apply(*args, **kwargs)
         self.weights.to(self.device)
         return self
 
@@ -216,6 +221,10 @@ class Program(nn.Module):
         outputs = self.outputs(self.prior(), batch)
         self.observation.observe(outputs, batch, size)
         return outputs
+
+    def __repr__(self) -> str:
+        layers = len({layer for site in self.sites for layer in site.layers if site.stacked})
+        return f"Program({self.base.name}, {layers} LoRA layers, {self.model.name}, {self.observation.name})"
 
     def summary(self) -> str:
         """Table of the latent sites: shape, entries, stochastic or point estimate; then the parameter counts."""

@@ -134,11 +134,12 @@ def whole_record(folder: Path) -> Description:
     described = read_record(folder)
     there = {path.name: path for path in folder.iterdir()}
     refuse_links(*there.values())
-    for name in (*PARTS, *described.files):
+    whole = described.program.get("lora", {}).get("method") == "full"  # a network without PEFT
+    for name in (*(PARTS[2:] if whole else PARTS), *described.files):
         if name not in there:
             raise PosteriorError(f"'{folder}' is damaged: {name} is missing.")
         if sha256(there[name].read_bytes()).hexdigest() != described.files.get(name):
-            changed = _changed(there[name], described) if name == PARTS[0] else ""
+            changed = _changed(there[name], described) if name == "adapter_config.json" else ""
             raise PosteriorError(f"'{folder}' is damaged: {name} is not what was written{changed}.")
     return described
 

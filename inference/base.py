@@ -8,7 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from bayeslora.errors import DataError
+from bayeslora.errors import AdapterError, DataError
 from bayeslora.passes import Rows
 from bayeslora.posterior import Posterior, Record
 from bayeslora.program import Program
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from bayeslora.weights import Site
 
-__all__ = ["Backend", "Run", "labelled"]
+__all__ = ["Backend", "Run", "check_random", "labelled"]
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,19 @@ class Backend(Protocol):
 
     def fit(self, program: Program, data: Dataset, run: Run) -> Posterior:
         """Infer the posterior of the program's weights given tokenised rows."""
+
+
+def check_random(program: Program) -> None:
+    """Make sure that the program has weights that are random, which a posterior beyond a point could be of.
+
+    Raises:
+        AdapterError: it has none.
+    """
+    if not program.model.stochastic(program.sites):
+        raise AdapterError(
+            f"Nothing is random in this program: the model '{program.model.name}' is of LoRA matrices, and the network "
+            "has none of its sites. Choose 'map' or 'mle' (chains=5 for an ensemble), or add LoRA layers."
+        )
 
 
 def labelled(program: Program, data: Split | Dataset) -> Dataset:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import pyro
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
@@ -46,7 +47,7 @@ class WeightModel(Settings, ABC):
             noise costs nothing and a Kullback-Leibler weight of 1 is usable; less overfits (0.3: .826 / .578 / .109;
             with scale=3, which is noise of the size of scale=1 under a wider prior, .835 / .442 / .080).
         weight_scale: standard deviation of the zero-mean normal prior of LoRA matrices that are point estimates (0.1:
-            .814 / .426 / .075).
+            .814 / .426 / .075), and of that of all other tensors around their initial values.
         head_scale: the same for the head.
         deviation: prior standard deviation of an entry in the weight's own unit, in all layers, in place of ``scale``
             and ``zero_scale``: lambda^(-1/2) where others have a prior precision lambda.
@@ -123,7 +124,9 @@ class WeightModel(Settings, ABC):
     def site_guide(self, site: Site) -> Guide:
         """The structured guide of a random matrix and its hyper-sites."""
 
-    def _point_prior(self, site: Site) -> IsotropicNormal:
+    def _point_prior(self, site: Site) -> dist.TorchDistribution:
+        if site.role == "tensor":  # of a network that was trained before, or a scale of one
+            return dist.Normal(site.initial, self.weight_scale, validate_args=False).to_event(site.initial.dim())
         scale = self.head_scale if site.role == "head" else self.weight_scale
         return IsotropicNormal(site.initial.new_full((), scale), site.initial.shape, validate_args=False)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,15 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
+from peft import (
+    AdaLoraConfig,
+    IA3Config,
+    LoraConfig,
+    PeftConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+    get_peft_model,
+)
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -70,6 +79,27 @@ def tiny_program(
             if "lora_B" in name:
                 nn.init.normal_(parameter, std=0.1)
     return Program(network, Classes(classes), model or MonteCLoRA(components=3))
+
+
+#: Ways to train that are not plain LoRA: PEFT's configuration of each; None trains the whole network.
+METHODS: dict[str, PeftConfig | None] = {
+    "dora": LoraConfig(r=2, target_modules=["query", "value"], use_dora=True, task_type="SEQ_CLS"),
+    "ia3": IA3Config(target_modules=["key", "output.dense"], feedforward_modules=["output.dense"], task_type="SEQ_CLS"),
+    "adalora": AdaLoraConfig(init_r=2, target_modules=["query", "value"], total_step=10, task_type="SEQ_CLS"),
+    "prompt": PromptTuningConfig(num_virtual_tokens=3, task_type="SEQ_CLS"),
+    "p-tuning": PromptEncoderConfig(num_virtual_tokens=3, encoder_hidden_size=8, task_type="SEQ_CLS"),
+    "bias": LoraConfig(r=2, target_modules=["query"], bias="lora_only", lora_bias=True, task_type="SEQ_CLS"),
+    "full": None,
+}
+
+
+def tiny_method(method: str, model: WeightModel | None = None) -> Program:
+    """`tiny_bert` by one of `METHODS`."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network, config = tiny_bert(), METHODS[method]
+        network = network if config is None else get_peft_model(network, deepcopy(config))
+    return Program(network, Classes(3), model or Gaussian())
 
 
 SPEC = TaskSpec("counting", labels=("none", "one", "more"))

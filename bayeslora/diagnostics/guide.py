@@ -127,7 +127,7 @@ def layer_blocks(program: Program) -> dict[str, set[str]]:
     """Layers with LoRA matrices by the numbered layer of the network that they belong to."""
     blocks: dict[str, set[str]] = {}
     for site in program.sites:
-        if site.role != "head":
+        if site.stacked:
             for layer in site.layers:
                 path = layer.removeprefix("base_model.model.")
                 match = NUMBERED.match(path)
@@ -150,7 +150,7 @@ def _replaced(
     """Latent sites that are the draw's in some layers, and elsewhere the rest's; hyper-sites go with their layer."""
     for name, value in rest.items():
         site = next((site for site in program.sites if name == site.name or name.startswith(f"{site.name}.")), None)
-        if site is None or site.role == "head":
+        if site is None or not site.stacked:
             yield name, value
             continue
         chosen = torch.tensor([layer in layers for layer in site.layers], device=value.device)

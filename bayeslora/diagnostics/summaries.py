@@ -41,7 +41,7 @@ def summarise(draw: Mapping[str, Tensor], sites: Sequence[Site], whole: Sequence
     """
     found = dict(_products(draw, sites))
     for site in sites:
-        if site.role == "head":
+        if not site.stacked:
             found[f"{site.name}.norm"] = Summary(draw[site.name].norm(), (), {})
         else:
             found |= _of_matrix(site, draw)
@@ -54,7 +54,9 @@ def summarise(draw: Mapping[str, Tensor], sites: Sequence[Site], whole: Sequence
 
 def _products(draw: Mapping[str, Tensor], sites: Sequence[Site]) -> Iterator[tuple[str, Summary]]:
     """Norm and singular values of each layer's scaling B A, over all layers of a rank."""
-    pairs = {a.group: (a, next(b for b in sites if b.name == f"{a.group}.B")) for a in sites if a.role == "A"}
+    pairs = {
+        a.group: (a, next(b for b in sites if b.name == f"{a.group}.B")) for a in sites if a.role == "A" and a.scaling
+    }
     values: dict[int, list[Tensor]] = {}
     layers: dict[int, list[str]] = {}
     for a, b in pairs.values():

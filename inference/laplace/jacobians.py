@@ -157,6 +157,11 @@ class Tape:
         self._network = program.network
         self._attended = program.observation.attended
         for site, place, slot in self._places:
+            if site.stacked and not site.scaling:
+                raise AdapterError(
+                    f"Layer '{site.layers[place]}' is a DoRA layer: its Jacobian is not that of a product B A. Choose "
+                    "svi or a sampler, or make the adapter without DoRA."
+                )
             if site.role == "head" and not isinstance(slot.module, nn.Linear):
                 raise AdapterError(
                     f"The head's part '{site.layers[place]}' is a {type(slot.module).__name__}: a Jacobian needs "

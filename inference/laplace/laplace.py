@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bayeslora.errors import PosteriorError, SettingError
-from bayeslora.inference.base import Run
+from bayeslora.inference.base import Run, check_random
 from bayeslora.inference.laplace.curvature import Curvature, check_finite
 from bayeslora.inference.laplace.evidence import Evidence, LinearEvidence, offsets
 from bayeslora.inference.laplace.forms import make_curvature
@@ -103,6 +103,7 @@ class Laplace(TrainingSettings):
 
     def fit(self, program: Program, data: Dataset, run: Run) -> LaplacePosterior:
         """Find the mode, measure the curvature there in one pass, and tune the prior."""
+        check_random(program)
         begun = time.monotonic()
         program.to("cuda" if torch.cuda.is_available() and not self.cpu else "cpu")
         sites = self._sites(program)

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from bayeslora.inference.base import Run
+from bayeslora.inference.base import Run, check_random
 from bayeslora.inference.mcmc.posterior import EmpiricalPosterior
 from bayeslora.inference.training.process import peak, reset_peak
 from bayeslora.passes import undisturbed
@@ -51,6 +51,7 @@ class ChainSettings(Settings, ABC):
 
     def fit(self, program: Program, data: Dataset, run: Run) -> EmpiricalPosterior:
         """Sample the posterior."""
+        check_random(program)
         program.to("cuda" if torch.cuda.is_available() and not self.cpu else "cpu")
         reset_peak(program.device)
         begun = time.monotonic()

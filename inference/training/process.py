@@ -34,12 +34,12 @@ def restored_network(program: Program, checkpointing: bool) -> Iterator[None]:
     """Leave the network as it was found: with PEFT's own parameters, in its mode, without gradient checkpointing."""
     network, was_training = program.network, program.network.training
     if checkpointing:
-        network.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+        program.weights.base.gradient_checkpointing_enable({"use_reentrant": False})
     try:
         yield
     finally:
         if checkpointing:
-            network.get_base_model().gradient_checkpointing_disable()
+            program.weights.base.gradient_checkpointing_disable()
         network.train(was_training)
         program.weights.restore()
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from bayeslora.errors import SettingError
-from bayeslora.inference.base import Run
+from bayeslora.inference.base import Run, check_random
 from bayeslora.inference.training.process import available
 from bayeslora.inference.training.trainer import TrainingSettings
 from bayeslora.inference.variational.elbo import bound
@@ -67,6 +67,7 @@ class SVI(TrainingSettings):
 
     def fit(self, program: Program, data: Dataset, run: Run) -> VariationalPosterior:
         """Maximise the ELBO of ``program`` over the guide."""
+        check_random(program)
         if KINDS.get(self.guide, self.guide) == KINDS["full"]:
             _check_room(program)
         with isolated(run.seed, program.device):

@@ -1,0 +1,130 @@
+"""The weights of a network as sites of a Pyro model, and the slots through which values reach the network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from bayeslora.errors import AdapterError
+
+__all__ = ["Map", "Site", "Slot", "Value"]
+
+#: What a layer makes of its input by one matrix: x -> x W^T.
+Map = Callable[[Tensor], Tensor]
+#: The value of a site: a tensor, or a function for each of its layers, in stacking order.
+Value = Tensor | Sequence[Map]
+
+
+@dataclass(frozen=True)
+class Site:
+    """One Pyro site: the LoRA matrices of equal shape and role, stacked; or one tensor that is trained in full.
+
+    Attributes:
+        name: name of the Pyro site, for example ``linear_384x1536.A`` or ``head.classifier.weight``.
+        role: ``"A"``, ``"B"``, ``"head"`` (modules_to_save) or ``"tensor"`` (whatever else is trained: DoRA's
+            magnitudes, vectors of IA3, prompts, or the whole of a network without PEFT).
+        group: what the name begins with: the layers' kind and shape, or the role.
+        initial: float32 value when the program was made, around which a prior may be; A: (layers, columns, rank), B:
+            (layers, outputs, rank), else the tensor's own shape.
+        layers: names of the layers, in stacking order; of a head or tensor its own name.
+        scaling: by which each layer multiplies the product B A; empty where a layer does more than that with its
+            matrices (DoRA), and for heads and tensors.
+        given: value from which learning starts, if that is another than `initial`.
+    """
+
+    name: str
+    role: str
+    group: str
+    initial: Tensor
+    layers: tuple[str, ...]
+    scaling: tuple[float, ...] = ()
+    given: Tensor | None = None
+
+    @property
+    def start(self) -> Tensor:
+        """Value from which learning starts."""
+        return self.initial if self.given is None else self.given
+
+    @property
+    def stacked(self) -> bool:
+        """Whether it holds LoRA matrices, layer by layer."""
+        return self.role in ("A", "B")
+
+    def __repr__(self) -> str:
+        return f"Site({self.name}, {'x'.join(map(str, self.initial.shape)) or 'scalar'})"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The place of one parameter in the network: ``module.name``, transposed if its rank dimension comes first.
+
+    Attributes:
+        module: that has the parameter.
+        name: of the parameter there.
+        parameter: PEFT's own, or the network's.
+        transposed: whether the rank is its first dimension.
+        own: whether the layer reads the matrix elsewhere than in the forward pass of ``module`` (DoRA).
+    """
+
+    module: nn.Module = field(repr=False)
+    name: str
+    parameter: nn.Parameter = field(repr=False)
+    transposed: bool = False
+    own: bool = True
+
+    def stored(self) -> Tensor:
+        """PEFT's own parameter in the layout of the site: the rank last."""
+        value = self.parameter.detach()
+        return value.mT if self.transposed else value
+
+    def install(self, value: Tensor | Map) -> None:
+        """Let the network use ``value`` in place of the parameter.
+
+        Args:
+            value: a tensor in the layout of the parameter, or the function x -> x W^T that the module is then.
+
+        Raises:
+            AdapterError: a function for what is not the matrix of a linear layer.
+        """
+        if isinstance(value, Tensor):
+            self._step_down()
+            self.module._parameters.pop(self.name, None)
+            self.module.__dict__[self.name] = value
+            return
+        if not (isinstance(self.module, nn.Linear) and self.name == "weight" and self.own):
+            raise AdapterError(
+                f"A function cannot stand for '{self.name}' of a {type(self.module).__name__}: only for the matrix of "
+                "a linear layer that is used as such. Give a tensor."
+            )
+        self.restore()
+        before = self.module.__dict__.get("forward")
+        self.module.__dict__["forward"] = _StandIn(self.module, value, before)
+
+    def restore(self) -> None:
+        """Let the network use the parameter again."""
+        self._step_down()
+        self.module.__dict__.pop(self.name, None)
+        self.module._parameters[self.name] = self.parameter
+
+    def _step_down(self) -> None:
+        found = self.module.__dict__.get("forward")
+        if type(found) is not _StandIn or self.name != "weight":
+            return
+        if found.before is None:
+            del self.module.__dict__["forward"]
+        else:
+            self.module.__dict__["forward"] = found.before
+
+
+class _StandIn:
+    """The forward pass of a linear layer by a function in place of its matrix; its bias is added as ever."""
+
+    def __init__(self, module: nn.Linear, function: Map, before: Any) -> None:
+        self.module, self.function, self.before = module, function, before
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        found = self.function(inputs)
+        return found if self.module.bias is None else found + self.module.bias
