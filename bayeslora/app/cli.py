@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from bayeslora.app.config import RENAMED
 from bayeslora.app.options import (
     AdapterFolder,
     Assignments,
@@ -28,6 +29,8 @@ from bayeslora.app.options import (
     Split,
     TaskName,
     TrainSize,
+    new_file,
+    new_folder,
 )
 from bayeslora.app.terminal import cost_line, explain, metrics_table, new_table, quiet, say, show, show_classes
 from bayeslora.errors import BayesLoraError, SettingError, unknown
@@ -95,7 +98,9 @@ def options(
 @app.command()
 def fit(
     context: typer.Context,
-    output: Annotated[Path, typer.Option(help="Folder of the run.", show_default=False)],
+    output: Annotated[
+        Path, typer.Option(parser=new_folder, metavar="FOLDER", help="Folder of the run.", show_default=False)
+    ],
     base: Base = None,
     adapter: AdapterFolder = None,
     task: TaskName = None,
@@ -148,13 +153,19 @@ def evaluate(
     split: Split = "validation",
     draws: Draws = 10,
     method: Method = None,
-    seed: Annotated[int, typer.Option(help="Of the draws and of the intervals.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the draws and of the intervals.", min=0, max=2**32 - 1)] = 0,
     batch_size: BatchSize = 64,
     base: MovedBase = None,
     assignments: Assignments = None,
-    json: Annotated[Path | None, typer.Option(help="Write the metrics into a JSON file.", show_default=False)] = None,
+    json: Annotated[
+        Path | None,
+        typer.Option(parser=new_file, metavar="FILE", help="Write the metrics into a JSON file.", show_default=False),
+    ] = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Draw a reliability diagram (png, pdf, svg).", show_default=False)
+        Path | None,
+        typer.Option(
+            parser=new_file, metavar="FILE", help="Draw a reliability diagram (png, pdf, svg).", show_default=False
+        ),
     ] = None,
 ) -> None:
     """Predict the rows of a split and measure accuracy and calibration, each with a 95 % interval."""
@@ -190,10 +201,15 @@ def predict(
         Path,
         typer.Option(help="New rows: .csv, .tsv, .jsonl, .json or .parquet; no labels needed.", show_default=False),
     ],
-    output: Annotated[Path, typer.Option(help="Table to write: .csv, .jsonl or .parquet.", show_default=False)],
+    output: Annotated[
+        Path,
+        typer.Option(
+            parser=new_file, metavar="FILE", help="Table to write: .csv, .jsonl or .parquet.", show_default=False
+        ),
+    ],
     draws: Draws = 10,
     method: Method = None,
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the draws.", min=0, max=2**32 - 1)] = 0,
     batch_size: BatchSize = 64,
     base: MovedBase = None,
 ) -> None:
@@ -210,7 +226,9 @@ def predict(
 @app.command()
 def diagnose(
     run: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)],
-    output: Annotated[Path, typer.Option(help="Folder of the report.", show_default=False)],
+    output: Annotated[
+        Path, typer.Option(parser=new_folder, metavar="FOLDER", help="Folder of the report.", show_default=False)
+    ],
     task: Annotated[
         str | None,
         typer.Option(help="Another task with the same classes, to report on.", show_default="the run's own"),
@@ -229,7 +247,7 @@ def diagnose(
     block_draws: Annotated[
         int, typer.Option(help="Draws for k-hat of each layer of the network.", show_default="0: leave it out")
     ] = 0,
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the draws.", min=0, max=2**32 - 1)] = 0,
     batch_size: BatchSize = 64,
     base: MovedBase = None,
     assignments: Assignments = None,
@@ -270,7 +288,9 @@ def diagnose(
 @app.command()
 def compare(
     context: typer.Context,
-    output: Annotated[Path, typer.Option(help="Folder of the comparison.", show_default=False)],
+    output: Annotated[
+        Path, typer.Option(parser=new_folder, metavar="FOLDER", help="Folder of the comparison.", show_default=False)
+    ],
     backends: Annotated[str, typer.Option(help="Inference algorithms, separated by commas.", show_default=False)],
     base: Base = None,
     task: TaskName = None,
@@ -299,6 +319,8 @@ def compare(
         "heldout_size": heldout_size,
     }  # fmt: skip
     names = _words(backends)
+    if len(set(names)) < len(names):
+        raise SettingError(f"A backend is given twice: {', '.join(names)}.")
     shared, own = _by_backend(assignments or [], names)
     context.obj["resume"] = lambda: "The same command goes on from there."
     found = run_all(
@@ -352,6 +374,9 @@ def main(arguments: list[str] | None = None) -> None:
     first: list[str] = []
     rest: list[str] = []
     for word in words:
+        if (flag := word.partition("=")[0]) in RENAMED:
+            say(f"Error: {flag} is now {RENAMED[flag]}.")
+            sys.exit(FAILED)
         if word == "--plugin":
             first += [word, *([value] if (value := next(words, None)) is not None else [])]
         elif word == "--debug" or word.startswith("--plugin="):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 __all__ = [
+    "RENAMED",
     "LoraSettings",
     "RunConfig",
     "assign",
@@ -29,6 +30,15 @@ __all__ = [
 
 #: Where an assignment with a prefix goes; one without goes to the settings of the backend.
 PREFIXES = {"model": "model_settings", "network": "network", "lora": "lora", "task": "task_settings"}
+
+#: Former spellings, of flags, keys of a configuration and prefixes of assignments, and those of today.
+RENAMED = {
+    "--samples": "--draws",
+    "--program": "--model",
+    "samples": "draws",
+    "program": "model",
+    "program_settings": "model_settings",
+}
 
 
 @dataclass(frozen=True)
@@ -115,6 +125,11 @@ class RunConfig(Settings):
         Raises:
             SettingError: an unknown key, or a value of another type.
         """
+        for name in values:
+            if name in RENAMED:
+                raise SettingError(f"'{name}' in a configuration is now '{RENAMED[name]}'.")
+        if values.get("model") == "demo":
+            raise SettingError("'model' is the Pyro model of the weights: the base network, such as 'demo', is 'base'.")
         return build(cls, values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -167,6 +182,8 @@ def assign(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, A
         if not equals or not key:
             raise SettingError(f"Cannot read the setting '{assignment}': expected key=value.")
         prefix, dot, name = key.strip().partition(".")
+        if dot and prefix in RENAMED:
+            raise SettingError(f"'{prefix}.' in '{assignment}' is now '{RENAMED[prefix]}.'.")
         if dot and prefix not in PREFIXES:
             raise SettingError(unknown("prefix of a setting", prefix, PREFIXES))
         if prefix in RunConfig.__dataclass_fields__ and not dot:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,8 @@ __all__ = [
     "Split",
     "TaskName",
     "TrainSize",
+    "new_file",
+    "new_folder",
 ]
 
 Base = Annotated[str | None, typer.Option(help="Base network: folder, hub name, or 'demo'.", show_default=False)]
@@ -72,3 +75,26 @@ Method = Annotated[
         show_default="the posterior's own",
     ),
 ]
+
+
+def _to_write(text: str, is_folder: bool) -> Path:
+    """A path that can be written to, which is known before the work."""
+    path = Path(text).expanduser()
+    if not text.strip():
+        raise typer.BadParameter("the path is empty.")
+    if path.exists() and path.is_dir() != is_folder:
+        raise typer.BadParameter(f"'{path}' is {'a file' if is_folder else 'a folder'}.")
+    there = next(each for each in (path, *path.absolute().parents) if each.exists())
+    if not (there.is_dir() or there == path) or not os.access(there, os.W_OK):
+        raise typer.BadParameter(f"'{path}' cannot be written: '{there}' is no folder that one may write into.")
+    return path
+
+
+def new_file(text: str) -> Path:
+    """A file to write."""
+    return _to_write(text, is_folder=False)
+
+
+def new_folder(text: str) -> Path:
+    """A folder to write into."""
+    return _to_write(text, is_folder=True)
