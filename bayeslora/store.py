@@ -132,23 +132,24 @@ def adapter_at(path: str | Path) -> str | Path:
 def steady(path: Path, reader: Callable[[Path], T]) -> T:
     """What a reader makes of the posterior in ``path``; it reads again if that was replaced while it did."""
     while True:
-        where = posterior_at(path)
-        before = _identity(where)
+        where, version = _seen(path)
         try:
             found = reader(where)
         except (OSError, BayesLoraError):
-            if _identity(where) == before:
+            if version is not None and _seen(path) == (where, version):
                 raise
         else:
-            if _identity(where) == before:
+            if version is not None and _seen(path) == (where, version):
                 return found
 
 
-def _identity(folder: Path) -> tuple[int, int] | None:
+def _seen(path: Path) -> tuple[Path, tuple[int, int] | None]:
+    """Where the posterior is now, and what tells it from its successor there; None if it has just gone."""
+    where = posterior_at(path)
     with suppress(OSError):
-        found = (folder / RECORD).stat()
-        return found.st_ino, found.st_mtime_ns
-    return None
+        found = (where / RECORD).stat()
+        return where, (found.st_ino, found.st_mtime_ns)
+    return where, None
 
 
 # A run's folder.

@@ -164,6 +164,22 @@ def test_a_reader_finds_a_whole_posterior_while_it_is_replaced_again_and_again(
         os.waitpid(child, 0)
 
 
+def test_a_posterior_that_is_replaced_while_it_is_read_is_read_again(runs: tuple[Path, Path], run: Path) -> None:
+    """Its old folder is on its way out: half of its files are gone, and its record is still there."""
+    own, old = run / "posterior", files.hidden(run / "posterior", "old")
+    own.rename(old)
+    places = []
+
+    def reader(where: Path) -> int:
+        places.append(where)
+        if where == old:
+            (old / "posterior.safetensors").unlink()
+            shutil.copytree(runs[1] / "posterior", own)
+        return whole_record(where).record.seed
+
+    assert store.steady(run, reader) == 1 and places == [old, own]
+
+
 @contextmanager
 def held(folder: Path) -> Iterator[int]:
     """Another process that has a run's folder open; its number."""
