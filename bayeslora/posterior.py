@@ -55,6 +55,11 @@ class Posterior(ABC):
         self.program = program
         self.record = record
 
+    def __repr__(self) -> str:
+        record, method = self.record, next(iter(self.predictors))
+        shown = f"{record.backend}, {self.program.model.name}, {record.n_data:,} rows, predicts by '{method}'"
+        return f"{type(self).__name__}({shown})"
+
     @abstractmethod
     def draw(self) -> dict[str, Tensor]:
         """One draw of every latent site, by the global generators of torch; hyper-sites come with the weights."""

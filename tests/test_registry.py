@@ -138,3 +138,8 @@ def test_a_backend_may_come_with_its_settings(tmp_path: Path) -> None:
     assert posterior.record.settings["epochs"] == 1
     with pytest.raises(SettingError, match="has its settings already: give epochs to it"):
         bl.fit(program, text_rows(), SVI(), epochs=1)
+
+
+def test_a_posterior_shows_itself_in_one_line(tmp_path: Path) -> None:
+    posterior = bl.fit(text_program(saved_base(tmp_path)), text_rows(), "map", epochs=1, cpu=True, progress=False)
+    assert repr(posterior) == f"VariationalPosterior(map, monteclora, {len(text_rows())} rows, predicts by 'sample')"
