@@ -1,16 +1,22 @@
 from __future__ import annotations
 
 import re
+import sys
 from math import exp, sqrt
+from pathlib import Path
 from random import Random
 
 import pytest
 import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
-from bayeslora.demo import MODEL_PATH, lexicon, load_demo_task, text
+from bayeslora.demo import MODEL_PATH, ROWS_PATH
 from bayeslora.errors import DataError
 from bayeslora.tasks import load_task
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts" / "demo"))
+import lexicon  # noqa: E402
+import text  # noqa: E402
 
 DOMAINS = tuple(lexicon.DOMAINS)
 ROWS = text.rows(4_000, seed=1)
@@ -128,7 +134,7 @@ def test_verdicts_suit_the_reviews(adjective, sign):
 
 
 def test_task_has_the_true_probabilities_beside_the_labels():
-    task = load_demo_task()
+    task = load_task("demo")
     assert task.spec.labels == ("no", "unsure", "yes")
     assert (len(task.train), len(task.validation), len(task.test)) == (4_000, 1_000, 2_000)
     assert task.train.dataset.column_names == ["text", "label", "probabilities"]
@@ -140,34 +146,36 @@ def test_task_has_the_true_probabilities_beside_the_labels():
 
 def test_training_subsets_are_seeded_and_nested():
     small, large = (
-        load_demo_task(train_size=50, seed=3),
-        load_demo_task(train_size=100, heldout_size=20, seed=3),
+        load_task("demo", train_size=50, seed=3),
+        load_task("demo", train_size=100, heldout_size=20, seed=3),
     )
     assert list(small.train.dataset["text"]) == list(large.train.dataset["text"])[:50]
     assert len(large.heldout) == 20
-    assert list(load_demo_task(train_size=50, seed=4).train.dataset["text"]) != list(small.train.dataset["text"])
+    assert list(load_task("demo", train_size=50, seed=4).train.dataset["text"]) != list(small.train.dataset["text"])
     assert list(small.validation.dataset["text"]) == list(large.validation.dataset["text"])
 
 
-def test_task_is_known_by_name():
-    named, direct = load_task("demo", train_size=30, seed=2), load_demo_task(train_size=30, seed=2)
-    assert named.train.dataset.to_dict() == direct.train.dataset.to_dict()
-    assert named.to_dict() == direct.to_dict()
+def test_the_rows_are_those_of_the_generator():
+    for name, (domain, size, seed) in {"validation": ("restaurant", 1_000, 2), "test_ood": ("hotel", 1_000, 4)}.items():
+        shipped = load_task("demo").data[name].to_list()
+        assert shipped == text.rows(size, seed, domain)
+    assert load_task("demo").data["train"].to_list() == ROWS
 
 
 def test_too_many_rows_are_refused():
     with pytest.raises(DataError, match="4,?000"):
-        load_demo_task(train_size=5_000)
+        load_task("demo", train_size=5_000)
 
 
 def test_splits_do_not_share_rows():
-    task = load_demo_task()
+    task = load_task("demo")
     train, test = set(task.train.dataset["text"]), set(task.test.dataset["text"])
     # Short sentences recur by chance; a shared seed would make all of them equal.
     assert len(train & test) < 0.01 * len(test)
 
 
 def test_files_are_small():
+    assert sum(path.stat().st_size for path in ROWS_PATH.iterdir()) < 500_000
     files = {path.name: path.stat().st_size for path in MODEL_PATH.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= set(files)
     assert sum(files.values()) < 1_000_000

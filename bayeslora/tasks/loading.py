@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bayeslora.demo import LABELS, ROWS_PATH
 from bayeslora.errors import DataError, TaskError, unknown
 from bayeslora.tasks import sources
 from bayeslora.tasks.fields import column
@@ -203,11 +204,9 @@ def _in_memory(rows: Any, given: Mapping[str, Any], sizes: Mapping[str, Any]) ->
 
 
 def _demo(given: Mapping[str, Any], sizes: Mapping[str, Any]) -> Task:
-    from bayeslora.demo import load_demo_task
-
-    task: Task = load_demo_task()
-    arguments = {"source": "demo", **sizes, **plain(given)}
-    return build_task(replace(task.spec, **given), task.data, **sizes, arguments=arguments)
+    spec = replace(TaskSpec("demo", labels=LABELS), **given)
+    data = _splits(spec, sources.files_of(ROWS_PATH), sources.read_files)
+    return _assemble(spec, data, **sizes, arguments={"source": "demo", **sizes, **plain(given)})
 
 
 def _resolve(name: str, data_dir: str | Path | None, given: Mapping[str, Any]) -> tuple[TaskSpec, tuple[str, ...]]:

@@ -1,6 +1,7 @@
-"""Makes the encoder in bayeslora/demo/encoder: a BERT of 0.15 million weights, pretrained on generated reviews.
+"""Makes what bayeslora/demo ships: the rows of its task, and a BERT of 0.15 million weights that has read such reviews.
 
-    OMP_NUM_THREADS=1 nice -n 10 python scripts/make_demo.py
+    OMP_NUM_THREADS=1 nice -n 10 python scripts/demo/make.py         # all of it
+    python scripts/demo/make.py --rows                               # the rows alone
 
 It learns to fill in masked words, as BERT does, and to tell which of fifteen sentences comes next (a verdict
 on what was reviewed), which trains BERT's pooler. The run is seeded, downloads nothing and takes about three
@@ -15,16 +16,24 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import torch
+from lexicon import VERDICTS
+from pyarrow import parquet
+from text import corpus, rows
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import BertConfig, BertForPreTraining, BertTokenizer
 
-from bayeslora.demo.lexicon import VERDICTS
-from bayeslora.demo.text import corpus
-
 TRAIN_SEED, HELDOUT_SEED = 100, 101
+#: Split: domain, rows, seed of the generator. The seeds are not those of the pretraining text.
+SPLITS = {
+    "train": ("restaurant", 4_000, 1),
+    "validation": ("restaurant", 1_000, 2),
+    "test": ("restaurant", 2_000, 3),
+    "test_ood": ("hotel", 1_000, 4),
+}
 BATCH, POOL = 64, 1024
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 Batch = dict[str, Tensor]
@@ -135,14 +144,28 @@ def save(network: BertForPreTraining, tokenizer: BertTokenizer, folder: Path) ->
         print(f"{path.stat().st_size:9,d}  {path.name}")
 
 
+def save_rows(folder: Path) -> None:
+    """Saves the rows of every split: text, label, and the true probabilities of the classes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (domain, size, seed) in SPLITS.items():
+        table = pa.Table.from_pylist(rows(size, seed, domain))
+        path = folder / f"{name}.parquet"
+        parquet.write_table(table, path, compression="zstd", compression_level=19)
+        print(f"{path.stat().st_size:9,d}  {path.name}")
+
+
 def main() -> None:
     """Trains, measures and saves."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    default = Path(__file__).resolve().parents[1] / "bayeslora" / "demo" / "encoder"
-    parser.add_argument("--output", type=Path, default=default, help="folder of the encoder")
+    default = Path(__file__).resolve().parents[2] / "bayeslora" / "demo"
+    parser.add_argument("--output", type=Path, default=default, help="folder of encoder/ and rows/")
+    parser.add_argument("--rows", action="store_true", help="make the rows alone")
     parser.add_argument("--pools", type=int, default=160, help=f"pools of {POOL} reviews to learn from")
     options = parser.parse_args()
 
+    save_rows(options.output / "rows")
+    if options.rows:
+        return
     torch.manual_seed(0)
     tokenizer = make_tokenizer()
     network = make_network(len(tokenizer))
@@ -150,7 +173,7 @@ def main() -> None:
     print(f"{weights:,} weights, {len(tokenizer)} word pieces")
     pretrain(network, tokenizer, options.pools * POOL)
     print(json.dumps(evaluate(network, tokenizer), indent=2))
-    save(network, tokenizer, options.output)
+    save(network, tokenizer, options.output / "encoder")
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from math import exp
 from random import Random
 from typing import Any, TypeVar
 
-from bayeslora.demo import lexicon
-from bayeslora.demo.lexicon import Aspect
+import lexicon
+from lexicon import Aspect
 
 __all__ = ["LABELS", "Review", "corpus", "probabilities", "review", "rows"]
 
