@@ -46,10 +46,9 @@ class Weights:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        held = network.__dict__.get(HOLDER)
-        if held is not None:
-            held.release()
         self.name = active_adapter(network)
+        if HOLDER in network.__dict__:
+            network.__dict__[HOLDER].release(self.name)
         self.random: frozenset[str] = frozenset()
         self._network: Any = network
         places = find(network, self.name)
@@ -65,11 +64,12 @@ class Weights:
         network.requires_grad_(False)
         network.__dict__[HOLDER] = self
 
-    def release(self) -> None:
-        """Give the network back as it was: its own parameters, those that were trained ready for it."""
+    def release(self, adapter: str | None) -> None:
+        """Give the network its own parameters back, for another program; those of its adapter are to train again."""
         self.restore()
-        for value in self._trained:
-            value.requires_grad_(True)
+        if adapter == self.name:  # PEFT itself readies those of an adapter that it is told to use
+            for value in self._trained:
+                value.requires_grad_(True)
 
     @property
     def base(self) -> Any:
