@@ -12,11 +12,12 @@ from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
 from socket import gethostname
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from bayeslora.errors import SettingError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "digests",

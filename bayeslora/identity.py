@@ -8,12 +8,11 @@ from dataclasses import asdict
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
 from bayeslora.settings import differing
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from bayeslora.program import Program
 
 __all__ = ["adapter_settings", "configuration", "describe", "differences", "fingerprint", "in_common"]
@@ -100,6 +99,8 @@ def fingerprint(program: Program) -> str:
     It does not depend on what the weights of the program hold, on devices, or on whether a head that PEFT trains in
     full was drawn before its own copy was made.
     """
+    import torch
+
     found = sha256()
     samples: list[Tensor] = []
     for name, value in _frozen(program):
@@ -112,7 +113,9 @@ def fingerprint(program: Program) -> str:
 
 
 def _frozen(program: Program) -> Iterator[tuple[str, Tensor]]:
+    import torch
+
     own = {id(slot.parameter) for site in program.sites for slot in program.weights.slots(site.name)}
     for name, value in program.network.state_dict(keep_vars=True).items():
-        if isinstance(value, Tensor) and id(value) not in own and ".original_module." not in name:
+        if isinstance(value, torch.Tensor) and id(value) not in own and ".original_module." not in name:
             yield name, value

@@ -17,7 +17,8 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from bayeslora.errors import AdapterError
-from bayeslora.models import MonteCLoRA, WeightModel
+from bayeslora.models.base import WeightModel
+from bayeslora.models.monteclora import MonteCLoRA
 from bayeslora.networks import (
     NetworkSettings,
     adapt,

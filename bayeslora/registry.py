@@ -8,6 +8,7 @@ that its user has not installed or imported.
 
 from __future__ import annotations
 
+import ast
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -20,7 +21,7 @@ from typing import Generic, TypeVar, cast
 
 from bayeslora.errors import SettingError, unknown
 
-__all__ = ["FROM_PLUGIN", "Registry", "load_file"]
+__all__ = ["FROM_PLUGIN", "Registry", "declared", "load_file"]
 
 T = TypeVar("T")
 
@@ -59,6 +60,17 @@ class Registry(Generic[T]):
         _load_installed()
         return iter(sorted(self._homes))
 
+    def declared(self, name: str) -> list[str] | None:
+        """Names of the settings of a class of the package, read off its source; None of one that is there already.
+
+        Raises:
+            SettingError: nothing has the name.
+        """
+        if name not in self:
+            raise SettingError(unknown(self.sort, name, self))
+        home = self._homes[name]
+        return declared(*home.split(":")) if isinstance(home, str) else None
+
     def add(self, name: str, thing: T) -> None:
         """Let a thing of a user's own go by a name; the same one may be made again, as a notebook's cell does.
 
@@ -73,6 +85,24 @@ class Registry(Generic[T]):
     def remove(self, name: str) -> None:
         """Forget a name."""
         del self._homes[name]
+
+
+def declared(module: str, attribute: str) -> list[str]:
+    """Names of the fields of a dataclass of the package and of its bases, without an import of what it needs."""
+    path = Path(__file__).parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    imported = {each.name: node.module for node in body if isinstance(node, ast.ImportFrom) for each in node.names}
+    found = next(node for node in body if isinstance(node, ast.ClassDef) and node.name == attribute)
+    fields = [
+        item.target.id
+        for item in found.body
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and "ClassVar" not in ast.unparse(item)
+    ]
+    for base in [base.id for base in found.bases if isinstance(base, ast.Name)]:
+        home = imported.get(base, module)
+        if home is not None and home.startswith("bayeslora."):
+            fields += declared(home, base)
+    return fields
 
 
 def _origin(thing: object) -> str:

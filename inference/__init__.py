@@ -1,6 +1,7 @@
 """Inference backends over one program, installed as ``bayeslora.inference``.
 
-`fit` looks a backend up by name, builds its settings and runs it; `load` brings a saved posterior back.
+`fit` looks a backend up by name, builds its settings and runs it; `load` brings a saved posterior back. What is heavy
+is imported when it is asked for, so that a wrong name is told at once.
 """
 
 from __future__ import annotations
@@ -8,27 +9,15 @@ from __future__ import annotations
 if __name__ != "bayeslora.inference":
     raise ImportError(f"import bayeslora.inference, not {__name__}: a second copy would break the registry")
 
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
-from pathlib import Path
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from bayeslora import store
-from bayeslora.errors import SettingError
-from bayeslora.inference.base import Backend, Run, labelled
-from bayeslora.inference.loading import check_same, load
-from bayeslora.inference.mixture import refitted
-from bayeslora.observations import digest
-from bayeslora.posterior import Posterior
-from bayeslora.program import Program
 from bayeslora.registry import Registry
-from bayeslora.settings import build, check_seed
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-    from torch import Tensor
-
-    from bayeslora.tasks import Split
+    from bayeslora.inference.base import Backend, Run
+    from bayeslora.inference.fitting import fit
+    from bayeslora.inference.loading import load
 
 __all__ = ["BACKENDS", "Backend", "Run", "fit", "load"]
 
@@ -43,143 +32,18 @@ BACKENDS: Registry[type[Backend]] = Registry("backend", {
     "svi": "bayeslora.inference.variational.svi:SVI",
 })  # fmt: skip
 
-
 #: Classes of backends, by their own names, as attributes of this module.
 CLASSES = {name.upper(): name for name in ("map", "mle", "nuts", "sghmc", "sgld", "svi")} | {"Laplace": "laplace"}
+HOMES = {"Backend": "base", "Run": "base", "fit": "fitting", "load": "loading"}
 
 
-def __getattr__(name: str) -> type[Backend]:
-    if name not in CLASSES:
-        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    return BACKENDS[CLASSES[name]]
+def __getattr__(name: str) -> Any:
+    if name in CLASSES:
+        return BACKENDS[CLASSES[name]]
+    if name in HOMES:
+        return getattr(import_module(f"bayeslora.inference.{HOMES[name]}"), name)
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
 
 
 def __dir__() -> list[str]:
     return sorted([*__all__, *CLASSES])
-
-
-def fit(
-    program: Program,
-    data: Split | Dataset,
-    backend: str | Backend = "svi",
-    *,
-    seed: int = 0,
-    output_dir: str | Path | None = None,
-    resume: bool = False,
-    progress: bool = True,
-    heldout: Split | Dataset | None = None,
-    start: Posterior | None = None,
-    chains: int = 1,
-    **settings: Any,
-) -> Posterior:
-    """Infer the posterior of a program's weights given data.
-
-    Args:
-        program: prior, network and observation.
-        data: training rows of a task, or a tokenised data set with ``labels``.
-        backend: name of the inference algorithm (see `BACKENDS`), or the algorithm with its settings, such as
-            ``SVI(epochs=3)``.
-        seed: of everything random in the fit, from 0 to 2^32 - 1; the global generators are left as they were.
-        output_dir: new folder for checkpoints and the posterior; without it, nothing is written.
-        resume: go on from the last checkpoint in ``output_dir``, to the same result as without the stop.
-        progress: show a bar.
-        heldout: rows that the weights are not trained on, for a backend that chooses something on such rows.
-        start: posterior from whose mean learning starts, or around which `laplace` lays its Gaussian; the program's
-            initial weights, if left out. The prior stays where it is.
-        chains: number of independent fits, with the seeds from ``seed`` on; the posterior is their mixture. Each has
-            its own order of the rows, its own noise and, but for the first, LoRA matrices of its own, drawn as PEFT
-            draws them (and a head, where the base network has none). Fits that start from ``start``, or of a program
-            around a trained adapter, all start from those weights. They are kept in folders ``chain-0``, ... of
-            ``output_dir``.
-        **settings: of the backend, by name.
-
-    Returns:
-        The posterior, saved in ``output_dir`` if that was given.
-
-    Raises:
-        SettingError: unknown backend or setting, or a value that it cannot take; ``output_dir`` holds a fit already
-            or, with ``resume``, one of another program, other data, another seed or setting; or another process is
-            writing there.
-        DataError: no rows, or labels that cannot be observed.
-        AdapterError: ``start`` is a posterior of another network.
-        TrainingError: the loss became infinite or not a number.
-    """
-    if resume and output_dir is None:
-        raise SettingError("resume=True needs the output_dir of the fit that was stopped.")
-    if chains < 1:
-        raise SettingError(f"chains must be at least 1, found {chains}.")
-    check_seed(seed + chains - 1)
-    algorithm = _algorithm(backend, settings)
-    folder = None if output_dir is None else Path(output_dir)
-    task = dict(getattr(data, "arguments", {})) or None  # what is tokenised already does not say
-    rows = labelled(program, data)
-    run = Run(
-        seed=seed,
-        output_dir=folder,
-        resume=resume,
-        progress=progress,
-        task=task,
-        data=digest(rows),
-        heldout=None if heldout is None else labelled(program, heldout),
-        start=None if start is None else _mean(start, program),
-    )
-    if chains == 1:
-        return _one(program, rows, algorithm, run)
-    return _saved(program, rows, algorithm, run, chains, lambda: refitted(_each(program, rows, algorithm, run, chains)))
-
-
-def _algorithm(backend: str | Backend, settings: dict[str, Any]) -> Backend:
-    if isinstance(backend, str):
-        return build(BACKENDS[backend], settings)
-    if settings:
-        names = ", ".join(settings)
-        raise SettingError(f"{backend} has its settings already: give {names} to it, or the name '{backend.name}'.")
-    return backend
-
-
-def _one(program: Program, rows: Dataset, algorithm: Backend, run: Run) -> Posterior:
-    return _saved(program, rows, algorithm, run, 1, lambda: algorithm.fit(program, rows, run))
-
-
-def _each(program: Program, rows: Dataset, algorithm: Backend, run: Run, chains: int) -> Iterator[Posterior]:
-    """Independent fits: the first from the program's initial weights, each of the others from its own."""
-    for number in range(chains):
-        own = run.chain(number)
-        alike = number == 0 or run.start is not None
-        member = program if alike else program.around(program.weights.redrawn(own.seed))
-        yield _one(member, rows, algorithm, own)
-
-
-def _mean(start: Posterior, program: Program) -> dict[str, Tensor]:
-    """The weights to start from, where the program is.
-
-    Raises:
-        AdapterError: they are not of this program's network.
-    """
-    mean = start.mean()
-    program.weights.check(mean)
-    return {name: value.to(program.device) for name, value in mean.items()}
-
-
-def _saved(
-    program: Program, rows: Dataset, algorithm: Backend, run: Run, chains: int, fit: Callable[[], Posterior]
-) -> Posterior:
-    """What a fit gives, saved in the run's folder; a finished one that is to be resumed is read from there."""
-    folder = run.output_dir
-    if folder is None:
-        return fit()
-    with store.opened(folder):
-        if run.resume:
-            begun = {"backend": algorithm.name, "settings": asdict(algorithm), "seed": run.seed, "chains": chains}
-            check_same(folder, begun | {"n_data": len(rows), "data": run.data, "start": run.started}, program)
-            if store.finished(folder):
-                return load(folder, program=program)
-        elif store.holds_fit(folder):
-            raise SettingError(
-                f"'{folder}' holds a fit already: give resume=True to go on with it, or choose another output_dir."
-            )
-        store.check_free(folder / store.POSTERIOR)
-        posterior = fit()
-        if store.is_main_process():
-            posterior.save(folder / store.POSTERIOR)
-        return posterior

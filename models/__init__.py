@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 if __name__ != "bayeslora.models":
     raise ImportError(f"import bayeslora.models, not {__name__}: a second copy would break the registry")
 
-from bayeslora.models.base import WeightModel
-from bayeslora.models.distributions import ColumnNormal, WishartCholesky
-from bayeslora.models.gaussian import Gaussian
-from bayeslora.models.guides.auto import make_guide
-from bayeslora.models.guides.base import Guide
-from bayeslora.models.monteclora import MonteCLoRA
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from bayeslora.registry import Registry
-from bayeslora.settings import build as build_settings
+
+if TYPE_CHECKING:
+    from bayeslora.models.base import WeightModel
+    from bayeslora.models.distributions import ColumnNormal, WishartCholesky
+    from bayeslora.models.gaussian import Gaussian
+    from bayeslora.models.guides.auto import make_guide
+    from bayeslora.models.guides.base import Guide
+    from bayeslora.models.monteclora import MonteCLoRA
 
 __all__ = [
     "MODELS",
@@ -29,7 +31,31 @@ __all__ = [
 ]
 
 #: Every model by its name.
-MODELS: Registry[type[WeightModel]] = Registry("model", {model.name: model for model in (MonteCLoRA, Gaussian)})
+MODELS: Registry[type[WeightModel]] = Registry("model", {
+    "gaussian": "bayeslora.models.gaussian:Gaussian",
+    "monteclora": "bayeslora.models.monteclora:MonteCLoRA",
+})  # fmt: skip
+
+#: Where public names are; each is imported when it is first used.
+HOMES = {
+    "ColumnNormal": "distributions",
+    "Gaussian": "gaussian",
+    "Guide": "guides.base",
+    "MonteCLoRA": "monteclora",
+    "WeightModel": "base",
+    "WishartCholesky": "distributions",
+    "make_guide": "guides.auto",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in HOMES:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return getattr(import_module(f"bayeslora.models.{HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
 
 
 def build(name: str, **settings: Any) -> WeightModel:
@@ -38,4 +64,6 @@ def build(name: str, **settings: Any) -> WeightModel:
     Raises:
         SettingError: the model or a setting is unknown, or a setting has a value that it cannot take.
     """
+    from bayeslora.settings import build as build_settings
+
     return build_settings(MODELS[name], settings)

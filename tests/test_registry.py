@@ -49,7 +49,7 @@ def test_a_model_guide_and_observation_of_ones_own_from_the_shell(
     run = tmp_path / "run"
     own = ["--model", "wide", "--set", "model.width=2", "--set", "guide=fixed", "--set", "observation=flat"]
     command = [*FIT, *QUICK, "--backend", "svi", *own, "--output", run]
-    assert call(*command) == 2 and "Unknown guide 'fixed'" in capsys.readouterr().err
+    assert call(*command) == 2 and "Unknown model 'wide'" in capsys.readouterr().err
     assert call(*command, "--plugin", OWN) == 0
     assert call("list", "models", f"--plugin={OWN}") == 0 and "wide" in capsys.readouterr().out
     assert call("--plugin", OWN, "evaluate", run, "--draws", "2") == 0

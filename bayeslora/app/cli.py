@@ -172,6 +172,7 @@ def evaluate(
     from bayeslora import files
     from bayeslora.app import runs
     from bayeslora.inference import load
+    from bayeslora.predict.measure import measure, true_probabilities
     from bayeslora.predict.plots import figure_format, reliability_diagram, save_figure
 
     settings = _of_another_task("evaluate", assignments, task)
@@ -182,16 +183,15 @@ def evaluate(
     say(*reported.notes)
     rows = reported.split(split)
     prediction = posterior.predict(rows, draws, method, seed, batch_size)
-    found, finished = prediction.metrics(seed=seed), posterior.record.finished
+    found, finished = measure(prediction, rows, seed), posterior.record.finished
     title = f"{posterior.record.backend} on {rows.spec.name}, {split}" + ("" if finished else " (not finished)")
     if not finished:
         say(f"The fit in {run} was stopped: what is evaluated is how far it had come.")
     if json is not None:
         files.write_json(json, found.to_dict() | {"finished": finished})
     if plot is not None:
-        truth = runs.true_probabilities(rows)
-        save_figure(reliability_diagram(prediction, truth=truth, title=title), plot)
-    show(metrics_table(runs.measure(prediction, rows, seed), title))
+        save_figure(reliability_diagram(prediction, truth=true_probabilities(rows), title=title), plot)
+    show(metrics_table(found, title))
 
 
 @app.command()

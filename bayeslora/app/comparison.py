@@ -22,6 +22,7 @@ from bayeslora.app import runs
 from bayeslora.app.config import RunConfig, resolve
 from bayeslora.app.terminal import say
 from bayeslora.errors import SettingError
+from bayeslora.predict.measure import measure, true_probabilities
 from bayeslora.predict.metrics import Metrics, number_to_json
 from bayeslora.predict.plots import COLOURS, reliability_diagram, save_figure
 from bayeslora.predict.prediction import Prediction
@@ -236,7 +237,7 @@ def _run(config: RunConfig, folder: Path, evaluation: Evaluation, progress: bool
     posterior = runs.fit(config, folder, resume=True, progress=progress)
     split = runs.saved_task(posterior).split(evaluation.split)
     prediction = posterior.predict(split, evaluation.draws, evaluation.method, seed=config.seed, progress=progress)
-    outcome = Outcome(config.seed, runs.measure(prediction, split), posterior.cost)
+    outcome = Outcome(config.seed, measure(prediction, split), posterior.cost)
     prediction.save(folder / PREDICTIVE)
     record = {"evaluation": vars(evaluation), "metrics": outcome.metrics.to_dict(), "cost": outcome.cost}
     files.write_json(folder / METRICS, record)
@@ -252,7 +253,7 @@ def _draw(found: Comparison, output: Path) -> None:
     predictions = {arm: Prediction.load(_folder(output, arm, seed) / PREDICTIVE) for arm in arms}
     split = runs.task_of(replace(found.config, seed=seed)).split(found.evaluation.split)
     title = f"{found.config.task}, {found.evaluation.split}, seed {seed}"
-    figure = reliability_diagram(predictions, truth=runs.true_probabilities(split), title=title)
+    figure = reliability_diagram(predictions, truth=true_probabilities(split), title=title)
     save_figure(figure, output / "reliability.png")
 
 

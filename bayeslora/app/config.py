@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_type_hints
 from pydantic import Field
 
 from bayeslora.errors import SettingError, unknown
+from bayeslora.registry import declared
 from bayeslora.settings import Count, Seed, Settings, build, coerce, differing
 
 if TYPE_CHECKING:
@@ -204,6 +205,8 @@ def resolve(config: RunConfig) -> RunConfig:
     """
     from bayeslora.inference import BACKENDS
     from bayeslora.models import MODELS
+
+    check_names(config)
     from bayeslora.networks import NetworkSettings
 
     if "name" in config.network:
@@ -220,6 +223,26 @@ def resolve(config: RunConfig) -> RunConfig:
         network=_typed(NetworkSettings, config.network),
         task_settings=task_settings(config.task_settings),
     )
+
+
+def check_names(config: RunConfig) -> None:
+    """Make sure that backend, model and their settings are spelled right, at once: no class is imported for it.
+
+    Raises:
+        SettingError: a name is unknown.
+    """
+    from bayeslora.inference import BACKENDS
+    from bayeslora.models import MODELS
+
+    named = {config.backend: (BACKENDS.declared(config.backend), config.settings)}
+    if config.model is not None:
+        named[config.model] = MODELS.declared(config.model), config.model_settings
+    named["network"] = declared("bayeslora.networks", "NetworkSettings"), config.network
+    for title, (known, given) in named.items():
+        for name in given:
+            if known is not None and name not in known:
+                raise SettingError(unknown(f"setting of {title}", name, known))
+    task_settings(config.task_settings)
 
 
 def model_of(config: RunConfig) -> tuple[str, dict[str, Any]]:

@@ -6,9 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from bayeslora import files, store
 from bayeslora.app.config import RunConfig, differences, model_of, read_config, resolve
 from bayeslora.errors import SettingError, TaskError
@@ -18,20 +15,16 @@ from bayeslora.store import CONFIG, POSTERIOR
 
 if TYPE_CHECKING:
     from bayeslora.posterior import Posterior
-    from bayeslora.predict.metrics import Metrics
-    from bayeslora.predict.prediction import Prediction
     from bayeslora.program import Program
-    from bayeslora.tasks import Split, Task
+    from bayeslora.tasks import Task
 
 __all__ = [
     "build_program",
     "check_same",
     "fit",
-    "measure",
     "saved_config",
     "saved_task",
     "task_of",
-    "true_probabilities",
 ]
 
 HEADER = "# The configuration of this run, written by bayeslora.\n"
@@ -204,22 +197,3 @@ def saved_task(
     task = load_task(name, data_dir, **(settings or {}))
     check_compatible(spec, task.spec)
     return task
-
-
-def measure(prediction: Prediction, split: Split, seed: int = 0) -> Metrics:
-    """Metrics of a prediction, and its distance from the true probabilities where the rows say them."""
-    from bayeslora.predict.metrics import Metrics, against_truth
-    from bayeslora.predict.prediction import ClassPrediction
-
-    found, truth = prediction.metrics(seed=seed), true_probabilities(split)
-    if truth is None or not isinstance(prediction, ClassPrediction):
-        return found
-    distances = against_truth(prediction.log_probabilities, truth, seed=seed)
-    return Metrics({**found, **distances}, found.n, found.draws, found.method)
-
-
-def true_probabilities(split: Split) -> NDArray[np.float64] | None:
-    """True class probabilities (rows, classes), if the rows say them in a column "probabilities"."""
-    if "probabilities" not in split.dataset.column_names:
-        return None
-    return np.asarray(split.dataset["probabilities"], dtype=np.float64)

@@ -17,7 +17,7 @@ from bayeslora import inference
 from bayeslora.app import cli
 from bayeslora.errors import SettingError
 
-METRICS = ["accuracy", "nll", "brier", "ece_10", "ece_15", "ece_20", "ece_adaptive", "mcc"]
+METRICS = ["accuracy", "nll", "brier", "ece_10", "ece_15", "ece_20", "ece_adaptive", "mcc", "kl", "ece_true"]
 
 
 def test_fit_leaves_the_posterior_and_its_configuration(run: Path) -> None:
@@ -40,7 +40,8 @@ def test_evaluate_writes_metrics_and_a_picture(run: Path, tmp_path: Path, capsys
     for name in METRICS:
         assert written[name]["low"] <= written[name]["value"] <= written[name]["high"]
     shown = capsys.readouterr().out
-    assert f"{written['nll']['value']:.4f}" in shown and "ece_true" in shown
+    # One measurement, for the table and the file.
+    assert all(f"{written[name]['low']:.4f} to {written[name]['high']:.4f}" in shown for name in METRICS)
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
@@ -216,3 +217,17 @@ def test_settings_of_one_backend_go_to_it_alone() -> None:
     assert own == {"map": {}, "svi": {"particles": "2"}}
     with pytest.raises(SettingError, match="which is not among map"):
         cli._by_backend(["svi.particles=2"], ["map"])
+
+
+@pytest.mark.parametrize(
+    "mistake", ["--backend svii", "--model montecarlo", "--set epoch=3", "--set model.components=2", "--set task.txt=a"]
+)
+def test_an_error_of_spelling_needs_no_torch(mistake: str, tmp_path: Path) -> None:
+    words = ["fit", "--base", "demo", "--task", "demo", *mistake.split(), "--output", str(tmp_path / "run")]
+    words += ["--model", "gaussian"] if "components" in mistake else []
+    code = (
+        "import sys\nfrom bayeslora.app import cli\ntry:\n    cli.main(sys.argv[1:])\nexcept SystemExit as end:\n"
+        "    print(end.code, sorted({'torch', 'transformers', 'peft', 'datasets', 'numpy'} & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, env=environment())
+    assert found.stdout == "2 []\n" and "Error: Unknown" in found.stderr, found

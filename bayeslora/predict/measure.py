@@ -1,0 +1,37 @@
+"""All that is measured of a prediction of some rows: one place for tables, files, pictures and comparisons."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bayeslora.predict.metrics import Metrics, against_truth
+from bayeslora.predict.prediction import ClassPrediction, Prediction
+from bayeslora.tasks import Split
+
+__all__ = ["measure", "true_probabilities"]
+
+
+def measure(prediction: Prediction, rows: Split, seed: int = 0) -> Metrics:
+    """Metrics of a prediction, and its distance from the true probabilities where the rows say them.
+
+    Args:
+        prediction: of ``rows``, whose labels are known.
+        rows: that were predicted.
+        seed: of the resamples that intervals are made of.
+
+    Raises:
+        DataError: the labels are not known.
+    """
+    found, truth = prediction.metrics(seed=seed), true_probabilities(rows)
+    if truth is None or not isinstance(prediction, ClassPrediction):
+        return found
+    distances = against_truth(prediction.log_probabilities, truth, seed=seed)
+    return Metrics({**found, **distances}, found.n, found.draws, found.method)
+
+
+def true_probabilities(rows: Split) -> NDArray[np.float64] | None:
+    """True class probabilities (rows, classes), if the rows say them in a column "probabilities"."""
+    if "probabilities" not in rows.dataset.column_names:
+        return None
+    return np.asarray(rows.dataset["probabilities"], dtype=np.float64)
