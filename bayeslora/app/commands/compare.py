@@ -1,0 +1,112 @@
+"""Fit several backends and compare them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bayeslora.app.options import (
+    Assignments,
+    Base,
+    ConfigFile,
+    DataDir,
+    Draws,
+    HeldoutSize,
+    Method,
+    Model,
+    Split,
+    TaskName,
+    TrainSize,
+    new_folder,
+)
+from bayeslora.app.terminal import new_table, show
+from bayeslora.errors import SettingError, unknown
+
+__all__ = ["compare"]
+
+
+def compare(
+    context: typer.Context,
+    output: Annotated[
+        Path, typer.Option(parser=new_folder, metavar="FOLDER", help="Folder of the comparison.", show_default=False)
+    ],
+    backends: Annotated[str, typer.Option(help="Inference algorithms, separated by commas.", show_default=False)],
+    base: Base = None,
+    task: TaskName = None,
+    data_dir: DataDir = None,
+    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0,1,2",
+    model: Model = None,
+    train_size: TrainSize = None,
+    heldout_size: HeldoutSize = None,
+    split: Split = "validation",
+    draws: Draws = 10,
+    method: Method = None,
+    assignments: Assignments = None,
+    config: ConfigFile = None,
+) -> None:
+    """Fit several backends with several seeds and put them into one table.
+
+    Settings go to every backend; one with the backend's name before it, such as svi.particles=4, to that one alone.
+    The same command again goes on with a comparison that was stopped.
+    """
+    from bayeslora.app.comparison import Evaluation
+    from bayeslora.app.comparison import compare as run_all
+    from bayeslora.app.config import read_config
+
+    flags = {
+        "base": base, "task": task, "data_dir": data_dir, "model": model, "train_size": train_size,
+        "heldout_size": heldout_size,
+    }  # fmt: skip
+    names = _words(backends)
+    if len(set(names)) < len(names):
+        raise SettingError(f"A backend is given twice: {', '.join(names)}.")
+    shared, own = _by_backend(assignments or [], names)
+    context.obj["resume"] = lambda: "The same command goes on from there."
+    found = run_all(
+        read_config(config, flags, shared),
+        {name: {"backend": name, "settings": own[name]} for name in names},
+        [_seed(word) for word in _words(seeds)],
+        output,
+        evaluation=Evaluation(split, draws, method),
+    )
+    header, *body = zip(*found.rows(), strict=True)  # arms side by side: metrics are many
+    table = new_table(f"{found.config.task}, {split}: mean over seeds {seeds}", list(header))
+    for row in body:
+        table.add_row(*row)
+    show(table)
+    show(f"Written into {output}: comparison.md, comparison.json and a folder for each run.")
+    if (output / "reliability.png").exists():
+        show(f"Reliability diagram: {output / 'reliability.png'}")
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _seed(word: str) -> int:
+    if not word.isdigit():
+        raise SettingError(f"A seed is a whole number that is not negative, found '{word}'.")
+    return int(word)
+
+
+def _by_backend(assignments: list[str], names: list[str]) -> tuple[list[str], dict[str, dict[str, str]]]:
+    """Assignments for all, and settings by the backend whose name stands before them."""
+    from bayeslora.app.config import PREFIXES
+    from bayeslora.inference import BACKENDS
+
+    shared: list[str] = []
+    own: dict[str, dict[str, str]] = {name: {} for name in names}
+    for assignment in assignments:
+        key, _, value = assignment.partition("=")
+        prefix, dot, name = key.partition(".")
+        if prefix in own and dot:
+            own[prefix][name] = value
+        elif dot and prefix in BACKENDS:
+            raise SettingError(f"'{assignment}' is for the backend {prefix}, which is not among {', '.join(names)}.")
+        elif dot and prefix not in PREFIXES:
+            raise SettingError(unknown("prefix of a setting", prefix, {*PREFIXES, *names}))
+        else:
+            shared.append(assignment)
+    return shared, own

@@ -1,0 +1,78 @@
+"""Measure a posterior on labelled rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bayeslora.app.options import Assignments, BatchSize, Draws, Method, MovedBase, Split, new_file
+from bayeslora.app.terminal import metrics_table, say, show
+from bayeslora.errors import SettingError
+
+__all__ = ["evaluate", "of_another_task"]
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)],
+    task: Annotated[
+        str | None, typer.Option(help="Another task with the same classes.", show_default="the run's own")
+    ] = None,
+    data_dir: Annotated[
+        str | None, typer.Option(help="Where the task's files are now, if they have moved.", show_default=False)
+    ] = None,
+    split: Split = "validation",
+    draws: Draws = 10,
+    method: Method = None,
+    seed: Annotated[int, typer.Option(help="Of the draws and of the intervals.", min=0, max=2**32 - 1)] = 0,
+    batch_size: BatchSize = 64,
+    base: MovedBase = None,
+    assignments: Assignments = None,
+    json: Annotated[
+        Path | None,
+        typer.Option(parser=new_file, metavar="FILE", help="Write the metrics into a JSON file.", show_default=False),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            parser=new_file, metavar="FILE", help="Draw a reliability diagram (png, pdf, svg).", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Predict the rows of a split and measure accuracy and calibration, each with a 95 % interval."""
+    from bayeslora import files
+    from bayeslora.app import runs
+    from bayeslora.inference import load
+    from bayeslora.predict.measure import measure, true_probabilities
+    from bayeslora.predict.plots import figure_format, reliability_diagram, save_figure
+
+    settings = of_another_task("evaluate", assignments, task)
+    if plot is not None:
+        figure_format(plot)  # before the work
+    posterior = load(run, base)
+    reported = runs.saved_task(posterior, task, data_dir, settings)
+    say(*reported.notes)
+    rows = reported.split(split)
+    prediction = posterior.predict(rows, draws, method, seed, batch_size)
+    found, finished = measure(prediction, rows, seed), posterior.record.finished
+    title = f"{posterior.record.backend} on {rows.spec.name}, {split}" + ("" if finished else " (not finished)")
+    if not finished:
+        say(f"The fit in {run} was stopped: what is evaluated is how far it had come.")
+    if json is not None:
+        files.write_json(json, found.to_dict() | {"finished": finished})
+    if plot is not None:
+        save_figure(reliability_diagram(prediction, truth=true_probabilities(rows), title=title), plot)
+    show(metrics_table(found, title))
+
+
+def of_another_task(command: str, assignments: list[str] | None, task: str | None) -> dict[str, Any]:
+    """Settings of a task that is not the run's own."""
+    from bayeslora.app.config import assign, task_settings
+
+    settings = assign({}, assignments or ())
+    if set(settings) - {"task_settings"} or (settings and task is None):
+        raise SettingError(
+            f"{command} takes --set for settings of another task (--task) alone, such as task.label=answer."
+        )
+    return task_settings(settings.get("task_settings", {}))

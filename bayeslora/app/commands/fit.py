@@ -1,0 +1,69 @@
+"""Fit a posterior."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bayeslora.app.options import (
+    AdapterFolder,
+    Assignments,
+    Base,
+    ConfigFile,
+    DataDir,
+    HeldoutSize,
+    Model,
+    TaskName,
+    TrainSize,
+    new_folder,
+)
+from bayeslora.app.terminal import cost_line, show
+
+__all__ = ["fit"]
+
+
+def fit(
+    context: typer.Context,
+    output: Annotated[
+        Path, typer.Option(parser=new_folder, metavar="FOLDER", help="Folder of the run.", show_default=False)
+    ],
+    base: Base = None,
+    adapter: AdapterFolder = None,
+    task: TaskName = None,
+    data_dir: DataDir = None,
+    backend: Annotated[str | None, typer.Option(help="Inference algorithm.", show_default="svi")] = None,
+    model: Model = None,
+    train_size: TrainSize = None,
+    heldout_size: HeldoutSize = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the rows, the initial weights and the fit.", show_default="0")
+    ] = None,
+    chains: Annotated[
+        int | None, typer.Option(help="Independent fits, whose mixture is the posterior.", show_default="1")
+    ] = None,
+    assignments: Assignments = None,
+    config: ConfigFile = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output folder.")] = False,
+) -> None:
+    """Fit a posterior and write it, with its configuration, into a folder."""
+    from bayeslora import store
+    from bayeslora.app import runs
+    from bayeslora.app.config import read_config, resolve
+
+    flags = {
+        "base": base, "adapter": adapter, "task": task, "data_dir": data_dir, "backend": backend, "model": model,
+        "train_size": train_size, "heldout_size": heldout_size, "seed": seed, "chains": chains, "output": str(output),
+    }  # fmt: skip
+    given = config or assignments or any(flags[name] is not None for name in flags if name != "output")
+    if resume and not given:
+        run = runs.saved_config(output)
+    else:
+        run = resolve(read_config(config, flags, assignments or ()))
+    again = f"Go on with: bayeslora fit --resume --output {output}"
+    context.obj["resume"] = lambda: again if (output / store.CONFIG).exists() else "Nothing was fitted yet."
+    posterior = runs.fit(run, output, resume=resume, overwrite=overwrite)
+    spent = cost_line(posterior.cost)
+    show(f"{run.backend} on {posterior.record.n_data:,} rows of {run.task}: {spent}. Saved in {output}")

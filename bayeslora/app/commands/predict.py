@@ -1,0 +1,41 @@
+"""Predict new rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bayeslora.app.options import BatchSize, Draws, Method, MovedBase, new_file
+from bayeslora.app.terminal import show
+
+__all__ = ["predict"]
+
+
+def predict(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)],
+    file: Annotated[
+        Path,
+        typer.Option(help="New rows: .csv, .tsv, .jsonl, .json or .parquet; no labels needed.", show_default=False),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            parser=new_file, metavar="FILE", help="Table to write: .csv, .jsonl or .parquet.", show_default=False
+        ),
+    ],
+    draws: Draws = 10,
+    method: Method = None,
+    seed: Annotated[int, typer.Option(help="Of the draws.", min=0, max=2**32 - 1)] = 0,
+    batch_size: BatchSize = 64,
+    base: MovedBase = None,
+) -> None:
+    """Predict the rows of a file: class, probabilities, entropy and mutual information of each, in their order."""
+    from bayeslora.app.predictions import check_table, predict_file
+    from bayeslora.inference import load
+
+    check_table(output)  # before the work
+    posterior = load(run, base)
+    count = predict_file(posterior, file, output, draws=draws, method=method, seed=seed, batch_size=batch_size)
+    show(f"{count:,} rows of {file} predicted by {posterior.record.backend}. Written into {output}")
