@@ -253,7 +253,8 @@ def _draw(found: Comparison, output: Path) -> None:
     predictions = {arm: Prediction.load(_folder(output, arm, seed) / PREDICTIVE) for arm in arms}
     split = runs.task_of(replace(found.config, seed=seed)).split(found.evaluation.split)
     title = f"{found.config.task}, {found.evaluation.split}, seed {seed}"
-    figure = reliability_diagram(predictions, truth=true_probabilities(split), title=title)
+    truth = true_probabilities(split, predictions[arms[0]])
+    figure = reliability_diagram(predictions, truth=truth, title=title)
     save_figure(figure, output / "reliability.png")
 
 

@@ -23,15 +23,20 @@ def measure(prediction: Prediction, rows: Split, seed: int = 0) -> Metrics:
     Raises:
         DataError: the labels are not known.
     """
-    found, truth = prediction.metrics(seed=seed), true_probabilities(rows)
-    if truth is None or not isinstance(prediction, ClassPrediction):
+    found = prediction.metrics(seed=seed)
+    if not isinstance(prediction, ClassPrediction) or (truth := true_probabilities(rows, prediction)) is None:
         return found
     distances = against_truth(prediction.log_probabilities, truth, seed=seed)
     return Metrics({**found, **distances}, found.n, found.draws, found.method)
 
 
-def true_probabilities(rows: Split) -> NDArray[np.float64] | None:
-    """True class probabilities (rows, classes), if the rows say them in a column "probabilities"."""
+def true_probabilities(rows: Split, prediction: Prediction) -> NDArray[np.float64] | None:
+    """True class probabilities (rows, classes) in the prediction's order of classes, if the rows say them.
+
+    They do in a column "probabilities", in the order of the task's classes; a network may have its own.
+    """
     if "probabilities" not in rows.dataset.column_names:
         return None
-    return np.asarray(rows.dataset["probabilities"], dtype=np.float64)
+    truth = np.asarray(rows.dataset["probabilities"], dtype=np.float64)
+    known, names = rows.spec.labels, getattr(prediction, "label_names", ())
+    return truth[:, [known.index(name) for name in names]] if set(names) == set(known) else truth

@@ -62,7 +62,7 @@ def evaluate(
     if json is not None:
         files.write_json(json, found.to_dict() | {"finished": finished})
     if plot is not None:
-        save_figure(reliability_diagram(prediction, truth=true_probabilities(rows), title=title), plot)
+        save_figure(reliability_diagram(prediction, truth=true_probabilities(rows, prediction), title=title), plot)
     show(metrics_table(found, title))
 
 
