@@ -29,8 +29,8 @@ figures: quickstart  ## Make the README's picture and table again
 test: $(READY)  ## Run the tests (slow ones left out)
 	$(BIN)/python -m pytest -n 2
 
-test-slow: $(READY)  ## Run the slow tests too
-	$(BIN)/python -m pytest -m ''
+test-slow: $(READY)  ## Run the slow tests
+	$(BIN)/python -m pytest -n 2 -m slow
 
 test-lowest:  ## Run the tests with the lowest versions that are allowed; PYTHON=python3.10 for the oldest Python
 	$(PYTHON) -m venv $(LOWEST)

@@ -207,6 +207,7 @@ def test_a_multiple_of_the_width_is_the_fit_that_finds_it(
     assert arms["la-heldout"].metrics(intervals=False)["nll"].value == pytest.approx(expected, abs=0.02)
 
 
+@pytest.mark.slow
 def test_curvature_is_compared_with_itself(benchmarks: SimpleNamespace, tmp_path: Path) -> None:
     benchmarks.curvature.main(["--quick", "--results", str(tmp_path / "curvature.json")])
     forms = json.loads((tmp_path / "curvature.json").read_text(encoding="utf-8"))["forms"]

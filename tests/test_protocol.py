@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -22,12 +24,43 @@ from bayeslora.models.guides.auto import KINDS
 from bayeslora.observations import OBSERVATIONS
 from bayeslora.posterior import Posterior
 from bayeslora.program import Program
-from bayeslora.registry import load_file
+from bayeslora.registry import Registry, load_file
 from bayeslora.settings import build
 from bayeslora.tasks import Split, Task, TaskSpec
 
-for plugin in sorted((Path(__file__).parent / "plugins").glob("*.py")):
-    load_file(plugin)
+REGISTRIES: list[Registry[Any]] = [BACKENDS, POSTERIORS, MODELS, OBSERVATIONS]
+
+
+def plugged() -> list[tuple[Registry[Any], str, Any]]:
+    """What the plug-ins register."""
+    before = [set(registry) for registry in REGISTRIES]
+    for path in sorted((Path(__file__).parent / "plugins").glob("*.py")):
+        load_file(path)
+        sys.modules.pop(path.stem)
+    return [
+        (registry, name, registry[name])
+        for registry, known in zip(REGISTRIES, before, strict=True)
+        for name in registry
+        if name not in known
+    ]
+
+
+PLUGGED = plugged()
+NAMES = {registry.sort: list(registry) for registry in REGISTRIES}
+CLASSES = [registry[name] for registry in (BACKENDS, MODELS) for name in registry]
+for registry, name, _ in PLUGGED:
+    registry.remove(name)
+
+
+@pytest.fixture(autouse=True)
+def plugins() -> Iterator[None]:
+    """The plug-ins' names are there for these tests alone."""
+    for registry, name, thing in PLUGGED:
+        registry.add(name, thing)
+    yield
+    for registry, name, _ in PLUGGED:
+        registry.remove(name)
+
 
 #: What makes a fit short, of the settings that a backend has.
 QUICK = {"epochs": 1, "batch_size": 6, "draws": 6, "warmup": 4, "thin": 1, "max_tree_depth": 3, "cpu": True}
@@ -113,7 +146,7 @@ def keeps_the_protocol(posterior: Posterior, folder: Path, kind: str = "classifi
     assert len(repr(posterior).splitlines()) == 1
 
 
-@pytest.mark.parametrize("backend", list(BACKENDS))
+@pytest.mark.parametrize("backend", NAMES["backend"])
 def test_backends(base: Path, tmp_path: Path, backend: str) -> None:
     posterior = fitted(base, backend)
     assert posterior.record.backend == backend and posterior.record.finished and POSTERIORS[posterior.kind]
@@ -123,12 +156,12 @@ def test_backends(base: Path, tmp_path: Path, backend: str) -> None:
     assert not torch.equal(outputs(other), outputs(posterior))
 
 
-@pytest.mark.parametrize("backend", list(BACKENDS))
+@pytest.mark.parametrize("backend", NAMES["backend"])
 def test_mixtures(base: Path, tmp_path: Path, backend: str) -> None:
     keeps_the_protocol(fitted(base, backend, chains=2), tmp_path / "saved")
 
 
-@pytest.mark.parametrize("name", list(OBSERVATIONS))
+@pytest.mark.parametrize("name", NAMES["observation"])
 def test_observations(base: Path, tmp_path: Path, name: str) -> None:
     kind = OBSERVATIONS[name].kind
     posterior = fitted(base, "svi", kind, observation=name)
@@ -142,7 +175,7 @@ def test_observations(base: Path, tmp_path: Path, name: str) -> None:
         observation.check([0, "no label"])
 
 
-@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("name", NAMES["model"])
 def test_models(base: Path, tmp_path: Path, name: str) -> None:
     posterior = fitted(base, "svi", model=name)
     keeps_the_protocol(posterior, tmp_path / "saved")
@@ -157,7 +190,7 @@ def test_guides(base: Path, tmp_path: Path, guide: str) -> None:
     keeps_the_protocol(fitted(base, "svi", guide=guide), tmp_path / "saved")
 
 
-@pytest.mark.parametrize("cls", [*(BACKENDS[name] for name in BACKENDS), *(MODELS[name] for name in MODELS)])
+@pytest.mark.parametrize("cls", CLASSES)
 def test_wrong_settings(cls: type) -> None:
     with pytest.raises(SettingError, match="Unknown"):
         build(cls, {"no_such_setting": 1})
