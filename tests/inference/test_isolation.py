@@ -64,7 +64,7 @@ def test_saving_puts_the_network_back_after_an_error(tmp_path: Path, monkeypatch
     assert all(torch.equal(value, network[name]) for name, value in here.network.state_dict().items())
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", list(BACKENDS))
 def test_every_backend_starts_where_it_is_told(backend: str) -> None:
     here = program()
     start = fitted(here, "mle", learning_rate=1e-2, epochs=4)
