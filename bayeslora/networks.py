@@ -34,6 +34,7 @@ __all__ = [
     "named_classes",
     "numbered_from_mask",
     "positions",
+    "saved_network",
     "vocabulary",
 ]
 
@@ -57,7 +58,8 @@ class NetworkSettings:
     device_map: str | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+        dtype = getattr(torch, str(self.dtype), None)
+        if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise SettingError(f"dtype is '{self.dtype}', expected one of torch's, such as float32 or bfloat16.")
         if self.quantisation not in (None, "4bit", "8bit"):
             raise SettingError(f"quantisation is '{self.quantisation}', expected 4bit, 8bit or none.")
@@ -329,6 +331,30 @@ def load_adapter(base: PreTrainedModel, folder: str | Path) -> PeftModel:
             f"The adapter '{folder}' does not fit '{name}': it holds '{left[0]}' ({len(left)} such weights), for which "
             "there is no place."
         )
+    return network
+
+
+def saved_network(base: PreTrainedModel, folder: str | Path) -> PreTrainedModel | PeftModel:
+    """``base`` as it was trained for the posterior in a folder, which holds the values of all that was.
+
+    Raises:
+        AdapterError: what is in the folder does not fit.
+    """
+    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+    from peft.utils import load_peft_weights
+
+    if not (Path(folder) / "adapter_config.json").is_file():  # without PEFT
+        return base
+    config = PeftConfig.from_pretrained(str(folder))
+    if not config.is_prompt_learning:
+        return load_adapter(base, folder)
+    # PEFT loads prompts for inference alone, and of an encoder of prompts nothing but what it gives.
+    config.inference_mode = False
+    try:
+        network: PeftModel = get_peft_model(base, config)
+        set_peft_model_state_dict(network, load_peft_weights(str(folder), device="cpu"))
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise AdapterError(f"The adapter '{folder}' does not fit '{base.config.name_or_path}': {error}") from error
     return network
 
 

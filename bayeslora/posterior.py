@@ -25,6 +25,7 @@ from bayeslora.predictors import Draws, Mean, Predictor
 from bayeslora.program import Program
 from bayeslora.record import TENSORS, Record, write_record
 from bayeslora.rng import seeded
+from bayeslora.settings import Count, check_seed, coerce
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -185,10 +186,13 @@ class Posterior(ABC):
 
         Raises:
             PosteriorError: unknown method, or fewer than one draw.
+            SettingError: a number that is none, a batch size below 1, or a seed that no generator takes.
             DataError: the rows cannot be read (the message says what was expected).
             TaskError: the rows are of a task with other classes.
         """
         name, predictor = self.predictor(method)
+        check_seed(seed)
+        batch_size, draws = coerce(batch_size, Count, "batch_size"), coerce(draws, int, "draws")
         if draws < 1:
             raise PosteriorError(f"At least one draw is needed to predict, found draws={draws}.")
         rows = Rows.of(self.program, data, batch_size, progress)

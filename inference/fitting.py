@@ -16,7 +16,7 @@ from bayeslora.inference.mixture import refitted
 from bayeslora.observations import digest
 from bayeslora.posterior import Posterior
 from bayeslora.program import Program
-from bayeslora.settings import build, check_seed
+from bayeslora.settings import build, check_seed, coerce
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -75,6 +75,8 @@ def fit(
     """
     if resume and output_dir is None:
         raise SettingError("resume=True needs the output_dir of the fit that was stopped.")
+    check_seed(seed)
+    chains = coerce(chains, int, "chains")
     if chains < 1:
         raise SettingError(f"chains must be at least 1, found {chains}.")
     check_seed(seed + chains - 1)
@@ -100,6 +102,8 @@ def fit(
 def _algorithm(backend: str | Backend, settings: dict[str, Any]) -> Backend:
     if isinstance(backend, str):
         return build(BACKENDS[backend], settings)
+    if isinstance(backend, type) or not hasattr(backend, "fit"):
+        raise SettingError(f"backend is {backend!r}, expected a name, or an algorithm such as SVI(epochs=3).")
     if settings:
         names = ", ".join(settings)
         raise SettingError(f"{backend} has its settings already: give {names} to it, or the name '{backend.name}'.")
@@ -123,8 +127,11 @@ def _mean(start: Posterior, program: Program) -> dict[str, Tensor]:
     """The weights to start from, where the program is.
 
     Raises:
+        SettingError: it is no posterior.
         AdapterError: they are not of this program's network.
     """
+    if not isinstance(start, Posterior):
+        raise SettingError(f"start is {start!r}, expected a posterior, such as load(path) gives.")
     mean = start.mean()
     program.weights.check(mean)
     return {name: value.to(program.device) for name, value in mean.items()}

@@ -13,7 +13,7 @@ import torch
 from bayeslora import files, store
 from bayeslora.errors import AdapterError, PosteriorError, SettingError
 from bayeslora.identity import configuration, describe, differences
-from bayeslora.networks import NetworkSettings, load_adapter, load_base, named_classes
+from bayeslora.networks import NetworkSettings, load_base, named_classes, saved_network
 from bayeslora.observations import Encoder
 from bayeslora.observations import build as build_observation
 from bayeslora.posterior import Posterior
@@ -204,7 +204,7 @@ def _rebuilt(
         try:
             loaded = load_base(settings, observation, spec, tokenizer=folder, drawn=drawn)
             _check_configuration(folder, described, loaded.network)
-            adapted = load_adapter(loaded.network, folder)
+            adapted = saved_network(loaded.network, folder)
         except AdapterError as error:
             raise PosteriorError(
                 f"'{folder}' does not fit '{settings.name}', or that is not there; give base=...: {error}"

@@ -14,8 +14,8 @@ from scenarios import saved_base, text_program, text_rows, tiny_program, tiny_ro
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
-from bayeslora.errors import DataError, PosteriorError
-from bayeslora.inference import fit
+from bayeslora.errors import DataError, PosteriorError, SettingError
+from bayeslora.inference import SVI, fit
 from bayeslora.inference.variational.posterior import VariationalPosterior
 from bayeslora.models import MonteCLoRA
 from bayeslora.models.guides.auto import make_guide
@@ -161,6 +161,29 @@ def test_bad_arguments_of_prediction_are_refused(posterior: Posterior) -> None:
         posterior.predict(tiny_rows(2), draws=0)
     with pytest.raises(DataError, match="no rows"):
         posterior.predict(tiny_rows(2).select([]))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"batch_size": 0}, {"batch_size": 2.5}, {"draws": 1.5}, {"draws": "a"}, {"seed": -1}, {"seed": "a"}]
+)
+def test_numbers_that_a_prediction_cannot_take_are_refused(posterior: Posterior, settings: dict[str, object]) -> None:
+    with pytest.raises(SettingError, match=next(iter(settings))):
+        posterior.predict(tiny_rows(4), progress=False, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"backend": SVI}, "backend is .* expected a name"),
+        ({"backend": 5}, "backend is 5"),
+        ({"start": "runs/mle"}, "start is 'runs/mle', expected a posterior"),
+        ({"seed": "a"}, "seed"),
+        ({"chains": "two"}, "chains"),
+    ],
+)
+def test_what_a_fit_cannot_take_is_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        fit(tiny_program(), tiny_rows(4), progress=False, **settings)
 
 
 def test_two_posteriors_of_one_program_do_not_disturb_each_other(tmp_path: Path) -> None:

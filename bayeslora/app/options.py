@@ -54,7 +54,7 @@ Assignments = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="A setting of the backend (epochs=3), or of program., lora. or task. (lora.r=16); may be repeated.",
+        help="A setting of the backend (epochs=3), or of model., network., lora. or task. (lora.r=16); repeatable.",
         show_default=False,
     ),
 ]

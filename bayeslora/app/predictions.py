@@ -36,7 +36,7 @@ def predict_file(posterior: Posterior, source: Path, target: Path, **settings: A
         The number of rows.
 
     Raises:
-        DataError: a file has another ending, or the rows cannot be read.
+        DataError: a file has another ending, there are no rows, they cannot be read, or both files are one.
         TaskError: the posterior was fitted to rows that were tokenised already.
     """
     from bayeslora.tasks import rows_of
@@ -45,12 +45,16 @@ def predict_file(posterior: Posterior, source: Path, target: Path, **settings: A
     encoder = posterior.program.encoder
     if encoder is None:
         raise TaskError("The posterior was fitted to tokenised rows without a task: it cannot read text.")
+    if target.exists() and source.exists() and target.samefile(source):
+        raise DataError(f"'{target}' is the file that is read, and would be lost: choose another one to write.")
     count = 0
     with written(target) as write:
         for number, rows in enumerate(chunks(source, encoder.spec.columns, CHUNK)):
             split = rows_of(encoder.spec, rows, f"rows of {source}, from {number * CHUNK},")
             write(posterior.predict(split, **settings).to_pandas())
             count += len(rows)
+        if not count:
+            raise DataError(f"'{source}' has no rows.")
     return count
 
 

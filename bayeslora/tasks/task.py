@@ -127,6 +127,8 @@ class Task:
         if name in self.data:
             return Split(self.data[name], self.spec, name, self.arguments).check()
         hint = " Cut rows off the training split with heldout_size=." if name in ("heldout", "validation") else ""
+        if name == "validation" and self.heldout is not None:
+            hint = " Rows that were cut off the training split are 'heldout'."
         raise TaskError(unknown(f"split of task '{self.spec.name}'", name, {*self.roles, *self.data}) + hint)
 
     def summary(self) -> str:

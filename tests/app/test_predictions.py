@@ -57,3 +57,21 @@ def test_a_row_that_cannot_be_read_leaves_no_table(
     (tmp_path / "new.csv").write_text("title\nw1\n")
     assert call("predict", folder, "--file", tmp_path / "new.csv", "--output", tmp_path / "out.csv") == 2
     assert "text" in capsys.readouterr().err and [path.name for path in tmp_path.iterdir()] == ["new.csv"]
+
+
+def test_the_file_that_is_read_is_not_written_over(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "new.csv").write_text("text\nw1\n")
+    assert call("predict", folder, "--file", tmp_path / "new.csv", "--output", tmp_path / "new.csv") == 2
+    assert "is the file that is read" in capsys.readouterr().err
+    assert (tmp_path / "new.csv").read_text() == "text\nw1\n"
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_a_file_without_rows_is_refused(
+    folder: Path, ending: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "new.csv").write_text("text\n")
+    assert call("predict", folder, "--file", tmp_path / "new.csv", "--output", tmp_path / f"out.{ending}") == 2
+    assert "has no rows" in capsys.readouterr().err and [path.name for path in tmp_path.iterdir()] == ["new.csv"]

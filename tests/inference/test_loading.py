@@ -3,20 +3,24 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from scenarios import saved_base, text_program, text_rows, tiny_program, tiny_rows
-from transformers import BertConfig, BertForSequenceClassification
+from peft import get_peft_model
+from scenarios import METHODS, saved_base, text_program, text_rows, tiny_program, tiny_rows
+from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
 from bayeslora import files
 from bayeslora.errors import PosteriorError, SettingError
 from bayeslora.inference import fit, load
 from bayeslora.models import Gaussian, MonteCLoRA, WeightModel
+from bayeslora.observations import Classes
 from bayeslora.posterior import Posterior
+from bayeslora.program import Program
 
 QUICK = {"epochs": 1, "batch_size": 6, "progress": False}
 CASES: dict[str, tuple[WeightModel, str, dict[str, Any]]] = {
@@ -84,6 +88,17 @@ def test_a_loaded_posterior_is_the_saved_one(base: Path, tmp_path: Path, case: s
     if backend == "svi" and settings.get("guide") != "delta":
         one_draw = {name: value[0] for name, value in draws.items()}
         assert torch.equal(posterior.log_prob(one_draw), loaded.log_prob(one_draw))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_whatever_trained_the_network_comes_back_by_its_name(base: Path, tmp_path: Path, method: str) -> None:
+    encoder = text_program(base).encoder
+    network, config = AutoModelForSequenceClassification.from_pretrained(base), METHODS[method]
+    network = network if config is None else get_peft_model(network, deepcopy(config))
+    program = Program(network, Classes(3), Gaussian(), encoder=encoder)
+    posterior = fit(program, text_rows(), "map", learning_rate=0.1, cpu=True, **QUICK)
+    posterior.save(tmp_path)
+    assert_same_predictions(posterior, load(tmp_path))
 
 
 def assert_same_predictions(one: Posterior, two: Posterior) -> None:

@@ -461,3 +461,9 @@ def test_importing_tasks_stays_light() -> None:
     code = f"import {modules}; print({{'datasets', 'yaml', 'pyarrow', 'pandas'}} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"
+
+
+def test_rows_that_were_set_aside_are_named_where_there_is_no_validation_split(reviews: Path) -> None:
+    task = load_task(reviews, text="body", label="stars", heldout_size=1)
+    with pytest.raises(TaskError, match="Rows that were cut off the training split are 'heldout'"):
+        task.split("validation")
