@@ -51,10 +51,12 @@ def cost_line(cost: Mapping[str, float]) -> str:
 
 def metrics_table(found: Metrics, title: str) -> Table:
     """Every metric with its interval."""
+    from bayeslora.predict.resampling import INTERVAL
+
     table = new_table(title, ["metric", "value", "95 % interval"])
     for name, interval in found.items():
         table.add_row(name, f"{interval.value:.4f}", f"{interval.low:.4f} to {interval.high:.4f}")
-    table.caption = f"{found.n:,} rows, draws={found.draws}, method={found.method}"
+    table.caption = f"{found.n:,} rows, draws={found.draws}, method={found.method}\n{INTERVAL}s"
     return table
 
 

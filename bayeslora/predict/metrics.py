@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from bayeslora.errors import DataError
 from bayeslora.predict import resampling
-from bayeslora.predict.resampling import Floats, Interval, Statistic, bootstrap, once
+from bayeslora.predict.resampling import INTERVAL, Floats, Interval, Statistic, bootstrap, once
 
 __all__ = [
     "Interval",
@@ -32,7 +32,6 @@ __all__ = [
 ]
 
 BINS = (10, 15, 20)  # the literature uses all three, and values of different numbers of bins do not compare
-RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Metrics(Mapping[str, Interval]):
     def __str__(self) -> str:
         width = max((len(name) for name in self), default=0)
         lines = [f"{name:<{width}}  {interval}" for name, interval in self.items()]
-        return "\n".join([*lines, f"{self.n} rows, draws={self.draws}, method={self.method}"])
+        return "\n".join([*lines, f"{self.n} rows, draws={self.draws}, method={self.method}; [{INTERVAL}]"])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; numbers that JSON lacks become "Infinity", "-Infinity" and "NaN"."""
@@ -75,7 +74,7 @@ class Metrics(Mapping[str, Interval]):
             }
             for name, interval in self.items()
         }
-        return plain | {"n": self.n, "draws": self.draws, "method": self.method}
+        return plain | {"interval": INTERVAL, "n": self.n, "draws": self.draws, "method": self.method}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Metrics:
@@ -170,15 +169,15 @@ def classification(
     logs = np.asarray(log_probabilities, dtype=np.float64)
     rows, classes = _classified(np.exp(logs), labels)
     confidence, correct = rows.max(1), _correct(rows, classes)
-    table: dict[str, tuple[Statistic, float, float]] = {
-        "accuracy": (resampling.mean(correct), 0.0, 1.0),
-        "nll": (resampling.mean(-_at(logs, classes)), 0.0, math.inf),
-        "brier": (resampling.mean(_squared_distance(rows, classes)), 0.0, 2.0),
-        **{f"ece_{bins}": (resampling.calibration(confidence, correct, bins), 0.0, 1.0) for bins in BINS},
-        "ece_adaptive": (resampling.calibration_adaptive(confidence, correct, 15), 0.0, 1.0),
-        "mcc": (resampling.matthews(rows.argmax(1), classes, rows.shape[1]), -1.0, 1.0),
+    table: dict[str, Statistic] = {
+        "accuracy": resampling.mean(correct),
+        "nll": resampling.mean(-_at(logs, classes)),
+        "brier": resampling.mean(_squared_distance(rows, classes)),
+        **{f"ece_{bins}": resampling.calibration(confidence, correct, bins) for bins in BINS},
+        "ece_adaptive": resampling.calibration_adaptive(confidence, correct, 15),
+        "mcc": resampling.matthews(rows.argmax(1), classes, rows.shape[1]),
     }
-    return bootstrap(table, len(rows), seed, RESAMPLES if intervals else 0)
+    return bootstrap(table, len(rows), seed, intervals)
 
 
 def regression(
@@ -202,13 +201,13 @@ def regression(
         DataError: no rows, or shapes that differ.
     """
     predicted, real = _paired(predictions, labels)
-    table: dict[str, tuple[Statistic, float, float]] = {
-        "rmse": (resampling.root_mean((predicted - real) ** 2), 0.0, math.inf),
-        "nll": (resampling.mean(-np.asarray(log_densities, dtype=np.float64)), -math.inf, math.inf),
-        "pearson": (resampling.correlation(predicted, real), -1.0, 1.0),
-        "spearman": (resampling.rank_correlation(predicted, real), -1.0, 1.0),
+    table: dict[str, Statistic] = {
+        "rmse": resampling.root_mean((predicted - real) ** 2),
+        "nll": resampling.mean(-np.asarray(log_densities, dtype=np.float64)),
+        "pearson": resampling.correlation(predicted, real),
+        "spearman": resampling.rank_correlation(predicted, real),
     }
-    return bootstrap(table, len(real), seed, RESAMPLES if intervals else 0)
+    return bootstrap(table, len(real), seed, intervals)
 
 
 def against_truth(
@@ -234,11 +233,11 @@ def against_truth(
         raise DataError(f"Predictions have the shape {rows.shape}, true probabilities {true.shape}.")
     with np.errstate(divide="ignore", invalid="ignore"):
         terms = np.where(true > 0, true * (np.log(true) - logs), 0.0)
-    table: dict[str, tuple[Statistic, float, float]] = {
-        "kl": (resampling.mean(terms.sum(1)), 0.0, math.inf),
-        "ece_true": (resampling.calibration(rows.max(1), _at(true, rows.argmax(1)), 15), 0.0, 1.0),
+    table: dict[str, Statistic] = {
+        "kl": resampling.mean(terms.sum(1)),
+        "ece_true": resampling.calibration(rows.max(1), _at(true, rows.argmax(1)), 15),
     }
-    return bootstrap(table, len(rows), seed, RESAMPLES if intervals else 0)
+    return bootstrap(table, len(rows), seed, intervals)
 
 
 def _at(rows: Floats, classes: NDArray[np.int64]) -> Floats:

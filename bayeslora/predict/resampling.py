@@ -7,6 +7,7 @@ on every resample come from the same formula, and none is ever a mean of means o
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -20,7 +21,9 @@ Floats: TypeAlias = NDArray[np.float64]
 #: Multiplicity of every row in every resample (resamples, rows) -> value of every resample (resamples,).
 Statistic: TypeAlias = Callable[[Floats], Floats]
 
-LEVEL = 0.95
+RESAMPLES, LEVEL = 1000, 0.95
+#: What the ends of every interval are.
+INTERVAL = f"{LEVEL:.0%} percentile bootstrap interval".replace("%", " %")
 CHUNK = 2**16  # multiplicities held at once: they fit into a cache
 
 
@@ -42,36 +45,41 @@ class Interval:
         return f"{self.value:.4f}" + ("" if math.isnan(self.low) else f" [{self.low:.4f}, {self.high:.4f}]")
 
 
-def bootstrap(
-    table: Mapping[str, tuple[Statistic, float, float]], n: int, seed: int, resamples: int
-) -> dict[str, Interval]:
-    """Values with 95 % intervals over resamples of the ``n`` rows, the same resamples for every statistic.
+def bootstrap(table: Mapping[str, Statistic], n: int, seed: int, intervals: bool) -> dict[str, Interval]:
+    """Values with 95 % percentile intervals over resamples of the ``n`` rows, the same resamples for every statistic.
 
-    The interval is the percentile interval, shifted by the bootstrap's estimate of bias and cut at the bounds
-    of the statistic. For means there is nothing to shift. A calibration error is larger on resamples than on
-    the rows themselves, and its plain percentile interval may lie above the value. An interval tells what
-    other rows would change, not what another seed of training would.
+    A calibration error is larger on resamples than on the rows themselves, and its percentile interval may lie above
+    the value; it is then extended to hold it. An interval tells what other rows would change, not what another seed of
+    training would. One row has none, and its ends are NaN where a resample has no value, as has a correlation of few
+    rows.
 
     Args:
-        table: name to statistic, least and greatest possible value.
+        table: name to statistic.
         n: number of rows.
         seed: of the resamples.
-        resamples: their number; none makes no intervals.
+        intervals: make them.
+
+    References:
+        Efron and Tibshirani, *An introduction to the bootstrap*, 1993, chapter 13.
     """
-    values = {name: once(statistic, n) for name, (statistic, _, _) in table.items()}
-    if not resamples:
+    values = {name: once(statistic, n) for name, statistic in table.items()}
+    if not intervals or n == 1:
         return {name: Interval(value) for name, value in values.items()}
-    found: dict[str, list[Floats]] = {name: [] for name in table}
-    generator = np.random.default_rng(seed)
-    step = max(1, CHUNK // n)
-    for start in range(0, resamples, step):
-        counts = _resample(generator, min(step, resamples - start), n)
-        for name, (statistic, _, _) in table.items():
-            found[name].append(statistic(counts))
-    return {
-        name: _interval(values[name], np.concatenate(found[name]), least, greatest)
-        for name, (_, least, greatest) in table.items()
-    }
+
+    def resampled(rows: NDArray[np.int64], axis: int) -> Floats:  # (resamples, rows) -> (statistics, resamples)
+        cells = rows + n * np.arange(len(rows))[:, None]
+        counts = np.bincount(cells.ravel(), minlength=rows.size).reshape(rows.shape).astype(np.float64)
+        return np.stack([statistic(counts) for statistic in table.values()])
+
+    from scipy import stats
+
+    with np.errstate(invalid="ignore"), warnings.catch_warnings():  # infinite or undefined values
+        warnings.simplefilter("ignore", (stats.DegenerateDataWarning, RuntimeWarning))
+        low, high = stats.bootstrap(
+            (np.arange(n),), resampled, n_resamples=RESAMPLES, batch=max(1, CHUNK // n), vectorized=True,
+            confidence_level=LEVEL, method="percentile", rng=np.random.default_rng(seed),
+        ).confidence_interval  # fmt: skip
+    return {name: _holding(*found) for name, *found in zip(table, values.values(), low, high, strict=True)}
 
 
 def once(statistic: Statistic, n: int) -> float:
@@ -193,19 +201,8 @@ def _correlation(counts: Floats, first: Floats, second: Floats) -> Floats:
     return np.where((x_norm <= x_least) | (y_norm <= y_least), np.nan, found)
 
 
-def _resample(generator: np.random.Generator, resamples: int, n: int) -> Floats:
-    """Multiplicities (resamples, n) of rows drawn with replacement."""
-    drawn = generator.integers(n, size=(resamples, n)) + n * np.arange(resamples)[:, None]
-    return np.bincount(drawn.ravel(), minlength=resamples * n).reshape(resamples, n).astype(np.float64)
-
-
-def _interval(value: float, resampled: Floats, least: float, greatest: float) -> Interval:
-    defined = resampled[~np.isnan(resampled)]  # a correlation is undefined if all the rows drawn are one row
-    if math.isnan(value) or not len(defined):
-        return Interval(value)
-    tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
-    if np.isfinite(defined).all():
-        low, high = np.quantile(defined, tails) - (defined.mean() - value)
-    else:  # there is no bias to speak of, and nothing to interpolate
-        low, high = np.quantile(defined, tails, method="nearest")
-    return Interval(value, max(least, min(float(low), value)), min(greatest, max(float(high), value)))
+def _holding(value: float, low: float, high: float) -> Interval:
+    """An interval that holds the value; between infinite ends there is nothing to interpolate."""
+    if math.isinf(value):
+        low, high = (value if math.isnan(end) else end for end in (low, high))
+    return Interval(value, float(np.minimum(low, value)), float(np.maximum(high, value)))

@@ -34,7 +34,7 @@ def test_evaluate_writes_metrics_and_a_picture(run: Path, tmp_path: Path, capsys
     options = ["--split", "heldout", "--draws", "3"]
     assert call("evaluate", run, *options, "--json", metrics, "--plot", picture) == 0
     written = json.loads(metrics.read_text())
-    assert list(written) == [*METRICS, "n", "draws", "method", "finished"] and written["finished"]
+    assert list(written) == [*METRICS, "interval", "n", "draws", "method", "finished"] and written["finished"]
     # A point estimate needs one pass, however many draws are asked for.
     assert (written["n"], written["draws"], written["method"]) == (60, 1, "sample")
     for name in METRICS:

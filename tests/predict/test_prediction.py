@@ -109,7 +109,7 @@ def test_metrics_say_how_they_were_made() -> None:
     plain = classes().metrics().to_dict()
     assert list(plain) == [
         "accuracy", "nll", "brier", "ece_10", "ece_15", "ece_20", "ece_adaptive", "mcc",
-        "n", "draws", "method",
+        "interval", "n", "draws", "method",
     ]  # fmt: skip
     assert (plain["n"], plain["draws"], plain["method"]) == (40, 6, "sample")
     assert set(plain["accuracy"]) == {"value", "low", "high"}
