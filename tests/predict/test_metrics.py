@@ -72,10 +72,13 @@ def test_a_confidence_of_one_lies_in_the_last_bin_and_an_edge_in_the_lower_one()
 
 
 def test_adaptive_ece_has_equally_many_rows_in_each_bin() -> None:
-    probabilities, labels = rows(n=150)
+    probabilities, _ = rows(n=150)
+    # Labels that follow the probabilities: bins then err to either side, and are not the one error of all rows.
+    labels = np.array([np.random.default_rng(row).choice(3, p=each) for row, each in enumerate(probabilities)])
     confidence, correct = probabilities.max(1), (probabilities.argmax(1) == labels).astype(float)
     order = np.argsort(confidence)
     gaps = (correct - confidence)[order].reshape(15, 10).sum(1)
+    assert np.abs(gaps).sum() > 1.2 * np.abs(gaps.sum())
     assert metrics.ece_adaptive(probabilities, labels) == pytest.approx(np.abs(gaps).sum() / 150)
 
 
