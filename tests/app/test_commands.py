@@ -14,7 +14,7 @@ from command_line import FIT, QUICK, call, environment, shell
 
 import bayeslora as bl
 from bayeslora import inference
-from bayeslora.app import cli
+from bayeslora.app.commands.compare import _by_backend
 from bayeslora.errors import SettingError
 
 METRICS = ["accuracy", "nll", "brier", "ece_10", "ece_15", "ece_20", "ece_adaptive", "mcc", "kl", "ece_true"]
@@ -212,11 +212,11 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_settings_of_one_backend_go_to_it_alone() -> None:
-    shared, own = cli._by_backend(["epochs=1", "svi.particles=2", "lora.r=4"], ["map", "svi"])
+    shared, own = _by_backend(["epochs=1", "svi.particles=2", "lora.r=4"], ["map", "svi"])
     assert shared == ["epochs=1", "lora.r=4"]
     assert own == {"map": {}, "svi": {"particles": "2"}}
     with pytest.raises(SettingError, match="which is not among map"):
-        cli._by_backend(["svi.particles=2"], ["map"])
+        _by_backend(["svi.particles=2"], ["map"])
 
 
 @pytest.mark.parametrize(
