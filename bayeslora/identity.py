@@ -94,7 +94,7 @@ def configuration(network: nn.Module) -> dict[str, Any]:
 
 
 def fingerprint(program: Program) -> str:
-    """Digest of the frozen weights: names, shapes, types, and some values of each.
+    """Digest of the frozen weights: names, shapes, types, some values of each, and the sum of all its bits.
 
     It does not depend on what the weights of the program hold, on devices, or on whether a head that PEFT trains in
     full was drawn before its own copy was made.
@@ -107,9 +107,21 @@ def fingerprint(program: Program) -> str:
         found.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
         flat = value.detach().reshape(-1)
         samples.append(flat[:: max(1, len(flat) // SAMPLE)][:SAMPLE].float())
+        found.update(str(_bits(flat)).encode())
     if samples:
         found.update(torch.cat([each.cpu() for each in samples]).numpy().tobytes())
     return found.hexdigest()[:16]
+
+
+def _bits(flat: Tensor) -> int:
+    """Sum of all bits of a flat tensor, as whole numbers of 64: no order in which a device adds changes it."""
+    import torch
+
+    octets = flat.detach().contiguous().view(torch.uint8)
+    if octets.storage_offset() % 8:
+        octets = octets.clone()
+    whole = len(octets) // 8 * 8
+    return int(octets[:whole].view(torch.int64).sum()) + int(octets[whole:].sum())
 
 
 def _frozen(program: Program) -> Iterator[tuple[str, Tensor]]:

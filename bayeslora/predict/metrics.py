@@ -169,13 +169,13 @@ def classification(
     logs = np.asarray(log_probabilities, dtype=np.float64)
     rows, classes = _classified(np.exp(logs), labels)
     confidence, correct = rows.max(1), _correct(rows, classes)
-    table: dict[str, Statistic] = {
-        "accuracy": resampling.mean(correct),
-        "nll": resampling.mean(-_at(logs, classes)),
-        "brier": resampling.mean(_squared_distance(rows, classes)),
-        **{f"ece_{bins}": resampling.calibration(confidence, correct, bins) for bins in BINS},
-        "ece_adaptive": resampling.calibration_adaptive(confidence, correct, 15),
-        "mcc": resampling.matthews(rows.argmax(1), classes, rows.shape[1]),
+    table: dict[str, tuple[Statistic, float, float]] = {
+        "accuracy": (resampling.mean(correct), 0.0, 1.0),
+        "nll": (resampling.mean(-_at(logs, classes)), 0.0, math.inf),
+        "brier": (resampling.mean(_squared_distance(rows, classes)), 0.0, 2.0),
+        **{f"ece_{bins}": (resampling.calibration(confidence, correct, bins), 0.0, 1.0) for bins in BINS},
+        "ece_adaptive": (resampling.calibration_adaptive(confidence, correct, 15), 0.0, 1.0),
+        "mcc": (resampling.matthews(rows.argmax(1), classes, rows.shape[1]), -1.0, 1.0),
     }
     return bootstrap(table, len(rows), seed, intervals)
 
@@ -201,11 +201,11 @@ def regression(
         DataError: no rows, or shapes that differ.
     """
     predicted, real = _paired(predictions, labels)
-    table: dict[str, Statistic] = {
-        "rmse": resampling.root_mean((predicted - real) ** 2),
-        "nll": resampling.mean(-np.asarray(log_densities, dtype=np.float64)),
-        "pearson": resampling.correlation(predicted, real),
-        "spearman": resampling.rank_correlation(predicted, real),
+    table: dict[str, tuple[Statistic, float, float]] = {
+        "rmse": (resampling.root_mean((predicted - real) ** 2), 0.0, math.inf),
+        "nll": (resampling.mean(-np.asarray(log_densities, dtype=np.float64)), -math.inf, math.inf),
+        "pearson": (resampling.correlation(predicted, real), -1.0, 1.0),
+        "spearman": (resampling.rank_correlation(predicted, real), -1.0, 1.0),
     }
     return bootstrap(table, len(real), seed, intervals)
 
@@ -233,9 +233,9 @@ def against_truth(
         raise DataError(f"Predictions have the shape {rows.shape}, true probabilities {true.shape}.")
     with np.errstate(divide="ignore", invalid="ignore"):
         terms = np.where(true > 0, true * (np.log(true) - logs), 0.0)
-    table: dict[str, Statistic] = {
-        "kl": resampling.mean(terms.sum(1)),
-        "ece_true": resampling.calibration(rows.max(1), _at(true, rows.argmax(1)), 15),
+    table: dict[str, tuple[Statistic, float, float]] = {
+        "kl": (resampling.mean(terms.sum(1)), 0.0, math.inf),
+        "ece_true": (resampling.calibration(rows.max(1), _at(true, rows.argmax(1)), 15), 0.0, 1.0),
     }
     return bootstrap(table, len(rows), seed, intervals)
 

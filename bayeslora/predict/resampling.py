@@ -23,7 +23,7 @@ Statistic: TypeAlias = Callable[[Floats], Floats]
 
 RESAMPLES, LEVEL = 1000, 0.95
 #: What the ends of every interval are.
-INTERVAL = f"{LEVEL:.0%} percentile bootstrap interval".replace("%", " %")
+INTERVAL = f"{LEVEL:.0%} basic bootstrap interval".replace("%", " %")
 CHUNK = 2**16  # multiplicities held at once: they fit into a cache
 
 
@@ -45,16 +45,22 @@ class Interval:
         return f"{self.value:.4f}" + ("" if math.isnan(self.low) else f" [{self.low:.4f}, {self.high:.4f}]")
 
 
-def bootstrap(table: Mapping[str, Statistic], n: int, seed: int, intervals: bool) -> dict[str, Interval]:
-    """Values with 95 % percentile intervals over resamples of the ``n`` rows, the same resamples for every statistic.
+def bootstrap(
+    table: Mapping[str, tuple[Statistic, float, float]],
+    n: int,
+    seed: int,
+    intervals: bool,
+) -> dict[str, Interval]:
+    """Values with 95 % basic intervals over resamples of the ``n`` rows, the same resamples for every statistic.
 
-    A calibration error is larger on resamples than on the rows themselves, and its percentile interval may lie above
-    the value; it is then extended to hold it. An interval tells what other rows would change, not what another seed of
-    training would. One row has none, and its ends are NaN where a resample has no value, as has a correlation of few
-    rows.
+    The basic interval mirrors the resamples at the value: a calibration error is larger on resamples than on the rows
+    themselves, as it is on these than in truth, and percentiles of the resamples would miss a small one nearly always.
+    It is cut at the bounds of the statistic, and extended to hold the value. An interval tells what other rows would
+    change, not what another seed of training would. One row has none, and its ends are NaN where a resample has no
+    value, as has a correlation of few rows.
 
     Args:
-        table: name to statistic.
+        table: name to statistic, least and greatest possible value.
         n: number of rows.
         seed: of the resamples.
         intervals: make them.
@@ -62,14 +68,16 @@ def bootstrap(table: Mapping[str, Statistic], n: int, seed: int, intervals: bool
     References:
         Efron and Tibshirani, *An introduction to the bootstrap*, 1993, chapter 13.
     """
-    values = {name: once(statistic, n) for name, statistic in table.items()}
+    values = {name: once(statistic, n) for name, (statistic, _, _) in table.items()}
     if not intervals or n == 1:
         return {name: Interval(value) for name, value in values.items()}
 
-    def resampled(rows: NDArray[np.int64], axis: int) -> Floats:  # (resamples, rows) -> (statistics, resamples)
-        cells = rows + n * np.arange(len(rows))[:, None]
-        counts = np.bincount(cells.ravel(), minlength=rows.size).reshape(rows.shape).astype(np.float64)
-        return np.stack([statistic(counts) for statistic in table.values()])
+    def resampled(rows: NDArray[np.int64], axis: int) -> Floats:  # (..., rows) -> (statistics, ...)
+        flat = rows.reshape(-1, n)
+        cells = flat + n * np.arange(len(flat))[:, None]
+        counts = np.bincount(cells.ravel(), minlength=flat.size).reshape(flat.shape).astype(np.float64)
+        found = [statistic(counts) for statistic, _, _ in table.values()]
+        return np.stack(found).reshape(len(table), *rows.shape[:-1])
 
     from scipy import stats
 
@@ -77,9 +85,10 @@ def bootstrap(table: Mapping[str, Statistic], n: int, seed: int, intervals: bool
         warnings.simplefilter("ignore", (stats.DegenerateDataWarning, RuntimeWarning))
         low, high = stats.bootstrap(
             (np.arange(n),), resampled, n_resamples=RESAMPLES, batch=max(1, CHUNK // n), vectorized=True,
-            confidence_level=LEVEL, method="percentile", rng=np.random.default_rng(seed),
+            confidence_level=LEVEL, method="basic", rng=np.random.default_rng(seed),
         ).confidence_interval  # fmt: skip
-    return {name: _holding(*found) for name, *found in zip(table, values.values(), low, high, strict=True)}
+    ends = zip(table.items(), values.values(), low, high, strict=True)
+    return {name: _within(value, *found, *bounds) for (name, (_, *bounds)), value, *found in ends}
 
 
 def once(statistic: Statistic, n: int) -> float:
@@ -201,8 +210,9 @@ def _correlation(counts: Floats, first: Floats, second: Floats) -> Floats:
     return np.where((x_norm <= x_least) | (y_norm <= y_least), np.nan, found)
 
 
-def _holding(value: float, low: float, high: float) -> Interval:
-    """An interval that holds the value; between infinite ends there is nothing to interpolate."""
+def _within(value: float, low: float, high: float, least: float, greatest: float) -> Interval:
+    """An interval within the bounds that holds the value; what mirrors the infinite is not known."""
+    low, high = np.clip([low, high], least, greatest)
     if math.isinf(value):
-        low, high = (value if math.isnan(end) else end for end in (low, high))
+        low, high = math.nan, value
     return Interval(value, float(np.minimum(low, value)), float(np.maximum(high, value)))
