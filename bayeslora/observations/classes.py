@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from bayeslora.errors import SettingError
 from bayeslora.observations.base import Curved, Observation, refuse
 from bayeslora.predict.prediction import ClassPrediction
 
@@ -25,12 +26,19 @@ class Classes(Observation, Curved):
 
     Attributes:
         classes: number of classes.
+
+    Raises:
+        SettingError: fewer than two.
     """
 
     name: ClassVar[str] = "classes"
     kind: ClassVar[str] = "classification"
 
     classes: int
+
+    def __post_init__(self) -> None:
+        if self.classes < 2:
+            raise SettingError(f"{type(self).__name__}({self.classes!r}): an observation of classes has at least two.")
 
     @classmethod
     def of(cls, spec: TaskSpec) -> Classes:

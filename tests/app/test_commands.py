@@ -211,6 +211,13 @@ def test_help_imports_nothing_heavy() -> None:
     assert "--train-size" in found.stdout
 
 
+def test_the_package_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "bayeslora", "list", "backends"]
+    found = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
+    assert found.returncode == 0, found.stderr
+    assert "svi" in found.stdout.split()
+
+
 def test_settings_of_one_backend_go_to_it_alone() -> None:
     shared, own = _by_backend(["epochs=1", "svi.particles=2", "lora.r=4"], ["map", "svi"])
     assert shared == ["epochs=1", "lora.r=4"]

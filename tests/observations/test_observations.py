@@ -41,6 +41,11 @@ def test_a_observation_survives_as_plain_data(observation: Observation) -> None:
     assert build(observation.to_dict()) == observation
 
 
+def test_fewer_than_two_classes_are_none() -> None:
+    with pytest.raises(SettingError, match=r"Classes\(1\): an observation of classes has at least two"):
+        Classes(1)
+
+
 def test_an_unknown_observation_is_refused() -> None:
     with pytest.raises(SettingError, match="Unknown observation 'valu'. Did you mean 'value'"):
         build({"name": "valu"})
