@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora.errors import AdapterError, SettingError
+from bayeslora.settings import Settings
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -40,7 +41,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class NetworkSettings:
+class NetworkSettings(Settings):
     """Which base network, and how it is loaded: kept with every posterior.
 
     Attributes:
@@ -58,11 +59,10 @@ class NetworkSettings:
     device_map: str | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         dtype = getattr(torch, str(self.dtype), None)
         if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise SettingError(f"dtype is '{self.dtype}', expected one of torch's, such as float32 or bfloat16.")
-        if self.quantisation not in (None, "4bit", "8bit"):
-            raise SettingError(f"quantisation is '{self.quantisation}', expected 4bit, 8bit or none.")
 
     @classmethod
     def of(cls, network: nn.Module) -> NetworkSettings:

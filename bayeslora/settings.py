@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -17,7 +17,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar, Union, get_args, get_ori
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from pydantic import Field as Bound
-from typing_extensions import TypedDict
+from typing_extensions import Self, TypedDict
 
 from bayeslora.errors import SettingError, unknown
 
@@ -54,8 +54,13 @@ ENTRY = re.compile(r"^(\w+)\s*(?:\([^)]*\))?:\s*(.*)$")
 class Settings:
     """Base of dataclasses whose fields are checked when they are made.
 
-    A wrong value is a `SettingError`; a subclass may check in ``__post_init__`` what fields say of each other.
+    A wrong name or value is a `SettingError`; a subclass may check in ``__post_init__`` what fields say of each other.
     """
+
+    def __new__(cls, *_: Any, **values: Any) -> Self:
+        """Refuse names that no field has, as `build` does."""
+        _known(cls, values)
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         for name, value in _checked(type(self), vars(self)).items():
@@ -111,12 +116,18 @@ def coerce(value: Any, annotation: Any, name: str) -> Any:
         raise SettingError(_message(name, error)) from None
 
 
+def _known(cls: type, names: Iterable[str]) -> None:
+    """Refuse a name that no field has."""
+    hints, _ = _schema(cls)
+    for name in names:
+        if name not in hints:
+            raise SettingError(unknown(f"setting of {_title(cls)}", str(name), hints))
+
+
 def _checked(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """Values of fields in their types."""
     hints, adapter = _schema(cls)
-    for name in values:
-        if name not in hints:
-            raise SettingError(unknown(f"setting of {_title(cls)}", str(name), hints))
+    _known(cls, values)
     try:
         found: dict[str, Any] = adapter.validate_python(
             {name: _read(value, hints[name]) for name, value in values.items()}

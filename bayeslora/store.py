@@ -143,12 +143,13 @@ def steady(path: Path, reader: Callable[[Path], T]) -> T:
                 return found
 
 
-def _seen(path: Path) -> tuple[Path, tuple[int, int] | None]:
-    """Where the posterior is now, and what tells it from its successor there; None if it has just gone."""
+def _seen(path: Path) -> tuple[Path, tuple[int, ...] | None]:
+    """Where the posterior is now, and what tells it from its successors there; None if it has just gone."""
     where = posterior_at(path)
     with suppress(OSError):
         found = (where / RECORD).stat()
-        return where, (found.st_ino, found.st_mtime_ns)
+        # A number that a file leaves is given to another, and a copy keeps the time at which its original was written.
+        return where, (found.st_ino, found.st_mtime_ns, found.st_ctime_ns)
     return where, None
 
 

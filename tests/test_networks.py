@@ -314,7 +314,7 @@ class TestSettings:
 
     def test_a_quantisation_that_there_is_not_is_refused(self) -> None:
         wrong: Any = "2bit"
-        with pytest.raises(SettingError, match="quantisation is '2bit', expected 4bit, 8bit or none"):
+        with pytest.raises(SettingError, match="quantisation should be '4bit' or '8bit', found '2bit'"):
             NetworkSettings("demo", quantisation=wrong)
 
 

@@ -121,6 +121,8 @@ def test_an_unknown_name_gets_the_nearest_spelling() -> None:
         build(Method, {"epoch": 1})
     with pytest.raises(SettingError, match="Unknown setting of method 'name'"):  # a class variable
         build(Method, {"name": "x"})
+    with pytest.raises(SettingError, match="Unknown setting of method 'epoch'. Did you mean 'epochs'"):
+        Method(epoch=1)  # type: ignore[call-arg]
 
 
 def test_what_the_class_refuses_is_a_setting_error() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -19,6 +19,7 @@ from bayeslora.inference.laplace.jacobians import Products, matrices_of
 from bayeslora.inference.laplace.posterior import LaplacePosterior
 from bayeslora.inference.laplace.priors import NormalPrior
 from bayeslora.observations import Classes
+from bayeslora.posterior import Posterior
 from bayeslora.program import Program
 
 
@@ -61,7 +62,7 @@ def expected_evidence(posterior: LaplacePosterior, rows: Dataset) -> float:
 def test_weights_that_are_no_mode_give_the_evidence_of_a_regression() -> None:
     known = lora_regression(noise=2.0)
     shifted = {site.name: site.initial + 0.7 for site in known.program.sites}
-    start = SimpleNamespace(mean=lambda: shifted)
+    start = Mock(spec=Posterior, mean=lambda: shifted)
     found = given(known.program, known.rows, curvature="kron", start=start)
     # Laplace's formula, which takes them for the mode, is far off.
     assert found.log_evidence == pytest.approx(known.log_evidence, abs=1e-3)
