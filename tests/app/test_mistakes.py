@@ -67,7 +67,8 @@ def test_mistakes_end_in_one_message_and_leave_nothing(
     monkeypatch.chdir(tmp_path)
     assert call(*command) == 2
     captured = capsys.readouterr()
-    assert message in captured.err and "Traceback" not in captured.err
+    shown = " ".join(captured.err.replace("│", " ").split())  # a long path breaks the lines elsewhere
+    assert message in shown and "Traceback" not in shown
     assert captured.out == "" and list(tmp_path.iterdir()) == []
 
 
