@@ -250,9 +250,12 @@ def positions(network: nn.Module) -> int | None:
 
 def vocabulary(network: nn.Module) -> int | None:
     """Number of tokens that a network has an embedding for, where that can be known."""
+    ask: Any = getattr(network, "get_input_embeddings", None)
     try:
-        return int(network.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
-    except (AttributeError, NotImplementedError):
+        return int(ask().weight.shape[0])
+    except (AttributeError, NotImplementedError, TypeError):
+        # No network of transformers; one of theirs that embeds no tokens, which they say by NotImplementedError; or an
+        # embedding that is more than one table.
         return None
 
 

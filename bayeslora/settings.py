@@ -142,6 +142,7 @@ def _schema(cls: type) -> tuple[dict[str, Any], TypeAdapter[Any]]:
     """The types of a dataclass's fields, and what checks values by name against them."""
     hints = get_type_hints(cls, include_extras=True)
     hints = {field.name: hints[field.name] for field in _settings(cls)}
+    # Type checkers know dictionaries with literal keys alone; these are made while the program runs.
     shape: Any = TypedDict(cls.__name__, hints, total=False)  # type: ignore[misc]
     return hints, TypeAdapter(with_config(ConfigDict(arbitrary_types_allowed=True))(shape))
 

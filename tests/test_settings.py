@@ -117,12 +117,13 @@ def test_a_wrong_value_names_setting_type_and_value(name: str, given: Any, expec
 
 
 def test_an_unknown_name_gets_the_nearest_spelling() -> None:
+    misspelt: dict[str, Any] = {"epoch": 1}
     with pytest.raises(SettingError, match="Unknown setting of method 'epoch'. Did you mean 'epochs'"):
         build(Method, {"epoch": 1})
     with pytest.raises(SettingError, match="Unknown setting of method 'name'"):  # a class variable
         build(Method, {"name": "x"})
     with pytest.raises(SettingError, match="Unknown setting of method 'epoch'. Did you mean 'epochs'"):
-        Method(epoch=1)  # type: ignore[call-arg]
+        Method(**misspelt)
 
 
 def test_what_the_class_refuses_is_a_setting_error() -> None:

@@ -5,6 +5,7 @@ A kind is named in `TaskSpec.kind`, so that a task is plain data; `KINDS` knows 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -23,7 +24,7 @@ __all__ = ["KINDS", "Classification", "Kind", "MultipleChoice", "Regression"]
 Texts = list[tuple[str, str | None]]
 
 
-class Kind:
+class Kind(ABC):
     """What a task asks of a row; unless a kind says otherwise, of one or two texts.
 
     Attributes:
@@ -64,13 +65,13 @@ class Kind:
         """Whether -1 marks a row without a label."""
         return "-1" not in spec.labels
 
+    @abstractmethod
     def read(self, rows: Dataset, values: Sequence[Any], spec: TaskSpec, split: str) -> list[int] | list[float]:
         """Labels of rows that all have one, from the values of the label column.
 
         Raises:
             DataError: a value is none of the labels that its row may have.
         """
-        raise NotImplementedError
 
     def texts(self, spec: TaskSpec, row: Mapping[str, Any]) -> Texts:
         """What a network reads of a row."""
