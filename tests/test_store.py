@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -344,11 +343,3 @@ def test_a_fit_goes_on_from_an_older_checkpoint_to_the_same_result(tmp_path: Pat
     (run / "posterior" / "posterior.json").write_text(json.dumps(record))
     resumed = fit(tiny_program(), tiny_rows(5), "mle", output_dir=run, resume=True, **settings)
     assert all(torch.equal(value, resumed.mean()[name]) for name, value in whole.mean().items())
-
-
-@pytest.mark.slow
-def test_kills_at_random_moments_lose_nothing() -> None:
-    root = Path(__file__).parents[1]
-    command = [sys.executable, str(root / "scripts" / "kill.py"), "--kills", "4"]
-    found = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, text=True)
-    assert found.returncode == 0, found.stdout + found.stderr

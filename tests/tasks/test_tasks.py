@@ -1,4 +1,4 @@
-"""Tasks by name and of a user's own: rows, classes, subsets, records and errors."""
+"""Tasks by name and of a user's own: rows, classes, subsets and records."""
 
 from __future__ import annotations
 
@@ -19,13 +19,6 @@ from scenarios import sentence_pairs, tiny_program, write_rows
 from bayeslora import fit
 from bayeslora.errors import DataError, TaskError
 from bayeslora.tasks import Split, TaskSpec, build_task, load_task, reload_task
-
-
-@pytest.fixture
-def reviews(tmp_path: Path) -> Path:
-    path = tmp_path / "reviews.csv"
-    path.write_text('body,stars\n"good, really",great\nNA,poor\nfine,great\ncheap,poor\n', encoding="utf-8")
-    return path
 
 
 def first_words(split: Split) -> list[str]:
@@ -179,6 +172,31 @@ def test_unlabelled_rows_to_predict_for(tmp_path: Path) -> None:
     assert split.render(0) == "a\nb\n-> None"
 
 
+def test_numbers_are_texts() -> None:
+    rows = [{"text": 1, "label": 0}, {"text": 2, "label": 1}]
+    assert build_task(TaskSpec("t", labels=("0", "1")), {"train": rows}).train.render(1) == "2\n-> 1"
+
+
+def test_no_training_split(tmp_path: Path) -> None:
+    write_rows(tmp_path / "test.jsonl", sentence_pairs(3))
+    task = load_task("mrpc", tmp_path)
+    assert list(task.roles) == ["validation", "test"] and not len(task.train)
+    assert "There is no split 'train' to train on: the rows serve to predict alone." in task.notes
+    with pytest.raises(TaskError, match="Unknown split .* 'training'. Known: test"):
+        load_task("mrpc", tmp_path, train="training")
+    assert len(load_task("mrpc", tmp_path, train="test").train) == 3
+
+
+def test_the_hubs_class_names_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["subjective", "objective"])})
+    rows = Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]}, features=features)
+    monkeypatch.setattr("bayeslora.tasks.sources.read_hub", lambda *_: {"train": rows})
+    assert load_task("subj").train.render(0) == "a\n-> subjective"
+    assert load_task("someone/data", text="text", label="label").spec.labels == ("subjective", "objective")
+
+
 # Subsets
 
 
@@ -251,203 +269,7 @@ def test_a_record_is_found_from_another_folder(mrpc: Path, monkeypatch: pytest.M
     assert len(reload_task(record).train) == 20
 
 
-# Errors
-
-
-def test_rows_in_memory_cannot_be_loaded_again() -> None:
-    task = build_task(TaskSpec("mine", labels=("no", "yes")), {"train": [{"text": "a", "label": 0}]})
-    with pytest.raises(TaskError, match="'mine' were given in memory: .*data_dir="):
-        reload_task(task.to_dict())
-
-
-def test_an_unknown_task_names_the_nearest() -> None:
-    for data_dir in (None, "."):
-        with pytest.raises(TaskError, match="'glue/mrcp'.* Did you mean 'glue/mrpc'.*text= and label="):
-            load_task("glue/mrcp", data_dir)
-
-
-@pytest.mark.parametrize("columns", [{}, {"text": "a", "label": "b"}])
-def test_a_missing_file(tmp_path: Path, columns: dict[str, str]) -> None:
-    with pytest.raises(DataError, match="no file .*nothing.csv"):
-        load_task(tmp_path / "nothing.csv", **columns)
-
-
-def test_a_folder_without_data(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"No data of task 'glue/mrpc' .*train\.jsonl"):
-        load_task("mrpc", tmp_path)
-
-
-def test_a_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no folder .*nowhere"):
-        load_task("mrpc", tmp_path / "nowhere")
-
-
-def test_columns_that_nobody_named(reviews: Path) -> None:
-    advice = r"text=COLUMN and label=COLUMN \(in a shell --set task.text=COLUMN"
-    with pytest.raises(DataError, match=f"Unknown column 'text'. Known: body, stars. .*{advice}"):
-        load_task(reviews)
-    with pytest.raises(DataError, match=f"Unknown column 'label'. Known: body, stars. .*{advice}"):
-        load_task(reviews, text="body")
-
-
-@pytest.mark.parametrize("columns", [{"text": "boby", "label": "stars"}, {"text": "body", "label": "stras"}])
-def test_a_missing_column_names_those_that_exist(reviews: Path, columns: dict[str, Any]) -> None:
-    with pytest.raises(DataError, match="Unknown column .* Did you mean .* Known: body, stars"):
-        load_task(reviews, **columns)
-
-
-def test_a_label_out_of_range_says_row_and_value(tmp_path: Path) -> None:
-    write_rows(tmp_path / "train.jsonl", [*sentence_pairs(3), {**sentence_pairs(1)[0], "label": 2}])
-    with pytest.raises(DataError, match="Row 3 of split 'train': label 2 .*not_equivalent, equivalent.* 0 to 1"):
-        load_task("mrpc", tmp_path)
-
-
-def test_a_class_that_only_validation_has(tmp_path: Path) -> None:
-    write_rows(tmp_path / "train.jsonl", [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}])
-    write_rows(tmp_path / "validation.jsonl", [{"text": "a", "label": "x"}, {"text": "b", "label": "z"}])
-    with pytest.raises(DataError, match="Row 1 of split 'validation': label 'z'"):
-        load_task(tmp_path, text="text", label="label")
-
-
-@pytest.mark.parametrize("missing", [None, -1])
-def test_missing_labels_in_training_rows(tmp_path: Path, missing: int | None) -> None:
-    write_rows(tmp_path / "train.jsonl", [*sentence_pairs(3), {**sentence_pairs(1)[0], "label": missing}])
-    with pytest.raises(DataError, match="1 of 4 rows of split 'train' have no label .* row 3"):
-        load_task("mrpc", tmp_path)
-
-
-def test_training_rows_without_any_label(tmp_path: Path) -> None:
-    write_rows(tmp_path / "train.jsonl", [{**row, "label": -1} for row in sentence_pairs(3)])
-    with pytest.raises(DataError, match="No row of the training split 'train' has a label"):
-        load_task("mrpc", tmp_path)
-
-
-def test_multiple_choice_without_rows(tmp_path: Path) -> None:
-    (tmp_path / "quiz.csv").write_text("q,a,b,right\n", encoding="utf-8")
-    with pytest.raises(DataError, match="Split 'train' of task 'quiz' has no rows"):
-        load_task(tmp_path / "quiz.csv", text="q", choices=["a", "b"], label="right")
-
-
-@pytest.mark.parametrize("split", ["train", "validation"])
-def test_empty_data(mrpc: Path, split: str) -> None:
-    write_rows(mrpc / f"mrpc/{split}.jsonl", [])
-    with pytest.raises(DataError, match=f"Split '{split}' of task 'glue/mrpc' has no rows"):
-        load_task("mrpc", mrpc)
-
-
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        (["a", "b"], "Row 0 .* has a list in column 'text', expected a text. Join its parts"),
-        (b"a", "Row 0 .* has a bytes in column 'text'"),
-        ({"a": 1}, "Row 0 .* has a dict in column 'text'"),
-        (float("nan"), "Row 1 .* has no value in column 'text'"),
-        (float("inf"), "Row 1 .* has a float in column 'text'"),
-        (" ", "Row 1 .* has no text in 'text'"),
-    ],
-)
-def test_a_value_that_is_no_text(value: Any, message: str) -> None:
-    first = value if isinstance(value, list | bytes | dict) else 1.5 if isinstance(value, float) else "c"
-    rows = [{"text": first, "label": 0}, {"text": value, "label": 1}]
-    with pytest.raises(DataError, match=message):
-        build_task(TaskSpec("t", labels=("0", "1")), {"train": rows})
-
-
-def test_an_empty_text_in_a_csv_file(tmp_path: Path) -> None:
-    (tmp_path / "rows.csv").write_text("text,title,label\na,b,0\n,c,1\n", encoding="utf-8")
-    with pytest.raises(DataError, match="Row 1 of split 'train' has no text in 'text'"):
-        load_task(tmp_path / "rows.csv")
-    # One of two may be empty, as in published data.
-    assert load_task(tmp_path / "rows.csv", text=["title", "text"]).train.render(1) == "c\n\n-> 1"
-
-
-def test_numbers_are_texts() -> None:
-    rows = [{"text": 1, "label": 0}, {"text": 2, "label": 1}]
-    assert build_task(TaskSpec("t", labels=("0", "1")), {"train": rows}).train.render(1) == "2\n-> 1"
-
-
-def test_choices_that_are_no_list() -> None:
-    spec = TaskSpec("t", "multiple-choice", ("q",), "right", ("A", "B"), choices=("choices",))
-    with pytest.raises(DataError, match="Row 0 .* has a str in column 'choices', expected a list of choices"):
-        build_task(spec, {"train": [{"q": "q", "choices": "ab", "right": 0}]})
-
-
-def test_a_text_that_is_not_there(tmp_path: Path) -> None:
-    write_rows(tmp_path / "train.jsonl", [*sentence_pairs(2), {"sentence1": "a", "sentence2": None, "label": 1}])
-    with pytest.raises(DataError, match="Row 2 of split 'train' has no value in column 'sentence2'"):
-        load_task("mrpc", tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("sizes", "message"),
-    [
-        ({"train_size": 21}, "train_size is 21, but split 'train' has 20 rows"),
-        ({"train_size": 15, "heldout_size": 6}, "heldout_size is 6, but split 'train' can spare 5 rows"),
-        ({"heldout_size": 20}, "heldout_size is 20, but split 'train' can spare 19 rows"),
-        ({"train_size": 0}, "train_size is 0"),
-        ({"heldout_size": -1}, "heldout_size -1"),
-    ],
-)
-def test_subsets_that_are_too_large(mrpc: Path, sizes: dict[str, int], message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        load_task("mrpc", mrpc, **sizes)
-
-
-def test_an_unknown_split(mrpc: Path) -> None:
-    with pytest.raises(TaskError, match="Unknown split .* 'validaton'. Did you mean 'validation'"):
-        load_task("mrpc", mrpc).split("validaton")
-    with pytest.raises(TaskError, match="Unknown split .* 'dev'"):
-        load_task("mrpc", mrpc, validation="dev")
-    with pytest.raises(TaskError, match="heldout_size="):
-        load_task("mrpc", mrpc).split("heldout")
-
-
-def test_no_training_split(tmp_path: Path) -> None:
-    write_rows(tmp_path / "test.jsonl", sentence_pairs(3))
-    task = load_task("mrpc", tmp_path)
-    assert list(task.roles) == ["validation", "test"] and not len(task.train)
-    assert "There is no split 'train' to train on: the rows serve to predict alone." in task.notes
-    with pytest.raises(TaskError, match="Unknown split .* 'training'. Known: test"):
-        load_task("mrpc", tmp_path, train="training")
-    assert len(load_task("mrpc", tmp_path, train="test").train) == 3
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"kind": "regresion"}, "Did you mean 'regression'"),
-        ({"text": ("a", "b", "c")}, "3 texts, expected 1 or 2"),
-        ({"kind": "multiple-choice"}, "needs one text, the question, and its choices"),
-        ({"labels": ("a", "a")}, "names a class twice"),
-    ],
-)
-def test_a_task_that_contradicts_itself(fields: dict[str, Any], message: str) -> None:
-    with pytest.raises(TaskError, match=message):
-        TaskSpec("t", **fields)
-
-
-def test_an_unknown_property_of_a_task() -> None:
-    with pytest.raises(TaskError, match="Did you mean 'label'"):
-        TaskSpec.from_dict({"name": "t", "lable": "x"})
-
-
-def test_the_hub_out_of_reach_says_how_to_use_local_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable(*_: Any, **__: Any) -> None:
-        raise ConnectionError("Offline mode is enabled.")
-
-    monkeypatch.setattr("datasets.load_dataset", unreachable)
-    with pytest.raises(DataError, match=r"Cannot load nyu-mll/glue \(mrpc\) from the hub: Offline .* data_dir="):
-        load_task("mrpc")
-
-
-def test_the_hubs_class_names_win(monkeypatch: pytest.MonkeyPatch) -> None:
-    from datasets import ClassLabel, Dataset, Features, Value
-
-    features = Features({"text": Value("string"), "label": ClassLabel(names=["subjective", "objective"])})
-    rows = Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]}, features=features)
-    monkeypatch.setattr("bayeslora.tasks.sources.read_hub", lambda *_: {"train": rows})
-    assert load_task("subj").train.render(0) == "a\n-> subjective"
-    assert load_task("someone/data", text="text", label="label").spec.labels == ("subjective", "objective")
+# Imports
 
 
 def test_importing_tasks_takes_no_torch() -> None:
@@ -461,9 +283,3 @@ def test_importing_tasks_stays_light() -> None:
     code = f"import {modules}; print({{'datasets', 'yaml', 'pyarrow', 'pandas'}} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"
-
-
-def test_rows_that_were_set_aside_are_named_where_there_is_no_validation_split(reviews: Path) -> None:
-    task = load_task(reviews, text="body", label="stars", heldout_size=1)
-    with pytest.raises(TaskError, match="Rows that were cut off the training split are 'heldout'"):
-        task.split("validation")

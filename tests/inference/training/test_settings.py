@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from scenarios import tiny_program, tiny_rows
 from torch import Tensor, nn
 
+from bayeslora.errors import SettingError
 from bayeslora.inference import fit
 from bayeslora.inference.training import trainer as room
-from bayeslora.inference.training.trainer import _Trainer
+from bayeslora.inference.training.trainer import Schedule, _Trainer
 from bayeslora.observations import Classes
 from bayeslora.posterior import Posterior
 
@@ -183,3 +185,43 @@ def test_a_fit_stays_on_the_cpu_if_asked_for(
     monkeypatch.setattr(room, "TrainingArguments", told)
     with pytest.raises(Told):
         fitted(cpu=cpu)
+
+
+@dataclass(frozen=True)
+class Case:
+    message: str
+    error: type[Exception] = SettingError
+    settings: tuple[tuple[str, Any], ...] = ()
+
+
+CASES = {
+    "backend": Case("Unknown backend 'sivi'. Did you mean 'svi'", settings=(("backend", "sivi"),)),
+    "setting": Case("Unknown setting of svi 'epoch'. Did you mean 'epochs'", settings=(("epoch", 2),)),
+    "type": Case("svi: epochs should be a valid number.*found 'many'", settings=(("epochs", "many"),)),
+    "epochs": Case("epochs should be greater than 0, found 0", settings=(("epochs", 0),)),
+    "batch": Case("batch_size should be greater than or equal to 1, found -1", settings=(("batch_size", -1),)),
+    "warmup": Case("warmup should be less than 1, found 1", settings=(("warmup", 1.0),)),
+    "elbo": Case(
+        "elbo should be 'mean-field'.*found 'mean-feild'. Did you mean 'mean-field'", settings=(("elbo", "mean-feild"),)
+    ),
+    "guide": Case("Unknown guide 'structurd'. Did you mean 'structured'", settings=(("guide", "structurd"),)),
+    "particles": Case("particles should be greater than or equal to 1", settings=(("particles", 0),)),
+    "temperature": Case("temperature should be greater than 0, found 0", settings=(("temperature", 0.0),)),
+    "kl": Case("kl_warmup.*found 2", settings=(("kl_warmup", 2.0),)),
+    "tracker": Case("Unknown tracker 'tensorbord'", settings=(("report_to", "tensorbord"),)),
+    "seed": Case("seed should be a valid integer.* found 1.5", settings=(("seed", 1.5),)),
+    "resume": Case("resume=True needs the output_dir", settings=(("resume", True),)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_wrong_settings_are_errors_that_say_what_is_right(case: str) -> None:
+    expected = CASES[case]
+    with pytest.raises(expected.error, match=expected.message):
+        fit(tiny_program(), tiny_rows(4), progress=False, **dict(expected.settings))
+
+
+@pytest.mark.parametrize("schedule", get_args(Schedule))
+def test_every_schedule_needs_no_more_than_its_name(schedule: str) -> None:
+    posterior = fit(tiny_program(), tiny_rows(5), schedule=schedule, **{**QUICK, "epochs": 1})
+    assert posterior.record.finished

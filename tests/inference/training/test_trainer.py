@@ -1,16 +1,9 @@
 from __future__ import annotations
 
-import json
-import os
 import random
 import signal
-import subprocess
-import sys
-import textwrap
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,11 +12,9 @@ from peft import LoraConfig, get_peft_model
 from scenarios import saved_base, text_program, text_rows, tiny_bert, tiny_program, tiny_rows
 from torch import Tensor
 
-import bayeslora
 from bayeslora import files
-from bayeslora.errors import DataError, PosteriorError, SettingError, TrainingError
+from bayeslora.errors import DataError, SettingError, TrainingError
 from bayeslora.inference import fit, load
-from bayeslora.inference.training.trainer import Schedule, _Steps
 from bayeslora.inference.variational.elbo import NegativeELBO
 from bayeslora.inference.variational.posterior import VariationalPosterior
 from bayeslora.models import Gaussian, MonteCLoRA, WeightModel
@@ -44,18 +35,6 @@ def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
 
 def generators() -> tuple[object, ...]:
     return random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()
-
-
-def after_step(step: int, action: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do something once, at the end of a step of training."""
-    on_step_end = _Steps.on_step_end
-
-    def hooked(self: _Steps, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == step:
-            action()
-        on_step_end(self, args, state, control, **kwargs)
-
-    monkeypatch.setattr(_Steps, "on_step_end", hooked)
 
 
 def test_a_fit_is_reproducible_by_seed_and_leaves_everything_as_it_was() -> None:
@@ -151,56 +130,6 @@ def test_every_row_is_seen_once_an_epoch_the_last_batch_included(monkeypatch: py
         assert epochs[0] != epochs[1]
 
 
-def interrupted(folder: Path, step: int, monkeypatch: pytest.MonkeyPatch, data: Any, **settings: Any) -> None:
-    with monkeypatch.context() as patched:
-        after_step(step, lambda: os.kill(os.getpid(), signal.SIGINT), patched)
-        with pytest.raises(KeyboardInterrupt):
-            fit(text_program(folder.parent / "base"), data, output_dir=folder, **settings)
-
-
-@pytest.mark.parametrize("step", [3, 4])
-@pytest.mark.parametrize("grouped", [True, False])
-def test_a_resumed_fit_is_the_uninterrupted_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, grouped: bool
-) -> None:
-    # Stopped at the end of the first epoch (step 3) and inside the second (step 4).
-    saved_base(tmp_path / "base", dropout=0.1)
-    data, settings = text_rows(12), {**QUICK, "group_by_length": grouped, "kl_warmup": 0.5}
-    whole = fit(text_program(tmp_path / "base"), data, **settings)
-    interrupted(tmp_path / "run", step, monkeypatch, data, **settings)
-    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [f"checkpoint-{step}"]
-    stopped = load(tmp_path / "run")
-    assert not stopped.record.finished
-    assert len([entry for entry in stopped.record.history if "loss" in entry]) == step
-    # What a kill inside the next checkpoint leaves.
-    (tmp_path / "run" / "checkpoints" / "checkpoint-5").mkdir()
-    (tmp_path / "run" / "checkpoints" / "checkpoint-5" / "model.safetensors").write_bytes(b"half")
-    resumed = fit(text_program(tmp_path / "base"), data, output_dir=tmp_path / "run", resume=True, **settings)
-    for name, value in parameters(whole).items():
-        torch.testing.assert_close(parameters(resumed)[name], value, rtol=1e-6, atol=1e-7)
-    one, two, three = (
-        each.predict(data, draws=2, progress=False).logits for each in (whole, resumed, load(tmp_path / "run"))
-    )
-    torch.testing.assert_close(one, two)
-    assert torch.equal(two, three)
-    assert load(tmp_path / "run").record == resumed.record
-    assert resumed.record.finished
-    losses = [entry["loss"] for entry in resumed.record.history if "loss" in entry]
-    assert losses == pytest.approx([entry["loss"] for entry in whole.record.history if "loss" in entry])
-
-
-def test_a_resumed_mode_has_the_same_gaussian_around_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    saved_base(tmp_path / "base", dropout=0.1)
-    data, settings = text_rows(12), {**QUICK, "backend": "laplace"}
-    whole = fit(text_program(tmp_path / "base"), data, **settings)
-    interrupted(tmp_path / "run", 4, monkeypatch, data, **settings)
-    resumed = fit(text_program(tmp_path / "base"), data, output_dir=tmp_path / "run", resume=True, **settings)
-    for name, value in parameters(whole).items():
-        torch.testing.assert_close(parameters(resumed)[name], value, rtol=1e-5, atol=1e-6)
-    assert same(parameters(load(tmp_path / "run")), parameters(resumed))
-    assert resumed.record.finished and "tuning" in resumed.record.history[-1]
-
-
 def test_an_infinite_loss_stops_training_and_keeps_the_last_posterior(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,127 +166,6 @@ def test_weights_that_the_last_step_broke_are_not_saved(tmp_path: Path) -> None:
         )  # fmt: skip
     assert not (tmp_path / "posterior").exists()
     assert not list(tmp_path.rglob("checkpoint-*"))
-
-
-def script(folder: Path, body: str) -> list[str]:
-    tests = Path(__file__).parents[2]
-    path = folder / "script.py"
-    path.write_text(f"import sys\nsys.path.insert(0, {str(tests)!r})\n" + textwrap.dedent(body))
-    return [str(path)]
-
-
-def environment() -> dict[str, str]:
-    root = str(Path(bayeslora.__file__).parent.parent)
-    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": root, "CUDA_VISIBLE_DEVICES": ""}
-
-
-def test_ctrl_c_leaves_a_posterior_and_exits_as_ctrl_c_does(tmp_path: Path) -> None:
-    saved_base(tmp_path / "base")
-    body = f"""
-        from pathlib import Path
-        from scenarios import text_program, text_rows
-        from bayeslora.inference import fit
-        fit(text_program(Path({str(tmp_path / "base")!r})), text_rows(12), output_dir={str(tmp_path / "run")!r},
-            epochs=5000, batch_size=6, progress=False)
-    """
-    process = subprocess.Popen(
-        [sys.executable, *script(tmp_path, body)], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    while not (tmp_path / "run" / "posterior" / "posterior.json").exists():
-        assert process.poll() is None, process.communicate()
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == -signal.SIGINT
-    assert err.decode().rstrip().endswith("KeyboardInterrupt")
-    assert out == b""
-    left = load(tmp_path / "run")
-    assert not left.record.finished
-    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
-    assert json.loads((checkpoint / "trainer_state.json").read_text())["global_step"] > 0
-
-
-def test_two_processes_train_one_posterior(tmp_path: Path) -> None:
-    saved_base(tmp_path / "base", dropout=0.1)
-    body = f"""
-        import json, os, torch
-        from pathlib import Path
-        from scenarios import text_program, text_rows
-        from bayeslora.inference import fit
-        from bayeslora.inference.variational.elbo import NegativeELBO
-        seen, forward = [], NegativeELBO.forward
-        NegativeELBO.forward = lambda loss, batch: (
-            # Without gradients, it is the look at the weights before a checkpoint.
-            torch.is_grad_enabled() and seen.append(batch["index"].tolist()), forward(loss, batch))[1]
-        folder, rank = Path({str(tmp_path)!r}), os.environ["RANK"]
-        posterior = fit(text_program(folder / "base"), text_rows(12), output_dir=folder / "run", epochs=3,
-                        batch_size=3, progress=False, cpu=True)
-        sums = {{name: float(value.double().sum()) for name, value in posterior.state().items()}}
-        (folder / f"rank{{rank}}.json").write_text(json.dumps([sums, seen]))
-    """
-    # With --cpu it would ask for MPI; with the flag for GPUs and none allowed it takes gloo.
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    done = subprocess.run(
-        [*launch, *script(tmp_path, body)],
-        env=environment() | {"ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr.decode()
-    (one, rows_one), (two, rows_two) = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
-    assert one == two
-    for epoch in range(3):
-        batches = rows_one[2 * epoch : 2 * epoch + 2] + rows_two[2 * epoch : 2 * epoch + 2]
-        assert sorted(row for batch in batches for row in batch) == list(range(12))
-    saved = load(tmp_path / "run")
-    assert saved.record.finished
-    assert {name: float(value.double().sum()) for name, value in saved.state().items()} == one
-
-
-@dataclass(frozen=True)
-class Case:
-    message: str
-    error: type[Exception] = SettingError
-    settings: tuple[tuple[str, Any], ...] = ()
-
-
-CASES = {
-    "backend": Case("Unknown backend 'sivi'. Did you mean 'svi'", settings=(("backend", "sivi"),)),
-    "setting": Case("Unknown setting of svi 'epoch'. Did you mean 'epochs'", settings=(("epoch", 2),)),
-    "type": Case("svi: epochs should be a valid number.*found 'many'", settings=(("epochs", "many"),)),
-    "epochs": Case("epochs should be greater than 0, found 0", settings=(("epochs", 0),)),
-    "batch": Case("batch_size should be greater than or equal to 1, found -1", settings=(("batch_size", -1),)),
-    "warmup": Case("warmup should be less than 1, found 1", settings=(("warmup", 1.0),)),
-    "elbo": Case(
-        "elbo should be 'mean-field'.*found 'mean-feild'. Did you mean 'mean-field'", settings=(("elbo", "mean-feild"),)
-    ),
-    "guide": Case("Unknown guide 'structurd'. Did you mean 'structured'", settings=(("guide", "structurd"),)),
-    "particles": Case("particles should be greater than or equal to 1", settings=(("particles", 0),)),
-    "temperature": Case("temperature should be greater than 0, found 0", settings=(("temperature", 0.0),)),
-    "kl": Case("kl_warmup.*found 2", settings=(("kl_warmup", 2.0),)),
-    "tracker": Case("Unknown tracker 'tensorbord'", settings=(("report_to", "tensorbord"),)),
-    "seed": Case("seed should be a valid integer.* found 1.5", settings=(("seed", 1.5),)),
-    "resume": Case("resume=True needs the output_dir", settings=(("resume", True),)),
-}
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_wrong_settings_are_errors_that_say_what_is_right(case: str) -> None:
-    expected = CASES[case]
-    with pytest.raises(expected.error, match=expected.message):
-        fit(tiny_program(), tiny_rows(4), progress=False, **dict(expected.settings))
-
-
-@pytest.mark.parametrize("schedule", get_args(Schedule))
-def test_every_schedule_needs_no_more_than_its_name(schedule: str) -> None:
-    posterior = fit(tiny_program(), tiny_rows(5), schedule=schedule, **{**QUICK, "epochs": 1})
-    assert posterior.record.finished
-
-
-def test_resuming_where_nothing_was_begun_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(PosteriorError, match="no checkpoint to resume from"):
-        fit(tiny_program(), tiny_rows(4), output_dir=tmp_path, resume=True, progress=False)
 
 
 @pytest.mark.parametrize(
