@@ -1,4 +1,4 @@
-"""Base networks: loading one with the head that a task needs, and putting LoRA layers onto it."""
+"""Base networks: loading one with the head that a task needs, and what it says of itself."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from bayeslora.errors import AdapterError, SettingError
 from bayeslora.settings import Settings
 
 if TYPE_CHECKING:
-    from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from bayeslora.observations import Observation
@@ -27,15 +26,10 @@ if TYPE_CHECKING:
 __all__ = [
     "Base",
     "NetworkSettings",
-    "adapt",
-    "by_base_name",
     "lacking",
-    "load_adapter",
     "load_base",
-    "named_classes",
     "numbered_from_mask",
     "positions",
-    "saved_network",
     "vocabulary",
 ]
 
@@ -102,14 +96,14 @@ class Base(NamedTuple):
         tokenizer: of the network.
         drawn: those of its weights that its files lack.
         resized: names of those among them that the files have for another number of classes.
-        labels: names of the classes of a trained head; empty if the files have none, or do not name them.
+        labels: names of the task's classes, in the order of the network's outputs.
     """
 
     network: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     drawn: dict[str, nn.Parameter]
-    resized: tuple[str, ...] = ()
-    labels: tuple[str, ...] = ()
+    resized: tuple[str, ...]
+    labels: tuple[str, ...]
 
 
 def load_base(
@@ -117,26 +111,44 @@ def load_base(
     observation: Observation,
     spec: TaskSpec,
     *,
+    adapter: str | Path | None = None,
     tokenizer: str | Path | None = None,
     drawn: Mapping[str, Tensor] | None = None,
 ) -> Base:
     """The base network with the head that the task needs, drawn afresh if it has none.
 
+    A base network with a trained head knows the order of the classes, and so does an adapter with a ``config.json`` in
+    its folder. The network's configuration gives their names, too.
+
     Args:
         settings: which network, and how.
         observation: says the kind of head.
         spec: of the task.
+        adapter: folder of the adapter that is to be put onto it, if that is there already.
         tokenizer: folder of the tokenizer, if not the network's own.
         drawn: values of weights that the network's files lack, in place of random ones.
 
     Raises:
-        AdapterError: there is no such network, transformers has no head of that kind for it, or ``drawn`` does not fit.
+        AdapterError: there is no such network, transformers has no head of that kind for it, ``drawn`` does not fit, or
+            the adapter has other classes than the task.
     """
+    base = _loaded(settings, observation, spec, tokenizer, drawn)
+    return base._replace(labels=_named_classes(base, observation, spec, adapter))
+
+
+def _loaded(
+    settings: NetworkSettings,
+    observation: Observation,
+    spec: TaskSpec,
+    tokenizer: str | Path | None = None,
+    drawn: Mapping[str, Tensor] | None = None,
+) -> Base:
+    """A base network with the names of the classes of its own head; none if it has none, or does not name them."""
     import transformers
 
     kind: Any = getattr(transformers, observation.network)
     try:
-        with _quietly():
+        with quietly():
             read = transformers.AutoTokenizer.from_pretrained(settings.path if tokenizer is None else tokenizer)
             labels = _label_names(transformers.PreTrainedConfig.get_config_dict(settings.path)[0].get("id2label"))
             config = transformers.AutoConfig.from_pretrained(settings.path, **observation.head(spec))
@@ -169,17 +181,9 @@ def lacking(settings: NetworkSettings, observation: Observation, spec: TaskSpec)
     """Names of the weights that a network's files lack; none if it cannot be loaded, so that nobody draws them anew."""
     try:
         with torch.random.fork_rng():
-            return frozenset(load_base(settings, observation, spec).drawn)
+            return frozenset(_loaded(settings, observation, spec).drawn)
     except AdapterError:
         return frozenset()
-
-
-def by_base_name(network: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameters of a network by the names that they have without PEFT."""
-    return {
-        name.removeprefix("base_model.model.").replace(".base_layer.", "."): value
-        for name, value in network.named_parameters()
-    }
 
 
 def _check_kind(name: str, config: Any, kind: Any, observation: Observation) -> None:
@@ -197,16 +201,8 @@ def _label_names(id2label: Mapping[Any, str] | None) -> tuple[str, ...]:
     return () if all(name == f"LABEL_{number}" for number, name in enumerate(names)) else names
 
 
-def named_classes(
-    base: Base, observation: Observation, spec: TaskSpec, adapter: str | Path | None = None
-) -> tuple[str, ...]:
-    """Names of a task's classes in the order of the network's outputs; its configuration gives them, too.
-
-    A base network with a trained head knows the order, and so does an adapter with a ``config.json`` in its folder.
-
-    Raises:
-        AdapterError: the adapter has other classes than the task.
-    """
+def _named_classes(base: Base, observation: Observation, spec: TaskSpec, adapter: str | Path | None) -> tuple[str, ...]:
+    """Names of a task's classes in the order of the network's outputs; its configuration gives them, too."""
     if "id2label" not in observation.head(spec):  # outputs that are no classes
         return spec.labels
     name, own = base.network.config.name_or_path, () if adapter is None else _labels_at(Path(adapter))
@@ -237,7 +233,7 @@ def _labels_at(folder: Path) -> tuple[str, ...]:
 
 
 def _say(message: str) -> None:
-    warnings.warn(message, stacklevel=4)
+    warnings.warn(message, stacklevel=5)
 
 
 def positions(network: nn.Module) -> int | None:
@@ -274,7 +270,7 @@ def _offset(network: nn.Module) -> int:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Without transformers' report of a head that is drawn afresh, as was asked for, and of its own deprecations."""
     from transformers.utils import logging
 
@@ -303,83 +299,3 @@ def _portable(name_or_path: str) -> str:
     if not path.is_dir():
         return name_or_path
     return "demo" if path.resolve() == Path(_demo()).resolve() else str(path.resolve())
-
-
-def load_adapter(base: PreTrainedModel, folder: str | Path) -> PeftModel:
-    """Put a saved LoRA adapter onto ``base``.
-
-    Raises:
-        AdapterError: there is none, or it is one of another network.
-    """
-    from peft import PeftModel, get_peft_model_state_dict
-    from peft.utils import load_peft_weights
-
-    name = base.config.name_or_path
-    with warnings.catch_warnings():
-        # PEFT merely warns of weights that the adapter lacks, and they would be drawn at random.
-        warnings.filterwarnings("error", message="Found missing adapter keys")
-        try:
-            network: PeftModel = PeftModel.from_pretrained(base, folder, is_trainable=True)
-        except KeyError as error:
-            raise AdapterError(f"The adapter '{folder}' does not fit '{name}': it lacks {error}.") from error
-        except (OSError, ValueError, RuntimeError, UserWarning) as error:
-            raise AdapterError(f"The adapter '{folder}' does not fit '{name}': {error}") from error
-    weights = load_peft_weights(str(folder), device="cpu")
-    wrong = [f"'{key}' of {value.dtype}" for key, value in weights.items() if not value.is_floating_point()]
-    if wrong:
-        raise AdapterError(f"The adapter '{folder}' holds {wrong[0]} ({len(wrong)} such weights): expected floats.")
-    left = sorted(set(weights) - set(get_peft_model_state_dict(network)))
-    if left:
-        raise AdapterError(
-            f"The adapter '{folder}' does not fit '{name}': it holds '{left[0]}' ({len(left)} such weights), for which "
-            "there is no place."
-        )
-    return network
-
-
-def saved_network(base: PreTrainedModel, folder: str | Path) -> PreTrainedModel | PeftModel:
-    """``base`` as it was trained for the posterior in a folder, which holds the values of all that was.
-
-    Raises:
-        AdapterError: what is in the folder does not fit.
-    """
-    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
-    from peft.utils import load_peft_weights
-
-    if not (Path(folder) / "adapter_config.json").is_file():  # without PEFT
-        return base
-    config = PeftConfig.from_pretrained(str(folder))
-    if not config.is_prompt_learning:
-        return load_adapter(base, folder)
-    # PEFT loads prompts for inference alone, and of an encoder of prompts nothing but what it gives.
-    config.inference_mode = False
-    try:
-        network: PeftModel = get_peft_model(base, config)
-        set_peft_model_state_dict(network, load_peft_weights(str(folder), device="cpu"))
-    except (KeyError, RuntimeError, ValueError) as error:
-        raise AdapterError(f"The adapter '{folder}' does not fit '{base.config.name_or_path}': {error}") from error
-    return network
-
-
-def adapt(base: PreTrainedModel, observation: Observation, lora: LoraConfig | None = None) -> PeftModel:
-    """Add LoRA layers to ``base`` and let PEFT train its head in full.
-
-    Raises:
-        AdapterError: a target module of ``lora`` does not exist in the network.
-    """
-    from copy import deepcopy
-
-    from peft import LoraConfig, get_peft_model
-
-    config = deepcopy(lora) if lora else LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
-    config.task_type = observation.peft_task
-    if getattr(config, "modules_to_save", ()) is None:
-        config.modules_to_save = observation.trained_in_full(base)
-    try:
-        with _quietly():
-            network: PeftModel = get_peft_model(base, config)
-    except ValueError as error:
-        raise AdapterError(
-            f"PEFT cannot add LoRA layers to {type(base).__name__} at target_modules={config.target_modules}: {error}"
-        ) from error
-    return network

@@ -16,20 +16,11 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from bayeslora.adapters import adapt, by_base_name, load_adapter
 from bayeslora.errors import AdapterError
 from bayeslora.models.base import WeightModel
 from bayeslora.models.monteclora import MonteCLoRA
-from bayeslora.networks import (
-    NetworkSettings,
-    adapt,
-    by_base_name,
-    lacking,
-    load_adapter,
-    load_base,
-    named_classes,
-    numbered_from_mask,
-    positions,
-)
+from bayeslora.networks import NetworkSettings, lacking, load_base, numbered_from_mask, positions
 from bayeslora.observations import Encoder, Observation, Padding, of_task
 from bayeslora.store import adapter_at
 from bayeslora.weights import Site, Weights
@@ -119,11 +110,10 @@ class Program(nn.Module):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             read = of_task(task.spec, observation)
-            loaded = load_base(settings, read, task.spec)
             folder = None if adapter is None else adapter_at(adapter)
-            labels = named_classes(loaded, read, task.spec, folder)
+            loaded = load_base(settings, read, task.spec, adapter=folder)
             network = adapt(loaded.network, read, lora) if folder is None else load_adapter(loaded.network, folder)
-        encoder = Encoder(loaded.tokenizer, task.spec, max_length, positions(loaded.network), labels)
+        encoder = Encoder(loaded.tokenizer, task.spec, max_length, positions(loaded.network), loaded.labels)
         program = cls(network, read, model, encoder=encoder, base=settings, drawn=loaded.drawn)
         if adapter is None:
             heads = [site for site in program.sites if not site.stacked]

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bayeslora import files, store
+from bayeslora.adapters import saved_network
 from bayeslora.errors import AdapterError, PosteriorError, SettingError
 from bayeslora.identity import configuration, describe, differences
-from bayeslora.networks import NetworkSettings, load_base, named_classes, saved_network
+from bayeslora.networks import NetworkSettings, load_base
 from bayeslora.observations import Encoder
 from bayeslora.observations import build as build_observation
 from bayeslora.posterior import Posterior
@@ -202,13 +203,12 @@ def _rebuilt(
     settings = settings if base is None else replace(settings, name=str(base))
     with torch.random.fork_rng():
         try:
-            loaded = load_base(settings, observation, spec, tokenizer=folder, drawn=drawn)
+            loaded = load_base(settings, observation, spec, adapter=folder, tokenizer=folder, drawn=drawn)
             _check_configuration(folder, described, loaded.network)
             adapted = saved_network(loaded.network, folder)
         except AdapterError as error:
             raise PosteriorError(
                 f"'{folder}' does not fit '{settings.name}', or that is not there; give base=...: {error}"
             ) from error
-    labels = named_classes(loaded, observation, spec, folder)
-    encoder = Encoder(loaded.tokenizer, spec, described["max_length"], labels=labels)
+    encoder = Encoder(loaded.tokenizer, spec, described["max_length"], labels=loaded.labels)
     return Program(adapted, observation, model, encoder=encoder, base=settings, drawn=loaded.drawn)

@@ -1,0 +1,108 @@
+"""Adapters of PEFT: putting fresh LoRA layers, or saved ones, onto a base network."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from bayeslora.errors import AdapterError
+from bayeslora.networks import quietly
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+    from transformers import PreTrainedModel
+
+    from bayeslora.observations import Observation
+
+__all__ = ["adapt", "by_base_name", "load_adapter", "saved_network"]
+
+
+def adapt(base: PreTrainedModel, observation: Observation, lora: LoraConfig | None = None) -> PeftModel:
+    """Add LoRA layers to ``base`` and let PEFT train its head in full.
+
+    Raises:
+        AdapterError: a target module of ``lora`` does not exist in the network.
+    """
+    from copy import deepcopy
+
+    from peft import LoraConfig, get_peft_model
+
+    config = deepcopy(lora) if lora else LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
+    config.task_type = observation.peft_task
+    if getattr(config, "modules_to_save", ()) is None:
+        config.modules_to_save = observation.trained_in_full(base)
+    try:
+        with quietly():
+            network: PeftModel = get_peft_model(base, config)
+    except ValueError as error:
+        raise AdapterError(
+            f"PEFT cannot add LoRA layers to {type(base).__name__} at target_modules={config.target_modules}: {error}"
+        ) from error
+    return network
+
+
+def load_adapter(base: PreTrainedModel, folder: str | Path) -> PeftModel:
+    """Put a saved LoRA adapter onto ``base``.
+
+    Raises:
+        AdapterError: there is none, or it is one of another network.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+    from peft.utils import load_peft_weights
+
+    name = base.config.name_or_path
+    with warnings.catch_warnings():
+        # PEFT merely warns of weights that the adapter lacks, and they would be drawn at random.
+        warnings.filterwarnings("error", message="Found missing adapter keys")
+        try:
+            network: PeftModel = PeftModel.from_pretrained(base, folder, is_trainable=True)
+        except KeyError as error:
+            raise AdapterError(f"The adapter '{folder}' does not fit '{name}': it lacks {error}.") from error
+        except (OSError, ValueError, RuntimeError, UserWarning) as error:
+            raise AdapterError(f"The adapter '{folder}' does not fit '{name}': {error}") from error
+    weights = load_peft_weights(str(folder), device="cpu")
+    wrong = [f"'{key}' of {value.dtype}" for key, value in weights.items() if not value.is_floating_point()]
+    if wrong:
+        raise AdapterError(f"The adapter '{folder}' holds {wrong[0]} ({len(wrong)} such weights): expected floats.")
+    left = sorted(set(weights) - set(get_peft_model_state_dict(network)))
+    if left:
+        raise AdapterError(
+            f"The adapter '{folder}' does not fit '{name}': it holds '{left[0]}' ({len(left)} such weights), for which "
+            "there is no place."
+        )
+    return network
+
+
+def saved_network(base: PreTrainedModel, folder: str | Path) -> PreTrainedModel | PeftModel:
+    """``base`` as it was trained for the posterior in a folder, which holds the values of all that was.
+
+    Raises:
+        AdapterError: what is in the folder does not fit.
+    """
+    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+    from peft.utils import load_peft_weights
+
+    if not (Path(folder) / "adapter_config.json").is_file():  # without PEFT
+        return base
+    config = PeftConfig.from_pretrained(str(folder))
+    if not config.is_prompt_learning:
+        return load_adapter(base, folder)
+    # PEFT loads prompts for inference alone, and of an encoder of prompts nothing but what it gives.
+    config.inference_mode = False
+    try:
+        network: PeftModel = get_peft_model(base, config)
+        set_peft_model_state_dict(network, load_peft_weights(str(folder), device="cpu"))
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise AdapterError(f"The adapter '{folder}' does not fit '{base.config.name_or_path}': {error}") from error
+    return network
+
+
+def by_base_name(network: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters of a network by the names that they have without PEFT."""
+    return {
+        name.removeprefix("base_model.model.").replace(".base_layer.", "."): value
+        for name, value in network.named_parameters()
+    }
