@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Base",
     "NetworkSettings",
+    "is_causal",
     "lacking",
     "load_base",
     "numbered_from_mask",
@@ -86,6 +87,18 @@ class NetworkSettings(Settings):
         if self.device_map is not None:
             found["device_map"] = self.device_map
         return found
+
+
+def is_causal(settings: NetworkSettings) -> bool:
+    """Whether a base network is a causal language model with its own head, as its configuration says."""
+    from transformers import PreTrainedConfig
+
+    try:
+        found, _ = PreTrainedConfig.get_config_dict(settings.path)
+    except (OSError, ValueError):  # whoever loads it says what is wrong
+        return False
+    names = found.get("architectures") or ()
+    return any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
 
 
 class Base(NamedTuple):
@@ -190,8 +203,8 @@ def _check_kind(name: str, config: Any, kind: Any, observation: Observation) -> 
     if type(config) not in kind._model_mapping:
         raise AdapterError(
             f"transformers has no {observation.network.removeprefix('AutoModelFor')} for '{name}' "
-            f"({config.model_type}), which a task of the kind '{observation.kind}' needs: choose an encoder, or a task "
-            "of another kind."
+            f"({config.model_type}), which the observation '{observation.name}' needs: choose another base, or "
+            "a task of another kind."
         )
 
 

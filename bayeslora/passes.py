@@ -91,7 +91,8 @@ class Rows:
 
     def predicted(self, outputs: Tensor, method: str = "sample", aleatoric: Tensor | None = None) -> Prediction:
         """The prediction of these rows that outputs (draws, examples, outputs) make."""
-        return self.observation.predicted(outputs, self.labels, method, self.names, aleatoric)
+        made = {"method": method} | ({} if aleatoric is None else {"aleatoric": aleatoric})
+        return self.observation.predicted(outputs, self.labels, self.names, **made)
 
     def batches(self, device: torch.device, title: str = "predict") -> Iterator[tuple[Batch, Tensor]]:
         """Batches on ``device``, labels included where they are known, and which rows they are."""

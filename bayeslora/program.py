@@ -20,7 +20,7 @@ from bayeslora.adapters import adapt, by_base_name, load_adapter
 from bayeslora.errors import AdapterError
 from bayeslora.models.base import WeightModel
 from bayeslora.models.monteclora import MonteCLoRA
-from bayeslora.networks import NetworkSettings, lacking, load_base, numbered_from_mask, positions
+from bayeslora.networks import NetworkSettings, is_causal, lacking, load_base, numbered_from_mask, positions
 from bayeslora.observations import Encoder, Observation, Padding, of_task
 from bayeslora.store import adapter_at
 from bayeslora.weights import Site, Weights
@@ -86,6 +86,7 @@ class Program(nn.Module):
         adapter: str | Path | None = None,
         model: WeightModel | None = None,
         observation: str | None = None,
+        observation_settings: Mapping[str, Any] | None = None,
         seed: int = 0,
         max_length: int = 256,
     ) -> Program:
@@ -98,7 +99,9 @@ class Program(nn.Module):
             lora: PEFT's configuration; rank 8, alpha 16 on all linear layers by default.
             adapter: folder of a PEFT LoRA adapter, trained or not, or of a run, to load in place of a fresh one.
             model: Pyro model of the LoRA weights.
-            observation: name of an observation of one's own; by default what the task's labels call for.
+            observation: name of what is read of the network's output; by default what the task's labels and the network
+                call for: a causal language model is asked by a prompt.
+            observation_settings: fields of that observation, where the task does not say them.
             seed: of the initial LoRA matrices and head; the global generators are left as they were.
             max_length: longest sequence in tokens; longer texts are cut.
 
@@ -109,9 +112,10 @@ class Program(nn.Module):
         settings = base if isinstance(base, NetworkSettings) else NetworkSettings(str(base))
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            read = of_task(task.spec, observation)
+            read = of_task(task.spec, observation, is_causal(settings), observation_settings)
             folder = None if adapter is None else adapter_at(adapter)
             loaded = load_base(settings, read, task.spec, adapter=folder)
+            read = read.for_tokenizer(loaded.tokenizer, task.spec)
             network = adapt(loaded.network, read, lora) if folder is None else load_adapter(loaded.network, folder)
         encoder = Encoder(loaded.tokenizer, task.spec, max_length, positions(loaded.network), loaded.labels)
         program = cls(network, read, model, encoder=encoder, base=settings, drawn=loaded.drawn)

@@ -269,7 +269,7 @@ class TestRefusals:
     def test_a_decoder_has_no_choices(self, tmp_path: Path) -> None:
         saved_gpt2(tmp_path, "right")
         spec = TaskSpec("quiz", "multiple-choice", ("question",), "answer", ("A", "B"), choices=("choices",))
-        with pytest.raises(AdapterError, match=r"no MultipleChoice for .* \(gpt2\), which a task of"):
+        with pytest.raises(AdapterError, match=r"no MultipleChoice for .* \(gpt2\), which the observation"):
             load_base(NetworkSettings(str(tmp_path)), of_task(spec), spec)
 
     def test_a_head_of_another_size_is_replaced_and_said(self, tmp_path: Path) -> None:

@@ -163,7 +163,7 @@ def test_mixtures(base: Path, tmp_path: Path, backend: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES["observation"])
 def test_observations(base: Path, tmp_path: Path, name: str) -> None:
-    kind = OBSERVATIONS[name].kind
+    (kind,) = OBSERVATIONS[name].kinds
     posterior = fitted(base, "svi", kind, observation=name)
     keeps_the_protocol(posterior, tmp_path / "saved", kind)
     found = posterior.predict(rows(kind), 3, progress=False)

@@ -30,7 +30,13 @@ __all__ = [
 ]
 
 #: Where an assignment with a prefix goes; one without goes to the settings of the backend.
-PREFIXES = {"model": "model_settings", "network": "network", "lora": "lora", "task": "task_settings"}
+PREFIXES = {
+    "model": "model_settings",
+    "network": "network",
+    "lora": "lora",
+    "task": "task_settings",
+    "observation": "observation_settings",
+}
 
 #: Former spellings, of flags, keys of a configuration and prefixes of assignments, and those of today.
 RENAMED = {
@@ -91,7 +97,8 @@ class RunConfig(Settings):
             "gaussian", isotropic around zero over both matrices, as in Laplace-LoRA.
         model_settings: settings of that model.
         network: how the base network is loaded: fields of `bayeslora.networks.NetworkSettings`.
-        observation: what is read of the network's output, where that is of the user's own.
+        observation: what is read of the network's output; by default what task and base call for.
+        observation_settings: fields of that observation.
         lora: LoRA layers.
         task_settings: further arguments of `bayeslora.load_task`.
         settings: settings of the backend.
@@ -114,6 +121,7 @@ class RunConfig(Settings):
     model_settings: dict[str, Any] = field(default_factory=dict)
     network: dict[str, Any] = field(default_factory=dict)
     observation: str | None = None
+    observation_settings: dict[str, Any] = field(default_factory=dict)
     lora: LoraSettings = field(default_factory=LoraSettings)
     task_settings: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)

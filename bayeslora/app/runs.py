@@ -66,6 +66,7 @@ def build_program(config: RunConfig, task: Task) -> Program:
         adapter=config.adapter,
         model=build(model, **settings),
         observation=config.observation,
+        observation_settings=config.observation_settings,
         seed=config.seed,
         max_length=config.max_length,
     )

@@ -6,6 +6,7 @@ distribution of the labels; nothing else asks which one it is.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from bayeslora.errors import SettingError
@@ -16,6 +17,7 @@ from bayeslora.observations.classes import Classes
 from bayeslora.observations.encoding import Encoder, digest, encode, is_tokenised
 from bayeslora.observations.value import Value
 from bayeslora.registry import Registry
+from bayeslora.settings import build as build_settings
 
 if TYPE_CHECKING:
     from bayeslora.tasks import TaskSpec
@@ -55,15 +57,28 @@ def build(described: dict[str, Any]) -> Observation:
     return OBSERVATIONS[name](**fields)
 
 
-def of_task(spec: TaskSpec, name: str | None = None) -> Observation:
-    """The observation of a task's labels by an encoder: the one of a name, or that which their kind calls for.
+def of_task(
+    spec: TaskSpec, name: str | None = None, causal: bool = False, settings: Mapping[str, Any] | None = None
+) -> Observation:
+    """The observation of a task's labels.
+
+    Args:
+        spec: of the task.
+        name: of the observation; by default the first that is for labels of this kind.
+        causal: whether the base network is a causal language model, whose own observations come before others.
+        settings: fields of the observation that are to differ from what the task says.
 
     Raises:
-        SettingError: the name is unknown, or its observation is for labels of another kind.
+        SettingError: the name or a setting is unknown, or the observation is for labels of another kind.
     """
+    named: type[Observation]
     if name is None:
-        return next(each for each in OWN.values() if each.kind == spec.kind).of(spec)
-    named = OBSERVATIONS[name]
-    if named.kind != spec.kind:
-        raise SettingError(f"The observation '{name}' is for {named.kind}, and task '{spec.name}' is {spec.kind}.")
-    return named.of(spec)
+        fitting = [each for each in OWN.values() if spec.kind in each.kinds]
+        named = next((each for each in fitting if each.causal == causal), fitting[0])
+    else:
+        named = OBSERVATIONS[name]
+    if spec.kind not in named.kinds:
+        kinds = " or ".join(named.kinds)
+        raise SettingError(f"The observation '{named.name}' is for {kinds}, and task '{spec.name}' is {spec.kind}.")
+    found = named.of(spec)
+    return build_settings(named, {**vars(found), **settings}) if settings else found

@@ -16,6 +16,8 @@ from bayeslora.errors import DataError
 from bayeslora.observations.batches import Batch, Collator, Padding
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from bayeslora.observations.encoding import Encoder
     from bayeslora.predict.prediction import Prediction
     from bayeslora.tasks import TaskSpec
@@ -34,15 +36,17 @@ class Observation(ABC):
 
     Attributes:
         name: of the observation.
-        kind: of the tasks whose labels it explains; see `bayeslora.tasks`.
+        kinds: of the tasks whose labels it explains; see `bayeslora.tasks`.
         network: Auto class of transformers that has the right head.
         peft_task: PEFT's name for such a network, or None.
+        causal: whether the network is a causal language model with its own head.
     """
 
     name: ClassVar[str]
-    kind: ClassVar[str]
+    kinds: ClassVar[tuple[str, ...]]
     network: ClassVar[str] = "AutoModelForSequenceClassification"
     peft_task: ClassVar[str | None] = "SEQ_CLS"
+    causal: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod
@@ -53,6 +57,10 @@ class Observation(ABC):
     @abstractmethod
     def outputs(self) -> int:
         """Number of outputs that are read of an example."""
+
+    def for_tokenizer(self, tokenizer: PreTrainedTokenizerBase, spec: TaskSpec) -> Observation:
+        """The observation with what only the network's tokenizer can tell, such as the tokens of labels."""
+        return self
 
     def for_rows(self, spec: TaskSpec) -> Observation:
         """The observation of rows of another task of the same kind."""
@@ -123,21 +131,16 @@ class Observation(ABC):
 
     @abstractmethod
     def predicted(
-        self,
-        outputs: Tensor,
-        labels: Tensor | None = None,
-        method: str = "sample",
-        names: tuple[str, ...] = (),
-        aleatoric: Tensor | None = None,
+        self, outputs: Tensor, labels: Tensor | None = None, names: tuple[str, ...] = (), **made: Any
     ) -> Prediction:
         """The prediction that outputs (draws, examples, outputs) make.
 
         Args:
             outputs: under each draw.
             labels: true labels (examples,), where they are known.
-            method: how the outputs were made.
             names: of the classes, if labels are such.
-            aleatoric: expected entropy (examples,), where a formula gives it in place of draws.
+            made: how the outputs were made: ``method``, and ``aleatoric``, the expected entropy (examples,), where a
+                formula gives it in place of draws.
         """
 
     def to_dict(self) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class Choices(Classes):
     """
 
     name: ClassVar[str] = "choices"
-    kind: ClassVar[str] = "multiple-choice"
+    kinds: ClassVar[tuple[str, ...]] = ("multiple-choice",)
     network: ClassVar[str] = "AutoModelForMultipleChoice"
     peft_task: ClassVar[str | None] = None
 

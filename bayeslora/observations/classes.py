@@ -32,7 +32,7 @@ class Classes(Observation, Curved):
     """
 
     name: ClassVar[str] = "classes"
-    kind: ClassVar[str] = "classification"
+    kinds: ClassVar[tuple[str, ...]] = ("classification",)
 
     classes: int
 
@@ -70,15 +70,10 @@ class Classes(Observation, Curved):
                 raise refuse(row, label, f"a class number from 0 to {self.outputs - 1}")
 
     def predicted(
-        self,
-        outputs: Tensor,
-        labels: Tensor | None = None,
-        method: str = "sample",
-        names: tuple[str, ...] = (),
-        aleatoric: Tensor | None = None,
+        self, outputs: Tensor, labels: Tensor | None = None, names: tuple[str, ...] = (), **made: Any
     ) -> ClassPrediction:
         """A prediction of classes."""
-        return ClassPrediction(outputs, labels, method, names, aleatoric)
+        return ClassPrediction(outputs, labels, label_names=names, **made)
 
     def score(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """One-hot label less probabilities."""

@@ -29,7 +29,7 @@ class Value(Observation, Curved):
     """
 
     name: ClassVar[str] = "value"
-    kind: ClassVar[str] = "regression"
+    kinds: ClassVar[tuple[str, ...]] = ("regression",)
 
     scale: float = 1.0
 
@@ -62,15 +62,10 @@ class Value(Observation, Curved):
                 raise refuse(row, label, "one finite number")
 
     def predicted(
-        self,
-        outputs: Tensor,
-        labels: Tensor | None = None,
-        method: str = "sample",
-        names: tuple[str, ...] = (),
-        aleatoric: Tensor | None = None,
+        self, outputs: Tensor, labels: Tensor | None = None, names: tuple[str, ...] = (), **made: Any
     ) -> ValuePrediction:
-        """A prediction of real labels; they have neither names nor an entropy."""
-        return ValuePrediction(outputs, labels, method, self.scale)
+        """A prediction of real labels, which have no names."""
+        return ValuePrediction(outputs, labels, scale=self.scale, **made)
 
     def score(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Distance of the label in units of the noise's variance."""

@@ -11,7 +11,7 @@ from bayeslora.observations import Classes, Observation
 @bl.register
 @dataclass(frozen=True)
 class NoisyClasses(Observation):
-    name, kind = "noisy-classes", "classification"
+    name, kinds = "noisy-classes", ("classification",)
 
     classes: int
     noise: float = 0.1
@@ -29,5 +29,5 @@ class NoisyClasses(Observation):
     def distribution(self, outputs):
         return dist.Categorical(probs=(1 - self.noise) * outputs.softmax(-1) + self.noise / self.classes)
 
-    def predicted(self, outputs, labels=None, method="sample", names=(), aleatoric=None):
-        return bl.ClassPrediction(self.distribution(outputs).logits, labels, method, names, aleatoric)
+    def predicted(self, outputs, labels=None, names=(), **made):
+        return bl.ClassPrediction(self.distribution(outputs).logits, labels, label_names=names, **made)

@@ -1,0 +1,139 @@
+"""Causal language models in two halves: what is before the output head, and the head over the places that matter.
+
+Logits of every token over the whole vocabulary are the largest tensor of a pass, and all but a few of them are not
+looked at. Both halves run the network's own forward pass, with the other half out of the way, so that whatever an
+architecture does around its head (scales, soft caps) is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["hidden_states", "logits_at"]
+
+
+def hidden_states(network: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    """What the output head of a causal language model is given: (examples, tokens, width)."""
+    base = _bare(network)
+    head = base.get_output_embeddings()
+    caught = _Caught(head)
+    with _replaced(base, head, caught):
+        network(**inputs, use_cache=False)
+    return caught.hidden
+
+
+def logits_at(network: nn.Module, hidden: Tensor, tokens: Tensor | None = None) -> Tensor:
+    """Logits of the next token.
+
+    Args:
+        network: a causal language model.
+        hidden: what its head is given, (..., positions, width).
+        tokens: whose logits are wanted, by number; all by default. Only their rows of the head are multiplied, unless
+            the head has layers of its own around them.
+
+    Returns:
+        Logits in float32, (..., positions, tokens).
+    """
+    base = _bare(network)
+    body, head = getattr(base, base.base_model_prefix), base.get_output_embeddings()
+    states = hidden.flatten(0, -3) if hidden.dim() > 2 else hidden.unsqueeze(0)
+    rows = head if tokens is None else _Rows(head, tokens)
+    with _replaced(base, body, _Given(states)), _replaced(base, head, rows):
+        # Some networks ask their inputs how many rows there are.
+        found: Tensor = base(input_ids=states.new_zeros(states.shape[:2], dtype=torch.long), use_cache=False).logits
+    return found.float().reshape(*hidden.shape[:-1], found.shape[-1])
+
+
+class _Head(nn.Module):
+    """In place of the head, which some networks ask for the type of its weight."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self._head: list[Any] = [head]  # in a list, so that it is not a part of this one
+
+    @property
+    def head(self) -> Any:
+        """The head itself."""
+        return self._head[0]
+
+    @property
+    def weight(self) -> Tensor:
+        """Its weight."""
+        weight: Tensor = self.head.weight
+        return weight
+
+
+class _Caught(_Head):
+    """Keeps what the head would be given."""
+
+    hidden: Tensor
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        self.hidden = hidden
+        return hidden
+
+
+class _Output(tuple[Tensor]):
+    """What a body returns, of any architecture: the hidden states, and nothing of all else."""
+
+    @property
+    def last_hidden_state(self) -> Tensor:
+        return self[0]
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+
+class _Given(nn.Module):
+    """In place of the body: gives what it was made with."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+    @property
+    def decoder(self) -> _Given:
+        """What OPT has within its body."""
+        return self
+
+    def forward(self, *_: Any, **__: Any) -> _Output:
+        return _Output([self.hidden])
+
+
+class _Rows(_Head):
+    """Some of the head's outputs."""
+
+    def __init__(self, head: nn.Module, tokens: Tensor) -> None:
+        super().__init__(head)
+        self._tokens = tokens
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        head, tokens = self.head, self._tokens
+        if type(head) is not nn.Linear:  # LoRA layers around it, quantised, or what else
+            every: Tensor = head(hidden)
+            return every[..., tokens]
+        bias = None if head.bias is None else head.bias[tokens]
+        return nn.functional.linear(hidden, head.weight[tokens], bias)
+
+
+def _bare(network: Any) -> Any:
+    """The network without PEFT around it; its layers have their LoRA matrices all the same."""
+    return network.get_base_model() if hasattr(network, "get_base_model") else network
+
+
+@contextmanager
+def _replaced(base: nn.Module, module: nn.Module, other: nn.Module) -> Iterator[None]:
+    """Let a network use another module in place of one of its own."""
+    path = next(name for name, each in base.named_modules() if each is module)
+    owner, _, leaf = path.rpartition(".")
+    places: Any = base.get_submodule(owner)._modules
+    places[leaf] = other
+    try:
+        yield
+    finally:
+        places[leaf] = module
