@@ -1,0 +1,126 @@
+"""What a causal language model reads: templates with the fields of a row, cut to a length, and their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from functools import lru_cache
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any
+
+from bayeslora.errors import DataError
+from bayeslora.tasks.fields import fields_of, pick, render
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["continuation", "rendered", "tokens"]
+
+
+def rendered(
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    row: Mapping[str, Any],
+    room: int,
+    chat: bool = False,
+    whole: Collection[str] = (),
+) -> str:
+    """A template with the fields of a row, in no more than so many tokens.
+
+    What is too long loses the end of its longest field, of several long ones of each: the template's own words, such as
+    the cue after which a model answers, always stay.
+
+    Args:
+        tokenizer: of the network.
+        template: with fields in braces, or the name of one field.
+        row: the fields by name.
+        room: most tokens that the text may have.
+        chat: put it into the tokenizer's chat template, as what a user says.
+        whole: fields that are never cut.
+
+    Raises:
+        DataError: what is never cut alone is longer, or the tokenizer has no chat template.
+    """
+    values = {name: str(pick(dict(row), name)) for name in fields_of(template)}
+    text = _said(tokenizer, template, values, chat)
+    # What is cut may be tokenised otherwise than before, so that it may take more than one cut.
+    while (over := len(tokens(tokenizer, text)) - room) > 0:
+        lengths = {name: len(_plain(tokenizer, value)) for name, value in values.items() if name not in whole}
+        if not any(lengths.values()):
+            raise DataError(
+                f"What is never cut of the template {template!r} has {room + over} tokens, and there is room for "
+                f"{room}: shorten it, or raise max_length if the network has positions for more."
+            )
+        most = _most(lengths.values(), over)
+        cut = {name: _start(tokenizer, values[name], most) for name, length in lengths.items() if length > most}
+        values |= cut
+        text = _said(tokenizer, template, values, chat)
+    return text
+
+
+def tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text that goes on: the one that begins a text, if there is one, once, and none that ends it."""
+    found = _plain(tokenizer, text)
+    begin = _begin(tokenizer)
+    return found if found[: len(begin)] == begin else begin + found
+
+
+def continuation(tokenizer: PreTrainedTokenizerBase, text: str, more: str) -> tuple[list[int], list[int]]:
+    """Token ids of a text and of what follows it: together those of both as one text.
+
+    Blanks at the end of the text count with what follows, and so does a token that reaches over the border: both are
+    how the tokenizer writes the word that comes.
+
+    Raises:
+        DataError: nothing follows.
+    """
+    bare = text.rstrip()
+    whole, before = tokens(tokenizer, text + more), tokens(tokenizer, bare)
+    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(whole, before, strict=False)))
+    if shared == len(whole):
+        raise DataError(f"Nothing follows the text {bare[-40:]!r}: {more!r} has no tokens of its own.")
+    return whole[:shared], whole[shared:]
+
+
+@lru_cache(maxsize=16)
+def _begin(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The token that a tokenizer puts before a text, if it does."""
+    alone: list[int] = tokenizer("")["input_ids"]
+    return [token for token in alone[:1] if token == tokenizer.bos_token_id]
+
+
+def _most(lengths: Collection[int], over: int) -> int:
+    """How long the longest may be for all together to lose so many tokens, or all that they have."""
+    most = max(lengths)
+    while most and sum(max(length - most, 0) for length in lengths) < over:
+        most -= 1
+    return most
+
+
+def _plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    found: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return found
+
+
+def _said(tokenizer: PreTrainedTokenizerBase, template: str, values: Mapping[str, str], chat: bool) -> str:
+    text = render(template, values)
+    if not chat:
+        return text
+    if not tokenizer.chat_template:
+        raise DataError(
+            f"The tokenizer {tokenizer.name_or_path or type(tokenizer).__name__} has no chat template: choose a base "
+            "that was trained on chats, or leave out chat=True."
+        )
+    said = [{"role": "user", "content": text}]
+    found: Any = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+    return str(found)
+
+
+def _start(tokenizer: PreTrainedTokenizerBase, text: str, count: int) -> str:
+    """The part of a text that its first tokens stand for."""
+    if not count:
+        return ""
+    if not tokenizer.is_fast:
+        found: Any = tokenizer.decode(_plain(tokenizer, text)[:count])
+        return str(found)
+    spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    return text[: spans[count - 1][1]]
