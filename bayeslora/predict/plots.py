@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -25,6 +26,7 @@ __all__ = ["Bins", "bin_predictions", "figure_format", "reliability_diagram", "s
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
 GREY = "#808080"
+LONGEST_OF_TWO = 40  # characters, of an entry of a legend that has another one beside it
 NORMAL_QUANTILE = 1.959963984540054  # of a two-sided 95 % interval
 
 
@@ -130,12 +132,13 @@ def reliability_diagram(
         _draw_accuracy(diagram, found, colour, style, label)
         if found.truth is not None:
             crosses = colour if len(several) > 1 else "black"
-            diagram.scatter(found.confidence, found.truth, marker="x", s=32, color=crosses, zorder=5)
+            diagram.scatter(found.confidence, found.truth, marker="x", s=32, color=crosses, zorder=5, clip_on=False)
         _draw_histogram(histogram, cast("ClassPrediction", several[name]), bins, colour, filled=len(several) == 1)
     if truth is not None:
         diagram.scatter([], [], marker="x", s=32, color="black", label="true probability")
     histogram.plot([], [], color=GREY, linestyle=":", linewidth=1.2, label="mean confidence")
     _finish(diagram, histogram, chance, title)
+    _legend(figure)
     return figure
 
 
@@ -195,6 +198,7 @@ def _draw_accuracy(axes: Axes, found: Bins, colour: str, style: str, label: str)
         elinewidth=1,
         label=label,
         zorder=4,
+        clip_on=False,
     )
 
 
@@ -217,12 +221,19 @@ def _finish(diagram: Axes, histogram: Axes, chance: float, title: str | None) ->
     histogram.set_ylabel("share of rows")
     histogram.set_xlabel("confidence: probability of the predicted class")
     for axes in (diagram, histogram):
-        axes.legend(loc="best", fontsize=8, frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="#E5E5E5", linewidth=0.6)
         axes.set_axisbelow(True)
     if title:
         diagram.set_title(title, fontsize=11)
+
+
+def _legend(figure: Figure) -> None:
+    """One legend below the axes, since intervals of sparse bins reach through all of their height."""
+    entries = [axes.get_legend_handles_labels() for axes in figure.axes]
+    handles, labels = (list(chain(*parts)) for parts in zip(*entries, strict=True))
+    columns = 2 if max(map(len, labels)) <= LONGEST_OF_TWO else 1
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
 
 
 def _wilson(share: Floats, rows: Floats) -> tuple[Floats, Floats]:

@@ -72,6 +72,18 @@ def test_several_predictions_are_lines_over_each_other() -> None:
     assert [label.split("  ")[0] for label in labels] == ["perfect calibration", "map", "svi"]
 
 
+@pytest.mark.parametrize("name", ["plain LoRA", "laplace around plain LoRA, prior by the evidence as published"])
+def test_the_legend_covers_nothing_and_is_not_cut(name: str) -> None:
+    figure = reliability_diagram({name: prediction(20)[0]} | {each: prediction()[0] for each in "abcdef"})
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert legend.get_texts()[-1].get_text() == "mean confidence"
+    assert all(axes.get_legend() is None for axes in figure.axes)
+    place = legend.get_window_extent()
+    assert not any(place.overlaps(axes.get_tightbbox()) for axes in figure.axes)
+    assert figure.bbox.x0 <= place.x0 and place.x1 <= figure.bbox.x1 and place.y0 >= figure.bbox.y0
+
+
 def test_figures_are_saved_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figure = reliability_diagram(prediction()[0])
     for name, start in [("a.png", b"\x89PNG"), ("new/b.pdf", b"%PDF"), ("c.svg", b"<?xml")]:
