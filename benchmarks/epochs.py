@@ -56,6 +56,8 @@ SHIFT_COLUMNS = {
     "auroc_entropy": "AUROC, entropy",
     "auroc_information": "AUROC, information",
 }
+#: Of the lines of the picture, in the order of `CURVES`.
+WIDTHS = (4.0, 3.2, 2.4, 1.8, 1.0)
 LARGEST_ECE_RATIO, OVERFITTED, LARGEST_NLL_RATIO, LARGEST_CHANGE = 1 / 3, 1.0, 0.5, 0.005
 
 
@@ -223,11 +225,13 @@ def draw(means: Mapping[tuple[str, str, str], Mapping[str, float]], path: Path) 
     styles = dict(zip(CURVES, looks, strict=True))
     for row, (metric, label) in zip(axes, shown.items(), strict=True):
         for axis, task in zip(row, tasks, strict=True):
-            for arm, (colour, line) in styles.items():
+            # Later lines are thinner: where arms agree, as two classes' accuracy does, every one of them is seen.
+            for (arm, (colour, line)), width in zip(styles.items(), WIDTHS, strict=True):
                 points = sorted(
                     (int(key[2]), figures[metric]) for key, figures in means.items() if key[:2] == (task, arm)
                 )
-                axis.plot(*zip(*points, strict=True), line, color=colour, marker=".", label=CURVES[arm])
+                look = {"color": colour, "linewidth": width, "marker": ".", "markersize": 2.5 * width + 3}
+                axis.plot(*zip(*points, strict=True), line, label=CURVES[arm], **look)
             axis.spines[["top", "right"]].set_visible(False)
             if metric != "accuracy":
                 axis.set_ylim(bottom=0)
