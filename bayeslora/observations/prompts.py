@@ -8,7 +8,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from bayeslora.errors import DataError
-from bayeslora.tasks.fields import fields_of, pick, render
+from bayeslora.tasks.sources import fields_of, pick, render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

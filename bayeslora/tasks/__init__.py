@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from bayeslora.tasks.loading import build_task, load_task, reload_task
-from bayeslora.tasks.rows import rows_of
 from bayeslora.tasks.spec import TaskSpec, check_compatible, task_names
-from bayeslora.tasks.task import Split, Task
+from bayeslora.tasks.task import Split, Task, rows_of
 
 __all__ = [
     "Split",

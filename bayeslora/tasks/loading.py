@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bayeslora.demo import LABELS, ROWS_PATH
+from bayeslora.demo import ROWS_PATH
 from bayeslora.errors import DataError, TaskError, unknown
 from bayeslora.tasks import sources
-from bayeslora.tasks.fields import column
-from bayeslora.tasks.spec import TaskSpec, aliases, find_task, plain, task_names
-from bayeslora.tasks.task import Split, Task
+from bayeslora.tasks.spec import DEMO, TaskSpec, aliases, find_task, task_names
+from bayeslora.tasks.task import Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -25,6 +24,35 @@ ADVICE = (
     "Say which columns to read: text=COLUMN and label=COLUMN (in a shell --set task.text=COLUMN and --set "
     "task.label=COLUMN)."
 )
+
+
+class Splits(Mapping[str, "Dataset"]):
+    """Splits of a task by name, each read when it is first asked for, with the columns that the task needs.
+
+    Args:
+        spec: of the task.
+        origins: what each split is read from.
+        read: reads a split from its origin, by the columns that it needs and those that it may have.
+    """
+
+    def __init__(self, spec: TaskSpec, origins: Mapping[str, Any], read: Callable[..., Dataset]) -> None:
+        self._spec, self._origins, self._read = spec, origins, read
+        self._tables: dict[str, Dataset] = {}
+
+    def __getitem__(self, name: str) -> Dataset:
+        if name not in self._tables:
+            columns = (*self._spec.columns, *((self._spec.label,) if name == self._spec.train else ()))
+            self._tables[name] = self._read(self._origins[name], columns, self._spec.answer_columns)
+        return self._tables[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._origins
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._origins)
+
+    def __len__(self) -> int:
+        return len(self._origins)
 
 
 def load_task(
@@ -79,12 +107,12 @@ def load_task(
         DataError: the data cannot be found or read, lack a column, have labels out of range or too few rows.
     """
     given: dict[str, Any] = {
-        "text": _words(text),
+        "text": text,
         "label": label,
-        "labels": _words(labels),
+        "labels": labels,
         "kind": kind or ("multiple-choice" if choices else None),
-        "choices": _words(choices),
-        "choice_keys": _words(choice_keys),
+        "choices": choices,
+        "choice_keys": choice_keys,
         "train": train,
         "validation": validation,
         "test": test,
@@ -93,18 +121,19 @@ def load_task(
     }
     given = {key: value for key, value in given.items() if value is not None}
     sizes: dict[str, Any] = {"train_size": train_size, "heldout_size": heldout_size, "seed": seed}
+    arguments: dict[str, Any] = {}
     try:
-        if not isinstance(source, str | Path):
-            return _in_memory(source, given, sizes)
-        if str(source) == "demo" and data_dir is None:
-            return _demo(given, sizes)
-        spec, notes = _resolve(str(source), data_dir, given)
-        folder = None if data_dir is None else str(Path(data_dir).expanduser().resolve())
-        data = _read(spec, folder, str(source))
-        spec = _complete(spec, data, given)
-        name = spec.path if spec.path and Path(spec.path).is_absolute() else str(source)
-        arguments = {"source": name, "data_dir": folder, **sizes, **plain(given)}
-        return _assemble(spec, data, **sizes, arguments=arguments, notes=notes)
+        if isinstance(source, str | Path):
+            spec, notes = _resolve(str(source), data_dir, given)
+            folder = None if data_dir is None else str(Path(data_dir).expanduser().resolve())
+            data = _read(spec, folder, str(source))
+            name = spec.path if spec.path and Path(spec.path).is_absolute() else str(source)
+            arguments = {"source": name, "data_dir": folder, **sizes}
+            arguments |= {key: value for key, value in spec.to_dict().items() if key in given}
+        else:
+            spec, notes = TaskSpec.from_dict({"name": "data", **given}), _of_columns(given)
+            data = Splits(spec, source if isinstance(source, Mapping) else {spec.train: source}, sources.from_data)
+        return Task.of(_complete(spec, data, given), data, **sizes, arguments=arguments, notes=notes)
     except sources.ColumnError as error:
         raise DataError(f"{error} {ADVICE}") from error
 
@@ -123,13 +152,11 @@ def reload_task(record: Mapping[str, Any], data_dir: str | Path | None = None) -
     arguments = dict(record["arguments"])
     if data_dir is not None:
         arguments["data_dir"] = str(Path(data_dir).expanduser().resolve())
-    if spec.name == "demo":
-        return load_task(**arguments)
     if spec.path is None and arguments.get("data_dir") is None:
         raise TaskError(f"The rows of task '{spec.name}' were given in memory: say where they are, data_dir=.")
     sizes = {key: arguments[key] for key in ("train_size", "heldout_size", "seed") if key in arguments}
     data = _read(spec, arguments.get("data_dir"), arguments.get("source", spec.name))
-    return _assemble(spec, data, **sizes, arguments=arguments)
+    return Task.of(spec, data, **sizes, arguments=arguments)
 
 
 def build_task(
@@ -139,7 +166,6 @@ def build_task(
     train_size: int | None = None,
     heldout_size: int = 0,
     seed: int = 0,
-    arguments: Mapping[str, Any] | None = None,
 ) -> Task:
     """A task of rows in memory.
 
@@ -149,73 +175,20 @@ def build_task(
         train_size: number of training rows; all that are not held out by default.
         heldout_size: number of rows to cut off the training split.
         seed: of the choice of rows.
-        arguments: kept with the task.
 
     Raises:
         DataError: rows, columns or labels are missing or out of range.
     """
-    tables = {name: sources.from_data(rows) for name, rows in data.items()}
-    sizes: dict[str, Any] = {"train_size": train_size, "heldout_size": heldout_size, "seed": seed}
-    return _assemble(spec, tables, **sizes, arguments=arguments or {})
-
-
-def _assemble(
-    spec: TaskSpec,
-    data: Mapping[str, Dataset],
-    *,
-    train_size: int | None = None,
-    heldout_size: int = 0,
-    seed: int = 0,
-    arguments: Mapping[str, Any],
-    notes: tuple[str, ...] = (),
-) -> Task:
-    """The task of some splits: rows to train on, to choose settings on, and to report on."""
-
-    def split(name: str) -> Split:
-        return Split(data[name], spec, name, arguments).check()
-
-    heldout = None
-    if spec.train in data:
-        source = split(spec.train)
-        column(source.dataset, spec.label, spec.train)
-        if not source.labelled:
-            raise DataError(f"No row of the training split '{spec.train}' has a label in column '{spec.label}'.")
-        train, heldout = _divide(source, train_size, heldout_size, seed)
-    elif data:
-        train = Split(data[next(iter(data))].select([]), spec, spec.train, arguments)
-        notes += (f"There is no split '{spec.train}' to train on: the rows serve to predict alone.",)
-    else:
-        raise DataError(f"Task '{spec.name}' has no splits.")
-    roles: dict[str, Split | None] = {}
-    for role, name in (("validation", spec.validation), ("test", spec.test)):
-        found = split(name) if name and name in data else None
-        # The test labels of a benchmark are hidden: there is nothing to measure on.
-        roles[role] = found if found is not None and found.labelled else None
-    if roles["validation"] is not None and spec.validation == spec.test:
-        notes += (f"The rows of split '{spec.test}' stand in for a validation split.",)
-    return Task(spec, train, heldout, roles["validation"], roles["test"], data, arguments, notes)
-
-
-def _in_memory(rows: Any, given: Mapping[str, Any], sizes: Mapping[str, Any]) -> Task:
-    spec = TaskSpec.from_dict({"name": "data", **given})
-    origins = rows if isinstance(rows, Mapping) else {spec.train: rows}
-    data = _splits(spec, origins, sources.from_data)
-    return _assemble(_complete(spec, data, given), data, **sizes, arguments={}, notes=_of_columns(given))
-
-
-def _demo(given: Mapping[str, Any], sizes: Mapping[str, Any]) -> Task:
-    spec = replace(TaskSpec("demo", labels=LABELS), **given)
-    data = _splits(spec, sources.files_of(ROWS_PATH), sources.read_files)
-    return _assemble(spec, data, **sizes, arguments={"source": "demo", **sizes, **plain(given)})
+    splits = Splits(spec, data, sources.from_data)
+    return Task.of(spec, splits, train_size=train_size, heldout_size=heldout_size, seed=seed, arguments={})
 
 
 def _resolve(name: str, data_dir: str | Path | None, given: Mapping[str, Any]) -> tuple[TaskSpec, tuple[str, ...]]:
     """The task of a name, as far as it is known before the data are read, and what is to be said of it."""
-    if name == "demo" and "text" not in given:
-        raise TaskError("The rows of the demo ship with the package: leave data_dir out.")
     path = Path(name).expanduser()
     is_file = path.suffix.lower() in sources.SUFFIXES
-    known = None if is_file else find_task(name)
+    is_own = is_file or (name == DEMO and data_dir is not None and "text" in given)
+    known = None if is_own else find_task(name)
     if known is not None:
         return replace(known, **given), ()
     here = is_file or path.exists()
@@ -233,33 +206,24 @@ def _of_columns(given: Mapping[str, Any]) -> tuple[str, ...]:
     return (f"Unasked, {' and '.join(taken)}.",) if taken else ()
 
 
-def _splits(spec: TaskSpec, origins: Mapping[str, Any], read: Callable[..., Dataset]) -> sources.Splits:
-    """Splits of which those columns are read that the task needs, when they are needed."""
-
-    def needed(name: str, origin: Any) -> Dataset:
-        columns = (*spec.columns, spec.label) if name == spec.train else spec.columns
-        return read(origin, columns, spec.answer_columns)
-
-    return sources.Splits(origins, needed)
-
-
-def _read(spec: TaskSpec, data_dir: str | None, asked: str) -> sources.Splits:
+def _read(spec: TaskSpec, data_dir: str | None, asked: str) -> Splits:
     """All splits of a task, asked for by this name: from ``data_dir``, the path of the data or the hub."""
-    if data_dir is None and spec.path is not None:
-        # Paths of a user's own data are kept absolute, so that a folder named like a hub data set is not
-        # taken for it.
-        if not Path(spec.path).is_absolute():
-            return _splits(spec, sources.read_hub(spec.path, spec.config, spec.revision), sources.from_data)
-        return _read(replace(spec, path=None), spec.path, asked)
-    root = Path(data_dir or ".")
+    if spec.path == DEMO:
+        if data_dir is not None:
+            raise TaskError("The rows of the demo ship with the package: leave data_dir out.")
+        return Splits(spec, sources.files_of(ROWS_PATH), sources.read_files)
+    # Paths of a user's own data are kept absolute, so that a folder named like a hub data set is not taken for it.
+    if data_dir is None and spec.path is not None and not Path(spec.path).is_absolute():
+        return Splits(spec, sources.read_hub(spec.path, spec.config, spec.revision), sources.from_data)
+    root = Path(data_dir or spec.path or ".")
     if root.is_file() or root.suffix.lower() in sources.SUFFIXES:
-        return _splits(spec, {spec.train: [root]}, sources.read_files)
+        return Splits(spec, {spec.train: [root]}, sources.read_files)
     if not root.exists():
         raise DataError(f"There is no folder {root}.")
     own = [] if Path(asked).is_absolute() else [asked]
     for name in (*own, spec.name, spec.name.replace("/", "_"), *aliases(spec.name), "."):
         if (root / name).is_dir() and (files := sources.files_of(root / name)):
-            return _splits(spec, files, sources.read_files)
+            return Splits(spec, files, sources.read_files)
     raise DataError(
         f"No data of task '{spec.name}' in {root}: expected files such as {spec.train}.jsonl there or in "
         f"a folder '{spec.name}', ending in {', '.join(sources.SUFFIXES)}."
@@ -279,29 +243,3 @@ def _complete(spec: TaskSpec, data: Mapping[str, Dataset], given: Mapping[str, A
         rows = {name: data[name] for name in named if name and name in data and len(data[name])}
         return replace(spec, labels=spec.rules.classes(spec, rows))
     return spec
-
-
-def _divide(source: Split, train_size: int | None, heldout_size: int, seed: int) -> tuple[Split, Split | None]:
-    """The first rows of a permutation and the next ones; all in file order if none is left out."""
-    total = len(source)
-    if heldout_size < 0 or (train_size is not None and train_size < 1):
-        raise DataError(f"train_size is {train_size}, heldout_size {heldout_size}: expected at least 1 and 0.")
-    if train_size is not None and train_size > total:
-        raise DataError(f"train_size is {train_size}, but split '{source.name}' has {total} rows.")
-    if heldout_size + (train_size or 1) > total:
-        rest = total - (train_size or 1)
-        raise DataError(f"heldout_size is {heldout_size}, but split '{source.name}' can spare {rest} rows.")
-    if train_size is None and not heldout_size:
-        return source, None
-    import torch
-
-    size = total - heldout_size if train_size is None else train_size
-    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed)).tolist()
-    train, rest_rows = source.select(order[:size]), order[size : size + heldout_size]
-    return train, replace(source.select(rest_rows), name="heldout") if rest_rows else None
-
-
-def _words(value: str | Sequence[str] | None) -> tuple[str, ...] | None:
-    if value is None:
-        return None
-    return (value,) if isinstance(value, str) else tuple(str(part) for part in value)

@@ -1,7 +1,7 @@
-"""Where rows come from: a user's own objects in memory, files, folders of files named by split, or the hub.
+"""Where rows come from, a user's own objects, files, folders of files named by split, or the hub, and their fields.
 
 Local files are read without the cache of `datasets`, so nothing is left behind on the disk. Columns that nobody asks
-for are not converted: their values may be of any type.
+for are not converted: their values may be of any type. A field is a column or a part of one, such as "choices.text".
 """
 
 from __future__ import annotations
@@ -21,18 +21,21 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 __all__ = [
+    "SUFFIXES",
     "ColumnError",
-    "Splits",
-    "chunks",
+    "column",
+    "fields_of",
     "files_of",
     "from_data",
-    "from_rows",
-    "missing_column",
-    "read_file",
+    "holds",
+    "pick",
     "read_files",
     "read_hub",
+    "render",
+    "tables",
 ]
 
+FIELD = re.compile(r"\{([^{}]+)\}")
 #: The hub writes large splits as "train-00000-of-00002.parquet".
 SHARD = re.compile(r"-\d+-of-\d+$")
 
@@ -41,81 +44,63 @@ class ColumnError(DataError):
     """Rows lack a column that is asked for."""
 
 
-class Splits(Mapping[str, "Dataset"]):
-    """Splits by name, each read when it is first asked for.
+def holds(columns: Collection[str], path: str) -> bool:
+    """Whether one of the columns is a field, or the one that it is a part of."""
+    return path in columns or path.partition(".")[0] in columns
 
-    Args:
-        origins: what each split is read from.
-        read: reads the split of a name from its origin.
+
+def column(rows: Dataset, path: str, split: str = "data") -> list[Any]:
+    """Values of a field in all rows.
+
+    Raises:
+        DataError: there is no such column, or it has no such field.
     """
-
-    def __init__(self, origins: Mapping[str, Any], read: Callable[[str, Any], Dataset]) -> None:
-        self._origins, self._read = origins, read
-        self._tables: dict[str, Dataset] = {}
-
-    def __getitem__(self, name: str) -> Dataset:
-        if name not in self._tables:
-            self._tables[name] = self._read(name, self._origins[name])
-        return self._tables[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._origins
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._origins)
-
-    def __len__(self) -> int:
-        return len(self._origins)
+    head = path if path in rows.column_names else path.partition(".")[0]
+    if head not in rows.column_names:
+        raise ColumnError(f"split '{split}': {unknown('column', head, rows.column_names)}")
+    values: list[Any] = rows[head][:]
+    tail = path.removeprefix(head).removeprefix(".")
+    try:
+        return [pick(value, tail) for value in values] if tail else values
+    except (KeyError, TypeError) as error:
+        raise DataError(f"Column '{head}' of split '{split}' has no field '{tail}'.") from error
 
 
-def missing_column(origin: str, name: str, found: Iterable[Any], wanted: Iterable[str] = ()) -> ColumnError:
-    """The error that rows lack a column, with the columns that they have."""
-    expected = f" Expected: {', '.join(wanted)}." if wanted else ""
-    return ColumnError(f"{origin}: {unknown('column', name, map(str, found))}{expected}")
+def pick(row: Any, path: str) -> Any:
+    """Value of a field of a row; "choices.text" is the field `text` of the field `choices`."""
+    if isinstance(row, list):
+        return [pick(part, path) for part in row]
+    if not isinstance(row, dict) or path in row:
+        return row[path]
+    head, _, tail = path.partition(".")
+    return pick(row[head], tail)
 
 
-def from_rows(
-    rows: Iterable[Mapping[str, Any]],
-    columns: Collection[str] | None = None,
-    optional: Collection[str] = (),
-    origin: str = "the given rows",
+def fields_of(text: str) -> list[str]:
+    """Fields that a text is made of: those of a template, or the one that it names."""
+    return FIELD.findall(text) or [text]
+
+
+def render(text: str, row: Mapping[str, Any]) -> str:
+    """A text of a row: the value of a field, or a template with its fields filled in."""
+    if FIELD.search(text):
+        return FIELD.sub(lambda match: str(pick(row, match[1])), text)
+    return str(pick(row, text))
+
+
+def from_data(
+    data: Any, columns: Collection[str], optional: Collection[str] = (), origin: str = "the given rows"
 ) -> Dataset:
-    """Data set of rows; a field that some rows lack is null in them.
+    """Data set of a user's own rows in memory: a pandas DataFrame, a data set, or mappings from column to value.
 
     Args:
-        rows: mappings from column to value.
-        columns: to keep, or fields of them such as "choices.text"; all by default.
+        data: the rows; a field that some mappings lack is null in them.
+        columns: to keep, or fields of them such as "choices.text".
         optional: further ones to keep where there are any.
         origin: where the rows come from, for messages.
 
     Raises:
-        DataError: a column is lacking or holds values of several types.
-    """
-    import pyarrow as pa
-    from datasets import Dataset
-
-    rows = list(rows)
-    found = list(dict.fromkeys(name for row in rows for name in row))
-    table = {}
-    # Of no rows at all nothing is lacking but rows.
-    for name in (_wanted(origin, found, columns, optional) if rows else None) or found:
-        try:
-            table[str(name)] = pa.array([row.get(name) for row in rows], from_pandas=True)
-        except (pa.ArrowException, TypeError, OverflowError) as error:
-            raise DataError(f"Column '{name}' of {origin} holds values of more than one type: {error}") from error
-    return Dataset(pa.table(table))
-
-
-def from_data(
-    data: Any,
-    columns: Collection[str] | None = None,
-    optional: Collection[str] = (),
-    origin: str = "the given rows",
-) -> Dataset:
-    """Data set of a user's own rows in memory: a pandas DataFrame, a data set, or mappings from column to value.
-
-    Raises:
-        DataError: the data are something else; otherwise as in `from_rows`.
+        DataError: a column is lacking or holds values of several types, or the data are something else.
     """
     import pandas as pd
     from datasets import Dataset
@@ -125,57 +110,54 @@ def from_data(
         return data.with_format(None)
     if isinstance(data, pd.DataFrame):
         data = data.rename(columns=str)
-        data = data[_wanted(origin, list(data.columns), columns, optional) or list(data.columns)]
-        return from_rows(data.to_dict("records"), columns, optional, origin)
+        names = _wanted(origin, list(data.columns), columns, optional)
+        return _dataset({name: data[name].tolist() for name in names}, origin)
     if not isinstance(data, str | bytes | Mapping) and isinstance(data, Iterable):
         rows = list(data)
         if all(isinstance(row, Mapping) for row in rows):
-            return from_rows(rows, columns, optional, origin)
+            # Of no rows at all nothing is lacking but rows.
+            found = list(dict.fromkeys(name for row in rows for name in row))
+            names = _wanted(origin, found, columns, optional) if rows else []
+            return _dataset({name: [row.get(name) for row in rows] for name in names}, origin)
     raise DataError(
         f"Expected rows, found a {type(data).__name__}: give a DataFrame, a datasets.Dataset, or a list of mappings "
         "from column to value."
     )
 
 
-def read_file(path: Path, columns: Collection[str] | None = None, optional: Collection[str] = ()) -> Dataset:
-    """Rows of a .jsonl, .json, .csv, .tsv or .parquet file.
+def read_files(paths: Iterable[Path], columns: Collection[str], optional: Collection[str] = ()) -> Dataset:
+    """Rows of the files of one split, one after the other; as `tables` otherwise."""
+    from datasets import concatenate_datasets
+
+    parts = [part for path in paths for part in tables(path, columns, optional)]
+    return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
+
+
+def tables(
+    path: Path, columns: Collection[str], optional: Collection[str] = (), size: int | None = None
+) -> Iterator[Dataset]:
+    """Rows of a .jsonl, .json, .csv, .tsv or .parquet file, in the order of the file.
 
     Values of CSV and TSV files stay strings, as "NA" or "007" may be a text.
 
     Args:
-        path: of the file.
-        columns: to read; all by default.
+        path: of the file, which may be of any length if rows are read a few at a time; .json alone is read as a whole.
+        columns: to read.
         optional: further columns to read where the file has them.
+        size: number of rows at a time; None for all of them as one table, also of no rows.
 
     Raises:
         DataError: the file does not exist, has another ending, cannot be read or lacks a column.
     """
-    (table,) = _tables(path, columns, optional, None)
-    return table
-
-
-def chunks(path: Path, columns: Collection[str], size: int = 1000) -> Iterator[Dataset]:
-    """Rows of a file of any length in the order of the file, at most ``size`` at a time.
-
-    Args:
-        path: of a file as in `read_file`; only one of JSON lines, CSV, TSV or Parquet is not read as a whole.
-        columns: to read.
-        size: number of rows at a time.
-
-    Raises:
-        DataError: as in `read_file`.
-    """
-    return _tables(path, columns, (), size)
-
-
-def read_files(
-    paths: Iterable[Path], columns: Collection[str] | None = None, optional: Collection[str] = ()
-) -> Dataset:
-    """Rows of the files of one split, one after the other; as `read_file` otherwise."""
-    from datasets import concatenate_datasets
-
-    parts = [read_file(path, columns, optional) for path in paths]
-    return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
+    if not path.is_file():
+        raise DataError(f"There is no file {path}.")
+    if path.suffix.lower() not in SUFFIXES:
+        raise DataError(f"Cannot read {path}: expected a file ending in {', '.join(SUFFIXES)}.")
+    read = _parquet if path.suffix.lower() == PARQUET else _texts
+    try:
+        yield from read(path, columns, optional, size)
+    except (UnicodeDecodeError, csv.Error, OSError, ValueError) as error:  # pyarrow's derive from these
+        raise DataError(f"Cannot read {path}: {error}") from error
 
 
 def files_of(folder: Path) -> dict[str, list[Path]]:
@@ -213,24 +195,7 @@ def read_hub(path: str, config: str | None = None, revision: str | None = None) 
         ) from error
 
 
-def _tables(
-    path: Path, columns: Collection[str] | None, optional: Collection[str], size: int | None
-) -> Iterator[Dataset]:
-    """The rows of a file, ``size`` at a time; all of them as one table, also of no rows, if that is None."""
-    if not path.is_file():
-        raise DataError(f"There is no file {path}.")
-    if path.suffix.lower() not in SUFFIXES:
-        raise DataError(f"Cannot read {path}: expected a file ending in {', '.join(SUFFIXES)}.")
-    read = _parquet if path.suffix.lower() == PARQUET else _texts
-    try:
-        yield from read(path, columns, optional, size)
-    except (UnicodeDecodeError, csv.Error, OSError, ValueError) as error:  # pyarrow's derive from these
-        raise DataError(f"Cannot read {path}: {error}") from error
-
-
-def _parquet(
-    path: Path, columns: Collection[str] | None, optional: Collection[str], size: int | None
-) -> Iterator[Dataset]:
+def _parquet(path: Path, columns: Collection[str], optional: Collection[str], size: int | None) -> Iterator[Dataset]:
     import pyarrow as pa
     from datasets import Dataset
     from pyarrow import parquet
@@ -244,27 +209,38 @@ def _parquet(
                 yield Dataset(pa.Table.from_batches([batch]))
 
 
-def _texts(
-    path: Path, columns: Collection[str] | None, optional: Collection[str], size: int | None
-) -> Iterator[Dataset]:
+def _texts(path: Path, columns: Collection[str], optional: Collection[str], size: int | None) -> Iterator[Dataset]:
     rows = READERS[path.suffix.lower()](path)
     for part in [rows] if size is None else iter(lambda: list(islice(rows, size)), []):
-        yield from_rows(part, columns, optional, str(path))
+        yield from_data(part, columns, optional, str(path))
 
 
-def _wanted(
-    origin: str, found: Collection[str], fields: Collection[str] | None, optional: Collection[str]
-) -> list[str] | None:
-    """Those of the columns that hold these fields; None for all."""
-    if fields is None:
-        return None
+def _wanted(origin: str, found: Collection[str], fields: Collection[str], optional: Collection[str]) -> list[str]:
+    """Those of the columns that hold these fields."""
     for name in fields:
-        if name not in found and name.partition(".")[0] not in found:
-            raise missing_column(origin, name.partition(".")[0], found, fields)
-        if list(found).count(name) > 1:
-            raise DataError(f"Several columns of {origin} are called '{name}': rename all but one.")
+        if not holds(found, name):
+            expected = f" Expected: {', '.join(fields)}."
+            raise ColumnError(f"{origin}: {unknown('column', name.partition('.')[0], map(str, found))}{expected}")
     named = {part for name in (*fields, *optional) for part in (name, name.partition(".")[0])}
-    return [name for name in found if name in named]
+    wanted = [name for name in found if name in named]
+    for name, times in Counter(wanted).items():
+        if times > 1:
+            raise DataError(f"Several columns of {origin} are called '{name}': rename all but one.")
+    return wanted
+
+
+def _dataset(columns: Mapping[str, list[Any]], origin: str) -> Dataset:
+    """Data set of columns; what pandas takes for a missing value is null."""
+    import pyarrow as pa
+    from datasets import Dataset
+
+    table = {}
+    for name, values in columns.items():
+        try:
+            table[name] = pa.array(values, from_pandas=True)
+        except (pa.ArrowException, TypeError, OverflowError) as error:
+            raise DataError(f"Column '{name}' of {origin} holds values of more than one type: {error}") from error
+    return Dataset(pa.table(table))
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -10,23 +10,23 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from bayeslora.demo import LABELS
 from bayeslora.errors import TaskError, unknown
 from bayeslora.registry import Registry
-from bayeslora.tasks.fields import fields_of
-from bayeslora.tasks.kinds import KINDS, Kind
-from bayeslora.tasks.labels import name_of
+from bayeslora.tasks.kinds import KINDS, Kind, name_of
+from bayeslora.tasks.sources import fields_of
 
-__all__ = ["PROBABILITIES", "TaskSpec", "aliases", "check_compatible", "find_task", "plain", "task_names"]
+__all__ = ["DEMO", "TASKS", "TaskSpec", "aliases", "check_compatible", "find_task", "task_names"]
 
-#: Column of the true class probabilities, where they are known.
-PROBABILITIES = "probabilities"
+#: Path of the rows that ship with the package, wherever that is.
+DEMO = "demo"
 
 
 @dataclass(frozen=True)
 class TaskSpec:
     """What the columns of a data set mean: plain data, kept with every posterior.
 
-    A field is a column or, as in "choices.text", a part of one.
+    A field is a column or, as in "choices.text", a part of one. Of several names one alone may be given as it is.
 
     Attributes:
         name: of the task.
@@ -39,7 +39,7 @@ class TaskSpec:
         choice_keys: field with the names of a row's choices, or the names themselves; an answer is looked up
             among them. Empty where the answer is the number of a choice, from 0.
         blank: mark in the text that a choice fills.
-        path: of the data: a data set on the hub, a file or a folder; None for rows given in memory.
+        path: of the data: a data set on the hub, a file or a folder, or "demo"; None for rows given in memory.
         config: configuration of the data set on the hub.
         revision: of the data set on the hub.
         train: name of the training split.
@@ -63,6 +63,9 @@ class TaskSpec:
     test: str | None = "test"
 
     def __post_init__(self) -> None:
+        for name in ("text", "labels", "choices", "choice_keys"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(str(part) for part in value))
         if self.kind not in KINDS:
             raise TaskError(unknown("kind of task", str(self.kind), KINDS))
         self.rules.check(self)
@@ -77,18 +80,17 @@ class TaskSpec:
     @property
     def max_choices(self) -> int:
         """Most choices that a row of a multiple-choice task may have; 0 for other tasks."""
-        return self.rules.max_choices(self)
+        return len(self.labels) if self.choices else 0
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Fields that the texts of a row are made of."""
-        parts = (fields_of(text) for text in self.text)
-        return tuple(dict.fromkeys([name for part in parts for name in part] + list(self.choices)))
+        return tuple(dict.fromkeys([name for text in self.text for name in fields_of(text)] + [*self.choices]))
 
     @property
     def answer_columns(self) -> tuple[str, ...]:
         """Fields that say what is right: label, names of choices, true probabilities."""
-        return (self.label, *(self.choice_keys if len(self.choice_keys) == 1 else ()), PROBABILITIES)
+        return (self.label, *(self.choice_keys if len(self.choice_keys) == 1 else ()), "probabilities")
 
     def texts(self, row: Mapping[str, Any]) -> list[tuple[str, str | None]]:
         """What a network reads of a row: one text or pair; for multiple choice, a pair for each choice."""
@@ -96,7 +98,7 @@ class TaskSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return plain(asdict(self))
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TaskSpec:
@@ -109,14 +111,11 @@ class TaskSpec:
         for key in values:
             if key not in known:
                 raise TaskError(unknown("property of a task", key, known))
-        found: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
-        }
-        return cls(**found)
+        return cls(**values)
 
 
-#: Tasks of a user's own, beside those that are known.
-TASKS: Registry[TaskSpec] = Registry("task", {})
+#: Tasks that are known beside those of the file: the demo, and a user's own.
+TASKS: Registry[TaskSpec] = Registry("task", {"demo": TaskSpec("demo", labels=LABELS, path=DEMO)})
 
 
 def check_compatible(spec: TaskSpec, other: TaskSpec) -> None:
@@ -132,10 +131,10 @@ def check_compatible(spec: TaskSpec, other: TaskSpec) -> None:
     Raises:
         TaskError: the tasks are of different kinds or have different classes.
     """
-    if other.kind == spec.kind and spec.rules.fits(spec, other):
-        return
     hint = ""
     if other.kind == spec.kind:
+        if spec.rules.fits(spec, other):
+            return
         flag = quote(f"task.labels={','.join(spec.labels)}")
         hint = (
             " If the classes are the same in this order, say so by their names: "
@@ -149,7 +148,7 @@ def check_compatible(spec: TaskSpec, other: TaskSpec) -> None:
 
 def task_names() -> tuple[str, ...]:
     """Names of the known tasks; "*" stands for any configuration."""
-    return ("demo", *_registry(), *TASKS)
+    return (*TASKS, *_registry())
 
 
 def find_task(name: str) -> TaskSpec | None:
@@ -175,11 +174,6 @@ def find_task(name: str) -> TaskSpec | None:
 def aliases(task: str) -> list[str]:
     """Other names of a known task, with underscores for all that is no letter or digit."""
     return [alias for alias, name in _names().items() if name == task]
-
-
-def plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values for JSON: tuples become lists."""
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
 @cache

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from bayeslora.errors import DataError, TaskError, unknown
-from bayeslora.tasks.fields import check_texts
-from bayeslora.tasks.labels import read_labels
+from bayeslora.tasks.sources import column, fields_of, from_data
 from bayeslora.tasks.spec import TaskSpec
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor
 
-__all__ = ["Split", "Task"]
+__all__ = ["Split", "Task", "rows_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +41,7 @@ class Split:
 
     @cached_property
     def _labels(self) -> list[int] | list[float] | None:
-        return read_labels(self.dataset, self.spec, self.name)
+        return self.spec.rules.labels(self.dataset, self.spec, self.name)
 
     @property
     def labelled(self) -> bool:
@@ -68,17 +69,64 @@ class Split:
         label = None if self._labels is None else self._labels[row]
         return self.spec.rules.render(self.spec, self.spec.texts(self.dataset[row]), label)
 
+    def divide(self, train_size: int | None, heldout_size: int, seed: int) -> tuple[Split, Split | None]:
+        """The first rows of a permutation and the next ones; all in file order if none is left out.
+
+        Raises:
+            DataError: there are fewer rows.
+        """
+        total = len(self)
+        if heldout_size < 0 or (train_size is not None and train_size < 1):
+            raise DataError(f"train_size is {train_size}, heldout_size {heldout_size}: expected at least 1 and 0.")
+        if train_size is not None and train_size > total:
+            raise DataError(f"train_size is {train_size}, but split '{self.name}' has {total} rows.")
+        if heldout_size + (train_size or 1) > total:
+            rest = total - (train_size or 1)
+            raise DataError(f"heldout_size is {heldout_size}, but split '{self.name}' can spare {rest} rows.")
+        if train_size is None and not heldout_size:
+            return self, None
+        import torch
+
+        size = total - heldout_size if train_size is None else train_size
+        order = torch.randperm(total, generator=torch.Generator().manual_seed(seed)).tolist()
+        train, heldout = self.select(order[:size]), self.select(order[size : size + heldout_size])
+        return train, replace(heldout, name="heldout") if heldout_size else None
+
     def check(self) -> Split:
         """This split, if it has rows whose texts are there and whose labels are in range.
 
+        A text is a string, or a number or boolean, which is written out. Null, NaN, lists, mappings and bytes are none.
+        A text may be blank if another one of the row is not.
+
         Raises:
-            DataError: otherwise.
+            DataError: otherwise; the message names the row, counted from 0.
         """
         if not len(self):
             raise DataError(f"Split '{self.name}' of task '{self.spec.name}' has no rows.")
-        check_texts(self.dataset, self.spec, self.name)
+        columns = self.spec.columns
+        blank = set(range(len(self)))
+        for name in columns:
+            many = self.spec.choices == (name,)
+            for row, value in enumerate(column(self.dataset, name, self.name)):
+                if value is None or (many and not isinstance(value, list)):
+                    self._refuse(value, name, row, "a list of choices" if many else "a text")
+                for part in value if many else [value]:
+                    if not isinstance(part, str | int | float) or (isinstance(part, float) and not math.isfinite(part)):
+                        self._refuse(part, name, row, "a text")
+                    if str(part).strip():
+                        blank.discard(row)
+        if blank:
+            names = ", ".join(map(repr, columns))
+            raise DataError(f"Row {min(blank)} of split '{self.name}' has no text in {names}: remove it.")
         _ = self._labels
         return self
+
+    def _refuse(self, value: Any, name: str, row: int, wanted: str) -> None:
+        if value is None or (isinstance(value, float) and math.isnan(value)):
+            raise DataError(f"Row {row} of split '{self.name}' has no value in column '{name}': remove it.")
+        found = f"Row {row} of split '{self.name}' has a {type(value).__name__} in column '{name}'"
+        hint = " Join its parts into one text." if isinstance(value, list | dict) else ""
+        raise DataError(f"{found}, expected {wanted}.{hint}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,15 +153,51 @@ class Task:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    @classmethod
+    def of(
+        cls,
+        spec: TaskSpec,
+        data: Mapping[str, Dataset],
+        *,
+        train_size: int | None = None,
+        heldout_size: int = 0,
+        seed: int = 0,
+        arguments: Mapping[str, Any],
+        notes: tuple[str, ...] = (),
+    ) -> Task:
+        """The task of some splits: rows to train on, to choose settings on, and to report on.
+
+        Raises:
+            DataError: there are no splits, too few rows, or texts or labels that cannot be read.
+        """
+
+        def split(name: str) -> Split:
+            return Split(data[name], spec, name, arguments).check()
+
+        def reported(name: str | None) -> Split | None:
+            # The test labels of a benchmark are hidden: there is nothing to measure on.
+            return found if name and name in data and (found := split(name)).labelled else None
+
+        if not data:
+            raise DataError(f"Task '{spec.name}' has no splits.")
+        heldout = None
+        if spec.train in data:
+            source = split(spec.train)
+            if not source.labelled:
+                raise DataError(f"No row of the training split '{spec.train}' has a label in column '{spec.label}'.")
+            train, heldout = source.divide(train_size, heldout_size, seed)
+        else:
+            train = Split(data[next(iter(data))].select([]), spec, spec.train, arguments)
+            notes += (f"There is no split '{spec.train}' to train on: the rows serve to predict alone.",)
+        validation, test = reported(spec.validation), reported(spec.test)
+        if validation is not None and spec.validation == spec.test:
+            notes += (f"The rows of split '{spec.test}' stand in for a validation split.",)
+        return cls(spec, train, heldout, validation, test, data, arguments, notes)
+
     @property
     def roles(self) -> dict[str, Split]:
         """The splits train, heldout, validation and test, as far as the task has them."""
-        splits = {
-            "train": self.train,
-            "heldout": self.heldout,
-            "validation": self.validation,
-            "test": self.test,
-        }
+        splits = {name: getattr(self, name) for name in ("train", "heldout", "validation", "test")}
         return {name: split for name, split in splits.items() if split is not None and len(split)}
 
     def split(self, name: str) -> Split:
@@ -139,3 +223,46 @@ class Task:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: what the columns mean and how the rows were loaded."""
         return {"spec": self.spec.to_dict(), "arguments": dict(self.arguments)}
+
+
+def rows_of(spec: TaskSpec, data: Any, name: str = "new rows") -> Split:
+    """Rows of a task, which need no labels.
+
+    Args:
+        spec: the task.
+        data: one row or many: for a task of one text a text each, for a task of two a pair (a tuple) each, for any task
+            a mapping from column to value each; or a DataFrame or a data set with the task's columns.
+        name: of these rows, for messages.
+
+    Raises:
+        DataError: the data are something else, lack a column or a text, or have labels that are none of the task's.
+    """
+    if isinstance(data, str | Mapping) or (isinstance(data, tuple) and len(spec.text) == 2 and _are_texts(data)):
+        data = [data]
+    if isinstance(data, Iterable) and not hasattr(data, "columns") and not hasattr(data, "column_names"):
+        data = [_row(spec, row, number, name) for number, row in enumerate(data)]
+    table = from_data(data, spec.columns, spec.answer_columns, f"the {name}")
+    if spec.max_choices and len(table):
+        # Rows to predict may have more choices than those that were fitted.
+        names = spec.rules.classes(replace(spec, labels=()), {name: table})
+        spec = max(spec, replace(spec, labels=names), key=lambda each: each.max_choices)
+    return Split(table, spec, name).check()
+
+
+def _row(spec: TaskSpec, row: Any, number: int, name: str) -> Mapping[str, Any]:
+    """A row as a mapping, from a text or a pair of texts where these are all that the task reads."""
+    if isinstance(row, Mapping):
+        return row
+    texts = (row,) if isinstance(row, str) else row
+    fields = [fields_of(text) for text in spec.text]
+    plain = not spec.choices and all(len(found) == 1 for found in fields)
+    if plain and isinstance(texts, tuple | list) and _are_texts(texts) and len(texts) == len(fields):
+        return {found[0]: text for found, text in zip(fields, texts, strict=True)}
+    wanted = f"a mapping with {', '.join(spec.columns)}"
+    if plain:
+        wanted = f"{'a text' if len(fields) == 1 else 'a pair of texts'}, or {wanted}"
+    raise DataError(f"Row {number} of the {name} is a {type(row).__name__}, {reprlib.repr(row)}, expected {wanted}.")
+
+
+def _are_texts(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from datasets import Dataset
 from pyarrow import parquet
 
 from bayeslora.errors import DataError
-from bayeslora.tasks.sources import chunks, files_of, from_rows, read_file, read_files
+from bayeslora.tasks.sources import files_of, from_data, read_files, tables
 
+COLUMNS = ("text", "label")
 ROWS = [{"text": "a, b", "label": "0"}, {"text": 'say "c"', "label": "1"}]
 FILES = {
     "rows.jsonl": '{"text": "a, b", "label": "0"}\n\n{"text": "say \\"c\\"", "label": "1"}\n',
@@ -25,32 +27,32 @@ FILES = {
 @pytest.mark.parametrize("name", FILES)
 def test_text_formats(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text(FILES[name], encoding="utf-8", newline="")
-    assert read_file(tmp_path / name).to_list() == ROWS
+    assert read_files([tmp_path / name], COLUMNS).to_list() == ROWS
 
 
 def test_parquet(tmp_path: Path) -> None:
-    from_rows(ROWS).to_parquet(tmp_path / "rows.parquet")
-    assert read_file(tmp_path / "rows.parquet").to_list() == ROWS
+    Dataset.from_list(ROWS).to_parquet(tmp_path / "rows.parquet")
+    assert read_files([tmp_path / "rows.parquet"], COLUMNS).to_list() == ROWS
 
 
 def test_a_folder_joins_the_parts_of_a_split(tmp_path: Path) -> None:
     for part, row in enumerate(ROWS):
-        from_rows([row]).to_parquet(tmp_path / f"train-0000{part}-of-00002.parquet")
+        Dataset.from_list([row]).to_parquet(tmp_path / f"train-0000{part}-of-00002.parquet")
     (tmp_path / "test.csv").write_text("text,label\na,0\n", encoding="utf-8")
     (tmp_path / "README.md").write_text("no data", encoding="utf-8")
     splits = files_of(tmp_path)
     assert sorted(splits) == ["test", "train"]
-    assert read_files(splits["train"]).to_list() == ROWS
+    assert read_files(splits["train"], COLUMNS).to_list() == ROWS
 
 
 def test_a_field_that_a_row_lacks_is_null() -> None:
-    assert from_rows([{"a": 1}, {"a": 2, "b": "x"}]).to_list() == [{"a": 1, "b": None}, {"a": 2, "b": "x"}]
+    assert from_data([{"a": 1}, {"a": 2, "b": "x"}], ["a", "b"]).to_list() == [{"a": 1, "b": None}, {"a": 2, "b": "x"}]
 
 
 def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.csv").write_text(FILES["rows.csv"], encoding="utf-8", newline="")
-    read_files(files_of(tmp_path)["rows"])
+    read_files(files_of(tmp_path)["rows"], COLUMNS)
     assert [path.name for path in tmp_path.rglob("*")] == ["rows.csv"]
 
 
@@ -71,7 +73,7 @@ def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_broken_file_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message) as error:
-        read_file(tmp_path / name)
+        read_files([tmp_path / name], ["a"])
     assert name in str(error.value)
 
 
@@ -86,23 +88,23 @@ def test_one_split_in_two_formats(tmp_path: Path) -> None:
 def test_a_long_file_in_chunks(tmp_path: Path, name: str) -> None:
     rows = [{"text": f"t{row}", "other": f"o{row}"} for row in range(7)]
     if name.endswith("parquet"):
-        from_rows(rows).to_parquet(tmp_path / name)
+        Dataset.from_list(rows).to_parquet(tmp_path / name)
     elif name.endswith("jsonl"):
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     else:
         comma = "," if name.endswith("csv") else "\t"
         lines = [comma.join(cells) for cells in (rows[0].keys(), *(row.values() for row in rows))]
         (tmp_path / name).write_text("\n".join(lines), encoding="utf-8")
-    parts = list(chunks(tmp_path / name, ["text"], size=3))
+    parts = list(tables(tmp_path / name, ["text"], size=3))
     assert [len(part) for part in parts] == [3, 3, 1]
     assert [row for part in parts for row in part.to_list()] == [{"text": f"t{row}"} for row in range(7)]
     with pytest.raises(DataError, match="Unknown column 'texts'. Did you mean 'text'"):
-        next(chunks(tmp_path / name, ["texts"]))
+        next(tables(tmp_path / name, ["texts"]))
 
 
 def test_columns_that_nobody_asks_for_may_hold_anything(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"text": "a", "x": 1}\n{"text": "b", "x": [1]}\n', encoding="utf-8")
     maps = pa.array([[("key", 1)]], pa.map_(pa.string(), pa.int64()))
     parquet.write_table(pa.table({"text": ["a"], "x": maps}), tmp_path / "rows.parquet")
-    assert read_file(tmp_path / "rows.jsonl", ["text"], ["label"]).to_list() == [{"text": "a"}, {"text": "b"}]
-    assert read_file(tmp_path / "rows.parquet", ["text"]).to_list() == [{"text": "a"}]
+    assert read_files([tmp_path / "rows.jsonl"], ["text"], ["label"]).to_list() == [{"text": "a"}, {"text": "b"}]
+    assert read_files([tmp_path / "rows.parquet"], ["text"]).to_list() == [{"text": "a"}]

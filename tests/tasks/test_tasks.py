@@ -118,6 +118,17 @@ def test_several_columns_of_one_name(tmp_path: Path) -> None:
     for data in (tmp_path / "rows.parquet", frame):
         with pytest.raises(DataError, match="Several columns of .* are called 'text': rename all but one"):
             load_task(data)
+    with pytest.raises(DataError, match="Several columns of .* are called 'label'"):
+        load_task(pd.DataFrame([["a", 0, 1]], columns=["text", "label", "label"]))
+
+
+def test_one_name_of_several_is_given_as_it_is() -> None:
+    spec = TaskSpec("t", text="body", labels=[0, 1], choice_keys="key")  # type: ignore[arg-type]  # as a user may
+    assert (spec.text, spec.labels, spec.choice_keys) == (("body",), ("0", "1"), ("key",))
+
+
+def test_no_rows_have_no_labels(mrpc: Path) -> None:
+    assert not load_task("mrpc", mrpc).train.select([]).labelled
 
 
 def test_splits_that_nobody_asks_for_are_not_read(mrpc: Path) -> None:

@@ -9,18 +9,22 @@ import pytest
 from datasets import ClassLabel, Dataset, Features
 
 from bayeslora.errors import DataError
-from bayeslora.tasks.fields import column, pick
-from bayeslora.tasks.labels import infer_classes, read_labels
-from bayeslora.tasks.sources import from_rows
+from bayeslora.tasks.kinds import infer_classes
+from bayeslora.tasks.sources import column, from_data, pick
 from bayeslora.tasks.spec import TaskSpec
 
 
+def labelled(values: list[Any]) -> Dataset:
+    return from_data([{"label": value} for value in values], ["label"])
+
+
 def infer(values: list[Any]) -> tuple[str, ...]:
-    return infer_classes(from_rows({"label": value} for value in values), "label")
+    return infer_classes(labelled(values), "label")
 
 
 def read(values: list[Any], **fields: Any) -> list[int] | list[float] | None:
-    return read_labels(from_rows({"label": value} for value in values), TaskSpec("t", **fields))
+    spec = TaskSpec("t", **fields)
+    return spec.rules.labels(labelled(values), spec)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +112,8 @@ def test_the_order_of_rows_does_not_number_classes() -> None:
 def test_numbers_of_a_class_label_count_its_own_names(labels: tuple[str, ...], numbers: list[int]) -> None:
     stars = Dataset.from_dict({"label": [0, 1]}, features=Features({"label": ClassLabel(names=["1", "2"])}))
     assert infer_classes(stars, "label") == ("1", "2")
-    assert read_labels(stars, TaskSpec("t", labels=labels)) == numbers
+    spec = TaskSpec("t", labels=labels)
+    assert spec.rules.labels(stars, spec) == numbers
 
 
 def test_minus_one_beside_other_values_may_be_a_class() -> None:
@@ -148,12 +153,12 @@ def test_answers_that_fit_no_choice(row: dict[str, Any], message: str) -> None:
         "t", "multiple-choice", ("q",), "answer", ("A", "B", "C"), choices=("texts",), choice_keys=("keys",)
     )
     with pytest.raises(DataError, match=message):
-        read_labels(from_rows([row]), spec)
+        spec.rules.labels(from_data([row], row), spec)
 
 
 def test_a_field_that_a_column_lacks() -> None:
     with pytest.raises(DataError, match="Column 'choices' of split 'data' has no field 'texts'"):
-        column(from_rows([{"choices": {"text": ["x"]}}]), "choices.texts")
+        column(from_data([{"choices": {"text": ["x"]}}], ["choices"]), "choices.texts")
 
 
 def test_fields_of_fields() -> None:
