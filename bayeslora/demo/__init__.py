@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["LABELS", "MODEL_PATH", "ROWS_PATH"]
+__all__ = ["MODEL_PATH", "ROWS_PATH"]
 
 #: Folder of the encoder, for `AutoModelForSequenceClassification.from_pretrained`.
 MODEL_PATH = Path(__file__).with_name("encoder")
 #: Folder of the rows, a Parquet file for each split: text, label, and the true probabilities of the classes.
 ROWS_PATH = Path(__file__).with_name("rows")
-#: The classes in the order of their numbers.
-LABELS = ("no", "unsure", "yes")

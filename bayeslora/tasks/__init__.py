@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from bayeslora.tasks.loading import build_task, load_task, reload_task
+from bayeslora.tasks.loading import load_task, reload_task, rows_of
 from bayeslora.tasks.spec import TaskSpec, check_compatible, task_names
-from bayeslora.tasks.task import Split, Task, rows_of
+from bayeslora.tasks.task import Split, Task, build_task
 
 __all__ = [
     "Split",

@@ -25,10 +25,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from bayeslora.errors import DataError, TaskError
-from bayeslora.tasks.sources import column, holds, pick, render
+from bayeslora.tasks.sources import ColumnError, column, pick, render
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -45,13 +45,7 @@ MANY = 100
 
 
 class Kind(ABC):
-    """What a task asks of a row; unless a kind says otherwise, of one or two texts.
-
-    Attributes:
-        dtype: of labels, by its name in torch, which is not imported here.
-    """
-
-    dtype: ClassVar[str] = "int64"
+    """What a task asks of a row; unless a kind says otherwise, of one or two texts."""
 
     def check(self, spec: TaskSpec) -> None:
         """Check that a spec says what this kind needs.
@@ -64,6 +58,8 @@ class Kind(ABC):
                 f"Task '{spec.name}' has {len(spec.text)} texts, expected 1 or 2. Join columns by a "
                 "template, such as text='{title}: {body}'."
             )
+        if len({name_of(label) for label in spec.labels}) < len(spec.labels):
+            raise TaskError(f"Task '{spec.name}' names a class twice: {', '.join(spec.labels)}.")
 
     def describe(self, spec: TaskSpec) -> str:
         """The question, on one line."""
@@ -83,9 +79,10 @@ class Kind(ABC):
         Raises:
             DataError: only some rows have a label, or one is out of range; the message names the row, counted from 0.
         """
-        if not holds(rows.column_names, spec.label):
+        try:
+            values = _single(rows, spec.label, split)
+        except ColumnError:
             return None
-        values = _single(rows, spec.label, split)
         minus_one_is_none = self.minus_one_is_none(spec, values)
         missing = [
             row for row, value in enumerate(values) if _is_missing(value) or (minus_one_is_none and _whole(value) == -1)
@@ -170,8 +167,6 @@ class Classification(Kind):
 class Regression(Kind):
     """A row has a value."""
 
-    dtype = "float32"
-
     def minus_one_is_none(self, spec: TaskSpec, values: Sequence[Any]) -> bool:
         """Whether no row has another value."""
         return all(_whole(value) == -1 for value in values)
@@ -193,6 +188,7 @@ class MultipleChoice(Kind):
         """One text, the question, and its choices."""
         if len(spec.text) != 1 or not spec.choices:
             raise TaskError(f"Task '{spec.name}': multiple choice needs one text, the question, and its choices.")
+        super().check(spec)
 
     def classes(self, spec: TaskSpec, splits: Mapping[str, Dataset]) -> tuple[str, ...]:
         """Names given, or a letter for each choice of the widest row."""

@@ -2,57 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bayeslora.demo import ROWS_PATH
 from bayeslora.errors import DataError, TaskError, unknown
 from bayeslora.tasks import sources
 from bayeslora.tasks.spec import DEMO, TaskSpec, aliases, find_task, task_names
-from bayeslora.tasks.task import Task
+from bayeslora.tasks.task import Split, Splits, Task, build_task, complete
 
-if TYPE_CHECKING:
-    from datasets import Dataset
+__all__ = ["load_task", "reload_task", "rows_of"]
 
-__all__ = ["build_task", "load_task", "reload_task"]
-
-#: Names that a validation split goes by in data of a user's own.
-VALIDATION = ("validation", "valid", "val", "dev")
 ADVICE = (
     "Say which columns to read: text=COLUMN and label=COLUMN (in a shell --set task.text=COLUMN and --set "
     "task.label=COLUMN)."
 )
-
-
-class Splits(Mapping[str, "Dataset"]):
-    """Splits of a task by name, each read when it is first asked for, with the columns that the task needs.
-
-    Args:
-        spec: of the task.
-        origins: what each split is read from.
-        read: reads a split from its origin, by the columns that it needs and those that it may have.
-    """
-
-    def __init__(self, spec: TaskSpec, origins: Mapping[str, Any], read: Callable[..., Dataset]) -> None:
-        self._spec, self._origins, self._read = spec, origins, read
-        self._tables: dict[str, Dataset] = {}
-
-    def __getitem__(self, name: str) -> Dataset:
-        if name not in self._tables:
-            columns = (*self._spec.columns, *((self._spec.label,) if name == self._spec.train else ()))
-            self._tables[name] = self._read(self._origins[name], columns, self._spec.answer_columns)
-        return self._tables[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._origins
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._origins)
-
-    def __len__(self) -> int:
-        return len(self._origins)
 
 
 def load_task(
@@ -132,8 +99,8 @@ def load_task(
             arguments |= {key: value for key, value in spec.to_dict().items() if key in given}
         else:
             spec, notes = TaskSpec.from_dict({"name": "data", **given}), _of_columns(given)
-            data = Splits(spec, source if isinstance(source, Mapping) else {spec.train: source}, sources.from_data)
-        return Task.of(_complete(spec, data, given), data, **sizes, arguments=arguments, notes=notes)
+            data = Splits(spec, source if isinstance(source, Mapping) else {spec.train: source})
+        return build_task(complete(spec, data, given), data, **sizes, arguments=arguments, notes=notes)
     except sources.ColumnError as error:
         raise DataError(f"{error} {ADVICE}") from error
 
@@ -156,31 +123,31 @@ def reload_task(record: Mapping[str, Any], data_dir: str | Path | None = None) -
         raise TaskError(f"The rows of task '{spec.name}' were given in memory: say where they are, data_dir=.")
     sizes = {key: arguments[key] for key in ("train_size", "heldout_size", "seed") if key in arguments}
     data = _read(spec, arguments.get("data_dir"), arguments.get("source", spec.name))
-    return Task.of(spec, data, **sizes, arguments=arguments)
+    return build_task(spec, data, **sizes, arguments=arguments)
 
 
-def build_task(
-    spec: TaskSpec,
-    data: Mapping[str, Any],
-    *,
-    train_size: int | None = None,
-    heldout_size: int = 0,
-    seed: int = 0,
-) -> Task:
-    """A task of rows in memory.
+def rows_of(spec: TaskSpec, data: Any, name: str = "new rows") -> Split:
+    """Rows of a task, which need no labels.
 
     Args:
-        spec: what the columns mean.
-        data: by the name of the split, a data set, a DataFrame or a list of rows.
-        train_size: number of training rows; all that are not held out by default.
-        heldout_size: number of rows to cut off the training split.
-        seed: of the choice of rows.
+        spec: the task.
+        data: one row or many: for a task of one text a text each, for a task of two a pair (a tuple) each, for any task
+            a mapping from column to value each; or a DataFrame or a data set with the task's columns.
+        name: of these rows, for messages.
 
     Raises:
-        DataError: rows, columns or labels are missing or out of range.
+        DataError: the data are something else, lack a column or a text, or have labels that are none of the task's.
     """
-    splits = Splits(spec, data, sources.from_data)
-    return Task.of(spec, splits, train_size=train_size, heldout_size=heldout_size, seed=seed, arguments={})
+    if isinstance(data, str | Mapping) or (isinstance(data, tuple) and len(spec.text) == 2 and _are_texts(data)):
+        data = [data]
+    if isinstance(data, Iterable) and not hasattr(data, "columns") and not hasattr(data, "column_names"):
+        data = [_row(spec, row, number, name) for number, row in enumerate(data)]
+    table = sources.from_data(data, spec.columns, spec.answer_columns, f"the {name}")
+    if spec.max_choices and len(table):
+        # Rows to predict may have more choices than those that were fitted.
+        names = spec.rules.classes(replace(spec, labels=()), {name: table})
+        spec = max(spec, replace(spec, labels=names), key=lambda each: each.max_choices)
+    return Split(table, spec, name).check()
 
 
 def _resolve(name: str, data_dir: str | Path | None, given: Mapping[str, Any]) -> tuple[TaskSpec, tuple[str, ...]]:
@@ -214,7 +181,7 @@ def _read(spec: TaskSpec, data_dir: str | None, asked: str) -> Splits:
         return Splits(spec, sources.files_of(ROWS_PATH), sources.read_files)
     # Paths of a user's own data are kept absolute, so that a folder named like a hub data set is not taken for it.
     if data_dir is None and spec.path is not None and not Path(spec.path).is_absolute():
-        return Splits(spec, sources.read_hub(spec.path, spec.config, spec.revision), sources.from_data)
+        return Splits(spec, sources.read_hub(spec.path, spec.config, spec.revision))
     root = Path(data_dir or spec.path or ".")
     if root.is_file() or root.suffix.lower() in sources.SUFFIXES:
         return Splits(spec, {spec.train: [root]}, sources.read_files)
@@ -230,16 +197,20 @@ def _read(spec: TaskSpec, data_dir: str | None, asked: str) -> Splits:
     )
 
 
-def _complete(spec: TaskSpec, data: Mapping[str, Dataset], given: Mapping[str, Any]) -> TaskSpec:
-    """Fill in what only the data say: classes and the name of the validation split."""
-    for role in ("train", "validation", "test"):
-        if role in given and given[role] not in data:
-            raise TaskError(unknown(f"split of task '{spec.name}'", given[role], data))
-    if spec.validation not in data:
-        others = (name for name in (*VALIDATION, spec.test) if name in data and name != spec.train)
-        spec = replace(spec, validation=next(others, None))
-    if "labels" not in given:
-        named = (spec.train, spec.validation, spec.test)
-        rows = {name: data[name] for name in named if name and name in data and len(data[name])}
-        return replace(spec, labels=spec.rules.classes(spec, rows))
-    return spec
+def _row(spec: TaskSpec, row: Any, number: int, name: str) -> Mapping[str, Any]:
+    """A row as a mapping, from a text or a pair of texts where these are all that the task reads."""
+    if isinstance(row, Mapping):
+        return row
+    texts = (row,) if isinstance(row, str) else row
+    fields = [sources.fields_of(text) for text in spec.text]
+    plain = not spec.choices and all(len(found) == 1 for found in fields)
+    if plain and isinstance(texts, tuple | list) and _are_texts(texts) and len(texts) == len(fields):
+        return {found[0]: text for found, text in zip(fields, texts, strict=True)}
+    wanted = f"a mapping with {', '.join(spec.columns)}"
+    if plain:
+        wanted = f"{'a text' if len(fields) == 1 else 'a pair of texts'}, or {wanted}"
+    raise DataError(f"Row {number} of the {name} is a {type(row).__name__}, {reprlib.repr(row)}, expected {wanted}.")
+
+
+def _are_texts(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)

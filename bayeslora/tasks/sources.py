@@ -11,6 +11,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,6 @@ __all__ = [
     "fields_of",
     "files_of",
     "from_data",
-    "holds",
     "pick",
     "read_files",
     "read_hub",
@@ -42,11 +42,6 @@ SHARD = re.compile(r"-\d+-of-\d+$")
 
 class ColumnError(DataError):
     """Rows lack a column that is asked for."""
-
-
-def holds(columns: Collection[str], path: str) -> bool:
-    """Whether one of the columns is a field, or the one that it is a part of."""
-    return path in columns or path.partition(".")[0] in columns
 
 
 def column(rows: Dataset, path: str, split: str = "data") -> list[Any]:
@@ -215,10 +210,15 @@ def _texts(path: Path, columns: Collection[str], optional: Collection[str], size
         yield from_data(part, columns, optional, str(path))
 
 
+def _holds(columns: Collection[str], path: str) -> bool:
+    """Whether one of the columns is a field, or the one that it is a part of."""
+    return path in columns or path.partition(".")[0] in columns
+
+
 def _wanted(origin: str, found: Collection[str], fields: Collection[str], optional: Collection[str]) -> list[str]:
     """Those of the columns that hold these fields."""
     for name in fields:
-        if not holds(found, name):
+        if not _holds(found, name):
             expected = f" Expected: {', '.join(fields)}."
             raise ColumnError(f"{origin}: {unknown('column', name.partition('.')[0], map(str, found))}{expected}")
     named = {part for name in (*fields, *optional) for part in (name, name.partition(".")[0])}
@@ -279,16 +279,12 @@ def _table(path: Path, **dialect: Any) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _tabs(path: Path) -> Iterator[dict[str, Any]]:
-    # A quotation mark in a tab-separated file is a character like any other.
-    return _table(path, delimiter="\t", quoting=csv.QUOTE_NONE)
-
-
 READERS: dict[str, Callable[[Path], Iterator[dict[str, Any]]]] = {
     ".jsonl": _lines,
     ".json": _json,
     ".csv": _table,
-    ".tsv": _tabs,
+    # A quotation mark in a tab-separated file is a character like any other.
+    ".tsv": partial(_table, delimiter="\t", quoting=csv.QUOTE_NONE),
 }
 PARQUET = ".parquet"
 #: Endings of the files that can be read.

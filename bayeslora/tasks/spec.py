@@ -10,10 +10,9 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from bayeslora.demo import LABELS
 from bayeslora.errors import TaskError, unknown
 from bayeslora.registry import Registry
-from bayeslora.tasks.kinds import KINDS, Kind, name_of
+from bayeslora.tasks.kinds import KINDS, Kind
 from bayeslora.tasks.sources import fields_of
 
 __all__ = ["DEMO", "TASKS", "TaskSpec", "aliases", "check_compatible", "find_task", "task_names"]
@@ -69,8 +68,6 @@ class TaskSpec:
         if self.kind not in KINDS:
             raise TaskError(unknown("kind of task", str(self.kind), KINDS))
         self.rules.check(self)
-        if len({name_of(label) for label in self.labels}) < len(self.labels):
-            raise TaskError(f"Task '{self.name}' names a class twice: {', '.join(self.labels)}.")
 
     @property
     def rules(self) -> Kind:
@@ -114,8 +111,8 @@ class TaskSpec:
         return cls(**values)
 
 
-#: Tasks that are known beside those of the file: the demo, and a user's own.
-TASKS: Registry[TaskSpec] = Registry("task", {"demo": TaskSpec("demo", labels=LABELS, path=DEMO)})
+#: Tasks of a user's own, beside those that are known.
+TASKS: Registry[TaskSpec] = Registry("task", {})
 
 
 def check_compatible(spec: TaskSpec, other: TaskSpec) -> None:
@@ -148,7 +145,7 @@ def check_compatible(spec: TaskSpec, other: TaskSpec) -> None:
 
 def task_names() -> tuple[str, ...]:
     """Names of the known tasks; "*" stands for any configuration."""
-    return (*TASKS, *_registry())
+    return (*_registry(), *TASKS)
 
 
 def find_task(name: str) -> TaskSpec | None:

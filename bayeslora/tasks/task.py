@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
-import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from bayeslora.errors import DataError, TaskError, unknown
-from bayeslora.tasks.sources import column, fields_of, from_data
+from bayeslora.tasks.sources import column, from_data
 from bayeslora.tasks.spec import TaskSpec
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor
 
-__all__ = ["Split", "Task", "rows_of"]
+__all__ = ["Split", "Splits", "Task", "build_task", "complete"]
+
+#: Names that a validation split goes by in data of a user's own.
+VALIDATION = ("validation", "valid", "val", "dev")
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +60,7 @@ class Split:
             raise DataError(f"Split '{self.name}' of task '{self.spec.name}' has no labels to compare with.")
         import torch
 
-        return torch.tensor(self._labels, dtype=getattr(torch, self.spec.rules.dtype))
+        return torch.tensor(self._labels, dtype=torch.float32 if isinstance(self._labels[0], float) else torch.int64)
 
     def select(self, rows: Sequence[int]) -> Split:
         """The split of these rows, by number, in this order."""
@@ -129,6 +131,35 @@ class Split:
         raise DataError(f"{found}, expected {wanted}.{hint}")
 
 
+class Splits(Mapping[str, "Dataset"]):
+    """Splits of a task by name, each read when it is first asked for, with the columns that the task needs.
+
+    Args:
+        spec: of the task.
+        origins: what each split is read from.
+        read: reads a split from its origin, by the columns that it needs and those that it may have.
+    """
+
+    def __init__(self, spec: TaskSpec, origins: Mapping[str, Any], read: Callable[..., Dataset] = from_data) -> None:
+        self._spec, self._origins, self._read = spec, origins, read
+        self._tables: dict[str, Dataset] = {}
+
+    def __getitem__(self, name: str) -> Dataset:
+        if name not in self._tables:
+            columns = (*self._spec.columns, *((self._spec.label,) if name == self._spec.train else ()))
+            self._tables[name] = self._read(self._origins[name], columns, self._spec.answer_columns)
+        return self._tables[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._origins
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._origins)
+
+    def __len__(self) -> int:
+        return len(self._origins)
+
+
 @dataclass(frozen=True, eq=False)
 class Task:
     """Rows to train on and to evaluate on, and what they mean.
@@ -152,47 +183,6 @@ class Task:
     data: Mapping[str, Dataset] = field(default_factory=dict, repr=False)
     arguments: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-
-    @classmethod
-    def of(
-        cls,
-        spec: TaskSpec,
-        data: Mapping[str, Dataset],
-        *,
-        train_size: int | None = None,
-        heldout_size: int = 0,
-        seed: int = 0,
-        arguments: Mapping[str, Any],
-        notes: tuple[str, ...] = (),
-    ) -> Task:
-        """The task of some splits: rows to train on, to choose settings on, and to report on.
-
-        Raises:
-            DataError: there are no splits, too few rows, or texts or labels that cannot be read.
-        """
-
-        def split(name: str) -> Split:
-            return Split(data[name], spec, name, arguments).check()
-
-        def reported(name: str | None) -> Split | None:
-            # The test labels of a benchmark are hidden: there is nothing to measure on.
-            return found if name and name in data and (found := split(name)).labelled else None
-
-        if not data:
-            raise DataError(f"Task '{spec.name}' has no splits.")
-        heldout = None
-        if spec.train in data:
-            source = split(spec.train)
-            if not source.labelled:
-                raise DataError(f"No row of the training split '{spec.train}' has a label in column '{spec.label}'.")
-            train, heldout = source.divide(train_size, heldout_size, seed)
-        else:
-            train = Split(data[next(iter(data))].select([]), spec, spec.train, arguments)
-            notes += (f"There is no split '{spec.train}' to train on: the rows serve to predict alone.",)
-        validation, test = reported(spec.validation), reported(spec.test)
-        if validation is not None and spec.validation == spec.test:
-            notes += (f"The rows of split '{spec.test}' stand in for a validation split.",)
-        return cls(spec, train, heldout, validation, test, data, arguments, notes)
 
     @property
     def roles(self) -> dict[str, Split]:
@@ -225,44 +215,67 @@ class Task:
         return {"spec": self.spec.to_dict(), "arguments": dict(self.arguments)}
 
 
-def rows_of(spec: TaskSpec, data: Any, name: str = "new rows") -> Split:
-    """Rows of a task, which need no labels.
+def build_task(
+    spec: TaskSpec,
+    data: Mapping[str, Any],
+    *,
+    train_size: int | None = None,
+    heldout_size: int = 0,
+    seed: int = 0,
+    arguments: Mapping[str, Any] | None = None,
+    notes: tuple[str, ...] = (),
+) -> Task:
+    """The task of some splits: rows to train on, to choose settings on, and to report on.
 
     Args:
-        spec: the task.
-        data: one row or many: for a task of one text a text each, for a task of two a pair (a tuple) each, for any task
-            a mapping from column to value each; or a DataFrame or a data set with the task's columns.
-        name: of these rows, for messages.
+        spec: what the columns mean.
+        data: by the name of the split, a data set, a DataFrame or a list of rows.
+        train_size: number of training rows; all that are not held out by default.
+        heldout_size: number of rows to cut off the training split.
+        seed: of the choice of rows.
+        arguments: kept with the task.
+        notes: kept with the task.
 
     Raises:
-        DataError: the data are something else, lack a column or a text, or have labels that are none of the task's.
+        DataError: there are no splits or too few rows, or columns, texts or labels are missing or out of range.
     """
-    if isinstance(data, str | Mapping) or (isinstance(data, tuple) and len(spec.text) == 2 and _are_texts(data)):
-        data = [data]
-    if isinstance(data, Iterable) and not hasattr(data, "columns") and not hasattr(data, "column_names"):
-        data = [_row(spec, row, number, name) for number, row in enumerate(data)]
-    table = from_data(data, spec.columns, spec.answer_columns, f"the {name}")
-    if spec.max_choices and len(table):
-        # Rows to predict may have more choices than those that were fitted.
-        names = spec.rules.classes(replace(spec, labels=()), {name: table})
-        spec = max(spec, replace(spec, labels=names), key=lambda each: each.max_choices)
-    return Split(table, spec, name).check()
+    data = data if isinstance(data, Splits) else Splits(spec, data)
+    arguments = arguments or {}
+
+    def split(name: str) -> Split:
+        return Split(data[name], spec, name, arguments).check()
+
+    def reported(name: str | None) -> Split | None:
+        # The test labels of a benchmark are hidden: there is nothing to measure on.
+        return found if name and name in data and (found := split(name)).labelled else None
+
+    if not data:
+        raise DataError(f"Task '{spec.name}' has no splits.")
+    heldout = None
+    if spec.train in data:
+        source = split(spec.train)
+        if not source.labelled:
+            raise DataError(f"No row of the training split '{spec.train}' has a label in column '{spec.label}'.")
+        train, heldout = source.divide(train_size, heldout_size, seed)
+    else:
+        train = Split(data[next(iter(data))].select([]), spec, spec.train, arguments)
+        notes += (f"There is no split '{spec.train}' to train on: the rows serve to predict alone.",)
+    validation, test = reported(spec.validation), reported(spec.test)
+    if validation is not None and spec.validation == spec.test:
+        notes += (f"The rows of split '{spec.test}' stand in for a validation split.",)
+    return Task(spec, train, heldout, validation, test, data, arguments, notes)
 
 
-def _row(spec: TaskSpec, row: Any, number: int, name: str) -> Mapping[str, Any]:
-    """A row as a mapping, from a text or a pair of texts where these are all that the task reads."""
-    if isinstance(row, Mapping):
-        return row
-    texts = (row,) if isinstance(row, str) else row
-    fields = [fields_of(text) for text in spec.text]
-    plain = not spec.choices and all(len(found) == 1 for found in fields)
-    if plain and isinstance(texts, tuple | list) and _are_texts(texts) and len(texts) == len(fields):
-        return {found[0]: text for found, text in zip(fields, texts, strict=True)}
-    wanted = f"a mapping with {', '.join(spec.columns)}"
-    if plain:
-        wanted = f"{'a text' if len(fields) == 1 else 'a pair of texts'}, or {wanted}"
-    raise DataError(f"Row {number} of the {name} is a {type(row).__name__}, {reprlib.repr(row)}, expected {wanted}.")
-
-
-def _are_texts(values: Iterable[Any]) -> bool:
-    return all(isinstance(value, str) for value in values)
+def complete(spec: TaskSpec, data: Mapping[str, Dataset], given: Mapping[str, Any]) -> TaskSpec:
+    """Fill in what only the data say: classes and the name of the validation split."""
+    for role in ("train", "validation", "test"):
+        if role in given and given[role] not in data:
+            raise TaskError(unknown(f"split of task '{spec.name}'", given[role], data))
+    if spec.validation not in data:
+        others = (name for name in (*VALIDATION, spec.test) if name in data and name != spec.train)
+        spec = replace(spec, validation=next(others, None))
+    if "labels" not in given:
+        named = (spec.train, spec.validation, spec.test)
+        rows = {name: data[name] for name in named if name and name in data and len(data[name])}
+        return replace(spec, labels=spec.rules.classes(spec, rows))
+    return spec
