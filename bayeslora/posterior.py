@@ -7,7 +7,7 @@ LoRA), ``posterior.safetensors`` with what is needed beyond it, and ``posterior.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
@@ -30,6 +30,8 @@ from bayeslora.settings import Count, check_seed, coerce
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from bayeslora.generation import Generation
+    from bayeslora.generation.writing import Said
     from bayeslora.predict.prediction import Prediction
     from bayeslora.tasks import Split
 
@@ -199,6 +201,57 @@ class Posterior(ABC):
         with undisturbed(self.program), torch.no_grad():
             outputs, aleatoric = predictor(self, rows, draws, seed)
         return rows.predicted(outputs, name, aleatoric)
+
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        samples: int = 1,
+        method: str = "draw",
+        *,
+        draws: int = 10,
+        seed: int = 0,
+        batch_size: int = 8,
+        progress: bool = True,
+        said: Said | None = None,
+        **decoding: Any,
+    ) -> list[Generation]:
+        """Let a causal language model go on after each prompt, and say how sure the posterior is of each text.
+
+        Args:
+            prompts: what the network reads, one text or several.
+            samples: number of texts after each.
+            method: ``"draw"`` writes each text by one draw of the weights, the first text by the first draw: an exact
+                sample of the posterior predictive. ``"mixture"`` writes token by token by all draws, each weighed by
+                the probability that it gave to what was said so far, which is exact, too. ``"mean"`` writes at the
+                posterior mean.
+            draws: number of weight draws under which each text is scored; a point estimate has one.
+            seed: of the draws and of the tokens' choice; the global generators are left as they were.
+            batch_size: texts written at once; it does not change the result.
+            progress: show a bar.
+            said: called with the number of a prompt, that of a sample, and its text, whenever that has one more token.
+            decoding: fields of `bayeslora.generation.Decoding`, such as ``max_new_tokens=64`` and ``temperature=0``.
+
+        Raises:
+            PosteriorError: the network cannot generate, or the method is unknown.
+            SettingError: a setting is unknown or out of its bounds, or there are too few positions.
+            DataError: a prompt is empty.
+        """
+        from bayeslora.generation import Decoding, generate
+
+        check_seed(seed)
+        read = [prompts] if isinstance(prompts, str) else list(prompts)
+        return generate(
+            self,
+            read,
+            coerce(samples, Count, "samples"),
+            method,
+            Decoding(**decoding),
+            draws=coerce(draws, Count, "draws"),
+            seed=seed,
+            batch_size=coerce(batch_size, Count, "batch_size"),
+            progress=progress,
+            said=said,
+        )
 
     def to_inference_data(self, data: Split | Dataset, **settings: Any) -> Any:
         """The posterior as data of arviz: see `bayeslora.diagnostics.to_inference_data`."""

@@ -17,13 +17,22 @@ from torch import Tensor, nn
 __all__ = ["hidden_states", "logits_at"]
 
 
-def hidden_states(network: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-    """What the output head of a causal language model is given: (examples, tokens, width)."""
+def hidden_states(network: nn.Module, inputs: Mapping[str, Tensor], cache: Any = None) -> Tensor:
+    """What the output head of a causal language model is given: (examples, tokens, width).
+
+    Args:
+        network: a causal language model.
+        inputs: its arguments.
+        cache: transformers' keys and values of the tokens before, to which those of these tokens are added.
+    """
     base = _bare(network)
     head = base.get_output_embeddings()
     caught = _Caught(head)
     with _replaced(base, head, caught):
-        network(**inputs, use_cache=False)
+        if cache is None:
+            network(**inputs, use_cache=False)
+        else:
+            network(**inputs, past_key_values=cache, use_cache=True)
     return caught.hidden
 
 

@@ -1,0 +1,7 @@
+"""Text that a posterior writes: decoding under draws of the weights, and what the draws say of each text."""
+
+from bayeslora.generation.decoding import Decoding
+from bayeslora.generation.texts import Generation
+from bayeslora.generation.writing import METHODS, generate
+
+__all__ = ["METHODS", "Decoding", "Generation", "generate"]

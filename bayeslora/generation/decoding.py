@@ -1,0 +1,135 @@
+"""Decoding token by token: what a network says next at some weights, a mixture of such, and the choice of a token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from bayeslora.observations.batches import Batch
+from bayeslora.observations.decoder import hidden_states, logits_at
+from bayeslora.settings import Count, NotNegative, Settings
+
+if TYPE_CHECKING:
+    from bayeslora.program import Program
+
+__all__ = ["Decoding", "Reader", "decode"]
+
+Weights = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Decoding(Settings):
+    """How a token is chosen, and where a text ends.
+
+    Attributes:
+        max_new_tokens: most tokens of a text.
+        temperature: by which log-probabilities are divided; 1 samples from the posterior predictive, 0 takes the most
+            probable token (greedy).
+        top_p: probability of the most probable tokens among which one is chosen.
+        stop: texts at which it ends, beside the network's own token of the end.
+    """
+
+    name: ClassVar[str] = "decoding"
+
+    max_new_tokens: Count = 64
+    temperature: NotNegative = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    stop: tuple[str, ...] = ()
+
+    def choose(self, log_probs: Tensor, uniform: Tensor) -> Tensor:
+        """Tokens (rows,) by log-probabilities (rows, vocabulary), each with a uniform number (rows,) of its own."""
+        if not self.temperature:
+            return log_probs.argmax(-1)
+        scores = log_probs.double() / self.temperature
+        if self.top_p < 1:
+            from transformers import TopPLogitsWarper
+
+            nothing: Any = None
+            scores = TopPLogitsWarper(self.top_p)(nothing, scores)
+        reached = scores.softmax(-1).cumsum(-1)
+        wanted = uniform.double().to(reached.device) * reached[:, -1]
+        return torch.searchsorted(reached, wanted.unsqueeze(-1), right=True).squeeze(-1).clamp(max=reached.shape[1] - 1)
+
+
+class Reader:
+    """A network at one set of weights that reads some texts, token by token, and remembers keys and values.
+
+    Args:
+        program: whose network it is.
+        weights: by site.
+    """
+
+    def __init__(self, program: Program, weights: Weights) -> None:
+        from transformers import DynamicCache
+
+        self._program, self._weights = program, weights
+        self._cache = DynamicCache(config=program.weights.base.config)
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Log-probabilities of the next token (rows, vocabulary) after tokens that continue what was read before."""
+        self._program.weights.install(self._weights)
+        hidden = hidden_states(self._program.network, batch, cache=self._cache)
+        return logits_at(self._program.network, hidden[:, -1]).log_softmax(-1)
+
+
+def decode(
+    readers: Sequence[Callable[[Batch], Tensor]],
+    batch: Batch,
+    decoding: Decoding,
+    uniform: Tensor,
+    ended: Callable[[list[int]], bool],
+    said: Callable[[int, list[int]], None] | None = None,
+) -> tuple[list[list[int]], Tensor]:
+    """Continue prompts by the mixture of readers, exactly.
+
+    The next token's distribution is the average of the readers' with each weighed by the probability that it gave to
+    what was said so far: a product of such conditionals is the average of the readers' probabilities of the whole text.
+
+    Args:
+        readers: one for each draw of the weights.
+        batch: prompts with padding on the left; ``input_ids`` and ``attention_mask`` (rows, tokens), and
+            ``position_ids`` where the network is to be told them.
+        decoding: how tokens are chosen.
+        uniform: numbers in [0, 1) (rows, max_new_tokens), by which they are.
+        ended: whether tokens are a whole text.
+        said: called with a row and its tokens whenever it has one more.
+
+    Returns:
+        Tokens of each row, and their log-probability under each reader (rows, readers).
+    """
+    rows = len(batch["input_ids"])
+    texts: list[list[int]] = [[] for _ in range(rows)]
+    log_probs = torch.zeros(rows, len(readers), dtype=torch.float64)
+    running = torch.ones(rows, dtype=torch.bool)
+    for step in range(decoding.max_new_tokens):
+        each = torch.stack([reader(batch).double().cpu() for reader in readers], dim=1)  # (rows, readers, vocabulary)
+        mixed = (log_probs.log_softmax(1).unsqueeze(-1) + each).logsumexp(1)
+        chosen = decoding.choose(mixed, uniform[:, step])
+        seen = each.gather(-1, chosen[:, None, None].expand(-1, len(readers), 1)).squeeze(-1)
+        log_probs = torch.where(running.unsqueeze(-1), log_probs + seen, log_probs)
+        for row in running.nonzero().squeeze(-1).tolist():
+            texts[row].append(int(chosen[row]))
+            running[row] = not ended(texts[row])
+            if said is not None:
+                said(row, texts[row])
+        if not running.any():
+            break
+        batch = _next(batch, chosen)
+    return texts, log_probs
+
+
+def _next(batch: Batch, chosen: Tensor) -> Batch:
+    """The batch of one more token for each row."""
+    mask = batch["attention_mask"]
+    found = {
+        "input_ids": chosen.unsqueeze(-1).to(mask.device),
+        "attention_mask": torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1),
+    }
+    if "position_ids" in batch:
+        found["position_ids"] = batch["position_ids"][:, -1:] + 1
+    return found

@@ -1,0 +1,174 @@
+"""Texts by a posterior: by draws of the weights, by their mixture, or by the mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from bayeslora.errors import DataError, PosteriorError, SettingError, unknown
+from bayeslora.generation.decoding import Decoding, Reader, Weights, decode
+from bayeslora.generation.texts import Generation
+from bayeslora.networks import numbered_from_mask, positions
+from bayeslora.observations.batches import Batch, Collator
+from bayeslora.observations.decoder import hidden_states, logits_at
+from bayeslora.observations.prompts import tokens
+from bayeslora.passes import undisturbed
+from bayeslora.progress import track
+
+if TYPE_CHECKING:
+    from bayeslora.posterior import Posterior
+    from bayeslora.program import Program
+
+__all__ = ["METHODS", "Said", "generate"]
+
+#: Called with the number of a prompt, that of a sample, and its text so far.
+Said = Callable[[int, int, str], None]
+#: A text by the numbers of its prompt and its sample.
+Place = tuple[int, int]
+#: Ways to generate: one draw of the weights a text; token by token from the mixture of draws; at the posterior mean.
+METHODS = ("draw", "mixture", "mean")
+
+
+def generate(
+    posterior: Posterior,
+    prompts: Sequence[str],
+    samples: int,
+    method: str,
+    decoding: Decoding,
+    *,
+    draws: int,
+    seed: int,
+    batch_size: int,
+    progress: bool,
+    said: Said | None,
+) -> list[Generation]:
+    """The texts of `bayeslora.Posterior.generate`, which says what the arguments are."""
+    writer = Writer(posterior.program, prompts, decoding, said)
+    places = [(prompt, sample) for sample in range(samples) for prompt in range(len(prompts))]
+    uniform = torch.rand(len(prompts), samples, decoding.max_new_tokens, generator=torch.Generator().manual_seed(seed))
+    found: dict[Place, tuple[list[int], Tensor]] = {}
+    with undisturbed(posterior.program), torch.no_grad():
+        weights: list[Weights] = list(posterior.draws(draws if posterior.random else 1, seed))
+        parts = list(_parts(posterior, weights, places, method, batch_size))
+        for authors, part in track(parts, "generate", total=len(parts), show=progress):
+            texts, log_probs = writer.write(authors, part, torch.stack([uniform[place] for place in part]))
+            if authors is not weights:
+                log_probs = torch.stack([writer.score(each, part, texts) for each in weights], dim=1)
+            found |= dict(zip(part, zip(texts, log_probs, strict=True), strict=True))
+    return [
+        writer.generation(prompt, [found[prompt, sample] for sample in range(samples)], method)
+        for prompt in range(len(prompts))
+    ]
+
+
+def _parts(
+    posterior: Posterior, weights: list[Weights], places: list[Place], method: str, batch_size: int
+) -> Iterator[tuple[list[Weights], list[Place]]]:
+    """Whose texts are written together: the weights that write them, and places."""
+    if method == "draw":
+        groups = [[place for place in places if place[1] % len(weights) == each] for each in range(len(weights))]
+        written = [([each], group) for each, group in zip(weights, groups, strict=True)]
+    elif method == "mixture":
+        written = [(weights, places)]
+    elif method == "mean":
+        written = [([posterior.mean()], places)]
+    else:
+        raise PosteriorError(unknown("method of generation", method, METHODS))
+    for authors, group in written:
+        for start in range(0, len(group), batch_size):
+            yield authors, group[start : start + batch_size]
+
+
+class Writer:
+    """Prompts that a program's network goes on with.
+
+    Args:
+        program: whose network and tokenizer.
+        prompts: what the network reads.
+        decoding: how it goes on.
+        said: called whenever a text has one more token.
+
+    Raises:
+        PosteriorError: the network is no causal language model, or there is no tokenizer.
+        DataError: a prompt has no tokens.
+        SettingError: a prompt and its text have more tokens than the network has positions.
+    """
+
+    def __init__(self, program: Program, prompts: Sequence[str], decoding: Decoding, said: Said | None = None) -> None:
+        if not program.observation.causal or program.encoder is None:
+            lacking = "no tokenizer" if program.observation.causal else "no language model's head"
+            raise PosteriorError(
+                f"'{program.base.name}' cannot generate text: its program ({program.observation.name}) has {lacking}. "
+                "Fit a causal language model to prompts, choices or completions."
+            )
+        self._program, self._prompts, self._decoding, self._said = program, prompts, decoding, said
+        self._tokenizer = program.encoder.tokenizer
+        self._read = [tokens(self._tokenizer, prompt) for prompt in prompts]
+        if [] in self._read:
+            raise DataError(f"Prompt {self._read.index([])} has no tokens: its text is empty.")
+        limit, longest = positions(program.weights.base), max(map(len, self._read), default=0)
+        if limit is not None and longest + decoding.max_new_tokens > limit:
+            raise SettingError(
+                f"A prompt has {longest} tokens and its text up to {decoding.max_new_tokens}: '{program.base.name}' "
+                f"has positions for {limit}. Shorten the prompt, or lower max_new_tokens."
+            )
+
+    def write(
+        self, authors: Sequence[Weights], places: Sequence[Place], uniform: Tensor
+    ) -> tuple[list[list[int]], Tensor]:
+        """Tokens of the texts at some places by the mixture of weights, and log-probabilities (places, weights)."""
+
+        def said(row: int, text: list[int]) -> None:
+            if self._said is not None:
+                self._said(*places[row], self.text(text))
+
+        readers = [Reader(self._program, each) for each in authors]
+        batch = self._batch([self._read[prompt] for prompt, _ in places])
+        return decode(readers, batch, self._decoding, uniform, self._ended, said)
+
+    def score(self, weights: Weights, places: Sequence[Place], texts: Sequence[list[int]]) -> Tensor:
+        """Log-probabilities (places,) of texts at some weights, in double precision."""
+        self._program.weights.install(weights)
+        batch = self._batch([self._read[prompt] + text for (prompt, _), text in zip(places, texts, strict=True)])
+        hidden = hidden_states(self._program.network, batch)
+        longest = max(map(len, texts))
+        log_probs = logits_at(self._program.network, hidden[:, -longest - 1 : -1]).double().log_softmax(-1)
+        each = log_probs.gather(-1, batch["input_ids"][:, -longest:, None]).squeeze(-1)
+        own = torch.arange(longest, 0, -1) <= torch.tensor([len(text) for text in texts]).unsqueeze(-1)
+        return torch.where(own.to(each.device), each, 0.0).sum(-1).cpu()
+
+    def text(self, written: Sequence[int]) -> str:
+        """The text of tokens, without what ends it."""
+        text = str(self._tokenizer.decode(written, skip_special_tokens=True))
+        ends = [place for stop in self._decoding.stop if (place := text.find(stop)) >= 0]
+        return text[: min(ends)] if ends else text
+
+    def generation(self, prompt: int, made: Sequence[tuple[list[int], Tensor]], method: str) -> Generation:
+        """The texts after one prompt."""
+        written = tuple(tuple(text) for text, _ in made)
+        log_probs = torch.stack([each for _, each in made])
+        return Generation(self._prompts[prompt], tuple(map(self.text, written)), written, log_probs, method)
+
+    @cached_property
+    def _last(self) -> set[int]:
+        """Tokens that end a text."""
+        said: Any = getattr(self._program.weights.base.generation_config, "eos_token_id", None)
+        found = said if isinstance(said, list) else [said]
+        return {token for token in (*found, self._tokenizer.eos_token_id) if token is not None}
+
+    def _ended(self, text: list[int]) -> bool:
+        if text[-1] in self._last:
+            return True
+        return bool(self._decoding.stop) and any(stop in self._tokenizer.decode(text) for stop in self._decoding.stop)
+
+    def _batch(self, texts: Sequence[list[int]]) -> Batch:
+        """Texts with padding on the left, where it separates none from what follows."""
+        numbered = numbered_from_mask(self._program.weights.base)
+        collate = Collator(replace(self._program.padding, side="left", positions=numbered))
+        batch = collate([{"input_ids": text} for text in texts])
+        return {name: value.to(self._program.device) for name, value in batch.items()}

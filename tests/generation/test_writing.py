@@ -1,0 +1,167 @@
+"""Texts of a posterior: by whom they are written, how they end, and what is said of them."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from causal_scenarios import POSITIONS, causal_base
+from peft import LoraConfig, get_peft_model
+from scenarios import tiny_program
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from bayeslora.errors import DataError, PosteriorError, SettingError
+from bayeslora.inference.variational.posterior import VariationalPosterior
+from bayeslora.models import Gaussian
+from bayeslora.models.guides.auto import make_guide
+from bayeslora.observations import Classes, Encoder
+from bayeslora.posterior import Posterior, Record
+from bayeslora.program import Program
+from bayeslora.tasks import TaskSpec
+
+PROMPTS = ["Question: is this good?", "Answer", "What is the moon made of, and is it not a stone?"]
+
+
+class Causal(Classes):
+    causal: ClassVar[bool] = True
+
+
+def posterior_of(name: str = "llama", kind: str = "structured") -> Posterior:
+    torch.manual_seed(0)
+    folder = causal_base(name)
+    targets = {"llama": ["q_proj", "down_proj"], "gpt2": ["c_attn", "c_fc"]}[name]
+    config = LoraConfig(r=2, target_modules=targets, fan_in_fan_out=name == "gpt2")
+    network = get_peft_model(AutoModelForCausalLM.from_pretrained(folder), config).eval()
+    spec = TaskSpec("review", labels=("no", "yes"))
+    encoder = Encoder(AutoTokenizer.from_pretrained(folder), spec, 64)
+    program = Program(network, Causal(2), Gaussian(), encoder=encoder)
+    guide = make_guide(kind, program.model, program.sites, 0.1)
+    with torch.no_grad():
+        for parameter in guide.parameters():
+            parameter.add_(0.5 * torch.randn_like(parameter))
+    return VariationalPosterior(program, Record("svi", {"guide": kind}, n_data=24), guide)
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2"])
+def posterior(request: pytest.FixtureRequest) -> Posterior:
+    return posterior_of(request.param)
+
+
+def log_prob(posterior: Posterior, weights: dict[str, Tensor], prompt: str, text: tuple[int, ...]) -> float:
+    """Of a text after a prompt, by one pass over it alone."""
+    tokenizer = posterior.program.encoder.tokenizer
+    start = tokenizer(prompt)["input_ids"]
+    read = torch.tensor([[*start, *text]])
+    posterior.program.weights.install(weights)
+    with torch.no_grad():
+        logits = posterior.program.network(input_ids=read, attention_mask=torch.ones_like(read)).logits[0]
+    posterior.program.weights.restore()
+    return float(
+        sum(logits[len(start) + place - 1].double().log_softmax(-1)[token] for place, token in enumerate(text))
+    )
+
+
+@pytest.mark.parametrize("method", ["draw", "mixture", "mean"])
+def test_texts_are_scored_by_every_draw(posterior: Posterior, method: str) -> None:
+    found = posterior.generate(PROMPTS, 3, method, draws=2, max_new_tokens=5, seed=1, progress=False)
+    assert [each.prompt for each in found] == PROMPTS
+    for each in found:
+        assert each.log_probs.shape == (3, 2) and len(each) == 3 and each.method == method
+        for text, scores in zip(each.tokens, each.log_probs, strict=True):
+            exact = [log_prob(posterior, weights, each.prompt, text) for weights in posterior.draws(2, 1)]
+            torch.testing.assert_close(scores, torch.tensor(exact).double(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["draw", "mixture", "mean"])
+def test_neither_batches_nor_other_prompts_matter(posterior: Posterior, method: str) -> None:
+    settings: dict[str, Any] = {"draws": 2, "max_new_tokens": 6, "seed": 3, "progress": False}
+    before = torch.get_rng_state()
+    one = posterior.generate(PROMPTS, 2, method, batch_size=1, **settings)
+    many = posterior.generate(PROMPTS, 2, method, batch_size=5, **settings)
+    assert torch.equal(before, torch.get_rng_state())
+    assert [each.tokens for each in one] == [each.tokens for each in many]
+    (alone,) = posterior.generate(PROMPTS[0], 2, method, **settings)
+    assert alone.tokens == one[0].tokens
+    torch.testing.assert_close(alone.log_probs, one[0].log_probs, atol=1e-4, rtol=1e-4)
+    other = posterior.generate(PROMPTS, 2, method, **settings | {"seed": 4})
+    assert [each.tokens for each in other] != [each.tokens for each in one]
+
+
+def greedy(posterior: Posterior, weights: dict[str, Tensor], prompt: str, count: int) -> tuple[int, ...]:
+    """What transformers makes of it."""
+    read = posterior.program.encoder.tokenizer(prompt, return_tensors="pt")
+    network = posterior.program.network
+    posterior.program.weights.install(weights)
+    found = network.generate(**read, max_new_tokens=count, do_sample=False, pad_token_id=0)
+    posterior.program.weights.restore()
+    return tuple(found[0, read["input_ids"].shape[1] :].tolist())
+
+
+def test_greedy_texts_are_those_of_transformers(posterior: Posterior) -> None:
+    settings: dict[str, Any] = {"max_new_tokens": 8, "temperature": 0, "progress": False, "seed": 5}
+    mean = posterior.generate(PROMPTS, 1, "mean", **settings)
+    assert [each.tokens[0] for each in mean] == [greedy(posterior, posterior.mean(), each, 8) for each in PROMPTS]
+    drawn = posterior.generate(PROMPTS, 2, "draw", draws=2, **settings)
+    for number, weights in enumerate(posterior.draws(2, 5)):
+        assert [each.tokens[number] for each in drawn] == [greedy(posterior, weights, each, 8) for each in PROMPTS]
+
+
+def test_a_text_ends_at_the_end_and_at_a_stop(posterior: Posterior) -> None:
+    (free,) = posterior.generate(PROMPTS[2], 1, "mean", max_new_tokens=12, temperature=0, progress=False)
+    whole = posterior.program.encoder.tokenizer.decode(free.tokens[0])
+    stop = whole[3:5]
+    (cut,) = posterior.generate(PROMPTS[2], 1, "mean", max_new_tokens=12, temperature=0, stop=(stop,), progress=False)
+    assert cut.texts[0] == whole[: whole.index(stop)] and free.tokens[0][: len(cut.tokens[0])] == cut.tokens[0]
+    assert len(cut.tokens[0]) < 12
+    config = posterior.program.weights.base.generation_config
+    before, config.eos_token_id = config.eos_token_id, [free.tokens[0][3]]
+    try:
+        (ended,) = posterior.generate(PROMPTS[2], 1, "mean", max_new_tokens=12, temperature=0, progress=False)
+    finally:
+        config.eos_token_id = before
+    assert ended.tokens[0] == free.tokens[0][: free.tokens[0].index(free.tokens[0][3]) + 1]
+
+
+def test_a_text_is_heard_as_it_grows() -> None:
+    heard: list[tuple[int, int, str]] = []
+    (found,) = posterior_of().generate(
+        PROMPTS[0], 2, max_new_tokens=3, progress=False, said=lambda *each: heard.append(each)
+    )
+    assert [each[:2] for each in heard].count((0, 1)) == len(found.tokens[1])
+    assert [each for each in heard if each[1] == 1][-1] == (0, 1, found.texts[1])
+
+
+def test_a_point_estimate_has_one_draw() -> None:
+    (found,) = posterior_of(kind="delta").generate(PROMPTS[0], 3, max_new_tokens=4, progress=False)
+    assert found.log_probs.shape == (3, 1) and found.mutual_information == pytest.approx(0, abs=1e-12)
+    assert len(set(found.tokens)) > 1  # the same weights, and other tokens
+
+
+class TestRefusals:
+    def test_an_encoder_is_no_language_model(self) -> None:
+        program = tiny_program()
+        guide = make_guide("delta", program.model, program.sites, 0.1)
+        with pytest.raises(PosteriorError, match=r"cannot generate text: its program \(classes\) has no language"):
+            VariationalPosterior(program, Record("mle", {}, n_data=24), guide).generate("A")
+
+    def test_wrong_settings(self) -> None:
+        posterior = posterior_of()
+        with pytest.raises(PosteriorError, match="method of generation 'drawn'.*Did you mean 'draw'"):
+            posterior.generate("A", method="drawn")
+        with pytest.raises(SettingError, match="max_token"):
+            posterior.generate("A", max_token=3)
+        for name in ("samples", "draws", "batch_size"):
+            with pytest.raises(SettingError, match=name):
+                posterior.generate("A", **{name: 0})
+
+    def test_an_empty_prompt(self) -> None:
+        with pytest.raises(DataError, match="Prompt 1 has no tokens"):
+            posterior_of().generate(["A", ""])
+
+    def test_more_than_the_network_has_positions_for(self) -> None:
+        with pytest.raises(
+            SettingError, match=f"has 1 tokens and its text up to {POSITIONS}: .* positions for {POSITIONS}"
+        ):
+            posterior_of().generate("A", max_new_tokens=POSITIONS)
