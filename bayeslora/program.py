@@ -17,7 +17,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from bayeslora.adapters import adapt, by_base_name, load_adapter
-from bayeslora.errors import AdapterError
+from bayeslora.errors import AdapterError, renamed
 from bayeslora.models.base import WeightModel
 from bayeslora.models.monteclora import MonteCLoRA
 from bayeslora.networks import NetworkSettings, is_causal, lacking, load_base, numbered_from_mask, positions
@@ -77,6 +77,7 @@ class Program(nn.Module):
             config.pad_token_id = self.padding.values["input_ids"]
 
     @classmethod
+    @renamed(name_or_path="base")
     def from_pretrained(
         cls,
         base: str | Path | NetworkSettings,
