@@ -23,6 +23,7 @@ from bayeslora.errors import SettingError, unknown
 
 __all__ = [
     "Count",
+    "Deviation",
     "NotNegative",
     "Part",
     "Positive",
@@ -40,6 +41,8 @@ T = TypeVar("T")
 
 Positive = Annotated[float, Bound(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Bound(ge=0, allow_inf_nan=False)]
+#: A prior standard deviation: one whose square single precision cannot hold would be no prior, without a word.
+Deviation = Annotated[float, Bound(gt=0, lt=1e15)]
 #: A part of a whole, up to all of it.
 Part = Annotated[float, Bound(ge=0, le=1)]
 Count = Annotated[int, Bound(ge=1)]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bayeslora.models.distributions import IsotropicNormal
 from bayeslora.models.guides.base import Guide, GuideList, PointGuide
-from bayeslora.settings import Positive, Settings
+from bayeslora.settings import Deviation, Settings
 from bayeslora.weights import Site
 
 __all__ = ["WeightModel", "full_precision"]
@@ -57,12 +57,12 @@ class WeightModel(Settings, ABC):
 
     sites: Literal["A", "B", "both"] = "A"
     centre: Literal["init", "zero"] = "init"
-    scale: Positive = 1.5
-    zero_scale: Positive = 0.02
-    eps: Positive = 1.0
-    weight_scale: Positive = 1.0
-    head_scale: Positive = 1.0
-    deviation: Positive | None = None
+    scale: Deviation = 1.5
+    zero_scale: Deviation = 0.02
+    eps: Deviation = 1.0
+    weight_scale: Deviation = 1.0
+    head_scale: Deviation = 1.0
+    deviation: Deviation | None = None
 
     def sample(self, sites: Sequence[Site]) -> dict[str, Tensor]:
         """Sample every latent site in Pyro.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -137,7 +138,20 @@ def optimise(
     with restored_network(program, settings.gradient_checkpointing):
         kept.describe(train(objective, optimiser, Rows.of(program, data), settings, run, [*warmup, kept]))
     kept.posterior.record = replace(kept.posterior.record, finished=True)
+    _warn_of_unmoved(kept.posterior, run)
     return kept.posterior
+
+
+def _warn_of_unmoved(posterior: VariationalPosterior, run: Run) -> None:
+    """Say which random weights have the very mean from which training started."""
+    random, mean = posterior.program.model.split(run.sites(posterior.program))[0], posterior.mean()
+    unmoved = [site.name for site in random if torch.equal(mean[site.name], site.start.to(mean[site.name]))]
+    if unmoved:
+        warnings.warn(
+            f"Nothing was learned of {', '.join(unmoved)}: their mean is what training started from. Train for more "
+            "steps, or with a narrower prior, whose noise lets something of the data be seen (model.scale).",
+            stacklevel=2,
+        )
 
 
 @dataclass(frozen=True)

@@ -63,3 +63,9 @@ def test_guide_learns_a_scale_of_each_granularity(noise: str, shape: tuple, site
 def test_unknown_noise_is_refused() -> None:
     with pytest.raises(SettingError, match="noise should be 'rank', 'layer' or 'entry', found 'column'"):
         Gaussian(noise="column")
+
+
+@pytest.mark.parametrize("name", ["scale", "zero_scale", "eps", "weight_scale", "head_scale", "deviation"])
+def test_a_prior_too_wide_for_single_precision_is_refused(name: str) -> None:
+    with pytest.raises(SettingError, match=rf"gaussian: {name} should be less than 1000000000000000, found 1e\+30"):
+        Gaussian(**{name: 1e30})
