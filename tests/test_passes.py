@@ -9,14 +9,15 @@ import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
-from scenarios import SPEC, saved_base, text_program, text_rows, tiny_program, tiny_rows
+from scenarios import SPEC, saved_base, text_program, text_rows, tiny_choices, tiny_program, tiny_rows
 
 from bayeslora.errors import DataError, TaskError
 from bayeslora.inference import fit
+from bayeslora.observations import Encoder
 from bayeslora.passes import Rows
 from bayeslora.posterior import Posterior
 from bayeslora.program import Program
-from bayeslora.tasks import Split, Task
+from bayeslora.tasks import Split, Task, TaskSpec
 
 TEXTS = ["w3 w9 w5", "w30", "w4 w4"]
 
@@ -84,3 +85,14 @@ def test_text_needs_an_encoder() -> None:
     with pytest.raises(DataError, match="expected a column 'input_ids', or an encoder"):
         Rows.of(tiny_program(), TEXTS)
     assert len(Rows.of(tiny_program(), tiny_rows(5))) == 5
+
+
+def test_rows_may_have_another_number_of_choices(program: Program) -> None:
+    def quiz(labels: tuple[str, ...]) -> TaskSpec:
+        return TaskSpec("quiz", "multiple-choice", ("q",), "right", labels, choices=("choices",))
+
+    choosing = tiny_choices()
+    choosing.encoder = Encoder(program.encoder.tokenizer, quiz(("A", "B")), 16)
+    rows = Dataset.from_list([{"q": "w3", "choices": ["w4", "w5", "w6", "w7"], "right": 3}])
+    found = Rows.of(choosing, Split(rows, quiz(("A", "B", "C", "D"))))
+    assert (found.observation.classes, found.names) == (4, ("A", "B", "C", "D"))

@@ -242,6 +242,24 @@ def test_a_successor_that_fails_leaves_the_run_as_it_was(run: Path) -> None:
     assert tree(run) == before
 
 
+def test_a_run_that_begins_again_keeps_nothing_of_the_one_that_was_stopped(runs: tuple[Path, Path], run: Path) -> None:
+    shutil.copytree(runs[1], run / ".bayeslora-next")
+    with store.place(run) as place:
+        assert place == run / ".bayeslora-next" and tree(place) == tree(runs[1])
+    shutil.copytree(runs[1] / "checkpoints", run / ".bayeslora-next" / "checkpoints")
+    with pytest.raises(RuntimeError), store.place(run, anew=True) as place:
+        assert place == run / ".bayeslora-next" and not place.exists()
+        raise RuntimeError
+
+
+def test_what_is_complete_takes_its_place_before_what_comes_after_it(runs: tuple[Path, Path], run: Path) -> None:
+    for name in (".bayeslora-complete", ".bayeslora-next"):
+        shutil.copytree(runs[1], run / name)
+    with store.opened(run):
+        assert not (run / ".bayeslora-complete").exists() and (run / ".bayeslora-next").exists()
+    assert tree(run / ".bayeslora-next") == tree(runs[1]) and tree(run).items() >= tree(runs[1]).items()
+
+
 def test_a_folder_that_nothing_was_written_into_goes(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), store.opened(tmp_path / "new"):
         raise RuntimeError

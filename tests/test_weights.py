@@ -292,3 +292,32 @@ def test_a_second_program_over_a_network_finds_what_the_first_found() -> None:
     expected = logits(network)
     one.write(values)
     assert torch.equal(logits(network), expected)
+
+
+def test_the_base_is_the_network_without_peft() -> None:
+    adapted, plain = bert(), tiny_bert()
+    assert Weights(adapted).base is adapted.get_base_model() and Weights(plain).base is plain
+
+
+def test_initial_values_move_and_the_network_stays() -> None:
+    weights = Weights(network := bert())
+    weights.to(torch.device("meta"))
+    assert all(site.initial.is_meta for site in weights.sites)
+    assert not any(value.is_meta for value in network.parameters())
+
+
+def test_fresh_matrices_and_random_heads_are_drawn_anew_by_seed() -> None:
+    weights = Weights(network := bert())
+    weights.random = frozenset({"head.classifier.weight"})
+    before, state = torch.get_rng_state(), copy.deepcopy(network.state_dict())
+    first = {site.name: site.initial.clone() for site in weights.sites}
+    one, again, two = (weights.redrawn(seed) for seed in (1, 1, 2))
+    for name, value in first.items():
+        new = name.endswith(".A") or name in weights.random
+        assert torch.equal(one[name], again[name])
+        assert torch.equal(one[name], value) != new and torch.equal(one[name], two[name]) != new
+        # The spread of PEFT's draws and of BERT's; the smallest has 48 values, a standard error of a tenth.
+        assert not new or float(one[name].std()) == pytest.approx(float(value.std()), rel=0.4)
+    assert all(torch.equal(site.initial, first[site.name]) for site in weights.sites)
+    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), before)
