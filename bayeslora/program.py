@@ -71,6 +71,7 @@ class Program(nn.Module):
         self.weights = Weights(network)
         self.base = base or NetworkSettings.of(network)
         self._drawn = drawn
+        observation.check_network(network)
         config = getattr(network, "config", None)
         if config is not None and getattr(config, "pad_token_id", 0) is None:
             # A decoder looks for padding to find the last token of a text.

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from causal_scenarios import causal_base
 from datasets import Dataset
 from peft import LoraConfig
 from scenarios import saved_base
@@ -91,11 +92,11 @@ def rows(kind: str) -> Split:
 def program(
     base: Path, kind: str = "classification", model: str = "gaussian", observation: str | None = None
 ) -> Program:
-    lora = LoraConfig(r=1, lora_alpha=2, target_modules=["query"])
+    causal = observation is not None and OBSERVATIONS[observation].causal
+    lora = LoraConfig(r=1, lora_alpha=2, target_modules=["q_proj" if causal else "query"])
     task = Task(TASKS[kind][0], train=rows(kind))
-    return Program.from_pretrained(
-        base, task, lora=lora, model=bl.models.build(model), observation=observation, max_length=16
-    )
+    settings = {"lora": lora, "model": bl.models.build(model), "observation": observation}
+    return Program.from_pretrained(causal_base() if causal else base, task, max_length=64 if causal else 16, **settings)
 
 
 def quick(backend: str) -> dict[str, Any]:

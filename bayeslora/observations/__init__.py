@@ -15,6 +15,7 @@ from bayeslora.observations.batches import Batch, Collator, Padding, batches
 from bayeslora.observations.choices import Choices
 from bayeslora.observations.classes import Classes
 from bayeslora.observations.encoding import Encoder, digest, encode, is_tokenised
+from bayeslora.observations.text_choices import TextChoices
 from bayeslora.observations.value import Value
 from bayeslora.registry import Registry
 from bayeslora.settings import build as build_settings
@@ -32,6 +33,7 @@ __all__ = [
     "Encoder",
     "Observation",
     "Padding",
+    "TextChoices",
     "Value",
     "batches",
     "build",
@@ -41,7 +43,7 @@ __all__ = [
     "of_task",
 ]
 
-OWN = {each.name: each for each in (Classes, Value, Choices)}
+OWN = {each.name: each for each in (Classes, Value, Choices, TextChoices)}
 #: Every observation by its name.
 OBSERVATIONS: Registry[type[Observation]] = Registry("observation", OWN)
 

@@ -66,6 +66,14 @@ class Observation(ABC):
         """The observation of rows of another task of the same kind."""
         return self
 
+    def check_network(self, network: nn.Module) -> None:
+        """Make sure that a network can be read so.
+
+        Raises:
+            AdapterError: it cannot.
+        """
+        return
+
     def head(self, spec: TaskSpec) -> dict[str, Any]:
         """What the network's configuration has to say of its head."""
         return {}

@@ -35,6 +35,7 @@ def load_task(
     kind: str | None = None,
     choices: str | Sequence[str] | None = None,
     choice_keys: str | Sequence[str] | None = None,
+    question: str | None = None,
     train: str | None = None,
     validation: str | None = None,
     test: str | None = None,
@@ -63,6 +64,7 @@ def load_task(
         choices: column with the list of choices, or one column for each choice.
         choice_keys: column with the names of a row's choices, or the names themselves, if the answer is a
             name.
+        question: template of the question with its cue, before the choices, for causal language models.
         train: name of the training split.
         validation: name of the validation split; where there is none, the test split stands in for it.
         test: name of the test split.
@@ -80,6 +82,7 @@ def load_task(
         "kind": kind or ("multiple-choice" if choices else None),
         "choices": choices,
         "choice_keys": choice_keys,
+        "question": question,
         "train": train,
         "validation": validation,
         "test": test,

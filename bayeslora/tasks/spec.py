@@ -38,6 +38,8 @@ class TaskSpec:
         choice_keys: field with the names of a row's choices, or the names themselves; an answer is looked up
             among them. Empty where the answer is the number of a choice, from 0.
         blank: mark in the text that a choice fills.
+        question: template of the question with its cue, after which a causal language model reads each choice; by
+            default "Question: " and the text, then on a new line "Answer:"; with a blank, the text up to the blank.
         path: of the data: a data set on the hub, a file or a folder, or "demo"; None for rows given in memory.
         config: configuration of the data set on the hub.
         revision: of the data set on the hub.
@@ -54,6 +56,7 @@ class TaskSpec:
     choices: tuple[str, ...] = ()
     choice_keys: tuple[str, ...] = ()
     blank: str | None = None
+    question: str | None = None
     path: str | None = None
     config: str | None = None
     revision: str | None = None
@@ -82,7 +85,8 @@ class TaskSpec:
     @property
     def columns(self) -> tuple[str, ...]:
         """Fields that the texts of a row are made of."""
-        return tuple(dict.fromkeys([name for text in self.text for name in fields_of(text)] + [*self.choices]))
+        texts = self.text if self.question is None else (*self.text, self.question)
+        return tuple(dict.fromkeys([name for text in texts for name in fields_of(text)] + [*self.choices]))
 
     @property
     def answer_columns(self) -> tuple[str, ...]:

@@ -1,0 +1,180 @@
+"""Packed rows: a question and all its choices as one sequence, in which no choice sees another.
+
+The question is run once. Behind it stand the choices, each numbered as if it alone came after the question, and a mask
+of blocks keeps them apart, so that every choice is read as it would be in a sequence of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bayeslora.errors import AdapterError, DataError
+from bayeslora.observations.batches import Batch, Collator
+from bayeslora.observations.decoder import hidden_states
+
+__all__ = ["PackedCollator", "check_packing", "check_window", "packed", "predictors"]
+
+#: Attention that takes a mask of one's own, as transformers names it.
+KERNELS = ("eager", "sdpa")
+#: Layers whose state goes on from token to token, as transformers names them.
+STATES = frozenset({"conv", "hybrid", "hybrid_sliding", "linear_attention", "mamba"})
+#: How far what a network makes of a packed choice may be from what it makes of the choice alone, in parts of it.
+ROUNDING = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.02}
+
+
+@dataclass(frozen=True)
+class PackedCollator(Collator):
+    """Makes batches of packed rows: of each the column ``input_ids``, and two more.
+
+    ``segments`` says of each token whose it is: 0 of the question, k of the k-th choice. ``sizes`` has a positive
+    number for each choice; a batch pads it with zeros, which stand for choices that a row lacks.
+
+    Attributes:
+        choices: number of choices to pad every row to.
+    """
+
+    choices: int = 0
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
+        """Tensors (examples, tokens), with positions; sizes (examples, choices); labels and index (examples,).
+
+        Raises:
+            DataError: a row has too many choices, or the rows are not packed.
+        """
+        for name in ("segments", "sizes"):
+            if name not in rows[0]:
+                raise DataError(
+                    f"The tokenised rows have no column '{name}': expected 'input_ids', 'segments', 'sizes'."
+                )
+        most = max(len(row["sizes"]) for row in rows)
+        if most > self.choices:
+            raise DataError(f"A row has {most} choices, expected at most {self.choices}.")
+        values = {"input_ids": self.padding.values["input_ids"], "attention_mask": 0, "segments": 0}
+        batch = Collator(replace(self.padding, values=values), self.multiple_of)(rows)
+        batch["position_ids"] = _positions(batch["segments"], batch["attention_mask"])
+        batch["sizes"] = torch.tensor([[*row["sizes"], *[0] * (self.choices - len(row["sizes"]))] for row in rows])
+        return batch
+
+
+def packed(network: nn.Module, batch: Mapping[str, Tensor]) -> Batch:
+    """A network's arguments: the batch's tokens and positions, and a mask (examples, 1, tokens, tokens) to be added.
+
+    Args:
+        network: a causal language model.
+        batch: with ``input_ids``, ``attention_mask``, ``segments`` and ``position_ids`` (examples, tokens).
+    """
+    given: Any = network
+    dtype = given.get_input_embeddings().weight.dtype  # which kernels of attention want of a mask
+    segments = batch["segments"]
+    whose, of_whom = segments.unsqueeze(2), segments.unsqueeze(1)
+    tokens = segments.shape[1]
+    itself = torch.eye(
+        tokens, dtype=torch.bool, device=segments.device
+    )  # a token that sees none is NaN in some kernels
+    before = itself.new_ones(tokens, tokens).tril()
+    seen = itself | (before & batch["attention_mask"].bool().unsqueeze(1) & ((of_whom == 0) | (whose == of_whom)))
+    mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
+    return {
+        "input_ids": batch["input_ids"],
+        "position_ids": batch["position_ids"],
+        "attention_mask": mask.unsqueeze(1),
+    }
+
+
+def check_window(network: nn.Module, tokens: int) -> None:
+    """Make sure that the window of a network's attention, if it has one, reaches over all packed tokens.
+
+    Raises:
+        AdapterError: it does not, and a mask of one's own would do without the window.
+    """
+    config: Any = network.config
+    windows = [getattr(config, each, None) for each in ("sliding_window", "attention_chunk_size", "window_size")]
+    window = min((each for each in windows if isinstance(each, int)), default=tokens)
+    if tokens > window:
+        raise AdapterError(
+            f"A question with its choices has {tokens} tokens, and the attention of this {config.model_type} network "
+            f"has a window of {window}: lower max_length, or choose another base."
+        )
+
+
+def predictors(segments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens of choices, and those that predict them: the one before, or the question's last for the first of each.
+
+    Args:
+        segments: (examples, tokens).
+
+    Returns:
+        Numbers of examples, of tokens, and of the tokens that predict them, each (scored tokens,).
+    """
+    scored = segments > 0
+    rows, places = scored.nonzero(as_tuple=True)
+    last = scored.int().argmax(1) - 1  # of the question, which comes first
+    begins = segments[rows, places] != segments[rows, places - 1]
+    return rows, places, torch.where(begins, last[rows], places - 1)
+
+
+@torch.no_grad()
+def check_packing(network: nn.Module, name: str) -> None:
+    """Make sure that a network reads a packed choice as it reads the choice alone: it is asked to, once.
+
+    Args:
+        network: a causal language model.
+        name: of the observation that packs.
+
+    Raises:
+        AdapterError: it does not, as with states that go on from token to token (Mamba) and with attention that counts
+            tokens itself (ALiBi); or its kernel of attention takes no mask of one's own.
+    """
+    given: Any = network
+    base: Any = given.get_base_model() if hasattr(given, "get_base_model") else given
+    kind, kernel = base.config.model_type, getattr(base.config, "_attn_implementation", None)
+    if kernel not in (None, *KERNELS):
+        raise AdapterError(
+            f"The observation '{name}' needs attention with a mask of its own, which '{kernel}' does not take: load "
+            "the base with attention='sdpa' (in a shell --set network.attention=sdpa)."
+        )
+    numbered = "position_ids" in signature(base.forward).parameters
+    if not numbered or STATES & set(getattr(base.config, "layer_types", None) or ()) or not _reads_packed(base):
+        raise AdapterError(
+            f"A {kind} network does not read choices that share a question as it reads each alone (its state goes on "
+            f"from token to token, or it counts tokens itself), which the observation '{name}' needs: choose another "
+            "base, or another observation."
+        )
+
+
+def _reads_packed(base: Any) -> bool:
+    """Whether the last of two packed choices is to a network what it is alone."""
+    device, length, size = base.get_input_embeddings().weight.device, 4, base.config.vocab_size
+    ids = (torch.arange(3 * length, device=device) + size // 2) % size
+    segments = torch.arange(3, device=device).repeat_interleave(length)
+    rows = {"input_ids": ids[None], "segments": segments[None], "attention_mask": torch.ones_like(ids)[None]}
+    rows["position_ids"] = _positions(rows["segments"], rows["attention_mask"])
+    alone = ids[segments != 1][None]
+    training = base.training
+    base.eval()
+    try:
+        with torch.autocast(device.type, enabled=False):
+            expected = hidden_states(base, {"input_ids": alone, "attention_mask": torch.ones_like(alone)})[0, -length:]
+            found = hidden_states(base, packed(base, rows))[0, -length:]
+    except (RuntimeError, ValueError, TypeError, IndexError):  # what networks make of a mask that they do not know
+        return False
+    finally:
+        base.train(training)
+    differ = (found - expected).float().norm() / expected.float().norm()
+    return bool(differ < ROUNDING[found.dtype])
+
+
+def _positions(segments: Tensor, attended: Tensor) -> Tensor:
+    """Positions (examples, tokens): of the question from 0, of each choice from where the question ends."""
+    place = attended.cumsum(1) - 1
+    begins = segments != segments.roll(1, 1)
+    begins[:, 0] = True
+    start = torch.where(begins, place, 0).cummax(1).values
+    question = (attended.bool() & (segments == 0)).sum(1, keepdim=True)
+    return torch.where(segments > 0, place - start + question, place).clamp(min=0)

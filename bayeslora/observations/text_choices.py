@@ -1,0 +1,147 @@
+"""Text choices: which of a row's own texts goes on after its question, by the likelihood of a causal language model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from bayeslora.errors import DataError, SettingError, unknown
+from bayeslora.observations.base import Observation
+from bayeslora.observations.batches import Collator, Padding
+from bayeslora.observations.choices import Choices
+from bayeslora.observations.decoder import hidden_states, logits_at
+from bayeslora.observations.packing import PackedCollator, check_packing, check_window, packed, predictors
+from bayeslora.observations.prompts import continuation, rendered
+
+if TYPE_CHECKING:
+    from bayeslora.observations.encoding import Encoder
+    from bayeslora.tasks import TaskSpec
+
+__all__ = ["TextChoices"]
+
+#: What the log-likelihood of a choice, a text of some tokens, is divided by.
+SIZES = {
+    "sum": lambda text, tokens: 1,
+    "token": lambda text, tokens: len(tokens),
+    "byte": lambda text, tokens: len(text.encode()),
+}
+
+
+@dataclass(frozen=True)
+class TextChoices(Choices):
+    """The number of the right choice, with probabilities softmax(scores) over the choices that a row has.
+
+    The score of a choice is the log-likelihood of its tokens after the question, log p(choice | question).
+
+    Attributes:
+        likelihood: of a choice: the "sum" over its tokens, or that for each "token" or for each "byte" of its text,
+            which does not favour short choices.
+
+    Raises:
+        SettingError: the likelihood is none of these.
+    """
+
+    name: ClassVar[str] = "text-choices"
+    network: ClassVar[str] = "AutoModelForCausalLM"
+    peft_task: ClassVar[str | None] = "CAUSAL_LM"
+    causal: ClassVar[bool] = True
+
+    likelihood: Literal["sum", "token", "byte"] = "sum"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.likelihood not in SIZES:
+            raise SettingError(unknown("likelihood of a choice", str(self.likelihood), SIZES))
+
+    def check_network(self, network: nn.Module) -> None:
+        """Make sure that a network reads choices that share a question as it reads each alone.
+
+        Raises:
+            AdapterError: it does not.
+        """
+        check_packing(network, self.name)
+
+    def trained_in_full(self, base: nn.Module) -> list[str]:
+        """Nothing: the head is the network's own."""
+        return []
+
+    def tokens(self, encoder: Encoder, rows: Sequence[Mapping[str, Any]], spec: TaskSpec) -> dict[str, list[Any]]:
+        """Columns of packed rows: token ids, whose they are, and what the likelihood of each choice is divided by.
+
+        Raises:
+            DataError: a row has no question, an empty choice, or one that is longer than there is room for.
+        """
+        columns: dict[str, list[Any]] = {"input_ids": [], "segments": [], "sizes": []}
+        size = SIZES[self.likelihood]
+        for row in rows:
+            texts = [str(text).strip() for _, text in spec.texts(row)]
+            question, choices = _parts(encoder, spec, row, texts)
+            segments = [question, *choices]
+            columns["input_ids"].append([token for part in segments for token in part])
+            columns["segments"].append([number for number, part in enumerate(segments) for _ in part])
+            columns["sizes"].append([size(text, tokens) for text, tokens in zip(texts, choices, strict=True)])
+        return columns
+
+    def collator(self, padding: Padding, multiple_of: int = 1) -> Collator:
+        """Makes batches of packed rows."""
+        return PackedCollator(padding, multiple_of, self.classes)
+
+    def attended(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Tokens of the packed sequence."""
+        return Observation.attended(self, batch)
+
+    def run(self, network: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """Scores (examples, choices) in float32, minus infinity for choices that do not exist."""
+        segments, sizes = batch["segments"], batch["sizes"]
+        check_window(network, segments.shape[1])
+        hidden = hidden_states(network, packed(network, batch))
+        rows, places, before = predictors(segments)
+        found = log_likelihoods(network, hidden[rows, before], batch["input_ids"][rows, places])
+        choice = rows * sizes.shape[1] + segments[rows, places] - 1
+        sums = found.new_zeros(sizes.numel()).index_add(0, choice, found).reshape(sizes.shape)
+        return (sums / sizes.clamp(min=1)).masked_fill(sizes == 0, -torch.inf)
+
+
+def _parts(
+    encoder: Encoder, spec: TaskSpec, row: Mapping[str, Any], choices: Sequence[str]
+) -> tuple[list[int], list[list[int]]]:
+    """Tokens of the question that all choices share, and of each choice behind it: together no more than fit."""
+    room = encoder.max_length
+    while room > 0:
+        text = rendered(encoder.tokenizer, _template(spec), row, room)
+        if spec.blank is not None:
+            text = text.partition(spec.blank)[0].rstrip()
+        if not all(choices):
+            raise DataError(f"A choice of the question {text!r} has no text: remove the row, or give the choice one.")
+        pairs = [continuation(encoder.tokenizer, text, f" {choice}") for choice in choices]
+        # A token that reaches over the end of the question counts with its choice, and so does that one of all others.
+        question = min((before for before, _ in pairs), key=len)
+        if not question:
+            raise DataError(f"The question {text!r} has no tokens that choices could follow.")
+        behind = [(before + more)[len(question) :] for before, more in pairs]
+        left = encoder.max_length - max(len(tokens) for tokens in behind)
+        if len(question) <= left:
+            return question, behind
+        room = min(room - 1, left)  # a text that is cut may be tokenised otherwise than before
+    raise DataError(
+        f"The choices of the question {text!r} leave no room for it in {encoder.max_length} tokens: raise max_length "
+        "if the network has positions for more."
+    )
+
+
+def _template(spec: TaskSpec) -> str:
+    """The question with its cue, before which the choice comes unless a blank says where."""
+    if spec.question is not None:
+        return spec.question
+    (text,) = spec.text
+    text = text if "{" in text else f"{{{text}}}"
+    return text if spec.blank is not None else f"Question: {text}\nAnswer:"
+
+
+def log_likelihoods(network: nn.Module, hidden: Tensor, expected: Tensor) -> Tensor:
+    """Log probability (positions,) of the token that comes at each position."""
+    return -nn.functional.cross_entropy(logits_at(network, hidden), expected, reduction="none")

@@ -1,0 +1,294 @@
+"""Choices are scored by the likelihood of their texts, as if each alone came after its question."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from causal_scenarios import causal_base
+from datasets import Dataset
+from peft import LoraConfig
+from scenarios import awake, dense_jacobian, tiny_batch
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    FalconConfig,
+    GPTNeoConfig,
+    Lfm2Config,
+    LlamaConfig,
+    MambaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+)
+
+import bayeslora as bl
+from bayeslora.errors import AdapterError, DataError, SettingError
+from bayeslora.inference.laplace.jacobians import jacobians
+from bayeslora.networks import NetworkSettings
+from bayeslora.observations import TextChoices, build, of_task
+from bayeslora.observations.packing import check_packing
+from bayeslora.passes import Rows
+from bayeslora.program import Program
+from bayeslora.tasks import Split, Task, TaskSpec
+
+SPEC = TaskSpec("quiz", "multiple-choice", ("ask",), "label", ("A", "B", "C"), choices=("choices",))
+ROWS: dict[str, list[Any]] = {
+    "ask": ["Is the film good", "Which stone is it", "What is the moon", "Is water of the sun"],
+    "choices": [
+        ["yes", "it is not good"],
+        ["the dull one", "moon stone", "(sun)"],
+        ["a stone", "A"],
+        ["no", "true", "!"],
+    ],
+    "label": [0, 2, 1, 1],
+}
+PAIRS = [
+    ("llama", "bytes"),
+    ("llama", "unigram"),
+    ("gpt2", "bytes-bos-eos"),
+    ("qwen2", "bytes"),
+    ("llama", "bytes-bos"),
+]
+
+
+def rows(**columns: Any) -> Split:
+    return Split(Dataset.from_dict(ROWS | columns), SPEC)
+
+
+def program(
+    network: str = "llama", tokenizer: str = "bytes", side: str = "right", targets: Sequence[str] = (), **settings: Any
+) -> Program:
+    """With no LoRA matrix at its zero start."""
+    names = list(targets) or (["c_attn"] if network == "gpt2" else ["q_proj", "v_proj"])
+    lora = LoraConfig(r=2, lora_alpha=4, target_modules=names)
+    given = {"max_length": 64} | settings
+    base = causal_base(network, tokenizer, side=side)
+    return awake(Program.from_pretrained(str(base), Task(SPEC, train=rows()), lora=lora, **given))
+
+
+def scores(found: Program, data: Any, batch_size: int = 4) -> Tensor:
+    with torch.no_grad():
+        return Rows.of(found, data, batch_size).outputs(found, {site.name: site.initial for site in found.sites})
+
+
+def naive(found: Program, split: Split, likelihood: str = "sum") -> Tensor:
+    """Scores by one pass for each choice, over the text as its tokenizer reads it."""
+    scored = torch.full((len(split), 3), -torch.inf)
+    tokenizer: Any = found.encoder.tokenizer
+    found.weights.install({site.name: site.initial for site in found.sites})
+    for number, row in enumerate(split.dataset):
+        question = f"Question: {row['ask']}\nAnswer:"
+        for place, choice in enumerate(row["choices"]):
+            one, two = (tokenizer(text)["input_ids"] for text in (question, f"{question} {choice}"))
+            if one[-1] == tokenizer.eos_token_id:
+                one, two = one[:-1], two[:-1]
+            assert two[: len(one)] == one
+            with torch.no_grad():
+                logits = found.network(input_ids=torch.tensor([two])).logits[0].log_softmax(-1)
+            each = logits[torch.arange(len(one) - 1, len(two) - 1), torch.tensor(two[len(one) :])]
+            size = {"sum": 1, "token": len(each), "byte": len(choice.encode())}[likelihood]
+            scored[number, place] = each.sum() / size
+    return scored
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize(("network", "tokenizer"), PAIRS)
+def test_a_choice_has_the_likelihood_of_its_text_alone(network: str, tokenizer: str, side: str) -> None:
+    found = program(network, tokenizer, side)
+    assert isinstance(found.observation, TextChoices)
+    torch.testing.assert_close(scores(found, rows()), naive(found, rows()), rtol=1e-4, atol=1e-4)
+    for batch_size in (1, 3):
+        torch.testing.assert_close(scores(found, rows(), batch_size), scores(found, rows()), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("likelihood", ["token", "byte"])
+def test_likelihoods_by_length(likelihood: str) -> None:
+    found = program(observation_settings={"likelihood": likelihood})
+    torch.testing.assert_close(scores(found, rows()), naive(found, rows(), likelihood), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("network", ["llama", "gpt2"])
+def test_a_choice_depends_on_no_other(network: str) -> None:
+    found, swapped = program(network), rows(choices=[list(reversed(each)) for each in ROWS["choices"]])
+    forth, back = scores(found, rows()), scores(found, swapped)
+    for one, other, choices in zip(forth, back, ROWS["choices"], strict=True):
+        torch.testing.assert_close(one[: len(choices)], other[: len(choices)].flip(0), rtol=1e-5, atol=1e-5)
+    fewer = rows(choices=[each[:2] for each in ROWS["choices"]], label=[0, 1, 1, 1])
+    torch.testing.assert_close(scores(found, fewer)[:, :2], forth[:, :2], rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_are_those_of_one_pass_for_each_choice() -> None:
+    found = program()
+    weights = {site.name: site.initial.clone().requires_grad_() for site in found.sites}
+    batch = tiny_batch(found, rows())
+    at = torch.stack(
+        [scored[label] for scored, label in zip(found.outputs(weights, batch), batch["labels"], strict=True)]
+    )
+    mine = torch.autograd.grad(at.sum(), list(weights.values()))
+    tokenizer: Any = found.encoder.tokenizer  # type: ignore[union-attr]
+    total = torch.zeros(())
+    for ask, choices, label in zip(ROWS["ask"], ROWS["choices"], ROWS["label"], strict=True):
+        one, two = (tokenizer(f"Question: {ask}\nAnswer:{more}")["input_ids"] for more in ("", f" {choices[label]}"))
+        logits = found.network(input_ids=torch.tensor([two])).logits[0].log_softmax(-1)
+        total = total + logits[torch.arange(len(one) - 1, len(two) - 1), torch.tensor(two[len(one) :])].sum()
+    for one, other in zip(mine, torch.autograd.grad(total, list(weights.values())), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize(("network", "targets"), [("llama", ["q_proj", "down_proj"]), ("gpt2", ["c_attn", "c_fc"])])
+def test_products_of_packed_rows_are_the_jacobian(network: str, targets: list[str], side: str) -> None:
+    found = program(network, side=side, targets=targets)
+    over = Rows.of(found, rows(), 4)
+    weights = {site.name: site.initial for site in found.sites}
+    [(index, _, gradients)] = jacobians(found, found.sites, weights, over)
+    expected = dense_jacobian(found, tiny_batch(found, rows()))  # one batch of the rows in the same order
+    assert index.tolist() == tiny_batch(found, rows())["index"].tolist()
+    for (name, place), gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name][:, :, place], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("backend", ["svi", "laplace"])
+def test_a_posterior_predicts_the_same_once_it_is_loaded(tmp_path: Path, backend: str) -> None:
+    settings = {"epochs": 1, "warmup": 0.0, "batch_size": 2, "cpu": True, "progress": False}
+    posterior = bl.fit(program(), rows(), backend, **settings)
+    found = posterior.predict(rows(), 3, progress=False)
+    assert found.outputs.isinf().sum(-1).unique().tolist() == [0, 1]  # rows of two choices and of three
+    posterior.save(tmp_path / "saved")
+    again = bl.load(tmp_path / "saved")
+    assert again.program.observation == posterior.program.observation == TextChoices(3)
+    assert torch.equal(again.predict(rows(), 3, progress=False).outputs, found.outputs)
+
+
+def test_what_is_too_long_loses_the_end_of_its_question() -> None:
+    found = program(max_length=40)
+    long = rows(ask=["moon " * 60, *ROWS["ask"][1:]])
+    encoded = Rows.of(found, long).dataset
+    tokenizer: Any = found.encoder.tokenizer  # type: ignore[union-attr]
+    parts = [tokenizer.decode(part) for part in parts_of(encoded[0])]
+    assert parts[0].startswith("Question: moon moon") and parts[0].endswith("moon\nAnswer:")
+    assert parts[1:] == [" yes", " it is not good"]
+    lengths = [len(part) for part in parts_of(encoded[0])]
+    assert lengths[0] + max(lengths[1:]) == 40
+    assert encoded[1]["input_ids"] == Rows.of(program(), rows()).dataset[1]["input_ids"]
+
+
+def parts_of(row: dict[str, Any]) -> list[list[int]]:
+    pairs = list(zip(row["segments"], row["input_ids"], strict=True))
+    return [[token for number, token in pairs if number == part] for part in range(1 + len(row["sizes"]))]
+
+
+def test_a_choice_fills_the_blank() -> None:
+    spec = TaskSpec("blanks", "multiple-choice", ("ask",), "label", ("A", "B"), choices=("one", "two"), blank="_")
+    columns = {"ask": ["Is the _ dull", "The moon _"], "one": ["sun", "no"], "two": ["dull moon", "A"], "label": [0, 1]}
+    found = program()
+    found.encoder.spec = spec  # type: ignore[union-attr]
+    encoded = Rows.of(found, Split(Dataset.from_dict(columns), spec)).dataset
+    tokenizer: Any = found.encoder.tokenizer  # type: ignore[union-attr]
+    assert [tokenizer.decode(part) for part in parts_of(encoded[0])] == ["Is the", " sun dull", " dull moon dull"]
+    assert [tokenizer.decode(part) for part in parts_of(encoded[1])] == ["The moon", " no", " A"]
+
+
+def test_a_task_has_a_template_of_its_own() -> None:
+    spec = TaskSpec(**{**SPEC.to_dict(), "question": "{hint} {ask}?"})
+    split = Split(Dataset.from_dict(ROWS | {"hint": ["A stone"] * 4}), spec)
+    found = program()
+    found.encoder.spec = spec  # type: ignore[union-attr]
+    tokenizer: Any = found.encoder.tokenizer  # type: ignore[union-attr]
+    encoded = Rows.of(found, split).dataset
+    assert tokenizer.decode(parts_of(encoded[0])[0]) == "A stone Is the film good?"
+    given = {"text": "ask", "choices": "choices"}
+    task = bl.load_task(Dataset.from_dict(ROWS), question="Q: {ask}", **given)
+    assert task.spec.question == "Q: {ask}"
+    with pytest.raises(DataError, match="hint"):
+        bl.load_task(Dataset.from_dict(ROWS), question="{hint} {ask}?", **given)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"choices": [["yes", " "], *ROWS["choices"][1:]]}, "choice of the question 'Question: Is the film good"),
+        ({"choices": [["yes", "moon " * 70], *ROWS["choices"][1:]]}, "leave no room for it in 64 tokens"),
+        ({"choices": [["yes", "moon " * 60], *ROWS["choices"][1:]]}, "What is never cut of the template"),
+    ],
+)
+def test_choices_that_cannot_be_read(columns: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        Rows.of(program(), rows(**columns))
+
+
+def test_rows_that_are_tokenised_have_to_be_packed() -> None:
+    found = program()
+    encoded = Rows.of(found, rows()).dataset
+    assert torch.equal(scores(found, encoded), scores(found, rows()))
+    with pytest.raises(DataError, match="no column 'segments'"):
+        scores(found, encoded.remove_columns("segments"))
+    with pytest.raises(DataError, match="A row has 4 choices, expected at most 3"):
+        scores(found, encoded.map(lambda row: {"sizes": [1, 1, 1, 1]}))
+
+
+def test_settings() -> None:
+    assert of_task(SPEC, causal=True) == TextChoices(3)
+    assert of_task(SPEC, "text-choices", settings={"likelihood": "byte"}) == TextChoices(3, "byte")
+    assert build(TextChoices(3, "byte").to_dict()) == TextChoices(3, "byte")
+    with pytest.raises(SettingError, match="'bytes'. Did you mean 'byte'"):
+        build({"name": "text-choices", "classes": 3, "likelihood": "bytes"})
+
+
+SMALL: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+LLAMA: dict[str, Any] = {**SMALL, "intermediate_size": 64, "num_key_value_heads": 2}
+REFUSED: dict[str, PreTrainedConfig] = {
+    "state": MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1),
+    "convolution": Lfm2Config(**LLAMA, layer_types=["conv", "full_attention"]),
+    "alibi": BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4),
+    "alibi of a network that takes positions": FalconConfig(**SMALL, alibi=True),
+    "window": MistralConfig(**LLAMA, sliding_window=6),
+    "local": GPTNeoConfig(
+        vocab_size=64, hidden_size=32, num_layers=2, num_heads=4, window_size=6, attention_types=[[["local"], 2]],
+        bos_token_id=0, eos_token_id=0,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_networks_that_would_read_packed_choices_otherwise_are_refused(kind: str) -> None:
+    torch.manual_seed(0)
+    network = AutoModelForCausalLM.from_config(REFUSED[kind])
+    with pytest.raises(AdapterError, match=f"A {REFUSED[kind].model_type} network does not read choices"):
+        check_packing(network, "text-choices")
+
+
+def test_a_network_is_as_before_when_it_was_asked() -> None:
+    network = AutoModelForCausalLM.from_config(Qwen2Config(**LLAMA)).train()
+    state = torch.get_rng_state()
+    for dtype in (torch.float32, torch.bfloat16):
+        check_packing(network.to(dtype), "text-choices")
+    assert network.training and torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_window_has_to_reach_over_all_choices() -> None:
+    found = program()
+    found.network.config.sliding_window = 20
+    with pytest.raises(AdapterError, match=r"\d\d tokens, and the attention of this llama network has a window of 20"):
+        scores(found, rows())
+
+
+def test_attention_without_a_mask_of_its_own_is_refused() -> None:
+    network = AutoModelForCausalLM.from_config(LlamaConfig(**LLAMA))
+    network.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(AdapterError, match="'flash_attention_2' does not take.*network.attention=sdpa"):
+        check_packing(network, "text-choices")
+
+
+def test_kernels_agree() -> None:
+    base = str(causal_base())
+    eager, sdpa = (
+        Program.from_pretrained(NetworkSettings(base, attention=kernel), Task(SPEC, train=rows())).eval()
+        for kernel in ("eager", "sdpa")
+    )
+    torch.testing.assert_close(scores(eager, rows()), scores(sdpa, rows()), rtol=1e-5, atol=1e-5)
