@@ -106,6 +106,8 @@ def test_what_was_taken_for_what_in_the_data_is_said(tmp_path: Path, capsys: pyt
     assert columns in said and rows in said
     assert call("evaluate", tmp_path / "run") == 0
     assert rows in capsys.readouterr().err
+    assert call("diagnose", tmp_path / "run", "--output", tmp_path / "report") == 0
+    assert "2 rows of test: accuracy" in capsys.readouterr().out
     (data / "train.csv").unlink()
     assert call(*command, "--overwrite") == 2
     assert "There is nothing to train on: split 'train' of task 'reviews' has no rows" in capsys.readouterr().err

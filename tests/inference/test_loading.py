@@ -222,6 +222,7 @@ PROGRAM_DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "an unknown dtype": (lambda program: program["base"].update(dtype="float33"), "dtype is 'float33'"),
     "a dtype that is none": (lambda program: program["base"].update(dtype="nn"), "dtype is 'nn'"),
     "no model": (lambda program: program.pop("model"), "does not describe a program .*'model'"),
+    "permuted labels": (lambda program: program["labels"].reverse(), r"labels: \[.*\] and \["),
     "a list as model": (lambda program: program.update(model=[]), "does not describe a program"),
 }
 
