@@ -25,13 +25,15 @@ def benchmarks() -> Iterator[SimpleNamespace]:
         import diagnosis
         import epoch_parts
         import epochs
+        import language_models
         import overhead
         import peers
         import quality
         import robustness
         import speed
 
-        modules = common, curvature, diagnosis, epoch_parts, epochs, overhead, peers, quality, robustness, speed
+        modules = common, curvature, diagnosis, epoch_parts, epochs, language_models, overhead
+        modules += peers, quality, robustness, speed
         scripts = {each.__name__: each for each in modules}
         yield SimpleNamespace(**scripts)
         for name in (*scripts, "peer_parts", "reliability"):
