@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bayeslora.inference.base import Run, check_random
 from bayeslora.inference.mcmc.posterior import EmpiricalPosterior
-from bayeslora.inference.training.process import peak, reset_peak
+from bayeslora.inference.training.process import cost_of, peak, reset_peak
 from bayeslora.passes import undisturbed
 from bayeslora.program import Program
 from bayeslora.rng import isolated
@@ -58,10 +58,5 @@ class ChainSettings(Settings, ABC):
         with undisturbed(program), isolated(run.seed, program.device):
             draws, found = self.chain(program, data, run)
         record = run.record(self.name, asdict(self), len(data), temperature=1.0, point_sites=())
-        cost = {
-            "seconds": time.monotonic() - begun,
-            "peak_memory_bytes": float(peak(program.device)),
-            "parameters": float(sum(site.initial.numel() for site in program.sites)),
-            "extra_parameters": 0.0,
-        }
+        cost = cost_of(program, time.monotonic() - begun, peak(program.device))
         return EmpiricalPosterior(program, replace(record, cost=cost, history=[found], finished=True), draws)

@@ -14,7 +14,7 @@ import torch
 from bayeslora.program import Program
 from bayeslora.rng import isolated
 
-__all__ = ["available", "peak", "reset_peak", "restored_generators", "restored_network"]
+__all__ = ["available", "cost_of", "peak", "reset_peak", "restored_generators", "restored_network"]
 
 
 @contextmanager
@@ -72,3 +72,15 @@ def available(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return int(psutil.virtual_memory().available)
+
+
+def cost_of(program: Program, seconds: float, peak_bytes: int, learned: int | None = None) -> dict[str, float]:
+    """What a fit took, as a record has it; as many parameters are ``learned`` as there are weights, if left out."""
+    weights = sum(site.initial.numel() for site in program.sites)
+    learned = weights if learned is None else learned
+    return {
+        "seconds": seconds,
+        "peak_memory_bytes": float(peak_bytes),
+        "parameters": float(learned),
+        "extra_parameters": float(learned - weights),
+    }

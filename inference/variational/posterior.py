@@ -15,7 +15,7 @@ from torch import Tensor
 from bayeslora.errors import PosteriorError
 from bayeslora.inference.base import Run
 from bayeslora.inference.training.objective import Hook, Outcome
-from bayeslora.inference.training.process import restored_network
+from bayeslora.inference.training.process import cost_of, restored_network
 from bayeslora.inference.training.trainer import TrainingSettings, train
 from bayeslora.inference.variational.elbo import KLWarmup, NegativeELBO
 from bayeslora.models.guides.auto import make_guide
@@ -171,11 +171,5 @@ class _Kept(Hook):
         """Put what training took and logged into the record."""
         posterior = self.posterior
         learned = sum(value.numel() for value in posterior.guide.parameters() if value.requires_grad)
-        plain = sum(site.initial.numel() for site in posterior.program.sites)
-        cost = {
-            "seconds": outcome.seconds,
-            "peak_memory_bytes": float(outcome.peak_memory_bytes),
-            "parameters": float(learned),
-            "extra_parameters": float(learned - plain),
-        }
+        cost = cost_of(posterior.program, outcome.seconds, outcome.peak_memory_bytes, learned)
         posterior.record = replace(posterior.record, cost=cost, history=outcome.history)
