@@ -23,8 +23,7 @@ from torch import Tensor
 
 import bayeslora as bl
 from bayeslora.files import write_json
-from bayeslora.inference.laplace.posterior import LaplacePosterior
-from bayeslora.inference.laplace.predictors import linearised
+from bayeslora.inference.laplace.posterior import LaplacePosterior, linearised
 from bayeslora.passes import Rows
 
 ROWS, TEST_ROWS, EPOCHS = 400, 500, 10

@@ -11,10 +11,8 @@ from common import Run, best_temperature, tempered
 from torch import Tensor
 
 import bayeslora as bl
-from bayeslora.inference.laplace.heldout import best_width
-from bayeslora.inference.laplace.posterior import LaplacePosterior
-from bayeslora.inference.laplace.predictors import linearised, linked
-from bayeslora.inference.laplace.tuning import tuned_width
+from bayeslora.inference.laplace.posterior import LaplacePosterior, linearised, linked
+from bayeslora.inference.laplace.tuning import best_width, tuned_width
 from bayeslora.passes import Rows
 from bayeslora.posterior import Posterior
 from bayeslora.predict.prediction import ClassPrediction

@@ -12,8 +12,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 
 import bayeslora as bl
-from bayeslora.inference.laplace.posterior import LaplacePosterior
-from bayeslora.inference.laplace.predictors import linearised
+from bayeslora.inference.laplace.posterior import LaplacePosterior, linearised
 from bayeslora.observations import Classes, batches
 from bayeslora.passes import Rows
 from bayeslora.program import Program

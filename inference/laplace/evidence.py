@@ -97,15 +97,12 @@ class LinearEvidence:
         if vectors > 1 and rows * vectors > most:
             self._signs = torch.randint(2, (vectors, rows), generator=generator).mul(2.0).sub(1.0)
         self.counted = counted(rows, most if self._signs is not None else most // vectors)
+        #: How many rows of the data count.
+        self.rows = int(self.counted.sum())
         self._together: list[Tensor] = []
         self._features: list[Tensor] = []
         self._targets: list[Tensor] = []
         self._constant = 0.0
-
-    @property
-    def rows(self) -> int:
-        """How many rows of the data count."""
-        return int(self.counted.sum())
 
     def count(self, index: Tensor, log_likelihoods: Tensor) -> None:
         """Add the log-likelihoods (examples,) at the mode of the rows ``index`` (examples,), as far as they count."""

@@ -8,10 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bayeslora.inference.laplace.curvature import Curvature
+from bayeslora.inference.laplace.curvature import Curvature, Kronecker
 from bayeslora.inference.laplace.gaussian import Basis, BlockBasis, Roots, SharedBasis
 from bayeslora.inference.laplace.jacobians import Layer, Products, as_matrices
-from bayeslora.inference.laplace.kronecker import Kronecker
 from bayeslora.weights import Site
 
 __all__ = ["CURVATURES", "Diagonal", "Dual", "Full", "make_curvature"]

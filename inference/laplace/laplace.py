@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -18,14 +19,13 @@ from torch import Tensor
 from bayeslora.errors import PosteriorError, SettingError
 from bayeslora.inference.base import Run, check_random
 from bayeslora.inference.laplace.curvature import Curvature, check_finite
-from bayeslora.inference.laplace.evidence import Evidence, LinearEvidence, offsets
+from bayeslora.inference.laplace.evidence import Evidence, LinearEvidence, ModeEvidence, offsets
 from bayeslora.inference.laplace.forms import make_curvature
-from bayeslora.inference.laplace.heldout import best_width
 from bayeslora.inference.laplace.jacobians import Tape, matrices_of
 from bayeslora.inference.laplace.posterior import LaplacePosterior
 from bayeslora.inference.laplace.priors import HyperPrior, NormalPrior, normal_prior
-from bayeslora.inference.laplace.tuning import tuned_hyper, tuned_scales, tuned_width
-from bayeslora.inference.training.process import available, peak, reset_peak
+from bayeslora.inference.laplace.tuning import best_width, tuned_hyper, tuned_scales, tuned_width
+from bayeslora.inference.training.process import available, cost_of, peak, reset_peak
 from bayeslora.inference.training.trainer import TrainingSettings
 from bayeslora.inference.variational.point import point_estimate
 from bayeslora.observations import Curved
@@ -109,31 +109,33 @@ class Laplace(TrainingSettings):
         sites = self._sites(program)
         curvature = make_curvature(self.curvature, sites, self.curvature_rank, self.sharing)
         tape = Tape(program, sites)
-        self._check(program, sites, curvature, len(data), run)
+        vectors = self._vectors(program)
+        self._check(program, sites, curvature, len(data), vectors, run)
         self._probe(program, tape, data)
         latents, history, cost = self._mode(program, data, run)
         weights = program.weights_at(latents)
         matrices, prior = matrices_of(sites, weights), normal_prior(program, sites, latents)
         self._check_distance(prior, matrices)
         reset_peak(program.device)
-        evidence = LinearEvidence(matrices, prior, len(data), self._vectors(program))
-        log_likelihood = self._measure(program, weights, data, run, tape, curvature, evidence)
+        linear = LinearEvidence(matrices, prior, len(data), vectors)
+        log_likelihood = self._measure(program, weights, data, run, tape, curvature, linear)
         if not cost:  # the mode was given
             _warn_of_mode(program, data, log_likelihood * self.temperature / len(data))
         fixed = latents.keys() - prior.roots.keys()
         record = run.record(self.name, asdict(self), len(data), self.temperature, fixed)
-        measured = curvature, log_likelihood
-        posterior = LaplacePosterior(program, record, latents, prior, *measured, math.nan, evidence.rows)
-        latents, prior, trace = self._tuned(posterior, evidence, run)
-        found = float(evidence(prior)), evidence.rows
-        posterior = LaplacePosterior(program, record, latents, prior, *measured, *found)
-        cost = {
-            # A mode that was found over several sittings has its own count of seconds.
-            "seconds": max(time.monotonic() - begun, cost.get("seconds", 0.0)),
-            "peak_memory_bytes": max(float(peak(program.device)), cost.get("peak_memory_bytes", 0.0)),
-            "parameters": float(sum(site.initial.numel() for site in program.sites)),
-            "extra_parameters": 0.0,
-        }
+        make = partial(LaplacePosterior, program, record, curvature=curvature, log_likelihood=log_likelihood)
+        if self.tune == "heldout":
+            assert run.heldout is not None  # `_check` refuses
+            untuned = make(latents=latents, prior=prior)
+            prior, trace = best_width(untuned, run.heldout, self.batch_size, run.progress)
+        else:
+            published = self.tune == "mode-evidence"
+            evidence: Evidence = ModeEvidence(log_likelihood, matrices, curvature) if published else linear
+            latents, prior, trace = self._tuned(program, sites, latents, prior, evidence)
+        posterior = make(latents=latents, prior=prior, log_evidence=float(linear(prior)), evidence_rows=linear.rows)
+        # A mode that was found over several sittings has its own count of seconds.
+        own = cost_of(program, time.monotonic() - begun, peak(program.device))
+        cost = {name: max(value, cost.get(name, value)) for name, value in own.items()}
         posterior.record = replace(record, cost=cost, history=history + trace, finished=True)
         return posterior
 
@@ -148,9 +150,10 @@ class Laplace(TrainingSettings):
         latents = {name: value.detach().clone() for name, value in trained.draw().items()}
         return latents, trained.record.history, trained.record.cost
 
-    def _check(self, program: Program, sites: Sequence[Site], curvature: Curvature, rows: int, run: Run) -> None:
+    def _check(
+        self, program: Program, sites: Sequence[Site], curvature: Curvature, rows: int, vectors: int, run: Run
+    ) -> None:
         """Refuse what cannot work before the time of training and of a pass is spent."""
-        _curved(program)
         latents = program.model.initial(program.sites)
         normal_prior(program, sites, latents)
         if self.scales == "hyper" and not HyperPrior(program, sites, latents).shapes_weights:
@@ -163,7 +166,7 @@ class Laplace(TrainingSettings):
                 "tune='heldout' needs rows to tune on: set some of the training rows aside (heldout_size), and give "
                 "fit(..., heldout=task.heldout)."
             )
-        needed, free = curvature.room(rows * self._vectors(program)), available(program.device)
+        needed, free = curvature.room(rows * vectors), available(program.device)
         if needed > free:
             raise SettingError(
                 f"curvature='{self.curvature}' needs {needed / 2**30:.1f} GiB for {curvature.size:,} weights and "
@@ -172,13 +175,29 @@ class Laplace(TrainingSettings):
 
     def _probe(self, program: Program, tape: Tape, data: Dataset) -> None:
         """Take the gradients of two rows, so that a layer which cannot be split by examples is named at once."""
+
+        def take(logits: Tensor, batch: Mapping[str, Tensor], _: Tensor) -> None:
+            next(tape.products(logits, torch.ones_like(logits).unsqueeze(0), batch))
+
         rows = Rows.of(program, data.select(range(min(2, len(data)))), 2)
+        self._pass(program, {site.name: site.initial for site in program.sites}, rows, tape, take)
+
+    def _pass(
+        self,
+        program: Program,
+        weights: Mapping[str, Tensor],
+        rows: Rows,
+        tape: Tape,
+        take: Callable[[Tensor, Mapping[str, Tensor], Tensor], None],
+    ) -> None:
+        """Hand on the logits of each batch, the batch and which rows they are, while the tape listens."""
+        cast = torch.autocast(program.device.type, dtype=torch.bfloat16, enabled=self.bf16)
         with undisturbed(program), torch.enable_grad():
-            for batch, _ in rows.batches(program.device):
+            for batch, index in rows.batches(program.device, "curvature"):
                 with tape:
-                    logits = program.outputs({site.name: site.initial for site in program.sites}, batch)
-                    for _ in tape.products(logits, torch.ones_like(logits).unsqueeze(0), batch):
-                        pass
+                    with cast:
+                        logits = program.outputs(weights, batch)
+                    take(logits, batch, index)
 
     def _check_distance(self, prior: NormalPrior, matrices: Mapping[str, Tensor]) -> None:
         """Without distance from its centre, a mode gives the scale of a prior no reason to be larger than zero."""
@@ -213,72 +232,65 @@ class Laplace(TrainingSettings):
         evidence: LinearEvidence,
     ) -> float:
         """One pass over the data: add to curvature and evidence; the tempered log-likelihood at the mode."""
-        rows = Rows.of(program, data, self.batch_size, run.progress)
         total = 0.0
-        cast = torch.autocast(program.device.type, dtype=torch.bfloat16, enabled=self.bf16)
-        with undisturbed(program), isolated(run.seed, program.device), torch.enable_grad():
-            for batch, index in rows.batches(program.device, "curvature"):
-                with tape:
-                    with cast:
-                        logits = program.outputs(weights, batch)
-                    at, known = logits.detach().double(), batch["labels"]
-                    values = program.observation.log_prob(at, known) / self.temperature
-                    roots = self._directions(program, at, known) / math.sqrt(self.temperature)
-                    shifts = self._shifts(program, at, known, roots)
-                    evidence.count(index, values)
-                    for vector, products in enumerate(tape.products(logits, roots.to(logits), batch)):
-                        curvature.add(products, vector)
-                        evidence.add(products, vector, index, shifts[vector])
-                    total += float(values.sum())
+
+        def take(logits: Tensor, batch: Mapping[str, Tensor], index: Tensor) -> None:
+            nonlocal total
+            at, known = logits.detach().double(), batch["labels"]
+            values = program.observation.log_prob(at, known) / self.temperature
+            roots, shifts = self._expansion(program, at, known)
+            evidence.count(index, values)
+            for vector, products in enumerate(tape.products(logits, roots.to(logits), batch)):
+                curvature.add(products, vector)
+                evidence.add(products, vector, index, shifts[vector])
+            total += float(values.sum())
+
+        with isolated(run.seed, program.device):
+            self._pass(program, weights, Rows.of(program, data, self.batch_size, run.progress), tape, take)
         curvature.finish()
         return total
 
     def _vectors(self, program: Program) -> int:
-        """How many vectors `_directions` gives for each row."""
-        observation = _curved(program)
-        return (
-            len(observation.curvature_root(torch.zeros(1, program.observation.outputs)))
-            if self.fisher == "exact"
-            else 1
-        )
+        """How many vectors `_expansion` gives for each row."""
+        root = _curved(program).curvature_root(torch.zeros(1, program.observation.outputs))
+        return len(root) if self.fisher == "exact" else 1
 
-    def _directions(self, program: Program, logits: Tensor, labels: Tensor) -> Tensor:
-        """Vectors (vectors, examples, outputs) whose squares add up to the Fisher information of the logits."""
-        observation = _curved(program)
+    def _expansion(self, program: Program, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The tempered log-likelihood to second order in the logits (examples, outputs).
+
+        Returns:
+            Vectors (vectors, examples, outputs) whose squares add up to its Fisher information, and their `offsets`.
+        """
+        observation, root = _curved(program), math.sqrt(self.temperature)
         if self.fisher == "exact":
-            return observation.curvature_root(logits)
-        if self.fisher == "mc":
-            labels = program.observation.distribution(logits).sample()
-        return observation.score(logits, labels).unsqueeze(0)
-
-    def _shifts(self, program: Program, logits: Tensor, labels: Tensor, roots: Tensor) -> Tensor:
-        """The `offsets` of the evidence."""
-        observation = _curved(program)
+            roots = metric = observation.curvature_root(logits) / root
+        else:
+            drawn = program.observation.distribution(logits).sample() if self.fisher == "mc" else labels
+            roots = metric = observation.score(logits, drawn).unsqueeze(0) / root
+            if self.fisher == "mc":
+                metric = observation.curvature_root(logits) / root
         score = observation.score(logits, labels) / self.temperature
         check_finite({"the logits": score})
-        drawn = self.fisher == "mc"
-        metric = observation.curvature_root(logits) / math.sqrt(self.temperature) if drawn else roots
-        return offsets(roots, metric, score, observation.gain(logits, labels) / self.temperature)
+        return roots, offsets(roots, metric, score, observation.gain(logits, labels) / self.temperature)
 
     def _tuned(
-        self, posterior: LaplacePosterior, linear: LinearEvidence, run: Run
+        self,
+        program: Program,
+        sites: Sequence[Site],
+        latents: dict[str, Tensor],
+        prior: NormalPrior,
+        evidence: Evidence,
     ) -> tuple[dict[str, Tensor], NormalPrior, list[dict[str, float]]]:
-        """Every latent site and the prior after tuning, and its trace."""
-        latents, prior = posterior.latents, posterior.prior
+        """Every latent site and the prior where the evidence is largest, and the trace of the search."""
         if self.tune == "none":
             return latents, prior, []
-        if self.tune == "heldout":
-            assert run.heldout is not None  # `_check` refuses
-            return latents, *best_width(posterior, run.heldout, self.batch_size, run.progress)
-        evidence: Evidence = posterior.mode_evidence if self.tune == "mode-evidence" else linear
         if self.scales == "all":
             return latents, *tuned_width(evidence, prior)
         if self.scales != "hyper":
             return latents, *tuned_scales(evidence, prior, self.scales)
-        program, sites = posterior.program, posterior.sites
         values, trace = tuned_hyper(evidence, HyperPrior(program, sites, latents))
-        found = latents | {name: value.to(latents[name]) for name, value in values.items()}
-        return found, normal_prior(program, sites, found), trace
+        latents = latents | {name: value.to(latents[name]) for name, value in values.items()}
+        return latents, normal_prior(program, sites, latents), trace
 
 
 def _warn_of_mode(program: Program, data: Dataset, found: float) -> None:

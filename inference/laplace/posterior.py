@@ -2,25 +2,69 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from functools import cached_property
-from typing import ClassVar
+from functools import cached_property, singledispatch
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
 
+from bayeslora.errors import PosteriorError
+from bayeslora.inference.laplace import links
 from bayeslora.inference.laplace.curvature import Curvature
 from bayeslora.inference.laplace.evidence import ModeEvidence
 from bayeslora.inference.laplace.forms import make_curvature
-from bayeslora.inference.laplace.gaussian import Basis, draw, log_det, quadratic
-from bayeslora.inference.laplace.jacobians import Layer, as_matrices, as_value, matrices_of
-from bayeslora.inference.laplace.predictors import LinearDraws, Linearised
+from bayeslora.inference.laplace.gaussian import Basis, covariances, draw, log_det, quadratic
+from bayeslora.inference.laplace.jacobians import Layer, as_value, jacobians, matrices_of
 from bayeslora.inference.laplace.priors import NormalPrior
+from bayeslora.observations import Classes, Observation
+from bayeslora.passes import Rows
 from bayeslora.posterior import Posterior, Record
-from bayeslora.predictors import Draws, Mean, Predictor
+from bayeslora.predictors import Draws, Mean, Outputs, Predictor
 from bayeslora.program import Program
+from bayeslora.rng import seeded
 
-__all__ = ["LaplacePosterior"]
+__all__ = ["LaplacePosterior", "LinearDraws", "Linearised", "linearised", "linked"]
+
+#: Outputs drawn for each row by the links that draw: no pass of the network, and so not what `draws` counts.
+OUTPUT_DRAWS = 1000
+
+
+class Linearised:
+    """The Gaussian over the outputs, through a link to the labels.
+
+    Args:
+        link: one of `bayeslora.inference.laplace.links`.
+    """
+
+    by_draws = False
+
+    def __init__(self, link: str) -> None:
+        self.link = link
+
+    def __call__(self, posterior: Posterior, rows: Rows, draws: int, seed: int) -> Outputs:
+        """What the link makes of the Gaussian; no draws of the weights are made."""
+        means, (covariance,) = linearised(cast(LaplacePosterior, posterior), rows, torch.ones(1))
+        return linked(rows.observation, means, covariance, self.link, seed)
+
+
+class LinearDraws:
+    """Draws of the linear network, each of one set of weights for all examples."""
+
+    by_draws = True
+
+    def __call__(self, posterior: Posterior, rows: Rows, draws: int, seed: int) -> Outputs:
+        """Outputs (draws, examples, outputs)."""
+        laplace = cast(LaplacePosterior, posterior)
+        shifts = [laplace.shift() for _ in seeded(draws, seed, laplace.program.device)]
+        stacked = {key: torch.stack([shift[key] for shift in shifts]) for key in shifts[0]}
+        order, found = [], []
+        for index, outputs, gradients in jacobians(laplace.program, laplace.sites, laplace.mean(), rows):
+            changes = [torch.einsum("noab,sab->sno", each, stacked[key]) for key, each in gradients.items()]
+            order.append(index)
+            found.append((outputs + torch.stack(changes).sum(0)).cpu())
+        return torch.cat(found, dim=1)[:, torch.cat(order).argsort()], None
 
 
 class LaplacePosterior(Posterior):
@@ -39,6 +83,10 @@ class LaplacePosterior(Posterior):
         log_likelihood: of the data at the mode, in nats, divided by the temperature.
         log_evidence: log p(rows) of the linear model, likewise, of some of the rows.
         evidence_rows: how many: all, if they are some hundreds. Evidences of the same number can be compared.
+
+    Attributes:
+        sites: that are random.
+        modes: their mode, as matrices (layers, columns, rank) by site.
     """
 
     kind: ClassVar[str] = "laplace"
@@ -57,12 +105,13 @@ class LaplacePosterior(Posterior):
         prior: NormalPrior,
         curvature: Curvature,
         log_likelihood: float,
-        log_evidence: float,
-        evidence_rows: int,
+        log_evidence: float = math.nan,
+        evidence_rows: int = 0,
     ) -> None:
         super().__init__(program, record)
         self.latents, self.prior, self.curvature = dict(latents), prior, curvature
         self.sites = [site for site in program.sites if site.name in prior.roots]
+        self.modes = matrices_of(self.sites, self.latents)
         self.log_likelihood = log_likelihood
         self.log_evidence, self.evidence_rows = log_evidence, evidence_rows
 
@@ -74,7 +123,7 @@ class LaplacePosterior(Posterior):
     @property
     def mode_evidence(self) -> ModeEvidence:
         """Log p(data) under any prior as Laplace-LoRA has it: see `bayeslora.inference.laplace.evidence`."""
-        return ModeEvidence(self.log_likelihood, matrices_of(self.sites, self.latents), self.curvature)
+        return ModeEvidence(self.log_likelihood, self.modes, self.curvature)
 
     @property
     def independent_layers(self) -> bool:
@@ -83,9 +132,7 @@ class LaplacePosterior(Posterior):
 
     def draw(self) -> dict[str, Tensor]:
         """One draw of every latent site: the Gaussian's, and the mode of the others."""
-        matrices = {key: self._mode(key) + shift for key, shift in self.shift().items()}
-        latents = self.latents | self._values(matrices)
-        return latents | self.program.weights_at(latents)
+        return self._around(self.modes, self.shift())
 
     def mean(self) -> dict[str, Tensor]:
         """The mode of the weights, by site."""
@@ -93,7 +140,7 @@ class LaplacePosterior(Posterior):
 
     def log_prob(self, values: Mapping[str, Tensor]) -> Tensor:
         """Log density of the Gaussian at values of its sites; those of other sites are not looked at."""
-        around_mode = NormalPrior(matrices_of(self.sites, self.latents), self.prior.roots)
+        around_mode = NormalPrior(self.modes, self.prior.roots)
         standard = around_mode.whitened(matrices_of(self.sites, values))
         layers = {(name, place): row for name, value in standard.items() for place, row in enumerate(value)}
         log_root = log_det(self.basis, self.curvature.layers) / 2
@@ -102,14 +149,7 @@ class LaplacePosterior(Posterior):
 
     def prior_draw(self) -> dict[str, Tensor]:
         """One draw of the prior that was tuned; latent sites without a Gaussian stay at the mode."""
-        noise = {
-            key: torch.randn_like(self._mode(key)) @ self._root(key).mT.to(self._mode(key))
-            for key in self.curvature.layers
-        }
-        latents = self.latents | self._values(
-            {(name, place): self.prior.centres[name][place] + value for (name, place), value in noise.items()}
-        )
-        return latents | self.program.weights_at(latents)
+        return self._around(self.prior.centres, self._scaled(self._noise()))
 
     def log_prior(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Log density of the prior that was tuned, by site."""
@@ -148,21 +188,71 @@ class LaplacePosterior(Posterior):
 
     def shift(self) -> dict[Layer, Tensor]:
         """One draw of the matrices, less the mode."""
-        noise = {key: torch.randn_like(self._mode(key)) for key in self.curvature.layers}
-        return {key: value @ self._root(key).mT.to(value) for key, value in draw(self.basis, noise).items()}
+        return self._scaled(draw(self.basis, self._noise()))
 
-    def _mode(self, key: Layer) -> Tensor:
-        site = next(site for site in self.sites if site.name == key[0])
-        return as_matrices(site, self.latents[site.name])[key[1]]
+    def _noise(self) -> dict[Layer, Tensor]:
+        return {(name, place): torch.randn_like(self.modes[name][place]) for name, place in self.curvature.layers}
 
-    def _root(self, key: Layer) -> Tensor:
-        return self.prior.roots[key[0]][key[1]]
+    def _scaled(self, standard: Mapping[Layer, Tensor]) -> dict[Layer, Tensor]:
+        """Matrices whose prior is standard normal, in the weights' own units."""
+        roots = self.prior.roots
+        return {(name, place): value @ roots[name][place].mT.to(value) for (name, place), value in standard.items()}
 
-    def _values(self, matrices: Mapping[Layer, Tensor]) -> dict[str, Tensor]:
-        return {
-            site.name: as_value(
-                site,
-                torch.stack([matrices[site.name, place] for place in range(len(self.prior.roots[site.name]))]),
-            )
-            for site in self.sites
-        }
+    def _around(self, centres: Mapping[str, Tensor], shifts: Mapping[Layer, Tensor]) -> dict[str, Tensor]:
+        """Every latent site and the weights, the random ones shifted from their centres, the others at the mode."""
+        latents = dict(self.latents)
+        for site in self.sites:
+            shift = torch.stack([shifts[site.name, place] for place in range(len(centres[site.name]))])
+            latents[site.name] = as_value(site, centres[site.name] + shift)
+        return latents | self.program.weights_at(latents)
+
+
+def linearised(posterior: LaplacePosterior, rows: Rows, multiples: Tensor) -> tuple[Tensor, Tensor]:
+    """The linear network's outputs under priors of which each is one of ``multiples`` (multiples,) times as wide.
+
+    Returns:
+        Means (examples, outputs) and covariances (multiples, examples, outputs, outputs), in double precision, on the
+        CPU, by one pass.
+    """
+    order, means, found = [], [], []
+    for index, outputs, gradients in jacobians(posterior.program, posterior.sites, posterior.mean(), rows):
+        order.append(index)
+        means.append(outputs.double().cpu())
+        found.append(covariances(posterior.basis, gradients, posterior.prior.roots, multiples).cpu())
+    places = torch.cat(order).argsort()
+    return torch.cat(means)[places], torch.cat(found, dim=1)[:, places]
+
+
+@singledispatch
+def linked(observation: Observation, means: Tensor, covariance: Tensor, link: str, seed: int) -> Outputs:
+    """What a link makes of a Gaussian over outputs; of labels of any kind, draws.
+
+    Args:
+        observation: of the labels.
+        means: (examples, outputs).
+        covariance: (examples, outputs, outputs).
+        link: its name.
+        seed: of draws.
+
+    Returns:
+        Outputs (draws, examples, outputs), and expected entropies (examples,) where the link gives them.
+
+    Raises:
+        PosteriorError: the link is one to class probabilities, and the labels are none.
+    """
+    if link not in ("mc-joint", "mc-indep"):
+        raise PosteriorError(
+            f"The link '{link}' is one to class probabilities; for labels that are {observation.name} use 'mc-joint'."
+        )
+    return links.draws(means, covariance, link == "mc-joint", OUTPUT_DRAWS, seed).float(), None
+
+
+@linked.register
+def _(observation: Classes, means: Tensor, covariance: Tensor, link: str, seed: int) -> Outputs:
+    if link == "bridge":
+        concentration = links.bridge(means, covariance)
+        shares = concentration / concentration.sum(-1, keepdim=True)
+        return shares.log().float().unsqueeze(0), links.dirichlet_entropy(concentration)
+    logs, aleatoric = links.averaged(means, covariance, link != "mc-indep", OUTPUT_DRAWS, seed)
+    logits = links.probit(means, covariance) if link == "probit" else logs
+    return logits.float().unsqueeze(0), aleatoric

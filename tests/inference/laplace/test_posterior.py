@@ -23,8 +23,7 @@ from torch import Tensor
 from bayeslora.errors import PosteriorError
 from bayeslora.inference import fit, load
 from bayeslora.inference.laplace import links
-from bayeslora.inference.laplace.posterior import LaplacePosterior
-from bayeslora.inference.laplace.predictors import linearised
+from bayeslora.inference.laplace.posterior import LaplacePosterior, linearised
 from bayeslora.models import Gaussian
 from bayeslora.passes import Rows
 
