@@ -15,7 +15,7 @@ from bayeslora.errors import PosteriorError, SettingError, TrainingError
 from bayeslora.inference import fit, load
 from bayeslora.inference.mcmc import nuts
 from bayeslora.inference.mcmc.posterior import EmpiricalPosterior
-from bayeslora.inference.mcmc.unconstrained import Unconstrained
+from bayeslora.inference.mcmc.sgld import Unconstrained
 from bayeslora.models import MonteCLoRA
 from bayeslora.passes import undisturbed
 from bayeslora.rng import isolated
