@@ -33,7 +33,7 @@ from common import RESULTS, environment, markdown
 from torch import Tensor
 
 from bayeslora.files import write_json
-from bayeslora.inference.variational.elbo import NegativeELBO, bound
+from bayeslora.inference.variational.elbo import ELBOS, NegativeELBO
 from bayeslora.inference.variational.svi import SVI
 from bayeslora.models import MonteCLoRA
 from bayeslora.models.guides.auto import make_guide
@@ -117,7 +117,7 @@ def make_step(arm: str, base: Any, options: Namespace, batch: dict[str, Tensor])
         # As `bayeslora.fit` composes it for the backend "svi" with its default settings.
         program = Program(wrapped, Classes(CLASSES), MonteCLoRA())
         guide = make_guide("structured", MonteCLoRA(), program.sites, init_scale=1e-2).to(options.device)
-        objective = NegativeELBO(program, guide, bound("mean-field", 1), EXAMPLES).train()
+        objective = NegativeELBO(program, guide, ELBOS["mean-field"](), EXAMPLES).train()
         learned = [parameter for parameter in guide.parameters() if parameter.requires_grad]
         steps = count(1)
 

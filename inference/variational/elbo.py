@@ -16,11 +16,10 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
-from bayeslora.errors import SettingError, unknown
 from bayeslora.inference.training.objective import Hook, Objective, State
 from bayeslora.program import Program
 
-__all__ = ["ELBOS", "KLWarmup", "NegativeELBO", "bound"]
+__all__ = ["ELBOS", "KLWarmup", "NegativeELBO"]
 
 
 class _Remembered(ELBO):
@@ -92,20 +91,8 @@ class RenyiBound(_Remembered, Trace_ELBO):
         return -(torch.logsumexp(power * particles, 0) - math.log(len(ratios))) / power
 
 
+#: Bounds by name, each averaged over ``num_particles`` draws of the weights.
 ELBOS: dict[str, type[ELBO]] = {"mean-field": MeanFieldBound, "trace": TraceBound, "renyi": RenyiBound}
-
-
-def bound(name: str, particles: int) -> ELBO:
-    """A bound by name, averaged over ``particles`` draws of the weights.
-
-    Raises:
-        SettingError: the name is unknown, or there is no particle.
-    """
-    if name not in ELBOS:
-        raise SettingError(unknown("elbo", name, ELBOS))
-    if particles < 1:
-        raise SettingError(f"An ELBO needs at least one particle, found particles={particles}.")
-    return ELBOS[name](num_particles=particles)
 
 
 class NegativeELBO(Objective):

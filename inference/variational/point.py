@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from bayeslora.inference.base import Run
 from bayeslora.inference.training.trainer import TrainingSettings
-from bayeslora.inference.variational.elbo import bound
+from bayeslora.inference.variational.elbo import MeanFieldBound
 from bayeslora.inference.variational.posterior import VariationalPosterior, optimise
 from bayeslora.models.guides.auto import make_guide
 from bayeslora.program import Program
@@ -82,6 +82,6 @@ def point_estimate(
         settings,
         run,
         groups=[weights],
-        elbo=bound("mean-field", particles=1),
+        elbo=MeanFieldBound(),
         temperature=prior_weight,
     )

@@ -9,7 +9,7 @@ from bayeslora.errors import SettingError
 from bayeslora.inference.base import Run, check_random
 from bayeslora.inference.training.process import available
 from bayeslora.inference.training.trainer import TrainingSettings
-from bayeslora.inference.variational.elbo import bound
+from bayeslora.inference.variational.elbo import ELBOS
 from bayeslora.inference.variational.posterior import VariationalPosterior, optimise
 from bayeslora.models.guides.auto import KINDS, check_kind, make_guide
 from bayeslora.program import Program
@@ -85,7 +85,7 @@ class SVI(TrainingSettings):
             self,
             run,
             groups=groups,
-            elbo=bound(self.elbo, self.particles),
+            elbo=ELBOS[self.elbo](num_particles=self.particles),
             temperature=self.temperature,
             kl_warmup=self.kl_warmup,
         )

@@ -11,7 +11,7 @@ from torch import Tensor
 from bayeslora.errors import SettingError
 from bayeslora.inference import fit
 from bayeslora.inference.variational import svi
-from bayeslora.inference.variational.elbo import NegativeELBO, bound
+from bayeslora.inference.variational.elbo import ELBOS, NegativeELBO
 from bayeslora.inference.variational.svi import SVI
 from bayeslora.models import MonteCLoRA
 from bayeslora.posterior import Posterior
@@ -31,7 +31,7 @@ def known() -> Regression:
 
 def evidence_bound(posterior: Posterior, rows: Dataset, draws: int = 100) -> tuple[float, float]:
     """The ELBO of all rows under the posterior's guide, and its standard error."""
-    loss = NegativeELBO(posterior.program, posterior.guide, bound("trace", 1), len(rows))
+    loss = NegativeELBO(posterior.program, posterior.guide, ELBOS["trace"](), len(rows))
     batch = tiny_batch(posterior.program, rows)
     torch.manual_seed(2)
     with torch.no_grad():
@@ -160,6 +160,13 @@ def test_learning_rates_are_by_group() -> None:
 def test_a_negative_rate_is_refused() -> None:
     with pytest.raises(SettingError, match="scale_learning_rate should be greater than or equal to 0, found -1"):
         SVI(scale_learning_rate=-1.0)
+
+
+def test_unknown_bounds_and_no_particles_are_refused() -> None:
+    with pytest.raises(SettingError, match="found 'reny'. Did you mean 'renyi'"):
+        SVI(elbo="reny")
+    with pytest.raises(SettingError, match="particles should be greater than or equal to 1, found 0"):
+        SVI(particles=0)
 
 
 def test_a_renyi_bound_of_one_particle_is_refused() -> None:
