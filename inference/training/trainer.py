@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -118,7 +118,11 @@ def train(
         KeyboardInterrupt: after Ctrl-C or another signal to stop, once the step is done and its checkpoint written.
     """
     with ExitStack() as stack:
-        arguments = _arguments(settings, run, stack.enter_context(_scratch(run)))
+        if run.output_dir is None:  # nothing stays
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        else:
+            folder = run.output_dir / CHECKPOINTS
+        arguments = _arguments(settings, run, folder)
         stack.enter_context(restored_generators(arguments.device))
         asked = stack.enter_context(noted())
         objective.to(arguments.device)
@@ -229,24 +233,16 @@ class _Trainer(Trainer):
         return self.order
 
 
+@dataclass(eq=False)
 class _Steps(TrainerCallback, ExportableState):
-    """What happens between steps: hooks are called, and signals heeded."""
+    """What happens between steps: hooks are called, and signals heeded; ``stopped`` is the one that ended training."""
 
-    def __init__(
-        self,
-        trainer: _Trainer,
-        hooks: Sequence[Hook],
-        asked: Callable[[], int | None],
-        progress: tqdm,
-        outcome: Callable[[], Outcome],
-    ) -> None:
-        self.trainer = trainer
-        self.hooks = hooks
-        self.asked = asked
-        self.progress = progress
-        self.outcome = outcome
-        #: The signal that training was stopped by.
-        self.stopped: int | None = None
+    trainer: _Trainer
+    hooks: Sequence[Hook]
+    asked: Callable[[], int | None]
+    progress: tqdm
+    outcome: Callable[[], Outcome]
+    stopped: int | None = None
 
     def state(self) -> dict[str, float]:
         """What a checkpoint keeps."""
@@ -334,13 +330,3 @@ def _checkpoint(run: Run) -> str:
     if last is None:
         raise PosteriorError(f"There is no checkpoint to resume from in '{run.output_dir}'. Fit without resume first.")
     return str(last)
-
-
-@contextmanager
-def _scratch(run: Run) -> Iterator[Path]:
-    """The folder of the checkpoints; one that vanishes if nothing is to be written."""
-    if run.output_dir is not None:
-        yield run.output_dir / CHECKPOINTS
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        yield Path(scratch)
