@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bayeslora.models.base import WeightModel
 from bayeslora.models.distributions import ColumnNormal
-from bayeslora.models.guides.base import Guide
+from bayeslora.models.guides.base import MatrixGuide
 from bayeslora.weights import Site
 
 __all__ = ["Gaussian", "GaussianGuide"]
@@ -49,18 +49,16 @@ class Gaussian(WeightModel):
         return GaussianGuide(self, site)
 
 
-class GaussianGuide(Guide):
+class GaussianGuide(MatrixGuide):
     """Posterior family of one site: N(mu, (eps sigma0)^2), eps learned for each rank direction, layer or entry."""
 
     sigma0: Tensor
 
     def __init__(self, model: Gaussian, site: Site) -> None:
-        super().__init__([site.name])
+        super().__init__(site, [site.name])
         layers, columns, rank = site.initial.shape
         shape = {"rank": (layers, 1, rank), "layer": (layers, 1, 1), "entry": (layers, columns, rank)}[model.noise]
-        self.name = site.name
         self.noise = model.noise
-        self.mu = nn.Parameter(site.start.clone())
         self.log_eps = nn.Parameter(site.initial.new_full(shape, math.log(model.eps)))
         self.register_buffer("sigma0", model.sigma0(site))
 
@@ -77,15 +75,3 @@ class GaussianGuide(Guide):
             return ColumnNormal(self.mu, self.sigma0 * eps, validate_args=False).to_event(1)
         factor = eps.squeeze(-2).diag_embed()
         return ColumnNormal(self.mu, self.sigma0, factor, validate_args=False).to_event(1)
-
-    def mean(self) -> dict[str, Tensor]:
-        """The means mu, (layers, columns, rank)."""
-        return {self.name: self.mu.detach().clone()}
-
-    def noise_scales(self) -> dict[str, Tensor]:
-        """Eps: (layers, columns or 1, rank or 1)."""
-        return {f"{self.name}.eps": self.log_eps.detach().exp()}
-
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The means under "location", eps under "scale"."""
-        return {"location": [self.mu], "scale": [self.log_eps]}

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from bayeslora.errors import SettingError
 from bayeslora.models.base import WeightModel
 from bayeslora.models.distributions import ColumnNormal, WishartCholesky
-from bayeslora.models.guides.base import Guide
+from bayeslora.models.guides.base import MatrixGuide
 from bayeslora.settings import Count, NotNegative, Positive
 from bayeslora.weights import Site
 
@@ -167,7 +167,7 @@ class MonteCLoRA(WeightModel):
         return dist.Dirichlet(concentration, validate_args=False).to_event(1)
 
 
-class MonteCLoRAGuide(Guide):
+class MonteCLoRAGuide(MatrixGuide):
     r"""Posterior family of one site: q(Sigma) q(pi) prod_i N(a_i | mu_i, (eps s)^2 \|pi\|^2 Sigma).
 
     q(Sigma) is Wishart with the prior's degrees of freedom and mean diag(v), q(pi) Dirichlet; s is the prior's own
@@ -176,15 +176,12 @@ class MonteCLoRAGuide(Guide):
     """
 
     unit: Tensor
-    log_eps: Tensor
 
     def __init__(self, model: MonteCLoRA, site: Site) -> None:
-        super().__init__(model.latents(site))
+        super().__init__(site, model.latents(site))
         layers, _, rank = site.initial.shape
-        self.name = site.name
         self.model = model
         self.nu = model.degrees(rank)
-        self.mu = nn.Parameter(site.start.clone())
         self.log_v = nn.Parameter(site.initial.new_zeros(layers, rank))
         self.log_alpha = nn.Parameter(site.initial.new_full((layers, model.components), math.log(model.alpha0)))
         log_eps = site.initial.new_full((layers, 1, 1), math.log(model.eps))
@@ -205,19 +202,6 @@ class MonteCLoRAGuide(Guide):
             law = self.model.column_law(self.mu, self.unit * self.log_eps.exp(), mixture, factor)
             columns = pyro.sample(self.latents[-1], law)
         return dict(zip(self.latents, (factor, mixture, columns), strict=True))
-
-    def mean(self) -> dict[str, Tensor]:
-        """The means mu, (layers, columns, rank)."""
-        return {self.name: self.mu.detach().clone()}
-
-    def noise_scales(self) -> dict[str, Tensor]:
-        """Eps: (layers, columns or 1, rank or 1)."""
-        return {f"{self.name}.eps": self.log_eps.detach().exp()}
-
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The means under "location"; v, alpha and, if it is learned, eps under "scale"."""
-        scale = [value for name, value in self.named_parameters() if name != "mu"]
-        return {"location": [self.mu], "scale": scale}
 
 
 def length(mixture: Tensor) -> Tensor:

@@ -18,10 +18,11 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from bayeslora.errors import PosteriorError
+from bayeslora.weights import Site
 
 Combine = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
-__all__ = ["Guide", "GuideList", "PointGuide", "decoded", "encoded"]
+__all__ = ["Guide", "GuideList", "MatrixGuide", "PointGuide", "decoded", "encoded"]
 
 
 class Guide(nn.Module, ABC):
@@ -80,6 +81,34 @@ class Guide(nn.Module, ABC):
                 f"The density needs a value of '{missing[0]}' ({len(missing)} sites missing); "
                 f"found {', '.join(sorted(values)) or 'none'}."
             )
+
+
+class MatrixGuide(Guide):
+    """What structured guides of one random matrix share: learned means, and noise in multiples ``eps`` of the prior's.
+
+    Args:
+        site: of the matrix, at whose start the means begin.
+        latents: of the matrix and its hyper-sites.
+    """
+
+    log_eps: Tensor
+
+    def __init__(self, site: Site, latents: Iterable[str]) -> None:
+        super().__init__(latents)
+        self.name = site.name
+        self.mu = nn.Parameter(site.start.clone())
+
+    def mean(self) -> dict[str, Tensor]:
+        """The means mu, (layers, columns, rank)."""
+        return {self.name: self.mu.detach().clone()}
+
+    def noise_scales(self) -> dict[str, Tensor]:
+        """Eps: (layers, columns or 1, rank or 1)."""
+        return {f"{self.name}.eps": self.log_eps.detach().exp()}
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """The means under "location", all else that is learned under "scale"."""
+        return {"location": [self.mu], "scale": [value for name, value in self.named_parameters() if name != "mu"]}
 
 
 class GuideList(Guide):
