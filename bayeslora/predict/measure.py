@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from bayeslora.predict.metrics import Metrics, against_truth
+from bayeslora.predict.metrics import Metrics
 from bayeslora.predict.prediction import ClassPrediction, Prediction
 from bayeslora.tasks import Split
 
@@ -23,11 +23,9 @@ def measure(prediction: Prediction, rows: Split, seed: int = 0) -> Metrics:
     Raises:
         DataError: the labels are not known.
     """
-    found = prediction.metrics(seed=seed)
     if not isinstance(prediction, ClassPrediction) or (truth := true_probabilities(rows, prediction)) is None:
-        return found
-    distances = against_truth(prediction.log_probabilities, truth, seed=seed)
-    return Metrics({**found, **distances}, found.n, found.draws, found.method)
+        return prediction.metrics(seed=seed)
+    return Metrics(prediction.measured(True, seed, truth), len(prediction), prediction.draws, prediction.method)
 
 
 def true_probabilities(rows: Split, prediction: Prediction) -> NDArray[np.float64] | None:

@@ -152,7 +152,12 @@ def spearman(predictions: ArrayLike, labels: ArrayLike) -> float:
 
 
 def classification(
-    log_probabilities: ArrayLike, labels: ArrayLike, *, intervals: bool = True, seed: int = 0
+    log_probabilities: ArrayLike,
+    labels: ArrayLike,
+    *,
+    truth: ArrayLike | None = None,
+    intervals: bool = True,
+    seed: int = 0,
 ) -> dict[str, Interval]:
     """All metrics of a classifier.
 
@@ -160,6 +165,7 @@ def classification(
         log_probabilities: logarithms of the predicted probabilities (examples, classes), so that the NLL of a
             very small probability is right.
         labels: class numbers (examples,).
+        truth: true probabilities (examples, classes), where they are known: `against_truth` comes with the others.
         intervals: make 95 % bootstrap intervals as well; see `bootstrap`.
         seed: of the resamples.
 
@@ -176,6 +182,7 @@ def classification(
         **{f"ece_{bins}": (resampling.calibration(confidence, correct, bins), 0.0, 1.0) for bins in BINS},
         "ece_adaptive": (resampling.calibration_adaptive(confidence, correct, 15), 0.0, 1.0),
         "mcc": (resampling.matthews(rows.argmax(1), classes, rows.shape[1]), -1.0, 1.0),
+        **({} if truth is None else _distances(logs, truth)),
     }
     return bootstrap(table, len(rows), seed, intervals)
 
@@ -228,16 +235,19 @@ def against_truth(
         DataError: no rows, shapes that differ, or rows that do not sum to one.
     """
     logs = np.asarray(log_probabilities, dtype=np.float64)
+    return bootstrap(_distances(logs, truth), len(logs), seed, intervals)
+
+
+def _distances(logs: Floats, truth: ArrayLike) -> dict[str, tuple[Statistic, float, float]]:
     rows, true = _distributions(np.exp(logs)), _distributions(truth)
     if rows.shape != true.shape:
         raise DataError(f"Predictions have the shape {rows.shape}, true probabilities {true.shape}.")
     with np.errstate(divide="ignore", invalid="ignore"):
         terms = np.where(true > 0, true * (np.log(true) - logs), 0.0)
-    table: dict[str, tuple[Statistic, float, float]] = {
+    return {
         "kl": (resampling.mean(terms.sum(1)), 0.0, math.inf),
         "ece_true": (resampling.calibration(rows.max(1), _at(true, rows.argmax(1)), 15), 0.0, 1.0),
     }
-    return bootstrap(table, len(rows), seed, intervals)
 
 
 def _at(rows: Floats, classes: NDArray[np.int64]) -> Floats:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyro.distributions as dist
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from bayeslora import files
@@ -262,9 +263,10 @@ class ClassPrediction(Prediction):
         """``probabilities`` (draws, examples, classes)."""
         return {"probabilities": (self.outputs.softmax(-1), {"class": self.names})}
 
-    def measured(self, intervals: bool, seed: int) -> dict[str, metrics.Interval]:
+    def measured(self, intervals: bool, seed: int, truth: ArrayLike | None = None) -> dict[str, metrics.Interval]:
         """See `bayeslora.predict.metrics.classification`."""
-        return metrics.classification(self.log_probabilities, self._known(), intervals=intervals, seed=seed)
+        logs, labels = self.log_probabilities, self._known()
+        return metrics.classification(logs, labels, truth=truth, intervals=intervals, seed=seed)
 
     def to_pandas(self) -> pd.DataFrame:
         """Columns ``class``, ``p(NAME)`` of every class, ``entropy`` and ``mutual_information`` in nats."""

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from bayeslora.predict import metrics
 from bayeslora.predict.measure import measure, true_probabilities
 from bayeslora.predict.prediction import ClassPrediction, ValuePrediction
 from bayeslora.tasks import Split, TaskSpec, rows_of
@@ -40,3 +41,11 @@ def test_rows_that_do_not_say_the_truth_have_no_distance_from_it(rows: Split) ->
     assert true_probabilities(plain, prediction(SPEC.labels)) is None
     assert "kl" not in measure(prediction(SPEC.labels), plain)
     assert "kl" not in measure(ValuePrediction(torch.zeros(1, 2, 1), torch.tensor([0.0, 1.0])), rows)
+
+
+def test_intervals_are_made_once_and_those_of_the_parts(rows: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, made, bootstrap = prediction(SPEC.labels), [], metrics.bootstrap
+    parts = {**found.metrics(seed=3), **metrics.against_truth(found.log_probabilities, TRUTH, seed=3)}
+    monkeypatch.setattr(metrics, "bootstrap", lambda *rest: made.append(rest) or bootstrap(*rest))
+    assert dict(measure(found, rows, seed=3)) == parts
+    assert len(made) == 1
