@@ -27,7 +27,6 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "osD^vPX"
 GREY = "#808080"
 LONGEST_OF_TWO = 40  # characters, of an entry of a legend that has another one beside it
-NORMAL_QUANTILE = 1.959963984540054  # of a two-sided 95 % interval
 
 
 class Bins(NamedTuple):
@@ -68,6 +67,8 @@ def bin_predictions(prediction: Prediction, bins: int = 15, truth: ArrayLike | N
     Raises:
         DataError: the prediction has no labels or no classes, or the true probabilities have another shape.
     """
+    from scipy.stats import binomtest
+
     if prediction.labels is None or not isinstance(prediction, ClassPrediction) or not len(prediction):
         raise DataError("A reliability diagram needs predicted classes and their labels.")
     probabilities = prediction.probabilities.numpy()
@@ -79,8 +80,12 @@ def bin_predictions(prediction: Prediction, bins: int = 15, truth: ArrayLike | N
     def mean(values: NDArray[Any]) -> Floats:
         return np.asarray((values @ members)[filled] / rows)
 
-    accuracy = mean(predicted == labels)
-    low, high = _wilson(accuracy, rows)
+    correct = (predicted == labels) @ members
+    intervals = [
+        binomtest(int(right), int(n)).proportion_ci(method="wilson")
+        for right, n in zip(correct[filled], rows, strict=True)
+    ]
+    low, high = np.transpose(intervals)
     known = None
     if truth is not None:
         true = np.asarray(truth, dtype=np.float64)
@@ -88,7 +93,7 @@ def bin_predictions(prediction: Prediction, bins: int = 15, truth: ArrayLike | N
             raise DataError(f"True probabilities have the shape {true.shape}, predictions {probabilities.shape}.")
         known = mean(true[np.arange(len(true)), predicted])
     centre = ((np.arange(bins) + 0.5) / bins)[filled]
-    return Bins(rows, mean(probabilities.max(1)), accuracy, low, high, known, centre)
+    return Bins(rows, mean(probabilities.max(1)), correct[filled] / rows, low, high, known, centre)
 
 
 def reliability_diagram(
@@ -234,11 +239,3 @@ def _legend(figure: Figure) -> None:
     handles, labels = (list(chain(*parts)) for parts in zip(*entries, strict=True))
     columns = 2 if max(map(len, labels)) <= LONGEST_OF_TWO else 1
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
-
-
-def _wilson(share: Floats, rows: Floats) -> tuple[Floats, Floats]:
-    """95 % score interval of a proportion (Wilson 1927): within 0 and 1, and not empty where all rows agree."""
-    z = NORMAL_QUANTILE
-    middle = (share + z**2 / (2 * rows)) / (1 + z**2 / rows)
-    half = z / (1 + z**2 / rows) * np.sqrt(share * (1 - share) / rows + (z / (2 * rows)) ** 2)
-    return np.minimum(middle - half, share), np.maximum(middle + half, share)

@@ -10,7 +10,7 @@ import torch
 from scipy.stats import binomtest
 
 from bayeslora.errors import DataError
-from bayeslora.predict import metrics, plots
+from bayeslora.predict import metrics
 from bayeslora.predict.plots import bin_predictions, reliability_diagram, save_figure
 from bayeslora.predict.prediction import ClassPrediction, ValuePrediction
 
@@ -40,11 +40,12 @@ def test_bins_hold_the_rows_of_their_confidence() -> None:
     assert binned.ece == pytest.approx(metrics.ece(found.probabilities, found.labels, 10))
 
 
-@pytest.mark.parametrize(("hits", "rows"), [(0, 5), (5, 5), (3, 7), (480, 1000), (1, 1)])
-def test_intervals_are_those_of_wilson(hits: int, rows: int) -> None:
-    low, high = plots._wilson(np.array([hits / rows]), np.array([float(rows)]))
-    expected = binomtest(hits, rows).proportion_ci(method="wilson")
-    assert (low[0], high[0]) == pytest.approx((expected.low, expected.high))
+@pytest.mark.parametrize("labels", [[0, 0, 0, 1], [0] * 5, [1] * 5])
+def test_intervals_are_those_of_wilson(labels: list[int]) -> None:
+    certain = ClassPrediction(torch.tensor([[[100.0, -100.0]] * len(labels)]), torch.tensor(labels))
+    binned = bin_predictions(certain)
+    expected = binomtest(labels.count(0), len(labels)).proportion_ci(confidence_level=0.95, method="wilson")
+    assert (binned.low[0], binned.high[0]) == pytest.approx((expected.low, expected.high))
 
 
 def test_a_confidence_of_one_is_drawn() -> None:
