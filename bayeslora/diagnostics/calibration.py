@@ -10,11 +10,9 @@ from numpy.typing import NDArray
 
 from bayeslora.errors import DataError
 from bayeslora.predict.prediction import ClassPrediction
-from bayeslora.predict.resampling import bin_of, indicator
+from bayeslora.predict.resampling import Floats, bin_of, indicator
 
 __all__ = ["ClassBins", "RiskCoverage", "auroc", "by_class", "risk_coverage"]
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from bayeslora import files
+from bayeslora.predict.resampling import Floats
 
 __all__ = ["elpd", "join", "psis", "read", "write"]
 
-Floats = NDArray[np.float64]
 MODERN = int(version("arviz").partition(".")[0]) >= 1
 
 
