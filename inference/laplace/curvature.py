@@ -157,19 +157,6 @@ class Kronecker(Curvature):
         """Eigenvectors (layers, columns, k) and eigenvalues (layers, k) of the wide factor, and the narrow one."""
         return self._factors
 
-    def _finished(self) -> dict[str, Tensor]:
-        found = {}
-        for name, (layers, columns, _) in self.shapes.items():
-            keys = [(name, place) for place in range(layers)]
-            pairs = [nystrom(self._sketch[key], self._test[columns], self.rank) for key in keys]
-            found[f"{name}.vectors"] = torch.stack([vectors for vectors, _ in pairs])
-            divisors = torch.stack([self._divisor[key] for key in keys])
-            values = torch.stack([values for _, values in pairs])
-            # A layer without gradients has none to divide.
-            found[f"{name}.values"] = values / torch.where(divisors > 0, divisors, 1.0).unsqueeze(-1)
-            found[f"{name}.narrow"] = torch.stack([self._narrow[key] for key in keys])
-        return found
-
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over finished factors."""
         self._factors = dict(tensors)
@@ -182,14 +169,23 @@ class Kronecker(Curvature):
         Raises:
             TrainingError: F is not finite.
         """
-        check_finite({f"{name} {place}": value for (name, place), value in self._sketch.items()})
-        check_finite({f"{name} {place}": value for (name, place), value in self._narrow.items()})
-        self.load(self._finished())
+        for parts in (self._sketch, self._narrow):
+            check_finite({f"{name} {place}": value for (name, place), value in parts.items()})
+        found = {}
+        for name, (layers, columns, _) in self.shapes.items():
+            keys = [(name, place) for place in range(layers)]
+            pairs = [nystrom(self._sketch[key], self._test[columns], self.rank) for key in keys]
+            found[f"{name}.vectors"] = torch.stack([vectors for vectors, _ in pairs])
+            divisors = torch.stack([self._divisor[key] for key in keys])
+            values = torch.stack([values for _, values in pairs])
+            # A layer without gradients has none to divide.
+            found[f"{name}.values"] = values / torch.where(divisors > 0, divisors, 1.0).unsqueeze(-1)
+            found[f"{name}.narrow"] = torch.stack([self._narrow[key] for key in keys])
+        self.load(found)
 
     def gains(self, roots: Roots) -> Tensor:
         """All products of an eigenvalue of the wide factor and one of the narrow factor."""
-        tensors = self.tensors()
-        found = []
+        tensors, found = self._factors, []
         for name in self.shapes:
             narrow = torch.linalg.eigvalsh(_congruent(tensors[f"{name}.narrow"], roots[name]))
             found.append(_outer(tensors[f"{name}.values"].to(narrow), narrow).flatten())
@@ -197,7 +193,7 @@ class Kronecker(Curvature):
 
     def basis(self, roots: Roots) -> Basis:
         """Kronecker products of both factors' eigenvectors."""
-        tensors = self.tensors()
+        tensors = self._factors
         wide, narrow, gains = {}, {}, {}
         for name in self.shapes:
             values, narrow[name] = torch.linalg.eigh(_congruent(tensors[f"{name}.narrow"], roots[name]))

@@ -76,7 +76,7 @@ class Full(Curvature):
     def add(self, products: Mapping[Layer, Products], vector: int) -> None:
         """Add the squares of each example's gradient."""
         # In double precision: directions without data must not gain from the rounding of others.
-        rows = flat(self.layers, {key: product.matrices() for key, product in products.items()}).double()
+        rows = flat(self.layers, products).double()
         self._matrix = rows.mT @ rows if self._matrix is None else self._matrix.addmm_(rows.mT, rows)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -117,7 +117,7 @@ class Dual(Curvature):
 
     def add(self, products: Mapping[Layer, Products], vector: int) -> None:
         """Keep each example's gradient."""
-        self._rows.append(flat(self.layers, {key: product.matrices() for key, product in products.items()}))
+        self._rows.append(flat(self.layers, products))
 
     def tensors(self) -> dict[str, Tensor]:
         """The Jacobian (examples times vectors, weights)."""
@@ -152,9 +152,9 @@ def make_curvature(kind: str, sites: Sequence[Site], rank: int, sharing: str) ->
     return Kronecker(sites, rank, sharing) if kind == "kron" else CURVATURES[kind](sites)
 
 
-def flat(layers: Sequence[Layer], matrices: Mapping[Layer, Tensor]) -> Tensor:
-    """Matrices (..., columns, rank) of all layers as rows (..., weights)."""
-    return torch.cat([matrices[key].flatten(-2) for key in layers], dim=-1)
+def flat(layers: Sequence[Layer], products: Mapping[Layer, Products]) -> Tensor:
+    """Gradients of all layers as rows (examples, weights)."""
+    return torch.cat([products[key].matrices().flatten(-2) for key in layers], dim=-1)
 
 
 def whitened_rows(rows: Tensor, roots: Roots, shapes: Mapping[str, tuple[int, ...]]) -> Tensor:
