@@ -19,6 +19,7 @@ from torch.distributions import biject_to, constraints, register_kl
 from bayeslora.errors import PosteriorError, SettingError, unknown
 from bayeslora.models.guides.base import Guide, GuideList, PointGuide, decoded, encoded
 from bayeslora.registry import Registry
+from bayeslora.rng import isolated
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -136,9 +137,7 @@ class AutoGuide(Guide):
 
     def _average(self) -> dict[str, Tensor]:
         """The mean of some draws, for a guide without a median."""
-        devices = [value.device for value in self.parameters() if value.device.type == "cuda"][:1]
-        with torch.no_grad(), torch.random.fork_rng(devices=devices):
-            torch.manual_seed(0)
+        with torch.no_grad(), isolated(0, next(self.parameters()).device):
             draws = [self._combine(self()) for _ in range(MEAN_DRAWS)]
         return {name: torch.stack([draw[name] for draw in draws]).mean(0) for name in draws[0]}
 
