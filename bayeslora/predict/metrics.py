@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -67,11 +67,7 @@ class Metrics(Mapping[str, Interval]):
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; numbers that JSON lacks become "Infinity", "-Infinity" and "NaN"."""
         plain: dict[str, Any] = {
-            name: {
-                "value": number_to_json(interval.value),
-                "low": number_to_json(interval.low),
-                "high": number_to_json(interval.high),
-            }
+            name: {end: number_to_json(number) for end, number in asdict(interval).items()}
             for name, interval in self.items()
         }
         return plain | {"interval": INTERVAL, "n": self.n, "draws": self.draws, "method": self.method}
