@@ -11,9 +11,10 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 
 from bayeslora.errors import PosteriorError, SettingError
@@ -34,9 +35,6 @@ from bayeslora.program import Program
 from bayeslora.rng import isolated
 from bayeslora.settings import Count, Positive
 from bayeslora.weights import Site
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 __all__ = ["Laplace"]
 

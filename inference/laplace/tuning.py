@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 
 from bayeslora.inference.laplace.evidence import Evidence
 from bayeslora.inference.laplace.posterior import LaplacePosterior, linearised, linked
 from bayeslora.inference.laplace.priors import HyperPrior, NormalPrior
 from bayeslora.passes import Rows
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 __all__ = ["MULTIPLES", "best_width", "tuned_hyper", "tuned_scales", "tuned_width"]
 

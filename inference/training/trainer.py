@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from datasets import Dataset
 from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -36,9 +37,6 @@ from bayeslora.rng import isolated
 from bayeslora.settings import Count, Positive, Settings
 from bayeslora.signals import noted, stop
 from bayeslora.store import CHECKPOINTS, is_main_process, last_checkpoint, seconds_before
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 __all__ = ["Schedule", "TrainingSettings", "train"]
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
+
+from datasets import Dataset
 
 from bayeslora.inference.base import Run
 from bayeslora.inference.training.trainer import TrainingSettings
@@ -12,9 +14,6 @@ from bayeslora.inference.variational.posterior import VariationalPosterior, opti
 from bayeslora.models.guides.auto import make_guide
 from bayeslora.program import Program
 from bayeslora.settings import NotNegative, Positive
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 __all__ = ["MAP", "MLE", "point_estimate"]
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
+from datasets import Dataset
 from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor
@@ -24,9 +25,6 @@ from bayeslora.passes import Rows
 from bayeslora.posterior import Posterior, Record
 from bayeslora.program import Program
 from bayeslora.store import POSTERIOR, is_main_process
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 __all__ = ["VariationalPosterior", "optimise"]
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
+
+from datasets import Dataset
 
 from bayeslora.errors import SettingError
 from bayeslora.inference.base import Run, check_random
@@ -15,9 +17,6 @@ from bayeslora.models.guides.auto import KINDS, check_kind, make_guide
 from bayeslora.program import Program
 from bayeslora.rng import isolated
 from bayeslora.settings import Count, NotNegative, Part, Positive
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 __all__ = ["SVI"]
 
