@@ -34,11 +34,10 @@ __all__ = [
 
 def loss_trace(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
     """The loss, a line a fit: the negative ELBO, with the log prior of point estimates, in nats an example by epoch."""
-    figure, axes = _one("negative ELBO with the prior of point\nestimates, nats an example")
+    figure, axes = _one("epoch", "negative ELBO with the prior of point\nestimates, nats an example")
     for (name, history), colour in zip(histories.items(), cycle(COLOURS), strict=False):
         rows = [row for row in history if "loss" in row]
         axes.plot([row["epoch"] for row in rows], [row["loss"] for row in rows], color=colour, linewidth=1, label=name)
-    axes.set_xlabel("epoch")
     if len(histories) > 1:
         axes.legend(frameon=False)
     return figure
@@ -48,7 +47,7 @@ def khat_bars(whole: float | None, blocks: Mapping[str, float]) -> Figure:
     """k-hat of all weights and by block, against the thresholds 0.5 and 0.7; infinite ones beyond all others."""
     shown = ({"all weights": whole} if whole is not None else {}) | dict(blocks)
     top = 1.1 * max([0.7, *(value for value in shown.values() if np.isfinite(value))])
-    figure, axes = _one("", height=1.2 + 0.28 * len(shown))
+    figure, axes = _one("k-hat: below 0.5 good, up to 0.7 usable", "", height=1.2 + 0.28 * len(shown))
     for threshold in (0.5, 0.7):
         axes.axvline(threshold, color=GREY, linestyle=":", linewidth=1)
     colours = [COLOURS[2] if value < 0.5 else COLOURS[4] if value < 0.7 else COLOURS[1] for value in shown.values()]
@@ -57,13 +56,12 @@ def khat_bars(whole: float | None, blocks: Mapping[str, float]) -> Figure:
         if np.isinf(value):
             axes.text(top, place, "infinite ", ha="right", va="center", color="white", fontsize="small")
     axes.invert_yaxis()
-    axes.set_xlabel("k-hat: below 0.5 good, up to 0.7 usable")
     return figure
 
 
 def pareto_k(shapes: np.ndarray, good: float) -> Figure:
     """k-hat of each row's leave-one-out weights; infinite ones above all others."""
-    figure, axes = _one("Pareto k of leaving the row out")
+    figure, axes = _one("", "Pareto k of leaving the row out")
     far, infinite = ~(shapes <= good), np.isinf(shapes)
     shapes = np.where(infinite, 1.1 * max([0.7, *shapes[~infinite]]), shapes)
     for chosen, colour in ((~far, COLOURS[0]), (far, COLOURS[1])):
@@ -76,11 +74,10 @@ def pareto_k(shapes: np.ndarray, good: float) -> Figure:
 
 def risk_curves(predictions: Mapping[str, ClassPrediction]) -> Figure:
     """Share of wrong answers against the share of rows that are answered, the surest first."""
-    figure, axes = _one("share of wrong answers")
+    figure, axes = _one("share of rows that are answered, the surest first", "share of wrong answers")
     for (name, prediction), colour in zip(predictions.items(), cycle(COLOURS), strict=False):
         found = risk_coverage(prediction)
         axes.plot(found.coverage, found.risk, color=colour, label=f"{name}  (area {found.area:.3f})")
-    axes.set_xlabel("share of rows that are answered, the surest first")
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
     return figure
@@ -88,7 +85,7 @@ def risk_curves(predictions: Mapping[str, ClassPrediction]) -> Figure:
 
 def uncertainty_scatter(prediction: ClassPrediction) -> Figure:
     """Mutual information against expected entropy of each row, right and wrong ones apart."""
-    figure, axes = _one("epistemic: mutual information, nats")
+    figure, axes = _one("aleatoric: expected entropy, nats", "epistemic: mutual information, nats")
     assert prediction.labels is not None
     right = prediction.predictions.eq(prediction.labels).numpy()
     for chosen, colour, marker, name in ((right, COLOURS[0], "o", "right"), (~right, COLOURS[1], "X", "wrong")):
@@ -97,40 +94,37 @@ def uncertainty_scatter(prediction: ClassPrediction) -> Figure:
             prediction.expected_entropy.numpy()[rows], prediction.mutual_information.numpy()[rows], marker,
             color=colour, markersize=4, alpha=0.5, linestyle="", markeredgewidth=0, label=f"{name} ({len(rows)})",
         )  # fmt: skip
-    axes.set_xlabel("aleatoric: expected entropy, nats")
     axes.legend(frameon=False)
     return figure
 
 
 def class_calibration(prediction: ClassPrediction) -> Figure:
     """Share of rows of each class against its predicted probability."""
-    figure, axes = _one("share of rows of the class")
+    figure, axes = _one("predicted probability of the class", "share of rows of the class")
     axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
     for found, colour, marker in zip(by_class(prediction), cycle(COLOURS), cycle(MARKERS), strict=False):
         label = f"{found.name}  (ECE {found.ece:.3f})"
         axes.plot(found.probability, found.share, f"{marker}-", color=colour, markersize=4, label=label)
-    axes.set_xlabel("predicted probability of the class")
     axes.legend(frameon=False)
     return figure
 
 
 def prior_predictive(data: Any) -> Figure:
     """Probability of the likeliest class under draws of the prior and of the posterior."""
-    figure, axes = _one("share of rows and draws")
+    figure, axes = _one("probability of the likeliest class", "share of rows and draws")
     classes = data["posterior_predictive"]["probabilities"].sizes["class"]
     bins = np.linspace(1 / classes, 1, 31).tolist()
     for group, colour in (("prior_predictive", GREY), ("posterior_predictive", COLOURS[0])):
         best = data[group]["probabilities"].max("class").values.ravel()
         weights = np.full(len(best), 1 / len(best))
         axes.hist(best, bins, weights=weights, color=colour, alpha=0.5, label=group.partition("_")[0])
-    axes.set_xlabel("probability of the likeliest class")
     axes.legend(frameon=False)
     return figure
 
 
 def label_shares(data: Any) -> Figure:
     """Share of each class among labels that are drawn from the posterior predictive, and among the observed ones."""
-    figure, axes = _one("share of rows")
+    figure, axes = _one("", "share of rows")
     classes = data["posterior_predictive"]["probabilities"]["class"].values
     drawn, observed = data["posterior_predictive"]["y"].values, data["observed_data"]["y"].values
     for number in range(len(classes)):
@@ -188,11 +182,11 @@ def shift_histograms(known: ClassPrediction, other: ClassPrediction, names: tupl
     return figure
 
 
-def _one(ylabel: str, height: float = 3.8) -> tuple[Figure, Axes]:
+def _one(xlabel: str, ylabel: str, height: float = 3.8) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.6, height), dpi=150, layout="constrained")
     axes = figure.subplots()
-    axes.set_ylabel(ylabel)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
