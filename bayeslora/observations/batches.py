@@ -15,7 +15,7 @@ from bayeslora.errors import DataError, SettingError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["PADDING", "Batch", "Collator", "Padding", "batches", "numbered", "rows_of"]
+__all__ = ["PADDING", "Batch", "Collator", "Padding", "batches", "numbered", "transposed"]
 
 #: Tensors by name: the network's inputs, "labels", "index", and what an observation adds.
 Batch = dict[str, Tensor]
@@ -105,7 +105,7 @@ def batches(encoded: Dataset, collator: Collator, batch_size: int) -> Iterator[B
     lengths = encoded["length"][:]
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     for start in range(0, len(order), batch_size):
-        yield collator(rows_of(encoded[order[start : start + batch_size]]))
+        yield collator(transposed(encoded[order[start : start + batch_size]]))
 
 
 def numbered(data: Dataset, name: str = "tokenised rows") -> Dataset:
@@ -136,7 +136,7 @@ def numbered(data: Dataset, name: str = "tokenised rows") -> Dataset:
     return Dataset(table.append_column("length", pa.array(lengths, pa.int64())))
 
 
-def rows_of(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+def transposed(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     """Columns as rows."""
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 

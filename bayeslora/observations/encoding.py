@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bayeslora.errors import DataError, SettingError
 from bayeslora.observations.base import Observation
-from bayeslora.observations.batches import PADDING, Padding, numbered, rows_of
+from bayeslora.observations.batches import PADDING, Padding, numbered, transposed
 from bayeslora.tasks import Split, TaskSpec
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def _encoded(split: Split, observation: Observation, encoder: Encoder) -> Datase
 
     tables = []
     for start in range(0, len(split), ROWS_AT_ONCE):
-        rows = rows_of(split.dataset[start : start + ROWS_AT_ONCE])
+        rows = transposed(split.dataset[start : start + ROWS_AT_ONCE])
         columns = observation.tokens(encoder, rows, split.spec)
         tables.append(pa.table({name: pa.array(values, _numbers(values)) for name, values in columns.items()}))
     table = pa.concat_tables(tables)
