@@ -31,7 +31,6 @@ __all__ = [
     "Setting",
     "Settings",
     "build",
-    "check_seed",
     "coerce",
     "describe",
     "differing",
@@ -186,15 +185,6 @@ def _is_union(annotation: Any) -> bool:
 
 def _bare(annotation: Any) -> Any:
     return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
-
-
-def check_seed(seed: int) -> None:
-    """Make sure that every generator takes a seed.
-
-    Raises:
-        SettingError: it is negative or too large.
-    """
-    coerce(seed, Seed, "seed")
 
 
 def describe(cls: type) -> list[Setting]:

@@ -16,7 +16,7 @@ from bayeslora.inference.mixture import refitted
 from bayeslora.observations import digest
 from bayeslora.posterior import Posterior
 from bayeslora.program import Program
-from bayeslora.settings import build, check_seed, coerce
+from bayeslora.settings import Seed, coerce
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -75,11 +75,10 @@ def fit(
     """
     if resume and output_dir is None:
         raise SettingError("resume=True needs the output_dir of the fit that was stopped.")
-    check_seed(seed)
-    chains = coerce(chains, int, "chains")
+    seed, chains = coerce(seed, Seed, "seed"), coerce(chains, int, "chains")
     if chains < 1:
         raise SettingError(f"chains must be at least 1, found {chains}.")
-    check_seed(seed + chains - 1)
+    coerce(seed + chains - 1, Seed, "seed")
     algorithm = _algorithm(backend, settings)
     folder = None if output_dir is None else Path(output_dir)
     task = dict(getattr(data, "arguments", {})) or None  # what is tokenised already does not say
@@ -101,7 +100,8 @@ def fit(
 
 def _algorithm(backend: str | Backend, settings: dict[str, Any]) -> Backend:
     if isinstance(backend, str):
-        return build(BACKENDS[backend], settings)
+        algorithm: Backend = BACKENDS.build(backend, settings)
+        return algorithm
     if isinstance(backend, type) or not hasattr(backend, "fit"):
         raise SettingError(f"backend is {backend!r}, expected a name, or an algorithm such as SVI(epochs=3).")
     if settings:

@@ -182,7 +182,7 @@ def _check_configuration(folder: Path, saved: dict[str, Any], network: PreTraine
 def _rebuilt(
     folder: Path, described: dict[str, Any], base: str | Path | None, drawn: dict[str, torch.Tensor]
 ) -> Program:
-    from bayeslora.models import build as build_model
+    from bayeslora.models import MODELS
     from bayeslora.tasks import TaskSpec
 
     if described["spec"] is None:
@@ -193,7 +193,7 @@ def _rebuilt(
     spec = TaskSpec.from_dict(described["spec"])
     try:
         observation = build_observation(described["observation"])
-        model = build_model(described["model"]["name"], **described["model"]["settings"])
+        model = MODELS.build(described["model"]["name"], described["model"]["settings"])
     except SettingError as error:
         raise PosteriorError(f"'{folder}' cannot be rebuilt: {error} {FROM_PLUGIN}") from error
     try:

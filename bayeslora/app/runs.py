@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bayeslora import files, store
-from bayeslora.app.config import RunConfig, differences, model_of, read_config, resolve
+from bayeslora.app.config import RunConfig, differences, read_config, resolve
 from bayeslora.errors import SettingError, TaskError
 from bayeslora.record import RECORD, read_record
 from bayeslora.settings import differing
@@ -49,22 +49,22 @@ def task_of(config: RunConfig) -> Task:
 
 
 def build_program(config: RunConfig, task: Task) -> Program:
-    """Load the base network of a run and declare the program over it.
+    """Load the base network of a run, whose configuration is resolved, and declare the program over it.
 
     Raises:
         AdapterError: the LoRA layers do not fit the network.
     """
-    from bayeslora.models import build
+    from bayeslora.models import MODELS
     from bayeslora.networks import NetworkSettings
     from bayeslora.program import Program
 
-    model, settings = model_of(config)
+    assert config.model is not None
     return Program.from_pretrained(
         NetworkSettings(config.base, **config.network),
         task,
         lora=config.lora.to_peft(),
         adapter=config.adapter,
-        model=build(model, **settings),
+        model=MODELS.build(config.model, config.model_settings),
         observation=config.observation,
         observation_settings=config.observation_settings,
         seed=config.seed,
