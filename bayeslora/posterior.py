@@ -263,10 +263,14 @@ class Posterior(ABC):
     def save(self, path: str | Path) -> None:
         """Write the posterior as the folder ``path``: whoever reads there finds the old one or the new one, whole.
 
+        Of several processes that a launcher started, the main one writes.
+
         Raises:
             PosteriorError: the folder holds something that no posterior's folder does.
             SettingError: another process is writing there.
         """
+        if not store.is_main_process():
+            return
         tensors = {f"state/{name}": value for name, value in self.state().items()}
         tensors |= {f"centre/{site.name}": site.initial for site in self.program.sites}
         tensors |= {f"drawn/{name}": value for name, value in self.program.drawn.items()}

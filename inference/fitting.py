@@ -145,17 +145,12 @@ def _saved(
     if folder is None:
         return fit()
     with store.opened(folder):
+        ended = store.begin(folder, run.resume)
         if run.resume:
             begun = {"backend": algorithm.name, "settings": asdict(algorithm), "seed": run.seed, "chains": chains}
             check_same(folder, begun | {"n_data": len(rows), "data": run.data, "start": run.started}, program)
-            if store.finished(folder):
+            if ended:
                 return load(folder, program=program)
-        elif store.holds_fit(folder):
-            raise SettingError(
-                f"'{folder}' holds a fit already: give resume=True to go on with it, or choose another output_dir."
-            )
-        store.check_free(folder / store.POSTERIOR)
         posterior = fit()
-        if store.is_main_process():
-            posterior.save(folder / store.POSTERIOR)
+        posterior.save(folder / store.POSTERIOR)
         return posterior

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load_file
 
-from bayeslora import files, store
+from bayeslora import store
 from bayeslora.adapters import saved_network
 from bayeslora.errors import AdapterError, PosteriorError, SettingError
 from bayeslora.identity import configuration, describe, differences
@@ -91,7 +92,7 @@ def _load(
 def _tensors(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
     """Tensors by what they are: the posterior's state, the centre of the prior, and frozen weights that were drawn."""
     parts: dict[str, dict[str, torch.Tensor]] = {"state": {}, "centre": {}, "drawn": {}}
-    for name, value in files.read_tensors(folder / TENSORS).items():
+    for name, value in load_file(str(folder / TENSORS)).items():
         part, _, rest = name.partition("/")
         if part not in parts:
             raise PosteriorError(
