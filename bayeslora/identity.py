@@ -8,14 +8,12 @@ from dataclasses import asdict
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from bayeslora.settings import differing
-
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from bayeslora.program import Program
 
-__all__ = ["adapter_settings", "configuration", "describe", "differences", "fingerprint"]
+__all__ = ["adapter_settings", "configuration", "describe", "differences", "differing", "fingerprint"]
 
 #: What a configuration says of where and how it was loaded, or of its labels, rather than of the network.
 VOLATILE = frozenset(
@@ -60,6 +58,23 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any], names: tuple[s
     for name in {"configuration", "lora"}.intersection(names):
         there[name], here[name] = _in_common(there[name], here[name]), _in_common(here[name], there[name])
     return differing(there, here)
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Entries in which two nested mappings differ, each as "name: value and value" with dots between nested names."""
+    first, second = _flat(one), _flat(other)
+    return [
+        f"{name}: {first.get(name, 'default')} and {second.get(name, 'default')}"
+        for name in {**first, **second}
+        if first.get(name) != second.get(name)
+    ]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
 
 
 def _in_common(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:

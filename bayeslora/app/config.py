@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_type_hints
 from pydantic import Field
 
 from bayeslora.errors import SettingError, unknown
+from bayeslora.identity import differing
 from bayeslora.registry import check_names
-from bayeslora.settings import Count, Seed, Settings, build, coerce, differing
+from bayeslora.settings import Count, Seed, Settings, build, coerce
 
 if TYPE_CHECKING:
     from peft import LoraConfig

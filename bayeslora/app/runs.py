@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from bayeslora import files, store
 from bayeslora.app.config import RunConfig, differences, read_config, resolve
 from bayeslora.errors import SettingError, TaskError
+from bayeslora.identity import differing
 from bayeslora.record import RECORD
-from bayeslora.settings import differing
 from bayeslora.store import CONFIG
 
 if TYPE_CHECKING:
