@@ -91,11 +91,13 @@ def test_a_loaded_posterior_is_the_saved_one(base: Path, tmp_path: Path, case: s
         assert torch.equal(posterior.log_prob(one_draw), loaded.log_prob(one_draw))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, "partly"])
 def test_whatever_trained_the_network_comes_back_by_its_name(base: Path, tmp_path: Path, method: str) -> None:
     encoder = text_program(base).encoder
-    network, config = AutoModelForSequenceClassification.from_pretrained(base), METHODS[method]
+    network, config = AutoModelForSequenceClassification.from_pretrained(base), METHODS.get(method)
     network = network if config is None else get_peft_model(network, deepcopy(config))
+    if method == "partly":
+        network.bert.embeddings.requires_grad_(False)
     program = Program(network, Classes(3), Gaussian(), encoder=encoder)
     posterior = fit(program, text_rows(), "map", learning_rate=0.1, cpu=True, **QUICK)
     posterior.save(tmp_path)
@@ -133,7 +135,7 @@ def test_another_base_is_refused_by_both_names(saved: Path, base: Path, tmp_path
     other = shutil.copytree(base, tmp_path / "other")
     config = BertConfig.from_pretrained(base, num_hidden_layers=1)
     BertForSequenceClassification(config).save_pretrained(other)
-    with pytest.raises(PosteriorError, match=rf"fitted on '{base}'.*not\s+fit '{other}'"):
+    with pytest.raises(PosteriorError, match=f"of another program, on '{base}' and now '{other}'"):
         load(saved, base=other)
 
 
@@ -321,3 +323,9 @@ def test_seconds_of_a_fit_that_was_resumed_add_up(finished: Path, tmp_path: Path
     (tmp_path / "run" / "posterior" / "posterior.json").write_text(json.dumps(described))
     resumed = fit(tiny_program(), tiny_rows(5), output_dir=tmp_path / "run", resume=True, **{**FITTED, "epochs": 1})
     assert 1000 < resumed.cost["seconds"] < 1060
+
+
+@pytest.mark.parametrize("device", ["foo", "cuda:99", 3.5])
+def test_a_device_that_there_is_not_is_named_with_those_that_there_are(tmp_path: Path, device: Any) -> None:
+    with pytest.raises(SettingError, match=f"device is {device!r}, expected cpu"):
+        load(tmp_path, device=device)
