@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from bayeslora.app.comparison import compare
     from bayeslora.app.config import RunConfig
     from bayeslora.app.plugins import register
+    from bayeslora.generation import Generation
     from bayeslora.inference import fit, load
     from bayeslora.networks import NetworkSettings
     from bayeslora.posterior import Posterior
@@ -38,6 +39,7 @@ __all__ = [  # noqa: RUF022  # grouped as the README groups them
     "Prediction",
     "ClassPrediction",
     "ValuePrediction",
+    "Generation",
     "metrics",
     "plots",
     "diagnostics",
@@ -54,6 +56,7 @@ _HOMES = {
     "bayeslora": ("diagnostics", "errors", "inference", "models", "observations"),
     "bayeslora.app.comparison": ("compare",),
     "bayeslora.app.config": ("RunConfig",),
+    "bayeslora.generation": ("Generation",),
     "bayeslora.inference": ("fit", "load"),
     "bayeslora.networks": ("NetworkSettings",),
     "bayeslora.app.plugins": ("register",),

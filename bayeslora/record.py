@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bayeslora import files
 from bayeslora.errors import PosteriorError
-from bayeslora.identity import adapter_settings, differences
+from bayeslora.identity import adapter_settings, in_common
+from bayeslora.settings import differing
 
 __all__ = [
+    "FORMAT",
     "RECORD",
     "TENSORS",
     "Description",
@@ -24,8 +27,9 @@ __all__ = [
     "write_record",
 ]
 
+FORMAT = 2
 RECORD, TENSORS = "posterior.json", "posterior.safetensors"
-#: What every posterior's folder holds beside its record; without PEFT the last alone.
+#: What every posterior's folder holds beside its record.
 PARTS = ("adapter_config.json", "adapter_model.safetensors", TENSORS)
 
 
@@ -83,7 +87,7 @@ class Description(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    format: Literal[2]
+    format: int
     kind: str
     record: Record
     program: dict[str, Any]
@@ -93,7 +97,7 @@ class Description(BaseModel):
 
 def write_record(folder: Path, **described: Any) -> None:
     """Say what the files of a folder are: to be written last."""
-    found = Description(format=2, files=files.digests(folder), **described)
+    found = Description(format=FORMAT, files=files.digests(folder), **described)
     (folder / RECORD).write_text(json.dumps(found.model_dump(), indent=2), encoding="utf-8")
 
 
@@ -106,16 +110,19 @@ def read_record(folder: Path) -> Description:
     path = folder / RECORD
     refuse_links(folder, path)
     try:
-        return Description.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first, *others = error.errors()
-        if first["type"] == "literal_error":
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+        if isinstance(content, dict) and content.get("format", FORMAT) != FORMAT:
             raise PosteriorError(
-                f"'{folder}' has format {first['input']}; this version of bayeslora reads format "
-                f"{first['ctx']['expected']}: fit again, or use the version that wrote it."
-            ) from error
-        wrong = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in (first, *others[:2]))
+                f"'{folder}' has format {content['format']}; this version of bayeslora reads format {FORMAT}: fit "
+                "again, or use the version that wrote it."
+            )
+        return Description.model_validate_json(text)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:3])
         raise PosteriorError(f"'{path}' is damaged: {wrong.removeprefix(': ')}.") from error
+    except ValueError as error:  # neither text nor JSON
+        raise PosteriorError(f"'{path}' is damaged: {error}.") from error
 
 
 def whole_record(folder: Path) -> Description:
@@ -125,24 +132,26 @@ def whole_record(folder: Path) -> Description:
         PosteriorError: they are not.
     """
     described = read_record(folder)
-    refuse_links(*folder.iterdir())
-    there, lora = files.digests(folder), described.program.get("lora", {})
-    for name in (*(PARTS[2:] if lora.get("method") == "full" else PARTS), *described.files):
+    there = {path.name: path for path in folder.iterdir()}
+    refuse_links(*there.values())
+    whole = described.program.get("lora", {}).get("method") == "full"  # a network without PEFT
+    for name in (*(PARTS[2:] if whole else PARTS), *described.files):
         if name not in there:
             raise PosteriorError(f"'{folder}' is damaged: {name} is missing.")
-        if there[name] != described.files.get(name):
-            changed = _changed(folder / name, lora) if name == "adapter_config.json" else ""
+        if sha256(there[name].read_bytes()).hexdigest() != described.files.get(name):
+            changed = _changed(there[name], described) if name == "adapter_config.json" else ""
             raise PosteriorError(f"'{folder}' is damaged: {name} is not what was written{changed}.")
     return described
 
 
-def _changed(path: Path, then: dict[str, Any]) -> str:
+def _changed(path: Path, described: Description) -> str:
     """What an adapter's configuration said when it was written, and what it says now."""
     try:
         now = adapter_settings(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, AttributeError):  # no JSON object
         return ""
-    found = differences(then, now, tuple(name for name in now if name in then))
+    then = described.program.get("lora", {})
+    found = differing(in_common(then, now), in_common(now, then))
     return f" (then and now): {'; '.join(found)}" if found else ""
 
 

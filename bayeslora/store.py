@@ -25,7 +25,7 @@ from zipfile import is_zipfile
 
 from bayeslora import files
 from bayeslora.errors import BayesLoraError, PosteriorError, SettingError
-from bayeslora.record import RECORD, Record, read_record, refuse_links
+from bayeslora.record import RECORD, read_record, refuse_links
 
 __all__ = [
     "CHAIN",
@@ -35,14 +35,16 @@ __all__ = [
     "POSTERIOR",
     "PREDICTIVE",
     "adapter_at",
-    "begin",
+    "check_free",
     "current",
+    "finished",
     "holds_fit",
     "is_main_process",
     "last_checkpoint",
     "opened",
     "place",
-    "record_at",
+    "posterior_at",
+    "seconds_before",
     "steady",
     "written",
 ]
@@ -72,12 +74,12 @@ def written(folder: Path) -> Iterator[Path]:
         SettingError: another process is writing there.
     """
     with files.replaced(folder) as new:
-        _check_free(folder)
+        check_free(folder)
         new.mkdir()
         yield new
 
 
-def _check_free(folder: Path) -> None:
+def check_free(folder: Path) -> None:
     """Make sure that a posterior in the place of ``folder`` replaces a posterior or nothing.
 
     Raises:
@@ -98,7 +100,7 @@ def _check_free(folder: Path) -> None:
         )
 
 
-def _posterior_at(path: Path) -> Path:
+def posterior_at(path: Path) -> Path:
     """Where the posterior is that a run's or a posterior's folder holds, whatever is being done to it.
 
     Raises:
@@ -112,50 +114,43 @@ def _posterior_at(path: Path) -> Path:
     found = next((place for place in places * 2 if (place / RECORD).is_file()), None)
     if found is None:
         raise PosteriorError(f"There is no posterior in '{path}': expected a file {RECORD}, or {POSTERIOR}/{RECORD}.")
-    return found
-
-
-def _warn_of_successor(path: Path) -> None:
-    if holds_fit(path / NEXT):
+    if holds_fit(run / NEXT):
         warnings.warn(
             f"A run that is to replace the one in '{path}' is under way or was stopped (fit --resume goes on with it, "
             "fit --overwrite begins again). What is read is the one that is still there.",
-            stacklevel=4,
+            stacklevel=2,
         )
+    return found
 
 
 def adapter_at(path: str | Path) -> str | Path:
     """The folder of a PEFT adapter: that of the posterior, if ``path`` is a run's."""
     run = Path(path)
-    if (run / "adapter_config.json").exists() or not (run / POSTERIOR).exists():
-        return path
-    _warn_of_successor(run)
-    return _posterior_at(run)
+    return path if (run / "adapter_config.json").exists() or not (run / POSTERIOR).exists() else posterior_at(run)
 
 
 def steady(path: Path, reader: Callable[[Path], T]) -> T:
     """What a reader makes of the posterior in ``path``; it reads again if that was replaced while it did."""
-    _warn_of_successor(path)
     while True:
-        seen = _seen(path)
+        where, version = _seen(path)
         try:
-            found = reader(seen[0])
+            found = reader(where)
         except (OSError, BayesLoraError):
-            if _seen(path) == seen:
+            if version is not None and _seen(path) == (where, version):
                 raise
         else:
-            if _seen(path) == seen:
+            if version is not None and _seen(path) == (where, version):
                 return found
 
 
-def _seen(path: Path) -> tuple[Path, object]:
-    """Where the posterior is now, and what tells it from its successors there; equal to nothing if it has just gone."""
-    where = _posterior_at(path)
+def _seen(path: Path) -> tuple[Path, tuple[int, ...] | None]:
+    """Where the posterior is now, and what tells it from its successors there; None if it has just gone."""
+    where = posterior_at(path)
     with suppress(OSError):
         found = (where / RECORD).stat()
         # A number that a file leaves is given to another, and a copy keeps the time at which its original was written.
         return where, (found.st_ino, found.st_mtime_ns, found.st_ctime_ns)
-    return where, object()
+    return where, None
 
 
 # A run's folder.
@@ -195,16 +190,12 @@ def place(folder: Path, anew: bool = False) -> Iterator[Path]:
     Args:
         folder: of the run.
         anew: replace what is there, and begin again what is to replace it.
-
-    Raises:
-        PosteriorError: there is something in the posterior's folder that no posterior's holds.
     """
     successor = folder / NEXT if holds_fit(folder if anew else folder / NEXT) else folder
     if not is_main_process():
         yield successor
         return
     if anew:
-        _check_free(folder / POSTERIOR)
         files.remove(folder / NEXT)
     try:
         yield successor
@@ -226,32 +217,21 @@ def current(folder: Path) -> Path:
 
 def holds_fit(folder: Path) -> bool:
     """Whether there is something in the folder that took time to make."""
-    posteriors = (RECORD, f"{POSTERIOR}/{RECORD}", f"{COMPLETE}/{POSTERIOR}/{RECORD}", f"{CHAIN}*/*/{RECORD}")
-    return any(any(folder.glob(each)) for each in (*posteriors, f"{CHECKPOINTS}/*/{STATE}"))
+    return any(
+        (folder / name).is_file() for name in (RECORD, f"{POSTERIOR}/{RECORD}", f"{COMPLETE}/{POSTERIOR}/{RECORD}")
+    ) or any(True for pattern in (f"{CHECKPOINTS}/*/{STATE}", f"{CHAIN}*/*/{RECORD}") for _ in folder.glob(pattern))
 
 
-def record_at(folder: Path) -> Record | None:
-    """How the posterior in a run's folder came about, as far as the run has come; None if there is none yet."""
+def finished(folder: Path) -> bool:
+    """Whether the run in a folder has come to its end."""
     own = folder / POSTERIOR
-    return read_record(own).record if (own / RECORD).is_file() else None
+    return (own / RECORD).is_file() and read_record(own).record.finished
 
 
-def begin(folder: Path, resume: bool) -> bool:
-    """Make sure that a fit may begin in an opened folder, or go on there; whether it has come to its end already.
-
-    Raises:
-        SettingError: there is a fit, and it is not to be resumed.
-        PosteriorError: there is something that no posterior's folder holds.
-    """
-    if not resume and holds_fit(folder):
-        raise SettingError(
-            f"'{folder}' holds a fit already: give resume=True to go on with it, or choose another output_dir."
-        )
-    found = record_at(folder)
-    if found is not None and found.finished:
-        return True
-    _check_free(folder / POSTERIOR)
-    return False
+def seconds_before(folder: Path) -> float:
+    """Seconds that the fit in a run's folder took so far."""
+    own = folder / POSTERIOR
+    return read_record(own).record.cost.get("seconds", 0.0) if (own / RECORD).is_file() else 0.0
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -298,12 +278,13 @@ def _settle(folder: Path) -> None:
         if path.is_symlink():
             raise SettingError(f"'{path}' is a symbolic link, through which nothing is written: remove it.")
     for name in (CONFIG, METRICS, PREDICTIVE, POSTERIOR):
-        files.settle(folder / name)
+        with files.locked(files.hidden(folder / name, "lock")):
+            files.settle(folder / name)
     successor, complete = folder / NEXT, folder / COMPLETE
     if successor.exists() and not complete.exists():
         if not holds_fit(successor):
             files.remove(successor)
-        elif (record := record_at(successor)) and record.finished:
+        elif finished(successor):
             names = {path.name for path in _own(successor)}
             for path in _own(folder):
                 if path.name not in names:

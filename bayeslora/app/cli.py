@@ -1,4 +1,4 @@
-"""The command line: fit, evaluate, predict, diagnose, compare, list.
+"""The command line: fit, evaluate, predict, generate, diagnose, compare, list.
 
 What is heavy is imported inside the commands, so that help comes at once.
 """
@@ -17,6 +17,7 @@ from bayeslora.app.commands.compare import compare
 from bayeslora.app.commands.diagnose import diagnose
 from bayeslora.app.commands.evaluate import evaluate
 from bayeslora.app.commands.fit import fit
+from bayeslora.app.commands.generate import generate
 from bayeslora.app.commands.listing import list_backends, list_models, list_tasks
 from bayeslora.app.commands.predict import predict
 from bayeslora.app.config import RENAMED
@@ -83,7 +84,7 @@ def options(
         load_file(path)
 
 
-for command in (fit, predict, evaluate, diagnose, compare):
+for command in (fit, predict, generate, evaluate, diagnose, compare):
     app.command()(command)
 for shown in (list_backends, list_models, list_tasks):
     listing.command(shown.__name__.removeprefix("list_"))(shown)
@@ -95,7 +96,8 @@ def main(arguments: list[str] | None = None) -> None:
     first: list[str] = []
     rest: list[str] = []
     for word in words:
-        if (flag := word.partition("=")[0]) in RENAMED:
+        # The number of texts that `generate` writes has the name that the number of draws once had.
+        if (flag := word.partition("=")[0]) in RENAMED and rest[:1] != ["generate"]:
             say(f"Error: {flag} is now {RENAMED[flag]}.")
             sys.exit(FAILED)
         if word == "--plugin":

@@ -189,8 +189,7 @@ def compare(
     named = arms if isinstance(arms, Mapping) else {name: {"backend": name} for name in arms}
     _check(named, seeds)
     configs = {name: resolve(_changed(config, changes)) for name, changes in named.items()}
-    shared = resolve(replace(config, output=None))
-    task = runs.task_of(replace(shared, seed=seeds[0]))
+    task = runs.task_of(replace(resolve(config), seed=seeds[0]))
     task.split(evaluation.split)  # before anything is fitted
     if progress:
         say(*task.notes)
@@ -201,7 +200,7 @@ def compare(
             run, folder = replace(configs[name], seed=seed, output=None), _folder(output, name, seed)
             with store.opened(folder):
                 outcomes[name].append(_run(run, folder, evaluation, progress))
-        found = Comparison(shared, evaluation, outcomes)
+        found = Comparison(resolve(replace(config, output=None)), evaluation, outcomes)
         _draw(found, output)
         found.save(output)
     return found

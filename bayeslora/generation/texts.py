@@ -73,6 +73,11 @@ class Generation:
         return (weights.exp() * weights).nan_to_num(0).sum(1) + math.log(self.draws)
 
     @property
+    def most_information(self) -> float:
+        """What a text could say of the weights at most, in nats: which of the draws wrote it."""
+        return math.log(self.draws)
+
+    @property
     def entropy(self) -> float:
         """Entropy of the text, in nats: an unbiased estimate where texts are sampled at temperature 1."""
         return -float(self.log_probability.mean())

@@ -1,0 +1,75 @@
+"""Let a posterior write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bayeslora.app.options import BatchSize, Draws, MovedBase, new_file
+from bayeslora.app.terminal import say, show
+from bayeslora.errors import SettingError
+
+__all__ = ["generate"]
+
+
+def generate(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)],
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="What the network reads; repeatable.", show_default=False)
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Rows with a column 'prompt': .csv, .tsv, .jsonl, .json or .parquet.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(parser=new_file, metavar="FILE", help="Write JSON lines, one a prompt.", show_default=False),
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Texts after each prompt.", min=1)] = 1,
+    method: Annotated[
+        str, typer.Option(help="draw (one draw of the weights a text), mixture (of all draws), or mean.")
+    ] = "draw",
+    draws: Draws = 10,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of a text.", min=1)] = 64,
+    temperature: Annotated[
+        float, typer.Option(help="1 samples from the posterior predictive, 0 is greedy.", min=0)
+    ] = 1,
+    top_p: Annotated[float, typer.Option(help="Probability of the tokens to choose among.", max=1)] = 1,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="Text at which a text ends; repeatable.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the draws and the texts.", min=0, max=2**32 - 1)] = 0,
+    batch_size: BatchSize = 8,
+    base: MovedBase = None,
+) -> None:
+    """Go on after prompts, and say how sure the posterior is of each text."""
+    from bayeslora.app.generations import generate_file, generate_here
+    from bayeslora.inference import load
+
+    if bool(prompt) == bool(file):
+        raise SettingError("generate takes prompts or a file of them: give either --prompt or --file.")
+    if file is not None and output is None:
+        raise SettingError("What is generated for a file goes into a file: give --output FILE.jsonl.")
+    posterior = load(run, base)
+    settings = {
+        "samples": samples,
+        "method": method,
+        "draws": draws,
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "stop": tuple(stop or ()),
+        "seed": seed,
+    }
+    if prompt:
+        generate_here(posterior, prompt, output, **settings)
+    elif file is not None and output is not None:
+        count = generate_file(posterior, file, output, batch_size=batch_size, **settings)
+        show(f"{count:,} prompts of {file} answered by {posterior.record.backend}. Written into {output}")
+    if posterior.record.finished is False:
+        say(f"The fit in {run} was stopped: what writes is how far it had come.")

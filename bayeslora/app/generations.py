@@ -1,0 +1,94 @@
+"""Texts on the terminal as they grow, and texts for a file of prompts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bayeslora import files
+from bayeslora.app.terminal import show
+from bayeslora.errors import DataError
+
+if TYPE_CHECKING:
+    from bayeslora.generation import Generation
+    from bayeslora.posterior import Posterior
+
+__all__ = ["generate_file", "generate_here"]
+
+COLUMN = "prompt"
+#: Prompts that are read, answered and written at a time.
+CHUNK = 100
+
+
+def generate_here(posterior: Posterior, prompts: Sequence[str], output: Path | None, **settings: Any) -> None:
+    """Show each text while it is written, then what the draws say of it."""
+    found: list[Generation] = []
+    for prompt in prompts:
+        stream = _Stream()
+        found += posterior.generate(prompt, batch_size=1, progress=False, said=stream, **settings)
+        stream.end()
+        show(summary(found[-1]))
+    if output is not None:
+        files.write_text(output, "".join(_line(each) for each in found))
+
+
+def generate_file(posterior: Posterior, source: Path, target: Path, **settings: Any) -> int:
+    """Answer the prompts of a file, and write a line of JSON for each, in their order.
+
+    Returns:
+        The number of prompts.
+
+    Raises:
+        DataError: the file cannot be read, lacks the column, or has no rows.
+    """
+    from bayeslora.tasks.sources import tables
+
+    count = 0
+    with files.replaced(target) as new, new.open("w", encoding="utf-8") as file:
+        for rows in tables(source, (COLUMN,), size=CHUNK):
+            for each in posterior.generate(rows[COLUMN][:], **settings):
+                file.write(_line(each))
+            count += len(rows)
+        if not count:
+            raise DataError(f"'{source}' has no rows.")
+    return count
+
+
+def summary(found: Generation) -> str:
+    """What the draws say of the texts after a prompt, on one line."""
+    vote = found.vote()
+    parts = [
+        f"log-probability {found.log_probability.mean():.2f}",
+        f"mutual information {found.mutual_information:.3f} nats of at most {found.most_information:.3f}",
+    ]
+    if len(found) > 1:
+        parts.append(f"{vote.share:.0%} of {len(found)} texts agree")
+    return f"[{found.draws} draws: {', '.join(parts)}]"
+
+
+def _line(found: Generation) -> str:
+    return json.dumps(found.to_dict(), ensure_ascii=False) + "\n"
+
+
+class _Stream:
+    """Writes what is new of the text that grows; each text begins on a line of its own."""
+
+    def __init__(self) -> None:
+        self._place, self._text = (0, 0), ""
+
+    def __call__(self, prompt: int, sample: int, text: str) -> None:
+        if (prompt, sample) != self._place:
+            self.end()
+            self._place, self._text = (prompt, sample), ""
+        # Bytes of a character that is not whole yet are shown as a mark that goes again.
+        if text.startswith(self._text) and not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            sys.stdout.write(text[len(self._text) :])
+            sys.stdout.flush()
+            self._text = text
+
+    def end(self) -> None:
+        """End the line."""
+        sys.stdout.write("\n")

@@ -1,0 +1,77 @@
+"""What a posterior writes, from the shell."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from causal_scenarios import causal_base
+from command_line import call
+from datasets import Dataset
+from peft import LoraConfig
+
+import bayeslora as bl
+from bayeslora.app import generations
+from bayeslora.inference import fit, load
+from bayeslora.tasks import Split, Task, TaskSpec
+
+PROMPTS = ["Is water good", "What is the moon", "Answer"]
+DECODING = ["--draws", "2", "--max-new-tokens", "5", "--seed", "3"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    spec = TaskSpec("quiz", "multiple-choice", ("ask",), "label", ("A", "B"), choices=("choices",))
+    columns = {"ask": PROMPTS, "choices": [["yes", "no"], ["a stone", "sun"], ["A", "B"]], "label": [0, 0, 1]}
+    task = Task(spec, Split(Dataset.from_dict(columns), spec))
+    program = bl.Program.from_pretrained(str(causal_base()), task, lora=LoraConfig(r=2, target_modules=["q_proj"]))
+    fit(program, task.train, "svi", output_dir=folder, epochs=1, progress=False, cpu=True)
+    return folder
+
+
+def test_texts_grow_on_the_terminal(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = ["--prompt", PROMPTS[0], "--prompt", PROMPTS[1]]
+    assert call("generate", folder, *prompts, "--samples", "2", *DECODING, "--output", tmp_path / "out.jsonl") == 0
+    shown = capsys.readouterr().out
+    settings = {"draws": 2, "max_new_tokens": 5, "seed": 3, "progress": False}
+    for prompt, line in zip(PROMPTS[:2], (tmp_path / "out.jsonl").read_text("utf-8").splitlines(), strict=True):
+        (found,) = load(folder).generate(prompt, 2, **settings)
+        assert "\n".join(text for text in found if "\N{REPLACEMENT CHARACTER}" not in text) in shown
+        assert generations.summary(found) in shown and "% of 2 texts agree]" in shown
+        assert json.loads(line) == found.to_dict()
+
+
+def test_a_file_of_prompts_is_answered_some_at_a_time(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps({"prompt": each, "note": 1}) + "\n" for each in PROMPTS), "utf-8")
+    monkeypatch.setattr(generations, "CHUNK", 2)
+    assert call("generate", folder, "--file", source, "--output", target, "--method", "mixture", *DECODING) == 0
+    assert "3 prompts of" in capsys.readouterr().out
+    found = [json.loads(line) for line in target.read_text("utf-8").splitlines()]
+    assert [each["prompt"] for each in found] == PROMPTS and all(each["method"] == "mixture" for each in found)
+    assert all(len(each["texts"]) == 1 and each["texts"][0]["log_probability"] < 0 for each in found)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "give either --prompt or --file"),
+        (["--prompt", "A", "--file", "x.csv"], "give either --prompt or --file"),
+        (["--file", "x.csv"], "give --output FILE.jsonl"),
+        (["--prompt", "A", "--method", "drawn"], "Did you mean 'draw'"),
+        (["--prompt", "A", "--temperature", "-1"], "temperature"),
+        (["--prompt", ""], "Prompt 0 has no tokens"),
+    ],
+)
+def test_mistakes(folder: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("generate", folder, *arguments) == 2
+    assert said in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_an_encoder_asked_to_write(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("generate", run, "--prompt", "A") == 2
+    assert "cannot generate text" in capsys.readouterr().err
