@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,8 +77,15 @@ def load_adapter(base: PreTrainedModel, folder: str | Path) -> PeftModel:
     return network
 
 
-def saved_network(base: PreTrainedModel, folder: str | Path) -> PreTrainedModel | PeftModel:
+def saved_network(
+    base: PreTrainedModel, folder: str | Path, layers: Mapping[str, Sequence[str]]
+) -> PreTrainedModel | PeftModel:
     """``base`` as it was trained for the posterior in a folder, which holds the values of all that was.
+
+    Args:
+        base: network.
+        folder: of the posterior.
+        layers: of each site; of a network without PEFT, whose other parameters are frozen, the names of parameters.
 
     Raises:
         AdapterError: what is in the folder does not fit.
@@ -86,6 +94,9 @@ def saved_network(base: PreTrainedModel, folder: str | Path) -> PreTrainedModel 
     from peft.utils import load_peft_weights
 
     if not (Path(folder) / "adapter_config.json").is_file():  # without PEFT
+        trained = {name for names in layers.values() for name in names}
+        for name, value in base.named_parameters():
+            value.requires_grad_(name in trained)
         return base
     config = PeftConfig.from_pretrained(str(folder))
     if not config.is_prompt_learning:

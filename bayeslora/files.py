@@ -24,7 +24,6 @@ __all__ = [
     "hidden",
     "locked",
     "move",
-    "read_tensors",
     "remove",
     "replaced",
     "settle",
@@ -64,13 +63,18 @@ def move(source: Path, target: Path) -> None:
 
 
 def settle(path: Path) -> None:
-    """End or undo what a process that was killed had begun with ``path``; for who holds the lock alone."""
-    remove(hidden(path, "new"))
-    old = hidden(path, "old")
-    if path.exists():
-        remove(old)
-    elif old.exists():
-        os.rename(old, path)
+    """End or undo what a process that was killed had begun with ``path``.
+
+    Raises:
+        SettingError: another process is writing there.
+    """
+    with locked(hidden(path, "lock")):
+        remove(hidden(path, "new"))
+        old = hidden(path, "old")
+        if path.exists():
+            remove(old)
+        elif old.exists():
+            os.rename(old, path)
 
 
 def hidden(path: Path, what: str) -> Path:
@@ -157,14 +161,6 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     from safetensors.torch import save_file
 
     save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, str(path))
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read what `write_tensors` wrote."""
-    from safetensors.torch import load_file
-
-    tensors: dict[str, Tensor] = load_file(str(path))
-    return tensors
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -8,14 +8,12 @@ from dataclasses import asdict
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from bayeslora.settings import differing
-
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from bayeslora.program import Program
 
-__all__ = ["adapter_settings", "configuration", "describe", "differences", "fingerprint", "in_common"]
+__all__ = ["adapter_settings", "configuration", "describe", "differences", "differing", "fingerprint"]
 
 #: What a configuration says of where and how it was loaded, or of its labels, rather than of the network.
 VOLATILE = frozenset(
@@ -26,15 +24,9 @@ VOLATILE = frozenset(
     }
 )  # fmt: skip
 #: What an adapter's configuration says of where it came from.
-PLACES = (
-    "auto_mapping",
-    "base_model_name_or_path",
-    "inference_mode",
-    "peft_type",
-    "peft_version",
-    "revision",
-    "task_type",
-)
+PLACES = {
+    "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision", "task_type",
+}  # fmt: skip
 #: Values of each frozen tensor that its fingerprint looks at.
 SAMPLE = 32
 
@@ -64,17 +56,31 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any], names: tuple[s
     """
     there, here = ({name: each[name] for name in names} for each in (saved, now))
     for name in {"configuration", "lora"}.intersection(names):
-        there[name], here[name] = in_common(there[name], here[name]), in_common(here[name], there[name])
+        there[name], here[name] = _in_common(there[name], here[name]), _in_common(here[name], there[name])
     return differing(there, here)
 
 
-def in_common(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Entries in which two nested mappings differ, each as "name: value and value" with dots between nested names."""
+    first, second = _flat(one), _flat(other)
+    return [
+        f"{name}: {first.get(name, 'default')} and {second.get(name, 'default')}"
+        for name in {**first, **second}
+        if first.get(name) != second.get(name)
+    ]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _in_common(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     """Entries of a mapping that another one has, too."""
-    both = {key: (value, other[key]) for key, value in one.items() if key in other}
-    return {
-        key: in_common(*values) if all(isinstance(value, Mapping) for value in values) else values[0]
-        for key, values in both.items()
-    }
+    nested = {key for key in one if isinstance(one[key], Mapping) and isinstance(other.get(key), Mapping)}
+    return {key: _in_common(one[key], other[key]) if key in nested else one[key] for key in one if key in other}
 
 
 def adapter_settings(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,7 +133,10 @@ def _bits(flat: Tensor) -> int:
 def _frozen(program: Program) -> Iterator[tuple[str, Tensor]]:
     import torch
 
-    own = {id(slot.parameter) for site in program.sites for slot in program.weights.slots(site.name)}
     for name, value in program.network.state_dict(keep_vars=True).items():
-        if isinstance(value, torch.Tensor) and id(value) not in own and ".original_module." not in name:
+        if (
+            isinstance(value, torch.Tensor)
+            and id(value) not in program.weights.places
+            and ".original_module." not in name
+        ):
             yield name, value

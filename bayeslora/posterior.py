@@ -25,7 +25,7 @@ from bayeslora.predictors import Draws, Mean, Predictor
 from bayeslora.program import Program
 from bayeslora.record import TENSORS, Record, write_record
 from bayeslora.rng import seeded
-from bayeslora.settings import Count, check_seed, coerce
+from bayeslora.settings import Count, Seed, coerce
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -194,8 +194,8 @@ class Posterior(ABC):
             TaskError: the rows are of a task with other classes.
         """
         name, predictor = self.predictor(method)
-        check_seed(seed)
-        batch_size, draws = coerce(batch_size, Count, "batch_size"), coerce(draws, int, "draws")
+        seed, batch_size = coerce(seed, Seed, "seed"), coerce(batch_size, Count, "batch_size")
+        draws = coerce(draws, int, "draws")
         if draws < 1:
             raise PosteriorError(f"At least one draw is needed to predict, found draws={draws}.")
         rows = Rows.of(self.program, data, batch_size, progress)
@@ -239,7 +239,7 @@ class Posterior(ABC):
         """
         from bayeslora.generation import Decoding, generate
 
-        check_seed(seed)
+        seed = coerce(seed, Seed, "seed")
         read = [prompts] if isinstance(prompts, str) else list(prompts)
         return generate(
             self,
@@ -263,10 +263,14 @@ class Posterior(ABC):
     def save(self, path: str | Path) -> None:
         """Write the posterior as the folder ``path``: whoever reads there finds the old one or the new one, whole.
 
+        Of several processes that a launcher started, the main one writes.
+
         Raises:
             PosteriorError: the folder holds something that no posterior's folder does.
             SettingError: another process is writing there.
         """
+        if not store.is_main_process():
+            return
         tensors = {f"state/{name}": value for name, value in self.state().items()}
         tensors |= {f"centre/{site.name}": site.initial for site in self.program.sites}
         tensors |= {f"drawn/{name}": value for name, value in self.program.drawn.items()}

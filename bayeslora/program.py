@@ -156,8 +156,9 @@ class Program(nn.Module):
             names = lacking(self.base, self.observation, self.encoder.spec) if self.encoder is not None else ()
             self._drawn = {name: value for name, value in by_base_name(self.network).items() if name in names}
         frozen = {id(value) for name, value in self.network.named_parameters() if ".original_module." not in name}
-        own = {id(slot.parameter) for site in self.sites for slot in self.weights.slots(site.name)}
-        return {name: value.detach() for name, value in self._drawn.items() if id(value) in frozen - own}
+        return {
+            name: value.detach() for name, value in self._drawn.items() if id(value) in frozen - self.weights.places
+        }
 
     @property
     def padding(self) -> Padding:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bayeslora import files
 from bayeslora.errors import PosteriorError
-from bayeslora.identity import adapter_settings, in_common
-from bayeslora.settings import differing
+from bayeslora.identity import adapter_settings, differences
 
 __all__ = [
-    "FORMAT",
     "RECORD",
     "TENSORS",
     "Description",
@@ -27,9 +24,8 @@ __all__ = [
     "write_record",
 ]
 
-FORMAT = 2
 RECORD, TENSORS = "posterior.json", "posterior.safetensors"
-#: What every posterior's folder holds beside its record.
+#: What every posterior's folder holds beside its record; without PEFT the last alone.
 PARTS = ("adapter_config.json", "adapter_model.safetensors", TENSORS)
 
 
@@ -87,7 +83,7 @@ class Description(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    format: int
+    format: Literal[2]
     kind: str
     record: Record
     program: dict[str, Any]
@@ -97,7 +93,7 @@ class Description(BaseModel):
 
 def write_record(folder: Path, **described: Any) -> None:
     """Say what the files of a folder are: to be written last."""
-    found = Description(format=FORMAT, files=files.digests(folder), **described)
+    found = Description(format=2, files=files.digests(folder), **described)
     (folder / RECORD).write_text(json.dumps(found.model_dump(), indent=2), encoding="utf-8")
 
 
@@ -110,19 +106,16 @@ def read_record(folder: Path) -> Description:
     path = folder / RECORD
     refuse_links(folder, path)
     try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text)
-        if isinstance(content, dict) and content.get("format", FORMAT) != FORMAT:
-            raise PosteriorError(
-                f"'{folder}' has format {content['format']}; this version of bayeslora reads format {FORMAT}: fit "
-                "again, or use the version that wrote it."
-            )
-        return Description.model_validate_json(text)
+        return Description.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:3])
+        first, *others = error.errors()
+        if first["type"] == "literal_error":
+            raise PosteriorError(
+                f"'{folder}' has format {first['input']}; this version of bayeslora reads format "
+                f"{first['ctx']['expected']}: fit again, or use the version that wrote it."
+            ) from error
+        wrong = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in (first, *others[:2]))
         raise PosteriorError(f"'{path}' is damaged: {wrong.removeprefix(': ')}.") from error
-    except ValueError as error:  # neither text nor JSON
-        raise PosteriorError(f"'{path}' is damaged: {error}.") from error
 
 
 def whole_record(folder: Path) -> Description:
@@ -132,26 +125,24 @@ def whole_record(folder: Path) -> Description:
         PosteriorError: they are not.
     """
     described = read_record(folder)
-    there = {path.name: path for path in folder.iterdir()}
-    refuse_links(*there.values())
-    whole = described.program.get("lora", {}).get("method") == "full"  # a network without PEFT
-    for name in (*(PARTS[2:] if whole else PARTS), *described.files):
+    refuse_links(*folder.iterdir())
+    there, lora = files.digests(folder), described.program.get("lora", {})
+    for name in (*(PARTS[2:] if lora.get("method") == "full" else PARTS), *described.files):
         if name not in there:
             raise PosteriorError(f"'{folder}' is damaged: {name} is missing.")
-        if sha256(there[name].read_bytes()).hexdigest() != described.files.get(name):
-            changed = _changed(there[name], described) if name == "adapter_config.json" else ""
+        if there[name] != described.files.get(name):
+            changed = _changed(folder / name, lora) if name == "adapter_config.json" else ""
             raise PosteriorError(f"'{folder}' is damaged: {name} is not what was written{changed}.")
     return described
 
 
-def _changed(path: Path, described: Description) -> str:
+def _changed(path: Path, then: dict[str, Any]) -> str:
     """What an adapter's configuration said when it was written, and what it says now."""
     try:
         now = adapter_settings(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, AttributeError):  # no JSON object
         return ""
-    then = described.program.get("lora", {})
-    found = differing(in_common(then, now), in_common(now, then))
+    found = differences(then, now, tuple(name for name in now if name in then))
     return f" (then and now): {'; '.join(found)}" if found else ""
 
 

@@ -11,17 +11,18 @@ from __future__ import annotations
 import ast
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 from bayeslora.errors import SettingError, unknown
+from bayeslora.settings import build
 
-__all__ = ["FROM_PLUGIN", "Registry", "declared", "load_file"]
+__all__ = ["FROM_PLUGIN", "Registry", "check_names", "load_file"]
 
 T = TypeVar("T")
 
@@ -43,13 +44,16 @@ class Registry(Generic[T]):
         self._homes = dict(homes)
 
     def __getitem__(self, name: str) -> T:
-        if name not in self:
-            raise SettingError(unknown(self.sort, name, self))
-        home = self._homes[name]
+        home = self._home(name)
         if isinstance(home, str):
             module, _, attribute = home.partition(":")
             home = self._homes[name] = cast(T, getattr(import_module(module), attribute))
         return home
+
+    def _home(self, name: str) -> T | str:
+        if name not in self:
+            raise SettingError(unknown(self.sort, name, self))
+        return self._homes[name]
 
     def __contains__(self, name: object) -> bool:
         if name not in self._homes:
@@ -60,16 +64,24 @@ class Registry(Generic[T]):
         _load_installed()
         return iter(sorted(self._homes))
 
-    def declared(self, name: str) -> list[str] | None:
-        """Names of the settings of a class of the package, read off its source; None of one that is there already.
+    def build(self, name: str, settings: Mapping[str, Any]) -> Any:
+        """An instance of the class of a name; strings are read by the type of their setting.
 
         Raises:
-            SettingError: nothing has the name.
+            SettingError: the name or a setting is unknown, or a setting has a value that it cannot take.
         """
-        if name not in self:
-            raise SettingError(unknown(self.sort, name, self))
-        home = self._homes[name]
-        return declared(*home.split(":")) if isinstance(home, str) else None
+        cls: Any = self[name]
+        return build(cls, settings)
+
+    def check(self, name: str, settings: Iterable[str]) -> None:
+        """Make sure that a name and its settings are spelled right, without an import of what the class needs.
+
+        Raises:
+            SettingError: one is unknown.
+        """
+        home = self._home(name)
+        if isinstance(home, str):
+            check_names(name, home, settings)
 
     def add(self, name: str, thing: T) -> None:
         """Let a thing of a user's own go by a name; the same one may be made again, as a notebook's cell does.
@@ -87,8 +99,20 @@ class Registry(Generic[T]):
         del self._homes[name]
 
 
-def declared(module: str, attribute: str) -> list[str]:
-    """Names of the fields of a dataclass of the package and of its bases, without an import of what it needs."""
+def check_names(title: str, home: str, settings: Iterable[str]) -> None:
+    """Make sure that a dataclass of the package, which is read but not imported, has fields of these names.
+
+    Raises:
+        SettingError: it has not.
+    """
+    known = _declared(*home.split(":")) if settings else []
+    for name in settings:
+        if name not in known:
+            raise SettingError(unknown(f"setting of {title}", name, known))
+
+
+def _declared(module: str, attribute: str) -> list[str]:
+    """Names of the fields of a dataclass and of its bases."""
     path = Path(__file__).parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
     body = ast.parse(path.read_text(encoding="utf-8")).body
     imported = {each.name: node.module for node in body if isinstance(node, ast.ImportFrom) for each in node.names}
@@ -101,7 +125,7 @@ def declared(module: str, attribute: str) -> list[str]:
     for base in [base.id for base in found.bases if isinstance(base, ast.Name)]:
         home = imported.get(base, module)
         if home is not None and home.startswith("bayeslora."):
-            fields += declared(home, base)
+            fields += _declared(home, base)
     return fields
 
 

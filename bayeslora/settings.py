@@ -1,7 +1,6 @@
-"""Settings as dataclasses: checked by pydantic, read from command line strings, and described from docstrings.
+"""Settings as dataclasses, which are their one home: checked by pydantic, and read from command line strings.
 
-A dataclass is the one home of a group of settings: its fields give names, types with their bounds and defaults, its
-docstring's ``Attributes:`` section gives the help texts.
+Fields give names, types with their bounds and defaults; the ``Attributes:`` of the docstring says what they are.
 """
 
 from __future__ import annotations
@@ -12,8 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
-from inspect import cleandoc
-from typing import Annotated, Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from pydantic import Field as Bound
@@ -28,13 +26,9 @@ __all__ = [
     "Part",
     "Positive",
     "Seed",
-    "Setting",
     "Settings",
     "build",
-    "check_seed",
     "coerce",
-    "describe",
-    "differing",
 ]
 
 T = TypeVar("T")
@@ -50,8 +44,6 @@ Count = Annotated[int, Bound(ge=1)]
 Seed = Annotated[int, Bound(ge=0, lt=2**32)]
 
 NONE = {"none", "null", ""}
-SECTION = re.compile(r"^Attributes:\s*$\n((?:^[ \t]+.*\n?|^\s*\n)*)", re.MULTILINE)
-ENTRY = re.compile(r"^(\w+)\s*(?:\([^)]*\))?:\s*(.*)$")
 
 
 class Settings:
@@ -70,22 +62,6 @@ class Settings:
             object.__setattr__(self, name, value)
 
 
-class Setting(NamedTuple):
-    """One setting of a dataclass, for a person to read.
-
-    Attributes:
-        name: the field's name.
-        type: its annotation as it is written in the source.
-        default: its default; ``dataclasses.MISSING`` where a value must be given.
-        help: its text in the ``Attributes:`` section, on one line; empty where there is none.
-    """
-
-    name: str
-    type: str
-    default: Any
-    help: str
-
-
 def build(cls: type[T], values: Mapping[str, Any]) -> T:
     """Make an instance of a dataclass from values by field name; strings are read by the type of their field.
 
@@ -98,8 +74,8 @@ def build(cls: type[T], values: Mapping[str, Any]) -> T:
             refuses, or a field without default that is missing.
     """
     found = _checked(cls, values)
-    missing = [field.name for field in _settings(cls) if field.name not in values and _default(field) is MISSING]
-    if missing:
+    needed = [field.name for field in _settings(cls) if field.default is field.default_factory is MISSING]
+    if missing := [name for name in needed if name not in values]:
         raise SettingError(f"{_title(cls)} needs a value for {', '.join(missing)}.")
     try:
         return cls(**found)
@@ -188,48 +164,6 @@ def _bare(annotation: Any) -> Any:
     return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
-def check_seed(seed: int) -> None:
-    """Make sure that every generator takes a seed.
-
-    Raises:
-        SettingError: it is negative or too large.
-    """
-    coerce(seed, Seed, "seed")
-
-
-def describe(cls: type) -> list[Setting]:
-    """The settings of a dataclass in the order of its fields, with the help texts of its docstring.
-
-    A field that a base class documents keeps the text of the base class unless the class has its own.
-    """
-    helps: dict[str, str] = {}
-    for ancestor in reversed(cls.__mro__):
-        helps.update(_attributes(ancestor.__dict__.get("__doc__") or ""))
-    return [
-        Setting(field.name, str(field.type), _default(field), helps.get(field.name, "")) for field in _settings(cls)
-    ]
-
-
-def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Entries in which two nested mappings differ, each as "name: value and value" with dots between nested names."""
-    first, second = _flat(one), _flat(other)
-    return [
-        f"{name}: {first.get(name, 'default')} and {second.get(name, 'default')}"
-        for name in {**first, **second}
-        if first.get(name) != second.get(name)
-    ]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
 def _settings(cls: type) -> list[Field[Any]]:
     if not is_dataclass(cls):
         raise TypeError(f"{cls!r} is no dataclass")
@@ -241,22 +175,3 @@ def _title(cls: type) -> str:
     name = getattr(cls, "name", None)
     is_setting = any(field.name == "name" for field in _settings(cls))
     return name if isinstance(name, str) and not is_setting else cls.__name__
-
-
-def _default(field: Field[Any]) -> Any:
-    return field.default_factory() if field.default_factory is not MISSING else field.default
-
-
-def _attributes(docstring: str) -> dict[str, str]:
-    """Entries of the ``Attributes:`` section of a Google docstring, each on one line."""
-    section = SECTION.search(cleandoc(docstring))
-    entries: dict[str, str] = {}
-    name = ""
-    for line in cleandoc(section.group(1)).splitlines() if section else []:
-        entry = ENTRY.match(line)
-        if entry:
-            name = entry.group(1)
-            entries[name] = entry.group(2).strip()
-        elif name and line.strip():
-            entries[name] = f"{entries[name]} {line.strip()}".strip()
-    return entries

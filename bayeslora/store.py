@@ -25,7 +25,7 @@ from zipfile import is_zipfile
 
 from bayeslora import files
 from bayeslora.errors import BayesLoraError, PosteriorError, SettingError
-from bayeslora.record import RECORD, read_record, refuse_links
+from bayeslora.record import RECORD, Record, read_record, refuse_links
 
 __all__ = [
     "CHAIN",
@@ -35,16 +35,14 @@ __all__ = [
     "POSTERIOR",
     "PREDICTIVE",
     "adapter_at",
-    "check_free",
+    "begin",
     "current",
-    "finished",
     "holds_fit",
     "is_main_process",
     "last_checkpoint",
     "opened",
     "place",
-    "posterior_at",
-    "seconds_before",
+    "record_at",
     "steady",
     "written",
 ]
@@ -74,12 +72,12 @@ def written(folder: Path) -> Iterator[Path]:
         SettingError: another process is writing there.
     """
     with files.replaced(folder) as new:
-        check_free(folder)
+        _check_free(folder)
         new.mkdir()
         yield new
 
 
-def check_free(folder: Path) -> None:
+def _check_free(folder: Path) -> None:
     """Make sure that a posterior in the place of ``folder`` replaces a posterior or nothing.
 
     Raises:
@@ -100,7 +98,7 @@ def check_free(folder: Path) -> None:
         )
 
 
-def posterior_at(path: Path) -> Path:
+def _posterior_at(path: Path) -> Path:
     """Where the posterior is that a run's or a posterior's folder holds, whatever is being done to it.
 
     Raises:
@@ -114,43 +112,50 @@ def posterior_at(path: Path) -> Path:
     found = next((place for place in places * 2 if (place / RECORD).is_file()), None)
     if found is None:
         raise PosteriorError(f"There is no posterior in '{path}': expected a file {RECORD}, or {POSTERIOR}/{RECORD}.")
-    if holds_fit(run / NEXT):
+    return found
+
+
+def _warn_of_successor(path: Path) -> None:
+    if holds_fit(path / NEXT):
         warnings.warn(
             f"A run that is to replace the one in '{path}' is under way or was stopped (fit --resume goes on with it, "
             "fit --overwrite begins again). What is read is the one that is still there.",
-            stacklevel=2,
+            stacklevel=4,
         )
-    return found
 
 
 def adapter_at(path: str | Path) -> str | Path:
     """The folder of a PEFT adapter: that of the posterior, if ``path`` is a run's."""
     run = Path(path)
-    return path if (run / "adapter_config.json").exists() or not (run / POSTERIOR).exists() else posterior_at(run)
+    if (run / "adapter_config.json").exists() or not (run / POSTERIOR).exists():
+        return path
+    _warn_of_successor(run)
+    return _posterior_at(run)
 
 
 def steady(path: Path, reader: Callable[[Path], T]) -> T:
     """What a reader makes of the posterior in ``path``; it reads again if that was replaced while it did."""
+    _warn_of_successor(path)
     while True:
-        where, version = _seen(path)
+        seen = _seen(path)
         try:
-            found = reader(where)
+            found = reader(seen[0])
         except (OSError, BayesLoraError):
-            if version is not None and _seen(path) == (where, version):
+            if _seen(path) == seen:
                 raise
         else:
-            if version is not None and _seen(path) == (where, version):
+            if _seen(path) == seen:
                 return found
 
 
-def _seen(path: Path) -> tuple[Path, tuple[int, ...] | None]:
-    """Where the posterior is now, and what tells it from its successors there; None if it has just gone."""
-    where = posterior_at(path)
+def _seen(path: Path) -> tuple[Path, object]:
+    """Where the posterior is now, and what tells it from its successors there; equal to nothing if it has just gone."""
+    where = _posterior_at(path)
     with suppress(OSError):
         found = (where / RECORD).stat()
         # A number that a file leaves is given to another, and a copy keeps the time at which its original was written.
         return where, (found.st_ino, found.st_mtime_ns, found.st_ctime_ns)
-    return where, None
+    return where, object()
 
 
 # A run's folder.
@@ -190,12 +195,16 @@ def place(folder: Path, anew: bool = False) -> Iterator[Path]:
     Args:
         folder: of the run.
         anew: replace what is there, and begin again what is to replace it.
+
+    Raises:
+        PosteriorError: there is something in the posterior's folder that no posterior's holds.
     """
     successor = folder / NEXT if holds_fit(folder if anew else folder / NEXT) else folder
     if not is_main_process():
         yield successor
         return
     if anew:
+        _check_free(folder / POSTERIOR)
         files.remove(folder / NEXT)
     try:
         yield successor
@@ -217,21 +226,32 @@ def current(folder: Path) -> Path:
 
 def holds_fit(folder: Path) -> bool:
     """Whether there is something in the folder that took time to make."""
-    return any(
-        (folder / name).is_file() for name in (RECORD, f"{POSTERIOR}/{RECORD}", f"{COMPLETE}/{POSTERIOR}/{RECORD}")
-    ) or any(True for pattern in (f"{CHECKPOINTS}/*/{STATE}", f"{CHAIN}*/*/{RECORD}") for _ in folder.glob(pattern))
+    posteriors = (RECORD, f"{POSTERIOR}/{RECORD}", f"{COMPLETE}/{POSTERIOR}/{RECORD}", f"{CHAIN}*/*/{RECORD}")
+    return any(any(folder.glob(each)) for each in (*posteriors, f"{CHECKPOINTS}/*/{STATE}"))
 
 
-def finished(folder: Path) -> bool:
-    """Whether the run in a folder has come to its end."""
+def record_at(folder: Path) -> Record | None:
+    """How the posterior in a run's folder came about, as far as the run has come; None if there is none yet."""
     own = folder / POSTERIOR
-    return (own / RECORD).is_file() and read_record(own).record.finished
+    return read_record(own).record if (own / RECORD).is_file() else None
 
 
-def seconds_before(folder: Path) -> float:
-    """Seconds that the fit in a run's folder took so far."""
-    own = folder / POSTERIOR
-    return read_record(own).record.cost.get("seconds", 0.0) if (own / RECORD).is_file() else 0.0
+def begin(folder: Path, resume: bool) -> bool:
+    """Make sure that a fit may begin in an opened folder, or go on there; whether it has come to its end already.
+
+    Raises:
+        SettingError: there is a fit, and it is not to be resumed.
+        PosteriorError: there is something that no posterior's folder holds.
+    """
+    if not resume and holds_fit(folder):
+        raise SettingError(
+            f"'{folder}' holds a fit already: give resume=True to go on with it, or choose another output_dir."
+        )
+    found = record_at(folder)
+    if found is not None and found.finished:
+        return True
+    _check_free(folder / POSTERIOR)
+    return False
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -278,13 +298,12 @@ def _settle(folder: Path) -> None:
         if path.is_symlink():
             raise SettingError(f"'{path}' is a symbolic link, through which nothing is written: remove it.")
     for name in (CONFIG, METRICS, PREDICTIVE, POSTERIOR):
-        with files.locked(files.hidden(folder / name, "lock")):
-            files.settle(folder / name)
+        files.settle(folder / name)
     successor, complete = folder / NEXT, folder / COMPLETE
     if successor.exists() and not complete.exists():
         if not holds_fit(successor):
             files.remove(successor)
-        elif finished(successor):
+        elif (record := record_at(successor)) and record.finished:
             names = {path.name for path in _own(successor)}
             for path in _own(folder):
                 if path.name not in names:

@@ -91,6 +91,11 @@ class Weights:
         """The places of a site's values in the network, in stacking order."""
         return self._slots[name]
 
+    @property
+    def places(self) -> frozenset[int]:
+        """Identities of the parameters in whose place values are put."""
+        return frozenset(id(slot.parameter) for slots in self._slots.values() for slot in slots)
+
     def to(self, device: torch.device) -> None:
         """Move the initial values (the prior's centre) to ``device``; the network moves by itself."""
         self.sites = tuple(replace(site, initial=site.initial.to(device)) for site in self.sites)

@@ -38,9 +38,10 @@ from common import (
 from epoch_parts import CURVES, LAST, Fitted, metrics_of, shifted
 from quality import NAMES as GLUE
 from quality import NOT_LEARNED
+from safetensors.torch import load_file
 
 import bayeslora as bl
-from bayeslora.files import read_tensors, write_json
+from bayeslora.files import write_json
 from bayeslora.inference.variational.posterior import VariationalPosterior
 
 FIGURE = RESULTS.parent.parent / "docs" / "images" / "epochs.png"
@@ -78,7 +79,7 @@ def measured(run: Run, model: str, data_dir: str | None, output: Path) -> dict[s
         )  # fmt: skip
         checkpoints = sorted((Path(scratch) / "run" / "checkpoints").glob("checkpoint-*"), key=_steps)
         for epoch in sorted({min(epoch, last) for epoch in EPOCHS} | {last}):
-            state = read_tensors(checkpoints[epoch - 1] / "model.safetensors")
+            state = load_file(checkpoints[epoch - 1] / "model.safetensors")
             fitted = Fitted.around(VariationalPosterior.from_state(program, trained.record, state), task, run)
             arms = fitted.predict_last(task) if epoch == last else fitted.predict(task.split(run.split))
             by_epoch[epoch], evidence[epoch] = metrics_of(arms), fitted.evidence

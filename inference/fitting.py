@@ -16,7 +16,7 @@ from bayeslora.inference.mixture import refitted
 from bayeslora.observations import digest
 from bayeslora.posterior import Posterior
 from bayeslora.program import Program
-from bayeslora.settings import build, check_seed, coerce
+from bayeslora.settings import Seed, coerce
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -75,11 +75,10 @@ def fit(
     """
     if resume and output_dir is None:
         raise SettingError("resume=True needs the output_dir of the fit that was stopped.")
-    check_seed(seed)
-    chains = coerce(chains, int, "chains")
+    seed, chains = coerce(seed, Seed, "seed"), coerce(chains, int, "chains")
     if chains < 1:
         raise SettingError(f"chains must be at least 1, found {chains}.")
-    check_seed(seed + chains - 1)
+    coerce(seed + chains - 1, Seed, "seed")
     algorithm = _algorithm(backend, settings)
     folder = None if output_dir is None else Path(output_dir)
     task = dict(getattr(data, "arguments", {})) or None  # what is tokenised already does not say
@@ -101,7 +100,8 @@ def fit(
 
 def _algorithm(backend: str | Backend, settings: dict[str, Any]) -> Backend:
     if isinstance(backend, str):
-        return build(BACKENDS[backend], settings)
+        algorithm: Backend = BACKENDS.build(backend, settings)
+        return algorithm
     if isinstance(backend, type) or not hasattr(backend, "fit"):
         raise SettingError(f"backend is {backend!r}, expected a name, or an algorithm such as SVI(epochs=3).")
     if settings:
@@ -145,17 +145,12 @@ def _saved(
     if folder is None:
         return fit()
     with store.opened(folder):
+        ended = store.begin(folder, run.resume)
         if run.resume:
             begun = {"backend": algorithm.name, "settings": asdict(algorithm), "seed": run.seed, "chains": chains}
             check_same(folder, begun | {"n_data": len(rows), "data": run.data, "start": run.started}, program)
-            if store.finished(folder):
+            if ended:
                 return load(folder, program=program)
-        elif store.holds_fit(folder):
-            raise SettingError(
-                f"'{folder}' holds a fit already: give resume=True to go on with it, or choose another output_dir."
-            )
-        store.check_free(folder / store.POSTERIOR)
         posterior = fit()
-        if store.is_main_process():
-            posterior.save(folder / store.POSTERIOR)
+        posterior.save(folder / store.POSTERIOR)
         return posterior

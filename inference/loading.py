@@ -6,14 +6,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
-from bayeslora import files, store
+from bayeslora import store
 from bayeslora.adapters import saved_network
 from bayeslora.errors import AdapterError, PosteriorError, SettingError
-from bayeslora.identity import configuration, describe, differences
+from bayeslora.identity import configuration, describe, differences, differing
 from bayeslora.networks import NetworkSettings, load_base
 from bayeslora.observations import Encoder
 from bayeslora.observations import build as build_observation
@@ -21,10 +22,7 @@ from bayeslora.posterior import Posterior
 from bayeslora.program import Program
 from bayeslora.record import RECORD, TENSORS, whole_record
 from bayeslora.registry import FROM_PLUGIN, Registry
-from bayeslora.settings import build, differing
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from bayeslora.settings import build
 
 __all__ = ["check_same", "load", "posterior_class"]
 
@@ -56,13 +54,24 @@ def load(
 
     Raises:
         PosteriorError: there is no posterior, it is damaged, or the base network is another one.
+        SettingError: there is no such device.
     """
-    return store.steady(Path(path), lambda folder: _load(folder, base, device, program))
+    where = _device(device)
+    return store.steady(Path(path), lambda folder: _load(folder, base, where, program))
 
 
-def _load(
-    folder: Path, base: str | Path | None, device: str | torch.device | None, program: Program | None
-) -> Posterior:
+def _device(device: str | torch.device | None) -> torch.device:
+    """The device of a name; by default a GPU if there is one."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (AssertionError, RuntimeError, TypeError) as error:
+        names = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+        raise SettingError(f"device is {device!r}, expected {' or '.join(['cpu', *names])}.") from error
+
+
+def _load(folder: Path, base: str | Path | None, device: torch.device, program: Program | None) -> Posterior:
     saved = whole_record(folder)
     kind = posterior_class(saved.kind)
     tensors = _tensors(folder)
@@ -73,10 +82,10 @@ def _load(
             raise PosteriorError(
                 f"'{folder}' is damaged: {RECORD} does not describe a program ({type(error).__name__}: {error})."
             ) from error
-    _check(program, folder, saved.program)
+    _check(folder, saved.program, describe(program), (*NETWORK, "lora", "model"))
     _check_weights(folder, "initial values", tensors["centre"], program)
     program = program.around(tensors["centre"])
-    program.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    program.to(device)
     try:
         posterior = kind.from_state(program, saved.record, tensors["state"])
         _check_weights(folder, "mean", posterior.mean(), program)
@@ -91,7 +100,7 @@ def _load(
 def _tensors(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
     """Tensors by what they are: the posterior's state, the centre of the prior, and frozen weights that were drawn."""
     parts: dict[str, dict[str, torch.Tensor]] = {"state": {}, "centre": {}, "drawn": {}}
-    for name, value in files.read_tensors(folder / TENSORS).items():
+    for name, value in load_file(str(folder / TENSORS)).items():
         part, _, rest = name.partition("/")
         if part not in parts:
             raise PosteriorError(
@@ -156,33 +165,23 @@ def posterior_class(kind: str) -> type[Posterior]:
         raise PosteriorError(f"{error} {FROM_PLUGIN}") from error
 
 
-def _check(program: Program, folder: Path, saved: dict[str, Any]) -> None:
-    """Make sure that weights mean the same in a program as in the saved one."""
+def _check(folder: Path, saved: dict[str, Any], now: Mapping[str, Any], names: tuple[str, ...]) -> None:
+    """Make sure that weights mean the same in a program as in the saved one, as far as entries of these names tell."""
     try:
-        changed = differences(saved, describe(program), (*NETWORK, "lora", "model"))
+        changed = differences(saved, now, names)
     except (KeyError, AttributeError) as error:
         raise PosteriorError(f"'{folder}' is damaged: {RECORD} does not say of which program it is.") from error
     if changed:
         raise PosteriorError(
-            f"'{folder}' is of another program, on '{saved['base']['name']}' and now '{program.base.name}' (there and "
-            f"now): {'; '.join(changed)}. Give the network that it was fitted on as base."
-        )
-
-
-def _check_configuration(folder: Path, saved: dict[str, Any], network: PreTrainedModel) -> None:
-    now = {"configuration": json.loads(json.dumps(configuration(network), default=str))}
-    changed = differences(saved, now, ("configuration",))
-    if changed:
-        raise PosteriorError(
-            f"'{folder}' was fitted on '{saved['base']['name']}', and does not fit '{network.config.name_or_path}' "
-            f"(there and now): {'; '.join(changed)}. Give the folder of the right network as base."
+            f"'{folder}' is of another program, on '{saved['base']['name']}' and now '{now['base']['name']}' (there "
+            f"and now): {'; '.join(changed)}. Give the network that it was fitted on as base."
         )
 
 
 def _rebuilt(
     folder: Path, described: dict[str, Any], base: str | Path | None, drawn: dict[str, torch.Tensor]
 ) -> Program:
-    from bayeslora.models import build as build_model
+    from bayeslora.models import MODELS
     from bayeslora.tasks import TaskSpec
 
     if described["spec"] is None:
@@ -193,7 +192,7 @@ def _rebuilt(
     spec = TaskSpec.from_dict(described["spec"])
     try:
         observation = build_observation(described["observation"])
-        model = build_model(described["model"]["name"], **described["model"]["settings"])
+        model = MODELS.build(described["model"]["name"], described["model"]["settings"])
     except SettingError as error:
         raise PosteriorError(f"'{folder}' cannot be rebuilt: {error} {FROM_PLUGIN}") from error
     try:
@@ -204,8 +203,9 @@ def _rebuilt(
     with torch.random.fork_rng():
         try:
             loaded = load_base(settings, observation, spec, adapter=folder, tokenizer=folder, drawn=drawn)
-            _check_configuration(folder, described, loaded.network)
-            adapted = saved_network(loaded.network, folder)
+            now = {"base": {"name": settings.name}, "configuration": configuration(loaded.network)}
+            _check(folder, described, json.loads(json.dumps(now, default=str)), ("configuration",))
+            adapted = saved_network(loaded.network, folder, described["lora"]["layers"])
         except AdapterError as error:
             raise PosteriorError(
                 f"'{folder}' does not fit '{settings.name}', or that is not there; give base=...: {error}"

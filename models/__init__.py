@@ -64,6 +64,5 @@ def build(name: str, **settings: Any) -> WeightModel:
     Raises:
         SettingError: the model or a setting is unknown, or a setting has a value that it cannot take.
     """
-    from bayeslora.settings import build as build_settings
-
-    return build_settings(MODELS[name], settings)
+    model: WeightModel = MODELS.build(name, settings)
+    return model

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = """
-    errors files rng progress registry signals settings identity record demo tasks predict observations networks store
+    errors files rng progress signals settings registry identity record demo tasks predict observations networks store
     adapters sites finding weights models program passes predictors generation
     diagnostics.versions diagnostics.summaries diagnostics.inference_data
     posterior inference diagnostics app __main__

@@ -47,6 +47,14 @@ def generators() -> tuple[object, ...]:
     return random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()
 
 
+def test_of_several_processes_the_main_one_writes(
+    posterior: Posterior, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    posterior.save(tmp_path / "posterior")
+    assert not list(tmp_path.iterdir())
+
+
 def test_draws_are_stacked_and_reproducible(posterior: Posterior) -> None:
     before = generators()
     draws = posterior.sample(3, seed=1)

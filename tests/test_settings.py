@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import pytest
 
 from bayeslora.errors import SettingError
-from bayeslora.settings import Count, Positive, Settings, build, coerce, describe
+from bayeslora.settings import Count, Positive, Settings, build, coerce
 
 
 @dataclass(frozen=True)
@@ -142,16 +142,3 @@ def test_nested_dataclasses_are_built_from_mappings() -> None:
 def test_a_union_prefers_the_values_own_type() -> None:
     assert coerce(1, float | int, "x") == 1 and type(coerce(1, float | int, "x")) is int
     assert coerce("auto", int | str, "x") == "auto"
-
-
-def test_help_comes_from_the_docstrings() -> None:
-    settings = {setting.name: setting for setting in describe(Method)}
-    assert list(settings) == [
-        "epochs", "seed", "rate", "bayes", "prior", "rank", "layers", "betas", "targets", "extra",
-    ]  # fmt: skip
-    assert settings["epochs"] == ("epochs", "Count", 3, "passes over the training rows.")
-    assert settings["seed"].help == "of the method."
-    assert settings["rate"].help == "step size: of the optimiser."
-    assert settings["rank"] == ("rank", "int | None", None, "")
-    assert settings["extra"].default == {}
-    assert describe(Outer)[0].default is MISSING

@@ -260,6 +260,23 @@ def test_what_is_complete_takes_its_place_before_what_comes_after_it(runs: tuple
     assert tree(run / ".bayeslora-next") == tree(runs[1]) and tree(run).items() >= tree(runs[1]).items()
 
 
+def test_a_run_is_not_replaced_if_something_in_its_posterior_would_be_lost(runs: tuple[Path, Path], run: Path) -> None:
+    (run / "posterior" / "notes.txt").write_text("mine")
+    before = tree(run)
+    with pytest.raises(PosteriorError, match="holds 'notes.txt', which no posterior of bayeslora does"):
+        overwrite(runs[1], run)
+    assert tree(run) == before
+
+
+def test_a_reader_is_told_once_of_a_run_that_is_to_replace_what_it_reads(runs: tuple[Path, Path], run: Path) -> None:
+    shutil.copytree(runs[1] / "checkpoints", run / ".bayeslora-next" / "checkpoints")
+    with pytest.warns(UserWarning, match="is to replace the one in") as told:
+        store.steady(run, whole_record)
+    assert len(told) == 1
+    with pytest.warns(UserWarning, match="is to replace the one in"):
+        assert store.adapter_at(run) == run / "posterior"
+
+
 def test_a_folder_that_nothing_was_written_into_goes(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), store.opened(tmp_path / "new"):
         raise RuntimeError

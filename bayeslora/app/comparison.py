@@ -189,7 +189,8 @@ def compare(
     named = arms if isinstance(arms, Mapping) else {name: {"backend": name} for name in arms}
     _check(named, seeds)
     configs = {name: resolve(_changed(config, changes)) for name, changes in named.items()}
-    task = runs.task_of(replace(resolve(config), seed=seeds[0]))
+    shared = resolve(replace(config, output=None))
+    task = runs.task_of(replace(shared, seed=seeds[0]))
     task.split(evaluation.split)  # before anything is fitted
     if progress:
         say(*task.notes)
@@ -200,7 +201,7 @@ def compare(
             run, folder = replace(configs[name], seed=seed, output=None), _folder(output, name, seed)
             with store.opened(folder):
                 outcomes[name].append(_run(run, folder, evaluation, progress))
-        found = Comparison(resolve(replace(config, output=None)), evaluation, outcomes)
+        found = Comparison(shared, evaluation, outcomes)
         _draw(found, output)
         found.save(output)
     return found

@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_type_hints
 from pydantic import Field
 
 from bayeslora.errors import SettingError, unknown
-from bayeslora.registry import declared
-from bayeslora.settings import Count, Seed, Settings, build, coerce, differing
+from bayeslora.identity import differing
+from bayeslora.registry import check_names
+from bayeslora.settings import Count, Seed, Settings, build, coerce
 
 if TYPE_CHECKING:
     from peft import LoraConfig
+
+    from bayeslora.inference import Backend
 
 __all__ = [
     "RENAMED",
@@ -23,7 +26,6 @@ __all__ = [
     "RunConfig",
     "assign",
     "differences",
-    "model_of",
     "read_config",
     "resolve",
     "task_settings",
@@ -214,50 +216,34 @@ def resolve(config: RunConfig) -> RunConfig:
     from bayeslora.inference import BACKENDS
     from bayeslora.models import MODELS
 
-    check_names(config)
+    # What is spelled wrong is told at once: no class is imported for it.
+    BACKENDS.check(config.backend, config.settings)
+    if config.model is not None:
+        MODELS.check(config.model, config.model_settings)
+    check_names("network", "bayeslora.networks:NetworkSettings", config.network)
+    of_task = task_settings(config.task_settings)
     from bayeslora.networks import NetworkSettings
 
     if "name" in config.network:
         raise SettingError("The name of the network is that of the base: give base= (in a shell --base).")
-    model, model_settings = model_of(config)
+    algorithm = BACKENDS.build(config.backend, config.settings)
+    model, model_settings = _model(config, algorithm)
     return replace(
         config,
         model=model,
         base=_located(config.base),
         adapter=None if config.adapter is None else _folder(config.adapter, "adapter"),
         data_dir=None if config.data_dir is None else _folder(config.data_dir, "data"),
-        settings=_typed(BACKENDS[config.backend], config.settings),
-        model_settings=_typed(MODELS[model], model_settings),
-        network=_typed(NetworkSettings, config.network),
-        task_settings=task_settings(config.task_settings),
+        settings=_typed(algorithm, config.settings),
+        model_settings=_typed(MODELS.build(model, model_settings), model_settings),
+        network=_typed(build(NetworkSettings, config.network), config.network),
+        task_settings=of_task,
     )
 
 
-def check_names(config: RunConfig) -> None:
-    """Make sure that backend, model and their settings are spelled right, at once: no class is imported for it.
-
-    Raises:
-        SettingError: a name is unknown.
-    """
-    from bayeslora.inference import BACKENDS
-    from bayeslora.models import MODELS
-
-    named = {config.backend: (BACKENDS.declared(config.backend), config.settings)}
-    if config.model is not None:
-        named[config.model] = MODELS.declared(config.model), config.model_settings
-    named["network"] = declared("bayeslora.networks", "NetworkSettings"), config.network
-    for title, (known, given) in named.items():
-        for name in given:
-            if known is not None and name not in known:
-                raise SettingError(unknown(f"setting of {title}", name, known))
-    task_settings(config.task_settings)
-
-
-def model_of(config: RunConfig) -> tuple[str, dict[str, Any]]:
+def _model(config: RunConfig, algorithm: Backend) -> tuple[str, dict[str, Any]]:
     """Name and settings of the Pyro model of a run."""
-    from bayeslora.inference import BACKENDS
-
-    name, settings = getattr(BACKENDS[config.backend], "around_adapter", None) or (None, {})
+    name, settings = getattr(algorithm, "around_adapter", None) or (None, {})
     if name is not None and config.adapter is not None and config.model in (None, name):
         return name, settings | config.model_settings
     return config.model or "monteclora", config.model_settings
@@ -283,8 +269,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-def _typed(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    built: Any = build(cls, values)
+def _typed(built: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same values in the types that they have in what was built from them."""
     return {name: _plain(getattr(built, name)) for name in values}
 
 

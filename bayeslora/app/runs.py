@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bayeslora import files, store
-from bayeslora.app.config import RunConfig, differences, model_of, read_config, resolve
+from bayeslora.app.config import RunConfig, differences, read_config, resolve
 from bayeslora.errors import SettingError, TaskError
-from bayeslora.record import RECORD, read_record
-from bayeslora.settings import differing
-from bayeslora.store import CONFIG, POSTERIOR
+from bayeslora.identity import differing
+from bayeslora.record import RECORD
+from bayeslora.store import CONFIG
 
 if TYPE_CHECKING:
     from bayeslora.posterior import Posterior
@@ -49,22 +49,22 @@ def task_of(config: RunConfig) -> Task:
 
 
 def build_program(config: RunConfig, task: Task) -> Program:
-    """Load the base network of a run and declare the program over it.
+    """Load the base network of a run, whose configuration is resolved, and declare the program over it.
 
     Raises:
         AdapterError: the LoRA layers do not fit the network.
     """
-    from bayeslora.models import build
+    from bayeslora.models import MODELS
     from bayeslora.networks import NetworkSettings
     from bayeslora.program import Program
 
-    model, settings = model_of(config)
+    assert config.model is not None
     return Program.from_pretrained(
         NetworkSettings(config.base, **config.network),
         task,
         lora=config.lora.to_peft(),
         adapter=config.adapter,
-        model=build(model, **settings),
+        model=MODELS.build(config.model, config.model_settings),
         observation=config.observation,
         observation_settings=config.observation_settings,
         seed=config.seed,
@@ -102,7 +102,7 @@ def fit(
     config, folder = resolve(config), Path(folder)
     with store.opened(folder):
         _check(folder, config, resume, overwrite)
-        if resume and store.finished(store.current(folder)):
+        if resume and (begun := store.record_at(store.current(folder))) and begun.finished:
             return inference.load(folder)
         task = task_of(config)
         if progress:
@@ -142,10 +142,9 @@ def check_same(folder: Path, config: RunConfig) -> None:
     Raises:
         SettingError: it differs; the message says in what.
     """
-    run = store.current(folder)
     changed = differences(saved_config(folder), config)
-    if (run / POSTERIOR / RECORD).is_file():
-        record = read_record(run / POSTERIOR).record
+    record = store.record_at(store.current(folder))
+    if record is not None:
         names = ("backend", "seed", "chains")
         changed += differing(
             {f"{name} of {RECORD}": getattr(record, name) for name in names},

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from inspect import cleandoc
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -15,13 +17,14 @@ if TYPE_CHECKING:
 
     from bayeslora.predict.metrics import Metrics
 
-__all__ = ["cost_line", "explain", "metrics_table", "new_table", "quiet", "say", "show", "show_classes"]
+#: Of an ``Attributes:`` section: indentation, name, perhaps a type, and text, which may go on in deeper lines.
+ENTRY = re.compile(r"^( +)(\w+) *(?:\([^)]*\))?:(.*(?:\n\1 +\S.*)*)", re.MULTILINE)
+
+__all__ = ["cost_line", "described", "explain", "metrics_table", "new_table", "quiet", "say", "show", "show_classes"]
 
 
 def show_classes(title: str, classes: Any, papers: dict[str, str], verbose: bool) -> None:
     """A table of classes with their first line of documentation, or each with its settings."""
-    from bayeslora.settings import describe
-
     if not verbose:
         table = new_table(title, ["name", "what it is", *(["paper"] if papers else [])])
         for name, cls in classes.items():
@@ -30,9 +33,28 @@ def show_classes(title: str, classes: Any, papers: dict[str, str], verbose: bool
         return
     for name, cls in classes.items():
         table = new_table(f"{name}: {_first_line(cls)}", ["setting", "type", "default", "meaning"])
-        for setting in describe(cls):
-            table.add_row(setting.name, setting.type, str(setting.default), setting.help)
+        for row in described(cls):
+            table.add_row(*row)
         show(table)
+
+
+def described(cls: Any) -> list[tuple[str, str, str, str]]:
+    """Name, type, default and meaning of each setting of a dataclass, as its source has them.
+
+    A setting that a base class documents keeps its text there, unless the class has its own.
+    """
+    helps: dict[str, str] = {}
+    for each in reversed(cls.__mro__):
+        _, _, section = cleandoc(each.__dict__.get("__doc__") or "").partition("\nAttributes:\n")
+        section = re.split(r"^\S", section, maxsplit=1, flags=re.MULTILINE)[0]
+        helps |= {name: " ".join(text.split()) for _, name, text in ENTRY.findall(section)}
+    rows = []
+    for field in fields(cls):
+        default = field.default_factory() if field.default_factory is not MISSING else field.default
+        rows.append(
+            (field.name, str(field.type), "" if default is MISSING else str(default), helps.get(field.name, ""))
+        )
+    return rows
 
 
 def _first_line(cls: type) -> str:

@@ -36,7 +36,7 @@ from bayeslora.progress import bar
 from bayeslora.rng import isolated
 from bayeslora.settings import Count, Positive, Settings
 from bayeslora.signals import noted, stop
-from bayeslora.store import CHECKPOINTS, is_main_process, last_checkpoint, seconds_before
+from bayeslora.store import CHECKPOINTS, is_main_process, last_checkpoint, record_at
 
 __all__ = ["Schedule", "TrainingSettings", "train"]
 
@@ -127,7 +127,8 @@ def train(
         rows_a_step = settings.batch_size * settings.gradient_accumulation_steps
         order = Order(rows.dataset, rows_a_step, run.seed, settings.group_by_length)
         progress = stack.enter_context(bar("fit", show=run.progress and is_main_process()))
-        before = seconds_before(run.output_dir) if run.output_dir and run.resume else 0.0
+        begun = record_at(run.output_dir) if run.output_dir and run.resume else None
+        before = begun.cost.get("seconds", 0.0) if begun else 0.0
 
         def outcome() -> Outcome:
             seconds = before + time.perf_counter() - start

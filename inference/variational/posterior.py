@@ -24,7 +24,7 @@ from bayeslora.models.guides.base import Guide
 from bayeslora.passes import Rows
 from bayeslora.posterior import Posterior, Record
 from bayeslora.program import Program
-from bayeslora.store import POSTERIOR, is_main_process
+from bayeslora.store import POSTERIOR
 
 __all__ = ["VariationalPosterior", "optimise"]
 
@@ -162,7 +162,7 @@ class _Kept(Hook):
     def on_checkpoint(self, outcome: Outcome) -> None:
         """Save it."""
         self.describe(outcome)
-        if self.run.output_dir is not None and is_main_process():
+        if self.run.output_dir is not None:
             self.posterior.save(self.run.output_dir / POSTERIOR)
 
     def describe(self, outcome: Outcome) -> None:

@@ -12,11 +12,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from command_line import FIT, QUICK, call, environment
 
 from bayeslora import inference
 from bayeslora.app import runs
+from bayeslora.inference import load
 
 
 def test_ctrl_c_stops_a_fit_and_resume_ends_it(run: Path, tmp_path: Path) -> None:
@@ -189,6 +191,9 @@ def test_a_stopped_successor_is_named_and_can_be_gone_on_with_or_begun_again(
 
 
 def test_a_run_can_be_the_adapter_of_another_one(run: Path, tmp_path: Path) -> None:
+    trained = load(run).mean()
     for adapter in (run, run / "posterior"):
         arguments = ["fit", "--base", "demo", "--task", "demo", "--train-size", "16", "--backend", "map", *QUICK]
         assert call(*arguments, "--adapter", adapter, "--output", tmp_path / adapter.name) == 0
+        found = load(tmp_path / adapter.name).program.sites
+        assert all(torch.equal(site.initial, trained[site.name]) for site in found)

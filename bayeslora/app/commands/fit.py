@@ -51,19 +51,16 @@ def fit(
     """Fit a posterior and write it, with its configuration, into a folder."""
     from bayeslora import store
     from bayeslora.app import runs
-    from bayeslora.app.config import read_config, resolve
+    from bayeslora.app.config import read_config
 
     flags = {
         "base": base, "adapter": adapter, "task": task, "data_dir": data_dir, "backend": backend, "model": model,
         "train_size": train_size, "heldout_size": heldout_size, "seed": seed, "chains": chains, "output": str(output),
     }  # fmt: skip
     given = config or assignments or any(flags[name] is not None for name in flags if name != "output")
-    if resume and not given:
-        run = runs.saved_config(output)
-    else:
-        run = resolve(read_config(config, flags, assignments or ()))
+    run = read_config(config, flags, assignments or ()) if given or not resume else runs.saved_config(output)
     again = f"Go on with: bayeslora fit --resume --output {output}"
     context.obj["resume"] = lambda: again if (output / store.CONFIG).exists() else "Nothing was fitted yet."
     posterior = runs.fit(run, output, resume=resume, overwrite=overwrite)
-    spent = cost_line(posterior.cost)
+    spent = cost_line(posterior.record.cost)
     show(f"{run.backend} on {posterior.record.n_data:,} rows of {run.task}: {spent}. Saved in {output}")

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from scenarios import saved_base, text_program, text_rows, tiny_bert, tiny_program, tiny_rows
 from torch import Tensor
 
-from bayeslora import files
 from bayeslora.errors import DataError, SettingError, TrainingError
 from bayeslora.inference import fit, load
 from bayeslora.inference.variational.elbo import NegativeELBO
@@ -71,7 +71,7 @@ def test_as_many_checkpoints_stay_as_are_asked_for(tmp_path: Path) -> None:
     )
     folders = sorted((tmp_path / "run" / "checkpoints").iterdir())
     assert len(folders) == 2
-    states = [files.read_tensors(folder / "model.safetensors") for folder in folders]
+    states = [load_file(folder / "model.safetensors") for folder in folders]
     last = VariationalPosterior.from_state(posterior.program, posterior.record, states[1]).mean()
     assert all(value.equal(last[name]) for name, value in posterior.mean().items())
     assert any(not value.equal(states[1][name]) for name, value in states[0].items())
