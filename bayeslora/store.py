@@ -78,11 +78,7 @@ def written(folder: Path) -> Iterator[Path]:
 
 
 def _check_free(folder: Path) -> None:
-    """Make sure that a posterior in the place of ``folder`` replaces a posterior or nothing.
-
-    Raises:
-        PosteriorError: there is something else; the message names it.
-    """
+    """Make sure that a posterior in the place of ``folder`` replaces a posterior or nothing."""
     if folder.is_symlink():
         raise PosteriorError(f"'{folder}' is a symbolic link, which is not replaced: give the folder that it leads to.")
     if not folder.exists():
@@ -99,11 +95,7 @@ def _check_free(folder: Path) -> None:
 
 
 def _posterior_at(path: Path) -> Path:
-    """Where the posterior is that a run's or a posterior's folder holds, whatever is being done to it.
-
-    Raises:
-        PosteriorError: there is none.
-    """
+    """Where the posterior is that a run's or a posterior's folder holds, whatever is being done to it."""
     run = path.resolve()
     own, complete = run / POSTERIOR, run / COMPLETE
     refuse_links(own, complete)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,9 +93,7 @@ def fit(
         heldout=None if heldout is None else labelled(program, heldout),
         start=None if start is None else _mean(start, program),
     )
-    if chains == 1:
-        return _one(program, rows, algorithm, run)
-    return _saved(program, rows, algorithm, run, chains, lambda: refitted(_each(program, rows, algorithm, run, chains)))
+    return _saved(program, rows, algorithm, run, chains)
 
 
 def _algorithm(backend: str | Backend, settings: dict[str, Any]) -> Backend:
@@ -110,17 +108,13 @@ def _algorithm(backend: str | Backend, settings: dict[str, Any]) -> Backend:
     return backend
 
 
-def _one(program: Program, rows: Dataset, algorithm: Backend, run: Run) -> Posterior:
-    return _saved(program, rows, algorithm, run, 1, lambda: algorithm.fit(program, rows, run))
-
-
 def _each(program: Program, rows: Dataset, algorithm: Backend, run: Run, chains: int) -> Iterator[Posterior]:
     """Independent fits: the first from the program's initial weights, each of the others from its own."""
     for number in range(chains):
         own = run.chain(number)
         alike = number == 0 or run.start is not None
         member = program if alike else program.around(program.weights.redrawn(own.seed))
-        yield _one(member, rows, algorithm, own)
+        yield _saved(member, rows, algorithm, own)
 
 
 def _mean(start: Posterior, program: Program) -> dict[str, Tensor]:
@@ -137,13 +131,11 @@ def _mean(start: Posterior, program: Program) -> dict[str, Tensor]:
     return {name: value.to(program.device) for name, value in mean.items()}
 
 
-def _saved(
-    program: Program, rows: Dataset, algorithm: Backend, run: Run, chains: int, fit: Callable[[], Posterior]
-) -> Posterior:
+def _saved(program: Program, rows: Dataset, algorithm: Backend, run: Run, chains: int = 1) -> Posterior:
     """What a fit gives, saved in the run's folder; a finished one that is to be resumed is read from there."""
     folder = run.output_dir
     if folder is None:
-        return fit()
+        return _fitted(program, rows, algorithm, run, chains)
     with store.opened(folder):
         ended = store.begin(folder, run.resume)
         if run.resume:
@@ -151,6 +143,12 @@ def _saved(
             check_same(folder, begun | {"n_data": len(rows), "data": run.data, "start": run.started}, program)
             if ended:
                 return load(folder, program=program)
-        posterior = fit()
+        posterior = _fitted(program, rows, algorithm, run, chains)
         posterior.save(folder / store.POSTERIOR)
         return posterior
+
+
+def _fitted(program: Program, rows: Dataset, algorithm: Backend, run: Run, chains: int) -> Posterior:
+    if chains == 1:
+        return algorithm.fit(program, rows, run)
+    return refitted(_each(program, rows, algorithm, run, chains))

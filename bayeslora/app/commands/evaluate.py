@@ -70,9 +70,11 @@ def of_another_task(command: str, assignments: list[str] | None, task: str | Non
     """Settings of a task that is not the run's own."""
     from bayeslora.app.config import assign, task_settings
 
-    settings = assign({}, assignments or ())
-    if set(settings) - {"task_settings"} or (settings and task is None):
+    if not assignments:
+        return {}
+    settings = assign({}, assignments)
+    if set(settings) != {"task_settings"} or task is None:
         raise SettingError(
             f"{command} takes --set for settings of another task (--task) alone, such as task.label=answer."
         )
-    return task_settings(settings.get("task_settings", {}))
+    return task_settings(settings["task_settings"])
