@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from inspect import signature
 from typing import Any
 
 import torch
@@ -139,8 +138,7 @@ def check_packing(network: nn.Module, name: str) -> None:
             f"The observation '{name}' needs attention with a mask of its own, which '{kernel}' does not take: load "
             "the base with attention='sdpa' (in a shell --set network.attention=sdpa)."
         )
-    numbered = "position_ids" in signature(base.forward).parameters
-    if not numbered or STATES & set(getattr(base.config, "layer_types", None) or ()) or not _reads_packed(base):
+    if STATES & set(getattr(base.config, "layer_types", None) or ()) or not _reads_packed(base):
         raise AdapterError(
             f"A {kind} network does not read choices that share a question as it reads each alone (its state goes on "
             f"from token to token, or it counts tokens itself), which the observation '{name}' needs: choose another "
@@ -174,7 +172,6 @@ def _positions(segments: Tensor, attended: Tensor) -> Tensor:
     """Positions (examples, tokens): of the question from 0, of each choice from where the question ends."""
     place = attended.cumsum(1) - 1
     begins = segments != segments.roll(1, 1)
-    begins[:, 0] = True
     start = torch.where(begins, place, 0).cummax(1).values
     question = (attended.bool() & (segments == 0)).sum(1, keepdim=True)
     return torch.where(segments > 0, place - start + question, place).clamp(min=0)

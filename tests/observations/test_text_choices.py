@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import pytest
 import torch
 from causal_scenarios import causal_base
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from scenarios import awake, dense_jacobian, tiny_batch
+from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -23,6 +25,7 @@ from transformers import (
     MambaConfig,
     MistralConfig,
     PreTrainedConfig,
+    PreTrainedTokenizerFast,
     Qwen2Config,
 )
 
@@ -30,8 +33,8 @@ import bayeslora as bl
 from bayeslora.errors import AdapterError, DataError, SettingError
 from bayeslora.inference.laplace.jacobians import jacobians
 from bayeslora.networks import NetworkSettings
-from bayeslora.observations import TextChoices, build, of_task
-from bayeslora.observations.packing import check_packing
+from bayeslora.observations import Encoder, TextChoices, build, of_task
+from bayeslora.observations.packing import check_packing, packed
 from bayeslora.passes import Rows
 from bayeslora.program import Program
 from bayeslora.tasks import Split, Task, TaskSpec
@@ -106,6 +109,23 @@ def test_a_choice_has_the_likelihood_of_its_text_alone(network: str, tokenizer: 
         torch.testing.assert_close(scores(found, rows(), batch_size), scores(found, rows()), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padding_counts_for_nothing(side: str) -> None:
+    found = program("gpt2", side=side)
+    over = Rows.of(found, rows(), 4)
+    longer = replace(over, collate=over.observation.collator(found.padding, 32))
+    (batch, _), (padded, _) = (next(each.batches(found.device)) for each in (over, longer))
+    assert batch["input_ids"].shape[1] < padded["input_ids"].shape[1] == 32
+    weights = {site.name: site.initial for site in found.sites}
+    torch.testing.assert_close(found.outputs(weights, padded), found.outputs(weights, batch), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("network", ["llama", "qwen2"])
+def test_with_lora_on_the_head(network: str) -> None:
+    found = program(network, targets=["lm_head", "v_proj"])
+    torch.testing.assert_close(scores(found, rows()), naive(found, rows()), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("likelihood", ["token", "byte"])
 def test_likelihoods_by_length(likelihood: str) -> None:
     found = program(observation_settings={"likelihood": likelihood})
@@ -141,7 +161,7 @@ def test_gradients_are_those_of_one_pass_for_each_choice() -> None:
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize(("network", "targets"), [("llama", ["q_proj", "down_proj"]), ("gpt2", ["c_attn", "c_fc"])])
+@pytest.mark.parametrize(("network", "targets"), [("llama", ["embed_tokens", "q_proj"]), ("gpt2", ["c_attn", "c_fc"])])
 def test_products_of_packed_rows_are_the_jacobian(network: str, targets: list[str], side: str) -> None:
     found = program(network, side=side, targets=targets)
     over = Rows.of(found, rows(), 4)
@@ -151,6 +171,18 @@ def test_products_of_packed_rows_are_the_jacobian(network: str, targets: list[st
     assert index.tolist() == tiny_batch(found, rows())["index"].tolist()
     for (name, place), gradient in gradients.items():
         torch.testing.assert_close(gradient, expected[name][:, :, place], rtol=1e-3, atol=1e-3)
+
+
+def test_rows_of_another_task_have_choices_and_templates_of_their_own() -> None:
+    other = TaskSpec(
+        "other", "multiple-choice", ("ask",), "label", ("A", "B", "C", "D"), choices=("choices",), question="{ask}:"
+    )
+    columns = {"ask": ["Is it", "Which"], "choices": [["yes", "no", "A", "B"], ["1", "2"]], "label": [3, 0]}
+    found, split = program(), Split(Dataset.from_dict(columns), other)
+    over = Rows.of(found, split, 2)
+    assert scores(found, split).isfinite().sum(-1).tolist() == [4, 2]
+    tokenizer: Any = found.encoder.tokenizer  # type: ignore[union-attr]
+    assert tokenizer.decode(over.dataset[0]["input_ids"]) == "Is it: yes no A B"
 
 
 @pytest.mark.parametrize("backend", ["svi", "laplace"])
@@ -183,6 +215,16 @@ def parts_of(row: dict[str, Any]) -> list[list[int]]:
     return [[token for number, token in pairs if number == part] for part in range(1 + len(row["sizes"]))]
 
 
+def test_a_token_over_the_end_of_the_question_is_the_choices() -> None:
+    pairs = [(" ", "y"), (":", " y")]
+    vocabulary = {token: number for number, token in enumerate(["a", ":", " ", "y", "n", " y", ": y"])}
+    read = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(vocabulary, pairs)), pad_token="a")
+    encoder = Encoder(read, TaskSpec(**{**SPEC.to_dict(), "question": "{ask}:"}), 8)
+    found = TextChoices(3).tokens(encoder, [{"ask": "a", "choices": ["n", "y"]}], encoder.spec)
+    parts = parts_of({name: values[0] for name, values in found.items()})
+    assert [read.convert_ids_to_tokens(part) for part in parts] == [["a"], [":", " ", "n"], [": y"]]
+
+
 def test_a_choice_fills_the_blank() -> None:
     spec = TaskSpec("blanks", "multiple-choice", ("ask",), "label", ("A", "B"), choices=("one", "two"), blank="_")
     columns = {"ask": ["Is the _ dull", "The moon _"], "one": ["sun", "no"], "two": ["dull moon", "A"], "label": [0, 1]}
@@ -192,6 +234,8 @@ def test_a_choice_fills_the_blank() -> None:
     tokenizer: Any = found.encoder.tokenizer  # type: ignore[union-attr]
     assert [tokenizer.decode(part) for part in parts_of(encoded[0])] == ["Is the", " sun dull", " dull moon dull"]
     assert [tokenizer.decode(part) for part in parts_of(encoded[1])] == ["The moon", " no", " A"]
+    with pytest.raises(DataError, match="The question '' has no tokens that choices could follow"):
+        Rows.of(found, Split(Dataset.from_dict(columns | {"ask": ["_ is dull", "The moon _"]}), spec))
 
 
 def test_a_task_has_a_template_of_its_own() -> None:
@@ -263,11 +307,21 @@ def test_networks_that_would_read_packed_choices_otherwise_are_refused(kind: str
         check_packing(network, "text-choices")
 
 
+def test_a_program_asks_its_network_at_once() -> None:
+    network = get_peft_model(AutoModelForCausalLM.from_config(REFUSED["alibi"]), LoraConfig(r=2))
+    with pytest.raises(AdapterError, match="A bloom network does not read choices"):
+        Program(network, TextChoices(3))
+
+
 def test_a_network_is_as_before_when_it_was_asked() -> None:
     network = AutoModelForCausalLM.from_config(Qwen2Config(**LLAMA)).train()
     state = torch.get_rng_state()
+    batch = {
+        name: torch.ones(1, 1, dtype=torch.long) for name in ("input_ids", "segments", "position_ids", "attention_mask")
+    }
     for dtype in (torch.float32, torch.bfloat16):
         check_packing(network.to(dtype), "text-choices")
+        assert packed(network, batch)["attention_mask"].dtype == dtype
     assert network.training and torch.equal(torch.get_rng_state(), state)
 
 
