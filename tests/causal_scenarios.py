@@ -25,7 +25,7 @@ POSITIONS = 128
 WORDS = (
     "Question Answer Sentence Choices Passage Review Is this The the a of is it not and what Which which film "
     "positive negative neutral yes no true false Yes No True False good bad great dull sun moon water stone "
-    "A B C D E 1 2 3 4 5"
+    "A B C D E 1 2 3 4 5 none one more"
 ).split()
 #: Turns of a chat as transformers' templates write them.
 CHAT = (

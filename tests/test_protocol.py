@@ -48,6 +48,7 @@ def plugged() -> list[tuple[Registry[Any], str, Any]]:
 
 PLUGGED = plugged()
 NAMES = {registry.sort: list(registry) for registry in REGISTRIES}
+OBSERVED = [(name, kind) for name in OBSERVATIONS for kind in OBSERVATIONS[name].kinds]
 CLASSES = [registry[name] for registry in (BACKENDS, MODELS) for name in registry]
 for registry, name, _ in PLUGGED:
     registry.remove(name)
@@ -162,9 +163,8 @@ def test_mixtures(base: Path, tmp_path: Path, backend: str) -> None:
     keeps_the_protocol(fitted(base, backend, chains=2), tmp_path / "saved")
 
 
-@pytest.mark.parametrize("name", NAMES["observation"])
-def test_observations(base: Path, tmp_path: Path, name: str) -> None:
-    (kind,) = OBSERVATIONS[name].kinds
+@pytest.mark.parametrize(("name", "kind"), OBSERVED)
+def test_observations(base: Path, tmp_path: Path, name: str, kind: str) -> None:
     posterior = fitted(base, "svi", kind, observation=name)
     keeps_the_protocol(posterior, tmp_path / "saved", kind)
     found = posterior.predict(rows(kind), 3, progress=False)

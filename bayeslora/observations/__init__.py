@@ -15,6 +15,7 @@ from bayeslora.observations.batches import Batch, Collator, Padding, batches
 from bayeslora.observations.choices import Choices
 from bayeslora.observations.classes import Classes
 from bayeslora.observations.encoding import Encoder, digest, encode, is_tokenised
+from bayeslora.observations.prompted import Prompted
 from bayeslora.observations.text_choices import TextChoices
 from bayeslora.observations.value import Value
 from bayeslora.registry import Registry
@@ -33,6 +34,7 @@ __all__ = [
     "Encoder",
     "Observation",
     "Padding",
+    "Prompted",
     "TextChoices",
     "Value",
     "batches",
@@ -43,7 +45,7 @@ __all__ = [
     "of_task",
 ]
 
-OWN = {each.name: each for each in (Classes, Value, Choices, TextChoices)}
+OWN = {each.name: each for each in (Classes, Value, Choices, TextChoices, Prompted)}
 #: Every observation by its name.
 OBSERVATIONS: Registry[type[Observation]] = Registry("observation", OWN)
 

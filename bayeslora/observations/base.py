@@ -87,6 +87,10 @@ class Observation(ABC):
             if name != getattr(base, "base_model_prefix", "") and next(module.parameters(), None) is not None
         ]
 
+    def shown(self, spec: TaskSpec, row: Mapping[str, Any], label: float | None = None) -> str:
+        """A row of a task for the eye, as a network reads it, and what answers it."""
+        return spec.rules.render(spec, spec.texts(row), label)
+
     def tokens(self, encoder: Encoder, rows: Sequence[Mapping[str, Any]], spec: TaskSpec) -> dict[str, list[Any]]:
         """Columns of token ids of some rows of a task."""
         return encoder.pairs([pair for row in rows for pair in spec.texts(row)])

@@ -66,8 +66,8 @@ class Classes(Observation, Curved):
             DataError: one is none (the message names the row).
         """
         for row, label in enumerate(labels):
-            if not isinstance(label, int | float) or label not in range(self.outputs):
-                raise refuse(row, label, f"a class number from 0 to {self.outputs - 1}")
+            if not isinstance(label, int | float) or label not in range(self.classes):
+                raise refuse(row, label, f"a class number from 0 to {self.classes - 1}")
 
     def predicted(
         self, outputs: Tensor, labels: Tensor | None = None, names: tuple[str, ...] = (), **made: Any

@@ -110,6 +110,10 @@ class Kind(ABC):
             DataError: a value is none of the labels that its row may have.
         """
 
+    def choices(self, spec: TaskSpec, row: Mapping[str, Any]) -> list[str]:
+        """Texts of a row's choices; none where rows have none."""
+        return []
+
     def texts(self, spec: TaskSpec, row: Mapping[str, Any]) -> Texts:
         """What a network reads of a row."""
         parts = [render(text, row) for text in spec.text]
@@ -217,14 +221,16 @@ class MultipleChoice(Kind):
             answers.append(names.index(name_of(value)))
         return answers
 
+    def choices(self, spec: TaskSpec, row: Mapping[str, Any]) -> list[str]:
+        """In a list of their own, or in a field each."""
+        found = [pick(row, name) for name in spec.choices]
+        return [str(choice) for choice in (found[0] if len(spec.choices) == 1 else found)]
+
     def texts(self, spec: TaskSpec, row: Mapping[str, Any]) -> Texts:
         """The question with each choice, which may fill a blank in it."""
-        question = render(spec.text[0], row)
-        choices = [pick(row, name) for name in spec.choices]
-        if len(spec.choices) == 1:
-            choices = choices[0]
+        question, choices = render(spec.text[0], row), self.choices(spec, row)
         if spec.blank is None or spec.blank not in question:
-            return [(question, str(choice)) for choice in choices]
+            return [(question, choice) for choice in choices]
         before, _, after = question.partition(spec.blank)
         return [(before.rstrip(), f"{choice}{after}") for choice in choices]
 

@@ -35,6 +35,8 @@ def load_task(
     kind: str | None = None,
     choices: str | Sequence[str] | None = None,
     choice_keys: str | Sequence[str] | None = None,
+    prompt: str | None = None,
+    words: Sequence[str] | None = None,
     question: str | None = None,
     train: str | None = None,
     validation: str | None = None,
@@ -64,6 +66,9 @@ def load_task(
         choices: column with the list of choices, or one column for each choice.
         choice_keys: column with the names of a row's choices, or the names themselves, if the answer is a
             name.
+        prompt: template by which a causal language model is asked for a class or a letter; "{choices}" stands for
+            lettered choices.
+        words: what answers the prompt for each class; by default the labels, or letters of choices.
         question: template of the question with its cue, before the choices, for causal language models.
         train: name of the training split.
         validation: name of the validation split; where there is none, the test split stands in for it.
@@ -82,6 +87,8 @@ def load_task(
         "kind": kind or ("multiple-choice" if choices else None),
         "choices": choices,
         "choice_keys": choice_keys,
+        "prompt": prompt,
+        "words": words,
         "question": question,
         "train": train,
         "validation": validation,

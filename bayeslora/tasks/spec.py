@@ -38,6 +38,9 @@ class TaskSpec:
         choice_keys: field with the names of a row's choices, or the names themselves; an answer is looked up
             among them. Empty where the answer is the number of a choice, from 0.
         blank: mark in the text that a choice fills.
+        prompt: template by which a causal language model is asked for a class or a lettered choice, with a cue at its
+            end; ``{choices}`` stands for the choices. By default all texts, the choices and "Answer:", a line each.
+        words: what answers the prompt for each class, one token each; by default the labels, or letters of choices.
         question: template of the question with its cue, after which a causal language model reads each choice; by
             default "Question: " and the text, then on a new line "Answer:"; with a blank, the text up to the blank.
         path: of the data: a data set on the hub, a file or a folder, or "demo"; None for rows given in memory.
@@ -56,6 +59,8 @@ class TaskSpec:
     choices: tuple[str, ...] = ()
     choice_keys: tuple[str, ...] = ()
     blank: str | None = None
+    prompt: str | None = None
+    words: tuple[str, ...] = ()
     question: str | None = None
     path: str | None = None
     config: str | None = None
@@ -65,7 +70,7 @@ class TaskSpec:
     test: str | None = "test"
 
     def __post_init__(self) -> None:
-        for name in ("text", "labels", "choices", "choice_keys"):
+        for name in ("text", "labels", "choices", "choice_keys", "words"):
             value = getattr(self, name)
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(str(part) for part in value))
         if self.kind not in KINDS:
@@ -85,8 +90,11 @@ class TaskSpec:
     @property
     def columns(self) -> tuple[str, ...]:
         """Fields that the texts of a row are made of."""
-        texts = self.text if self.question is None else (*self.text, self.question)
-        return tuple(dict.fromkeys([name for text in texts for name in fields_of(text)] + [*self.choices]))
+        texts = (*self.text, *(each for each in (self.prompt, self.question) if each is not None))
+        named = [name for text in texts for name in fields_of(text)]
+        if self.choices:  # which "choices" stands for in a prompt
+            named = [name for name in named if name != "choices"]
+        return tuple(dict.fromkeys([*named, *self.choices]))
 
     @property
     def answer_columns(self) -> tuple[str, ...]:
