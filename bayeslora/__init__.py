@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bayeslora.posterior import Posterior
     from bayeslora.predict import metrics, plots
     from bayeslora.predict.prediction import ClassPrediction, Prediction, ValuePrediction
+    from bayeslora.predict.sequences import SequencePrediction
     from bayeslora.program import Program
     from bayeslora.tasks import Split, Task, TaskSpec, load_task
 
@@ -39,6 +40,7 @@ __all__ = [  # noqa: RUF022  # grouped as the README groups them
     "Prediction",
     "ClassPrediction",
     "ValuePrediction",
+    "SequencePrediction",
     "Generation",
     "metrics",
     "plots",
@@ -63,6 +65,7 @@ _HOMES = {
     "bayeslora.posterior": ("Posterior",),
     "bayeslora.predict": ("metrics", "plots"),
     "bayeslora.predict.prediction": ("ClassPrediction", "Prediction", "ValuePrediction"),
+    "bayeslora.predict.sequences": ("SequencePrediction",),
     "bayeslora.program": ("Program",),
     "bayeslora.tasks": ("Split", "Task", "TaskSpec", "load_task"),
 }

@@ -77,6 +77,10 @@ TASKS = {
         TaskSpec("quiz", "multiple-choice", ("text",), "label", ("A", "B", "C"), choices=("choices",)),
         {"text": TEXTS, "label": [0, 1, 1] * 3, "choices": [["w1", "w2 w3"], ["w4", "w5", "w6 w7"], ["w8", "w9"]] * 3},
     ),
+    "completion": (
+        TaskSpec("pairs", "completion", ("prompt",), completion=" {completion}"),
+        {"prompt": TEXTS, "completion": ["w1", "w2 w3", "w4 w5 w6"] * 3},
+    ),
 }
 
 
@@ -173,7 +177,7 @@ def test_observations(base: Path, tmp_path: Path, name: str, kind: str) -> None:
     observation = posterior.program.observation
     assert bl.observations.build(observation.to_dict()) == observation
     with pytest.raises(bl.errors.DataError, match="Row 1"):
-        observation.check([0, "no label"])
+        observation.check([1, "no label"])
 
 
 @pytest.mark.parametrize("name", NAMES["model"])

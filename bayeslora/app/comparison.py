@@ -39,6 +39,7 @@ COLUMNS = {
     "pearson": "Pearson",
     "spearman": "Spearman",
     "nll": "NLL",
+    "perplexity": "perplexity",
     "brier": "Brier",
     "ece_15": "ECE (15 bins)",
     "kl": "KL from truth",

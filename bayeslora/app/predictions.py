@@ -49,7 +49,7 @@ def predict_file(posterior: Posterior, source: Path, target: Path, **settings: A
         raise DataError(f"'{target}' is the file that is read, and would be lost: choose another one to write.")
     count = 0
     with written(target) as write:
-        for number, rows in enumerate(tables(source, encoder.spec.columns, size=CHUNK)):
+        for number, rows in enumerate(tables(source, posterior.program.observation.columns(encoder.spec), size=CHUNK)):
             split = rows_of(encoder.spec, rows, f"rows of {source}, from {number * CHUNK},")
             write(posterior.predict(split, **settings).to_pandas())
             count += len(rows)

@@ -210,12 +210,12 @@ def _summarised(chains: list[list[dict[str, Summary]]]) -> xr.Dataset:
 
 
 def _predicted(chains: Sequence[Prediction], seeds: Sequence[int]) -> xr.Dataset:
-    """Labels that are drawn from every draw's prediction, and what is predicted under each."""
+    """Labels that are drawn from every draw's prediction, where they can be, and what is predicted under each."""
     labels = []
     for prediction, seed in zip(chains, seeds, strict=True):
         with isolated(seed, torch.device("cpu")):
-            labels.append(prediction.sample().numpy())
-    variables: dict[str, Any] = {"y": ((*CHAINED, "example"), np.stack(labels))}
+            labels += [prediction.sample().numpy()] if prediction.replicable else []
+    variables: dict[str, Any] = {"y": ((*CHAINED, "example"), np.stack(labels))} if labels else {}
     each = [prediction.by_draw for prediction in chains]
     for name, (_, dims) in each[0].items():
         values = np.stack([found[name][0].numpy() for found in each])

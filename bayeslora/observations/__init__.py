@@ -14,6 +14,7 @@ from bayeslora.observations.base import Curved, Observation
 from bayeslora.observations.batches import Batch, Collator, Padding, batches
 from bayeslora.observations.choices import Choices
 from bayeslora.observations.classes import Classes
+from bayeslora.observations.completions import Completions
 from bayeslora.observations.encoding import Encoder, digest, encode, is_tokenised
 from bayeslora.observations.prompted import Prompted
 from bayeslora.observations.text_choices import TextChoices
@@ -30,6 +31,7 @@ __all__ = [
     "Choices",
     "Classes",
     "Collator",
+    "Completions",
     "Curved",
     "Encoder",
     "Observation",
@@ -45,7 +47,7 @@ __all__ = [
     "of_task",
 ]
 
-OWN = {each.name: each for each in (Classes, Value, Choices, TextChoices, Prompted)}
+OWN = {each.name: each for each in (Classes, Value, Choices, TextChoices, Prompted, Completions)}
 #: Every observation by its name.
 OBSERVATIONS: Registry[type[Observation]] = Registry("observation", OWN)
 

@@ -91,6 +91,10 @@ class Observation(ABC):
         """A row of a task for the eye, as a network reads it, and what answers it."""
         return spec.rules.render(spec, spec.texts(row), label)
 
+    def columns(self, spec: TaskSpec) -> tuple[str, ...]:
+        """Fields that a row has to have for a prediction of it."""
+        return spec.columns
+
     def tokens(self, encoder: Encoder, rows: Sequence[Mapping[str, Any]], spec: TaskSpec) -> dict[str, list[Any]]:
         """Columns of token ids of some rows of a task."""
         return encoder.pairs([pair for row in rows for pair in spec.texts(row)])

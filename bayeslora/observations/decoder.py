@@ -14,7 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["hidden_states", "logits_at"]
+__all__ = ["head_of", "hidden_states", "logits_at"]
+
+
+def head_of(network: nn.Module) -> Any:
+    """The output head of a causal language model."""
+    return _bare(network).get_output_embeddings()
 
 
 def hidden_states(network: nn.Module, inputs: Mapping[str, Tensor], cache: Any = None) -> Tensor:
@@ -25,8 +30,7 @@ def hidden_states(network: nn.Module, inputs: Mapping[str, Tensor], cache: Any =
         inputs: its arguments.
         cache: transformers' keys and values of the tokens before, to which those of these tokens are added.
     """
-    base = _bare(network)
-    head = base.get_output_embeddings()
+    base, head = _bare(network), head_of(network)
     caught = _Caught(head)
     with _replaced(base, head, caught):
         if cache is None:

@@ -157,7 +157,7 @@ def _encoded(split: Split, observation: Observation, encoder: Encoder) -> Datase
         columns = observation.tokens(encoder, rows, split.spec)
         tables.append(pa.table({name: pa.array(values, _numbers(values)) for name, values in columns.items()}))
     table = pa.concat_tables(tables)
-    if split.labelled:
+    if split.labelled and "labels" not in table.column_names:
         table = table.append_column("labels", pa.array(encoder.numbers(split.labels(), split.spec).numpy()))
     return numbered(Dataset(table), split.name)
 

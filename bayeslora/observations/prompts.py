@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from functools import lru_cache
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import lru_cache, partial
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from bayeslora.tasks.sources import fields_of, pick, render
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["continuation", "rendered", "tokens"]
+__all__ = ["chatted", "continuation", "fitted", "rendered", "tokens"]
 
 
 def rendered(
@@ -40,21 +40,43 @@ def rendered(
     Raises:
         DataError: what is never cut alone is longer, or the tokenizer has no chat template.
     """
+    said = partial(_said, tokenizer, template, chat=chat)
     values = {name: str(pick(dict(row), name)) for name in fields_of(template)}
-    text = _said(tokenizer, template, values, chat)
+    return said(fitted(tokenizer, values, said, room, whole))
+
+
+def fitted(
+    tokenizer: PreTrainedTokenizerBase,
+    values: Mapping[str, str],
+    said: Callable[[Mapping[str, str]], str],
+    room: int,
+    whole: Collection[str] = (),
+) -> dict[str, str]:
+    """Texts by name, cut so that what is made of them has no more than so many tokens.
+
+    Args:
+        tokenizer: of the network.
+        values: the texts.
+        said: what is made of them.
+        room: most tokens that it may have.
+        whole: names of texts that are never cut.
+
+    Raises:
+        DataError: what is never cut alone is longer.
+    """
+    found = dict(values)
     # What is cut may be tokenised otherwise than before, so that it may take more than one cut.
-    while (over := len(tokens(tokenizer, text)) - room) > 0:
-        lengths = {name: len(_plain(tokenizer, value)) for name, value in values.items() if name not in whole}
+    while (over := len(tokens(tokenizer, said(found))) - room) > 0:
+        lengths = {name: len(_plain(tokenizer, value)) for name, value in found.items() if name not in whole}
         if not any(lengths.values()):
+            words = said({name: found[name] if name in whole else f"{{{name}}}" for name in found})
             raise DataError(
-                f"What is never cut of the template {template!r} has {room + over} tokens, and there is room for "
+                f"What is never cut of the template {words!r} has {room + over} tokens, and there is room for "
                 f"{room}: shorten it, or raise max_length if the network has positions for more."
             )
         most = _most(lengths.values(), over)
-        cut = {name: _start(tokenizer, values[name], most) for name, length in lengths.items() if length > most}
-        values |= cut
-        text = _said(tokenizer, template, values, chat)
-    return text
+        found |= {name: _start(tokenizer, found[name], most) for name, length in lengths.items() if length > most}
+    return found
 
 
 def tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -81,6 +103,27 @@ def continuation(tokenizer: PreTrainedTokenizerBase, text: str, more: str) -> tu
     return whole[:shared], whole[shared:]
 
 
+def chatted(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Mapping[str, str]], answered: bool = False) -> str:
+    """A chat as the tokenizer's template writes it.
+
+    Args:
+        tokenizer: of the network.
+        turns: with ``role`` and ``content``.
+        answered: whether the assistant has spoken last; else it is its turn.
+
+    Raises:
+        DataError: the tokenizer has no chat template.
+    """
+    if not tokenizer.chat_template:
+        raise DataError(
+            f"The tokenizer {tokenizer.name_or_path or type(tokenizer).__name__} has no chat template: choose a base "
+            "that was trained on chats, or leave out chat=True."
+        )
+    said = [dict(turn) for turn in turns]
+    found: Any = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=not answered)
+    return str(found)
+
+
 @lru_cache(maxsize=16)
 def _begin(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The token that a tokenizer puts before a text, if it does."""
@@ -103,16 +146,7 @@ def _plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 def _said(tokenizer: PreTrainedTokenizerBase, template: str, values: Mapping[str, str], chat: bool) -> str:
     text = render(template, values)
-    if not chat:
-        return text
-    if not tokenizer.chat_template:
-        raise DataError(
-            f"The tokenizer {tokenizer.name_or_path or type(tokenizer).__name__} has no chat template: choose a base "
-            "that was trained on chats, or leave out chat=True."
-        )
-    said = [{"role": "user", "content": text}]
-    found: Any = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
-    return str(found)
+    return chatted(tokenizer, [{"role": "user", "content": text}]) if chat else text
 
 
 def _start(tokenizer: PreTrainedTokenizerBase, text: str, count: int) -> str:

@@ -28,6 +28,7 @@ __all__ = [
     "pearson",
     "regression",
     "rmse",
+    "sequences",
     "spearman",
 ]
 
@@ -211,6 +212,30 @@ def regression(
         "spearman": (resampling.rank_correlation(predicted, real), -1.0, 1.0),
     }
     return bootstrap(table, len(real), seed, intervals)
+
+
+def sequences(
+    log_densities: ArrayLike, tokens: ArrayLike, *, intervals: bool = True, seed: int = 0
+) -> dict[str, Interval]:
+    """All metrics of the likelihood of sequences.
+
+    ``nll`` is that of a whole row on average, ``perplexity`` of a token: exp of all rows' over the tokens of all rows.
+
+    Args:
+        log_densities: log predictive density of each sequence (examples,), in nats.
+        tokens: number of tokens of each (examples,).
+        intervals: make 95 % bootstrap intervals as well; see `bootstrap`.
+        seed: of the resamples.
+
+    Raises:
+        DataError: no rows, or shapes that differ.
+    """
+    density, counted = _paired(log_densities, tokens)
+    table: dict[str, tuple[Statistic, float, float]] = {
+        "nll": (resampling.mean(-density), 0.0, math.inf),
+        "perplexity": (resampling.perplexity(-density, counted), 1.0, math.inf),
+    }
+    return bootstrap(table, len(density), seed, intervals)
 
 
 def against_truth(

@@ -19,6 +19,7 @@ from torch import Tensor
 from bayeslora import files
 from bayeslora.errors import DataError, PosteriorError
 from bayeslora.predict import metrics
+from bayeslora.registry import Registry
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,6 +49,8 @@ class Prediction(ABC):
     """
 
     kind: ClassVar[str]
+    #: Whether labels can be drawn from it.
+    replicable: ClassVar[bool] = True
 
     outputs: Tensor
     labels: Tensor | None = None
@@ -333,7 +336,15 @@ class ValuePrediction(Prediction):
         return pd.DataFrame({"mean": self.mean.numpy(), "deviation": self.variance.sqrt().numpy()})
 
 
-KINDS: dict[str, type[Prediction]] = {each.kind: each for each in (ClassPrediction, ValuePrediction)}
+#: Predictions by what they are of; `bayeslora.predict.sequences` has a file of its own.
+KINDS: Registry[type[Prediction]] = Registry(
+    "prediction",
+    {
+        "classes": ClassPrediction,
+        "values": ValuePrediction,
+        "sequences": "bayeslora.predict.sequences:SequencePrediction",
+    },
+)
 
 
 def _entropy(log_probabilities: Tensor) -> Tensor:

@@ -113,6 +113,12 @@ def root_mean(scores: Floats) -> Statistic:
     return lambda counts: np.sqrt(mean_score(counts))
 
 
+def perplexity(scores: Floats, tokens: Floats) -> Statistic:
+    """Exponential of the sum of one score a row, in nats, over the sum of the rows' numbers of tokens."""
+    mean_score, mean_tokens = mean(scores), mean(tokens)
+    return lambda counts: np.exp(mean_score(counts) / mean_tokens(counts))
+
+
 def calibration(confidence: Floats, correctness: Floats, bins: int) -> Statistic:
     """Sum over bins of |sum of (correctness - confidence)| / rows, in bins of equal width.
 

@@ -28,6 +28,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from bayeslora.errors import DataError, TaskError
+from bayeslora.registry import Registry
 from bayeslora.tasks.sources import ColumnError, column, pick, render
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class Kind(ABC):
             DataError: only some rows have a label, or one is out of range; the message names the row, counted from 0.
         """
         try:
-            values = _single(rows, spec.label, split)
+            values = self.values(rows, spec, split)
         except ColumnError:
             return None
         minus_one_is_none = self.minus_one_is_none(spec, values)
@@ -94,9 +95,17 @@ class Kind(ABC):
         first = values[missing[0]]
         hint = " If -1 is a class, name the classes in their order: labels=." if _whole(first) == -1 else ""
         raise DataError(
-            f"{len(missing)} of {len(values)} rows of split '{split}' have no label in '{spec.label}': "
+            f"{len(missing)} of {len(values)} rows of split '{split}' have no label in '{spec.answer}': "
             f"row {missing[0]} ({first!r}) is the first. Remove them or fill in their labels.{hint}"
         )
+
+    def values(self, rows: Dataset, spec: TaskSpec, split: str) -> list[Any]:
+        """What the rows say is right, each a single value.
+
+        Raises:
+            ColumnError: nothing says it.
+        """
+        return _single(rows, spec.label, split)
 
     def minus_one_is_none(self, spec: TaskSpec, values: Sequence[Any]) -> bool:
         """Whether -1 marks a row without a label."""
@@ -113,6 +122,17 @@ class Kind(ABC):
     def choices(self, spec: TaskSpec, row: Mapping[str, Any]) -> list[str]:
         """Texts of a row's choices; none where rows have none."""
         return []
+
+    def holds(self, spec: TaskSpec, name: str) -> str:
+        """What a field is to hold, in words."""
+        return "a list of choices" if spec.choices == (name,) else "a text"
+
+    def parts(self, spec: TaskSpec, name: str, value: Any) -> list[Any] | None:
+        """The texts that a field holds; None if its value is nothing that holds texts."""
+        many = spec.choices == (name,)
+        if value is None or (many and not isinstance(value, list)):
+            return None
+        return value if many else [value]
 
     def texts(self, spec: TaskSpec, row: Mapping[str, Any]) -> Texts:
         """What a network reads of a row."""
@@ -242,12 +262,16 @@ class MultipleChoice(Kind):
         )
 
 
-#: Kinds by name.
-KINDS: dict[str, Kind] = {
-    "classification": Classification(),
-    "regression": Regression(),
-    "multiple-choice": MultipleChoice(),
-}
+#: Kinds by name; completions have a file of their own.
+KINDS: Registry[Kind] = Registry(
+    "kind of task",
+    {
+        "classification": Classification(),
+        "regression": Regression(),
+        "multiple-choice": MultipleChoice(),
+        "completion": "bayeslora.tasks.completion:COMPLETION",
+    },
+)
 
 
 def infer_classes(rows: Dataset, label: str, split: str = "train") -> tuple[str, ...]:

@@ -11,11 +11,14 @@ from typing import Any
 from bayeslora.demo import ROWS_PATH
 from bayeslora.errors import DataError, TaskError, unknown
 from bayeslora.tasks import sources
+from bayeslora.tasks.completion import USUAL, usual
 from bayeslora.tasks.spec import DEMO, TaskSpec, aliases, find_task, task_names
 from bayeslora.tasks.task import Split, Splits, Task, build_task, complete
 
 __all__ = ["load_task", "reload_task", "rows_of"]
 
+#: What says what columns mean.
+MEANINGS = frozenset({"text", "label", "labels", "kind", "choices", "completion", "messages"})
 ADVICE = (
     "Say which columns to read: text=COLUMN and label=COLUMN (in a shell --set task.text=COLUMN and --set "
     "task.label=COLUMN)."
@@ -38,6 +41,8 @@ def load_task(
     prompt: str | None = None,
     words: Sequence[str] | None = None,
     question: str | None = None,
+    completion: str | None = None,
+    messages: str | None = None,
     train: str | None = None,
     validation: str | None = None,
     test: str | None = None,
@@ -48,7 +53,8 @@ def load_task(
 
     Rows come from the hub, or from files if ``data_dir`` is given or ``source`` is a path. The order in which
     training rows are chosen depends on the seed alone, so subsets of growing size are nested. Of data of your own the
-    columns called text and label are read unless others are named; of files only the columns that are needed.
+    columns called text and label are read unless others are named, or else those called prompt and completion,
+    messages, or instruction, input and output; of files only the columns that are needed.
 
     Args:
         source: a known task (`task_names`); a .jsonl, .json, .csv, .tsv or .parquet file, a folder of such
@@ -62,7 +68,8 @@ def load_task(
         label: column of the class, the value or the answer; "label" by default.
         labels: class names in the order of their numbers; by default those found in the training split,
             sorted.
-        kind: "classification" (default), "regression" or "multiple-choice" (implied by ``choices``).
+        kind: "classification" (default), "regression", "multiple-choice" (implied by ``choices``) or "completion"
+            (implied by ``completion`` and ``messages``).
         choices: column with the list of choices, or one column for each choice.
         choice_keys: column with the names of a row's choices, or the names themselves, if the answer is a
             name.
@@ -70,6 +77,8 @@ def load_task(
             lettered choices.
         words: what answers the prompt for each class; by default the labels, or letters of choices.
         question: template of the question with its cue, before the choices, for causal language models.
+        completion: column of what follows the text, or a template of columns.
+        messages: column with a chat that ends with what the assistant says.
         train: name of the training split.
         validation: name of the validation split; where there is none, the test split stands in for it.
         test: name of the test split.
@@ -84,12 +93,14 @@ def load_task(
         "text": text,
         "label": label,
         "labels": labels,
-        "kind": kind or ("multiple-choice" if choices else None),
+        "kind": kind or ("multiple-choice" if choices else "completion" if completion or messages else None),
         "choices": choices,
         "choice_keys": choice_keys,
         "prompt": prompt,
         "words": words,
         "question": question,
+        "completion": completion,
+        "messages": messages,
         "train": train,
         "validation": validation,
         "test": test,
@@ -110,6 +121,9 @@ def load_task(
         else:
             spec, notes = TaskSpec.from_dict({"name": "data", **given}), _of_columns(given)
             data = Splits(spec, source if isinstance(source, Mapping) else {spec.train: source})
+        if notes and not MEANINGS & given.keys() and (found := usual(data.holding(USUAL))):
+            spec, notes = TaskSpec.from_dict({**spec.to_dict(), "kind": "completion", **found}), (_said(found),)
+            data = data.of(spec)
         return build_task(complete(spec, data, given), data, **sizes, arguments=arguments, notes=notes)
     except sources.ColumnError as error:
         raise DataError(f"{error} {ADVICE}") from error
@@ -171,7 +185,8 @@ def _resolve(name: str, data_dir: str | Path | None, given: Mapping[str, Any]) -
     here = is_file or path.exists()
     if is_file and not path.is_file():
         raise DataError(f"There is no file {path}.")
-    if not here and not {"text", "label"} & set(given) and not (data_dir and (Path(data_dir) / name).exists()):
+    described = not {"text", "label", "completion", "messages"}.isdisjoint(given)
+    if not here and not described and not (data_dir and (Path(data_dir) / name).exists()):
         raise TaskError(unknown("task", name, task_names()) + " For data of your own, give text= and label=.")
     source = str(path.resolve()) if here else None if data_dir is not None else name
     return TaskSpec.from_dict({"name": path.stem if here else name, "path": source, **given}), _of_columns(given)
@@ -179,8 +194,17 @@ def _resolve(name: str, data_dir: str | Path | None, given: Mapping[str, Any]) -
 
 def _of_columns(given: Mapping[str, Any]) -> tuple[str, ...]:
     """What is to be said of columns that nobody named."""
-    taken = [f"column '{role}' is read as the {role}" for role in ("text", "label") if role not in given]
+    roles = () if "messages" in given else ("text",) if "completion" in given else ("text", "label")
+    taken = [f"column '{role}' is read as the {role}" for role in roles if role not in given]
     return (f"Unasked, {' and '.join(taken)}.",) if taken else ()
+
+
+def _said(found: Mapping[str, str]) -> str:
+    """What is to be said of columns that were taken for those of completions."""
+    if "messages" in found:
+        return f"Unasked, column '{found['messages']}' is read as chats."
+    names = " and ".join(f"'{name}'" for text in found.values() for name in sources.fields_of(text))
+    return f"Unasked, columns {names} are read as prompts and completions."
 
 
 def _read(spec: TaskSpec, data_dir: str | None, asked: str) -> Splits:

@@ -29,7 +29,7 @@ class TaskSpec:
 
     Attributes:
         name: of the task.
-        kind: name of its kind: "classification", "regression" or "multiple-choice".
+        kind: name of its kind: "classification", "regression", "multiple-choice" or "completion".
         text: one or two texts of a row, each a field or a template such as "{context} {question}".
         label: field of the class (its number or name), the value, or the answer.
         labels: class names in the order of their numbers; for multiple choice, names of the choices; else
@@ -43,6 +43,9 @@ class TaskSpec:
         words: what answers the prompt for each class, one token each; by default the labels, or letters of choices.
         question: template of the question with its cue, after which a causal language model reads each choice; by
             default "Question: " and the text, then on a new line "Answer:"; with a blank, the text up to the blank.
+        completion: what follows the text, a field or a template.
+        messages: field with a chat, a list of turns with ``role`` and ``content``, in place of text and completion: the
+            latter is what the assistant says in the last turn.
         path: of the data: a data set on the hub, a file or a folder, or "demo"; None for rows given in memory.
         config: configuration of the data set on the hub.
         revision: of the data set on the hub.
@@ -62,6 +65,8 @@ class TaskSpec:
     prompt: str | None = None
     words: tuple[str, ...] = ()
     question: str | None = None
+    completion: str | None = None
+    messages: str | None = None
     path: str | None = None
     config: str | None = None
     revision: str | None = None
@@ -90,6 +95,8 @@ class TaskSpec:
     @property
     def columns(self) -> tuple[str, ...]:
         """Fields that the texts of a row are made of."""
+        if self.messages is not None:
+            return (self.messages,)
         texts = (*self.text, *(each for each in (self.prompt, self.question) if each is not None))
         named = [name for text in texts for name in fields_of(text)]
         if self.choices:  # which "choices" stands for in a prompt
@@ -97,9 +104,14 @@ class TaskSpec:
         return tuple(dict.fromkeys([*named, *self.choices]))
 
     @property
+    def answer(self) -> str:
+        """What says what is right: a field, or a template of some."""
+        return self.completion or self.messages or self.label
+
+    @property
     def answer_columns(self) -> tuple[str, ...]:
-        """Fields that say what is right: label, names of choices, true probabilities."""
-        return (self.label, *(self.choice_keys if len(self.choice_keys) == 1 else ()), "probabilities")
+        """Fields that say what is right: label or completion, names of choices, true probabilities."""
+        return (*fields_of(self.answer), *(self.choice_keys if len(self.choice_keys) == 1 else ()), "probabilities")
 
     def texts(self, row: Mapping[str, Any]) -> list[tuple[str, str | None]]:
         """What a network reads of a row: one text or pair; for multiple choice, a pair for each choice."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from bayeslora.errors import DataError, TaskError, unknown
-from bayeslora.tasks.sources import column, from_data
+from bayeslora.tasks.sources import column, fields_of, from_data
 from bayeslora.tasks.spec import TaskSpec
 
 if TYPE_CHECKING:
@@ -108,11 +108,11 @@ class Split:
         columns = self.spec.columns
         blank = set(range(len(self)))
         for name in columns:
-            many = self.spec.choices == (name,)
             for row, value in enumerate(column(self.dataset, name, self.name)):
-                if value is None or (many and not isinstance(value, list)):
-                    self._refuse(value, name, row, "a list of choices" if many else "a text")
-                for part in value if many else [value]:
+                parts = self.spec.rules.parts(self.spec, name, value)
+                if parts is None:
+                    self._refuse(value, name, row, self.spec.rules.holds(self.spec, name))
+                for part in parts or ():
                     if not isinstance(part, str | int | float) or (isinstance(part, float) and not math.isfinite(part)):
                         self._refuse(part, name, row, "a text")
                     if str(part).strip():
@@ -146,9 +146,17 @@ class Splits(Mapping[str, "Dataset"]):
 
     def __getitem__(self, name: str) -> Dataset:
         if name not in self._tables:
-            columns = (*self._spec.columns, *((self._spec.label,) if name == self._spec.train else ()))
+            columns = (*self._spec.columns, *(fields_of(self._spec.answer) if name == self._spec.train else ()))
             self._tables[name] = self._read(self._origins[name], columns, self._spec.answer_columns)
         return self._tables[name]
+
+    def holding(self, columns: Collection[str]) -> set[str]:
+        """Those of some columns that the first split has."""
+        return {*columns} & {*self._read(next(iter(self._origins.values())), (), columns).column_names}
+
+    def of(self, spec: TaskSpec) -> Splits:
+        """The same rows with the columns of another task."""
+        return Splits(spec, self._origins, self._read)
 
     def __contains__(self, name: object) -> bool:
         return name in self._origins
@@ -255,7 +263,7 @@ def build_task(
     if spec.train in data:
         source = split(spec.train)
         if not source.labelled:
-            raise DataError(f"No row of the training split '{spec.train}' has a label in column '{spec.label}'.")
+            raise DataError(f"No row of the training split '{spec.train}' has a label in column '{spec.answer}'.")
         train, heldout = source.divide(train_size, heldout_size, seed)
     else:
         train = Split(data[next(iter(data))].select([]), spec, spec.train, arguments)

@@ -1,0 +1,82 @@
+"""Completions as a kind of task: pairs, chats and instructions, by their usual names or as they are described."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scenarios import write_rows
+
+from bayeslora.errors import DataError, TaskError
+from bayeslora.tasks import TaskSpec, load_task, reload_task, rows_of
+
+CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+ALPACA = {"instruction": "add", "output": "3"}
+
+
+@pytest.mark.parametrize(
+    ("row", "note", "rendered"),
+    [
+        ({"prompt": "a", "completion": "b"}, "columns 'prompt' and 'completion' are read as prompts", "a\n-> b"),
+        ({"messages": CHAT}, "column 'messages' is read as chats", "user: hi\n-> hello"),
+        (ALPACA, "'instruction' and 'output'", "### Instruction:\nadd\n\n### Response:\n\n-> 3"),
+        (
+            {**ALPACA, "input": "1 2"},
+            "'instruction' and 'input' and 'output'",
+            "### Instruction:\nadd\n\n### Input:\n1 2",
+        ),
+    ],
+)
+def test_usual_columns_are_recognised_and_said(tmp_path: Path, row: dict[str, Any], note: str, rendered: str) -> None:
+    write_rows(tmp_path / "own.jsonl", [row] * 3)
+    for task in (load_task([row] * 3), load_task(tmp_path / "own.jsonl")):
+        assert task.spec.kind == "completion" and note in task.summary() and "Unasked" in task.summary()
+        assert task.train.render(0).startswith(rendered) and task.train.labelled
+    assert reload_task(task.to_dict()).spec == task.spec
+
+
+def test_text_and_label_come_first() -> None:
+    rows = [{"text": "a", "label": number, "prompt": "c", "completion": "d"} for number in (0, 1)]
+    assert load_task(rows).spec.kind == "classification"
+
+
+def test_what_is_said_is_done() -> None:
+    rows = [{"q": "a", "a": 1}, {"q": "b", "a": 2}]
+    task = load_task(rows, text="Q: {q}", completion=" {a}")
+    assert task.spec.kind == "completion" and task.train.render(1) == "Q: b\n->  2" and task.notes == ()
+    assert load_task([{"talk": CHAT}], messages="talk").train.labelled
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"messages": "hi"}], "Row 0 .* a str in column 'messages', expected a chat"),
+        ([{"messages": [{"role": "user"}]}], "expected a chat"),
+        ([{"messages": CHAT}, {"messages": CHAT[:1]}], "1 of 2 rows .* have no label in 'messages': row 1"),
+        ([{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": " "}], "'completion': row 1"),
+        ([{"prompt": "a", "completion": ""}], "No row of the training split"),
+        ([{"prompt": " ", "completion": "b"}], "Row 0 .* has no text"),
+    ],
+)
+def test_rows_without_what_is_needed_are_refused(rows: list[dict[str, Any]], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        load_task(rows)
+
+
+def test_a_completion_may_be_minus_one() -> None:
+    assert load_task([{"prompt": "0-1=", "completion": "-1"}]).train.labelled
+
+
+def test_rows_to_go_on_from_have_no_completion() -> None:
+    spec = TaskSpec("own", "completion", ("prompt",), completion=" {completion}")
+    assert not rows_of(spec, ["a", "b"]).labelled
+    assert not rows_of(TaskSpec("own", "completion", messages="messages"), [{"messages": CHAT[:1]}]).labelled
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"completion": "a", "messages": "b"}, {"text": ("a", "b"), "completion": "c"}, {"text": ("a",)}]
+)
+def test_a_task_of_completions_says_what_they_are(given: dict[str, Any]) -> None:
+    with pytest.raises(TaskError, match="completions need one text"):
+        TaskSpec("own", "completion", **given)
