@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -104,12 +105,26 @@ class Rows:
 
     def outputs(self, program: Program, weights: Mapping[str, Tensor]) -> Tensor:
         """Outputs (examples, outputs) of the network at one set of weights, in the order of the rows, on the CPU."""
+        return self.outputs_of(program, [weights])[0]
+
+    def outputs_of(self, program: Program, draws: Iterable[Mapping[str, Tensor]]) -> Tensor:
+        """The same at several draws of the weights: (draws, examples, outputs).
+
+        As many draws are run at once as let a pass have no more rows than ``batch_size``.
+        """
+        at_once = max(1, self.batch_size // len(self.dataset))
+        left, found = iter(draws), []
+        while some := list(islice(left, at_once)):
+            found.append(self._outputs(program, some))
+        return torch.cat(found)
+
+    def _outputs(self, program: Program, draws: Sequence[Mapping[str, Tensor]]) -> Tensor:
         found: Tensor | None = None
         for batch, index in self.batches(program.device):
-            outputs = program.outputs(weights, batch).cpu()
+            outputs = program.joint_outputs(draws, batch).cpu()
             if found is None:
-                found = outputs.new_empty(len(self.dataset), outputs.shape[1])
-            found[index] = outputs
+                found = outputs.new_empty(len(draws), len(self.dataset), outputs.shape[-1])
+            found[:, index] = outputs
         assert found is not None  # `encode` refuses empty data
         return found
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-import torch
 from torch import Tensor
 
 from bayeslora.passes import Rows
@@ -36,14 +35,14 @@ class Predictor(Protocol):
 
 
 class Draws:
-    """One pass for each draw of the weights."""
+    """A pass for each draw of the weights; few rows pass at several draws at once."""
 
     by_draws = True
 
     def __call__(self, posterior: Posterior, rows: Rows, draws: int, seed: int) -> Outputs:
         """Outputs (draws, examples, outputs); a point estimate has one draw."""
         values = posterior.draws(draws if posterior.random else 1, seed)
-        return torch.stack([rows.outputs(posterior.program, each) for each in values]), None
+        return rows.outputs_of(posterior.program, values), None
 
 
 class Mean:

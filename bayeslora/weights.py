@@ -7,7 +7,7 @@ the next one is set, so that a forward pass that gradient checkpointing repeats 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
@@ -171,6 +171,32 @@ class Weights:
             for slot, row in zip(slots, self._rows(name, values[name]), strict=True):
                 slot.install(row)
 
+    @property
+    def joinable(self) -> bool:
+        """Whether a network can be run at several draws at once: whether all that is learned are linear LoRA layers."""
+        return all(
+            site.stacked and isinstance(slot.module, nn.Linear) and slot.own
+            for site in self.sites
+            for slot in self._slots[site.name]
+        )
+
+    def joined(self, draws: Sequence[Mapping[str, Tensor]]) -> dict[str, Value]:
+        """Values for `install` by which a batch that is repeated for each draw sees each draw once.
+
+        Args:
+            draws: some sets of weights, by site. The first part of a batch, in as many equal ones as there are draws,
+                is passed through the layers of the first, and so on.
+        """
+        found: dict[str, Value] = {}
+        for site in self.sites:
+            slots = self._slots[site.name]
+            each = torch.stack([draw[site.name] for draw in draws], dim=1)  # (layers, draws, columns, rank)
+            each = each if slots[0].transposed else each.mT
+            found[site.name] = [
+                _Joined(matrices.to(slot.parameter.device)) for slot, matrices in zip(slots, each, strict=True)
+            ]
+        return found
+
     def restore(self) -> None:
         """Give the network its own parameters back."""
         for slots in self._slots.values():
@@ -223,6 +249,22 @@ class Weights:
 
     def __repr__(self) -> str:
         return f"Weights({', '.join(site.name for site in self.sites)})"
+
+
+class _Joined:
+    """The function x -> x W^T of a layer for several W, each for its part of x.
+
+    Args:
+        matrices: W^T (draws, inputs, outputs).
+    """
+
+    def __init__(self, matrices: Tensor) -> None:
+        self._matrices = matrices
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Outputs (..., outputs) of inputs (..., inputs), the parts of which follow one another."""
+        parts = inputs.reshape(len(self._matrices), -1, inputs.shape[-1])
+        return (parts @ self._matrices.to(inputs)).reshape(*inputs.shape[:-1], -1)
 
 
 def _stored(role: str, slots: tuple[Slot, ...], device: torch.device) -> Tensor:

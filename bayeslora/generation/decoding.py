@@ -57,41 +57,55 @@ class Decoding(Settings):
 
 
 class Reader:
-    """A network at one set of weights that reads some texts, token by token, and remembers keys and values.
+    """A network at some draws of the weights that reads texts, token by token, and remembers keys and values.
 
     Args:
         program: whose network it is.
-        weights: by site.
+        draws: sets of weights, by site. Their passes are one where the layers allow it.
     """
 
-    def __init__(self, program: Program, weights: Weights) -> None:
+    def __init__(self, program: Program, draws: Sequence[Weights]) -> None:
         from transformers import DynamicCache
 
-        self._program, self._weights = program, weights
-        self._cache = DynamicCache(config=program.weights.base.config)
+        self._program, self.draws = program, len(draws)
+        weights = program.weights
+        # Each part: values that are installed at once, how many draws they are, and what was read at these.
+        parts = [(weights.joined(draws), len(draws))] if weights.joinable else [(each, 1) for each in draws]
+        self._parts = [(*part, DynamicCache(config=weights.base.config)) for part in parts]
 
     def __call__(self, batch: Batch) -> Tensor:
-        """Log-probabilities of the next token (rows, vocabulary) after tokens that continue what was read before."""
-        self._program.weights.install(self._weights)
-        hidden = hidden_states(self._program.network, batch, cache=self._cache)
-        return logits_at(self._program.network, hidden[:, -1]).log_softmax(-1)
+        """Log-probabilities of the next token after tokens that continue what was read before.
+
+        Returns:
+            In double precision on the CPU, (rows, draws, vocabulary).
+        """
+        found = []
+        for values, draws, cache in self._parts:
+            self._program.weights.install(values)
+            repeated = {name: value.repeat(draws, 1) for name, value in batch.items()}
+            hidden = hidden_states(self._program.network, repeated, cache=cache)
+            logits = logits_at(self._program.network, hidden[:, -1])
+            found.append(logits.double().log_softmax(-1).cpu().unflatten(0, (draws, -1)))
+        return torch.cat(found).transpose(0, 1)
 
 
 def decode(
-    readers: Sequence[Callable[[Batch], Tensor]],
+    read: Callable[[Batch], Tensor],
+    draws: int,
     batch: Batch,
     decoding: Decoding,
     uniform: Tensor,
     ended: Callable[[list[int]], bool],
     said: Callable[[int, list[int]], None] | None = None,
 ) -> tuple[list[list[int]], Tensor]:
-    """Continue prompts by the mixture of readers, exactly.
+    """Continue prompts by the mixture of draws, exactly.
 
-    The next token's distribution is the average of the readers' with each weighed by the probability that it gave to
-    what was said so far: a product of such conditionals is the average of the readers' probabilities of the whole text.
+    The next token's distribution is the average of the draws' with each weighed by the probability that it gave to what
+    was said so far: a product of such conditionals is the average of the draws' probabilities of the whole text.
 
     Args:
-        readers: one for each draw of the weights.
+        read: log-probabilities (rows, draws, vocabulary) of what comes after a batch, such as a `Reader`.
+        draws: how many draws it reads at.
         batch: prompts with padding on the left; ``input_ids`` and ``attention_mask`` (rows, tokens), and
             ``position_ids`` where the network is to be told them.
         decoding: how tokens are chosen.
@@ -100,17 +114,17 @@ def decode(
         said: called with a row and its tokens whenever it has one more.
 
     Returns:
-        Tokens of each row, and their log-probability under each reader (rows, readers).
+        Tokens of each row, and their log-probability under each draw (rows, draws).
     """
     rows = len(batch["input_ids"])
     texts: list[list[int]] = [[] for _ in range(rows)]
-    log_probs = torch.zeros(rows, len(readers), dtype=torch.float64)
+    log_probs = torch.zeros(rows, draws, dtype=torch.float64)
     running = torch.ones(rows, dtype=torch.bool)
     for step in range(decoding.max_new_tokens):
-        each = torch.stack([reader(batch).double().cpu() for reader in readers], dim=1)  # (rows, readers, vocabulary)
+        each = read(batch)
         mixed = (log_probs.log_softmax(1).unsqueeze(-1) + each).logsumexp(1)
         chosen = decoding.choose(mixed, uniform[:, step])
-        seen = each.gather(-1, chosen[:, None, None].expand(-1, len(readers), 1)).squeeze(-1)
+        seen = each.gather(-1, chosen[:, None, None].expand(-1, draws, 1)).squeeze(-1)
         log_probs = torch.where(running.unsqueeze(-1), log_probs + seen, log_probs)
         for row in running.nonzero().squeeze(-1).tolist():
             texts[row].append(int(chosen[row]))

@@ -127,9 +127,9 @@ class Writer:
             if self._said is not None:
                 self._said(*places[row], self.text(text))
 
-        readers = [Reader(self._program, each) for each in authors]
+        reader = Reader(self._program, authors)
         batch = self._batch([self._read[prompt] for prompt, _ in places])
-        return decode(readers, batch, self._decoding, uniform, self._ended, said)
+        return decode(reader, len(authors), batch, self._decoding, uniform, self._ended, said)
 
     def score(self, weights: Weights, places: Sequence[Place], texts: Sequence[list[int]]) -> Tensor:
         """Log-probabilities (places,) of texts at some weights, in double precision."""

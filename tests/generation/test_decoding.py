@@ -79,9 +79,10 @@ def test_a_mixture_is_the_average_of_the_draws_texts(name: str) -> None:
     draws = draws_of(program)
     decoding = Decoding(max_new_tokens=LENGTH)
     uniform = torch.rand(2 * times, LENGTH, generator=torch.Generator().manual_seed(2))
-    readers = [Reader(program, each) for each in draws]
     with torch.no_grad():
-        texts, log_probs = decode(readers, batch_of(times), decoding, uniform, lambda _: False)
+        texts, log_probs = decode(
+            Reader(program, draws), len(draws), batch_of(times), decoding, uniform, lambda _: False
+        )
     number = (torch.tensor(texts) * VOCABULARY ** torch.arange(LENGTH - 1, -1, -1)).sum(-1)
     for row in range(2):
         mine = slice(row * times, (row + 1) * times)
@@ -115,7 +116,7 @@ def test_every_conditional_is_the_mixtures_own() -> None:
     decoding.seen.clear()
     uniform = torch.rand(2, LENGTH, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
-        texts, _ = decode([Reader(program, each) for each in draws], batch_of(1), decoding, uniform, lambda _: False)
+        texts, _ = decode(Reader(program, draws), len(draws), batch_of(1), decoding, uniform, lambda _: False)
     for row in range(2):
         average = enumerated(program, draws, row).logsumexp(1).exp().reshape((VOCABULARY,) * LENGTH)
         for step in range(LENGTH):
@@ -124,8 +125,8 @@ def test_every_conditional_is_the_mixtures_own() -> None:
 
 
 def test_a_text_ends_and_others_go_on() -> None:
-    table = torch.full((3, 4), -math.inf).double()
-    table[:, 1] = 0.0
+    table = torch.full((3, 1, 4), -math.inf).double()
+    table[..., 1] = 0.0
 
     def reader(batch: dict[str, Tensor]) -> Tensor:
         return table
@@ -136,7 +137,8 @@ def test_a_text_ends_and_others_go_on() -> None:
     ends = {row: next(lengths) for row in range(3)}
     rows = iter([0, 1, 2, 0, 2, 2])
     texts, log_probs = decode(
-        [reader],
+        reader,
+        1,
         prompts,
         Decoding(max_new_tokens=9),
         torch.zeros(3, 9),
