@@ -205,7 +205,7 @@ class Posterior(ABC):
 
     def generate(
         self,
-        prompts: str | Sequence[str],
+        prompts: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | Split,
         samples: int = 1,
         method: str = "draw",
         *,
@@ -219,7 +219,7 @@ class Posterior(ABC):
         """Let a causal language model go on after each prompt, and say how sure the posterior is of each text.
 
         Args:
-            prompts: what the network reads, one text or several.
+            prompts: one or several; a text is read as it is, a row of the task as its template says.
             samples: number of texts after each.
             method: ``"draw"`` writes each text by one draw of the weights, the first text by the first draw: an exact
                 sample of the posterior predictive. ``"mixture"`` writes token by token by all draws, each weighed by
@@ -235,15 +235,14 @@ class Posterior(ABC):
         Raises:
             PosteriorError: the network cannot generate, or the method is unknown.
             SettingError: a setting is unknown or out of its bounds, or there are too few positions.
-            DataError: a prompt is empty.
+            DataError: a prompt is empty, or neither text nor row.
         """
         from bayeslora.generation import Decoding, generate
 
         seed = coerce(seed, Seed, "seed")
-        read = [prompts] if isinstance(prompts, str) else list(prompts)
         return generate(
             self,
-            read,
+            prompts,
             coerce(samples, Count, "samples"),
             method,
             Decoding(**decoding),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,8 @@ def generate_here(posterior: Posterior, prompts: Sequence[str], output: Path | N
 def generate_file(posterior: Posterior, source: Path, target: Path, **settings: Any) -> int:
     """Answer the prompts of a file, and write a line of JSON for each, in their order.
 
+    A column "prompt" is read as it is; rows without one are read as the task's template says.
+
     Returns:
         The number of prompts.
 
@@ -48,8 +51,11 @@ def generate_file(posterior: Posterior, source: Path, target: Path, **settings: 
 
     count = 0
     with files.replaced(target) as new, new.open("w", encoding="utf-8") as file:
-        for rows in tables(source, (COLUMN,), size=CHUNK):
-            for each in posterior.generate(rows[COLUMN][:], **settings):
+        raw = any(COLUMN in rows.column_names for rows in islice(tables(source, (), (COLUMN,), size=1), 1))
+        encoder = posterior.program.encoder
+        columns = (COLUMN,) if raw or encoder is None else encoder.spec.columns
+        for rows in tables(source, columns, size=CHUNK):
+            for each in posterior.generate(rows[COLUMN][:] if raw else list(rows), **settings):
                 file.write(_line(each))
             count += len(rows)
         if not count:

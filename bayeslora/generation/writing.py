@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from bayeslora.observations.decoder import hidden_states, logits_at
 from bayeslora.observations.prompts import tokens
 from bayeslora.passes import undisturbed
 from bayeslora.progress import track
+from bayeslora.tasks import Split
 
 if TYPE_CHECKING:
     from bayeslora.posterior import Posterior
@@ -34,9 +35,21 @@ Place = tuple[int, int]
 METHODS = ("draw", "mixture", "mean")
 
 
+class Prompt(NamedTuple):
+    """What a network goes on after.
+
+    Attributes:
+        text: for a person to read.
+        tokens: for the network.
+    """
+
+    text: str
+    tokens: list[int]
+
+
 def generate(
     posterior: Posterior,
-    prompts: Sequence[str],
+    prompts: Any,
     samples: int,
     method: str,
     decoding: Decoding,
@@ -48,6 +61,7 @@ def generate(
     said: Said | None,
 ) -> list[Generation]:
     """The texts of `bayeslora.Posterior.generate`, which says what the arguments are."""
+    prompts = read(posterior.program, prompts)
     writer = Writer(posterior.program, prompts, decoding, said)
     places = [(prompt, sample) for sample in range(samples) for prompt in range(len(prompts))]
     uniform = torch.rand(len(prompts), samples, decoding.max_new_tokens, generator=torch.Generator().manual_seed(seed))
@@ -64,6 +78,37 @@ def generate(
         writer.generation(prompt, [found[prompt, sample] for sample in range(samples)], method)
         for prompt in range(len(prompts))
     ]
+
+
+def read(program: Program, prompts: Any) -> list[Prompt]:
+    """What a program's network reads of prompts: texts as they are, rows of a task as its template says.
+
+    Raises:
+        PosteriorError: the network is no causal language model, or there is no tokenizer.
+        DataError: a prompt is neither text nor row, or has no tokens.
+    """
+    encoder = program.encoder
+    if not program.observation.causal or encoder is None:
+        lacking = "no tokenizer" if program.observation.causal else "no language model's head"
+        raise PosteriorError(
+            f"'{program.base.name}' cannot generate text: its program ({program.observation.name}) has {lacking}. "
+            "Fit a causal language model to prompts, choices or completions."
+        )
+    spec = prompts.spec if isinstance(prompts, Split) else encoder.spec
+    given = list(prompts.dataset) if isinstance(prompts, Split) else prompts
+    found = []
+    for number, prompt in enumerate([given] if isinstance(given, str | Mapping) else given):
+        if isinstance(prompt, str):
+            made = Prompt(prompt, tokens(encoder.tokenizer, prompt))
+        elif isinstance(prompt, Mapping):
+            (ids,) = program.observation.asked(encoder, [prompt], spec)
+            made = Prompt(str(encoder.tokenizer.decode(ids, skip_special_tokens=True)), ids)
+        else:
+            raise DataError(f"Prompt {number} is a {type(prompt).__name__}: expected a text, or a row of the task.")
+        if not made.tokens:
+            raise DataError(f"Prompt {number} has no tokens: its text is empty.")
+        found.append(made)
+    return found
 
 
 def _parts(
@@ -94,24 +139,15 @@ class Writer:
         said: called whenever a text has one more token.
 
     Raises:
-        PosteriorError: the network is no causal language model, or there is no tokenizer.
-        DataError: a prompt has no tokens.
         SettingError: a prompt and its text have more tokens than the network has positions.
     """
 
-    def __init__(self, program: Program, prompts: Sequence[str], decoding: Decoding, said: Said | None = None) -> None:
-        if not program.observation.causal or program.encoder is None:
-            lacking = "no tokenizer" if program.observation.causal else "no language model's head"
-            raise PosteriorError(
-                f"'{program.base.name}' cannot generate text: its program ({program.observation.name}) has {lacking}. "
-                "Fit a causal language model to prompts, choices or completions."
-            )
+    def __init__(
+        self, program: Program, prompts: Sequence[Prompt], decoding: Decoding, said: Said | None = None
+    ) -> None:
         self._program, self._prompts, self._decoding, self._said = program, prompts, decoding, said
-        self._tokenizer = program.encoder.tokenizer
-        self._read = [tokens(self._tokenizer, prompt) for prompt in prompts]
-        if [] in self._read:
-            raise DataError(f"Prompt {self._read.index([])} has no tokens: its text is empty.")
-        limit, longest = positions(program.weights.base), max(map(len, self._read), default=0)
+        self._tokenizer: Any = program.encoder and program.encoder.tokenizer
+        limit, longest = positions(program.weights.base), max((len(each.tokens) for each in prompts), default=0)
         if limit is not None and longest + decoding.max_new_tokens > limit:
             raise SettingError(
                 f"A prompt has {longest} tokens and its text up to {decoding.max_new_tokens}: '{program.base.name}' "
@@ -128,13 +164,15 @@ class Writer:
                 self._said(*places[row], self.text(text))
 
         reader = Reader(self._program, authors)
-        batch = self._batch([self._read[prompt] for prompt, _ in places])
+        batch = self._batch([self._prompts[prompt].tokens for prompt, _ in places])
         return decode(reader, len(authors), batch, self._decoding, uniform, self._ended, said)
 
     def score(self, weights: Weights, places: Sequence[Place], texts: Sequence[list[int]]) -> Tensor:
         """Log-probabilities (places,) of texts at some weights, in double precision."""
         self._program.weights.install(weights)
-        batch = self._batch([self._read[prompt] + text for (prompt, _), text in zip(places, texts, strict=True)])
+        batch = self._batch(
+            [self._prompts[prompt].tokens + text for (prompt, _), text in zip(places, texts, strict=True)]
+        )
         hidden = hidden_states(self._program.network, batch)
         longest = max(map(len, texts))
         log_probs = logits_at(self._program.network, hidden[:, -longest - 1 : -1]).double().log_softmax(-1)
@@ -152,7 +190,7 @@ class Writer:
         """The texts after one prompt."""
         written = tuple(tuple(text) for text, _ in made)
         log_probs = torch.stack([each for _, each in made])
-        return Generation(self._prompts[prompt], tuple(map(self.text, written)), written, log_probs, method)
+        return Generation(self._prompts[prompt].text, tuple(map(self.text, written)), written, log_probs, method)
 
     @cached_property
     def _last(self) -> set[int]:

@@ -99,6 +99,10 @@ class Observation(ABC):
         """Columns of token ids of some rows of a task."""
         return encoder.pairs([pair for row in rows for pair in spec.texts(row)])
 
+    def asked(self, encoder: Encoder, rows: Sequence[Mapping[str, Any]], spec: TaskSpec) -> list[list[int]]:
+        """Token ids of what a causal language model goes on after, of some rows of a task; answers are left out."""
+        raise TypeError(f"The observation '{self.name}' is not of a causal language model: it asks nothing.")
+
     def collator(self, padding: Padding, multiple_of: int = 1) -> Collator:
         """What makes batches of encoded rows."""
         return Collator(padding, multiple_of)

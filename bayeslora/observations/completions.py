@@ -83,6 +83,11 @@ class Completions(Observation):
         }
         return columns | ({"labels": [len(after) for _, after in found]} if all(after for _, after in found) else {})
 
+    def asked(self, encoder: Encoder, rows: Sequence[Mapping[str, Any]], spec: TaskSpec) -> list[list[int]]:
+        """The prompts, without their completions."""
+        read = encoder.tokenizer
+        return [tokens_of(read, transcript(read, row, spec, self.chat), encoder.max_length)[0] for row in rows]
+
     def collator(self, padding: Padding, multiple_of: int = 1) -> Collator:
         """Marks the tokens of completions as well."""
         return CompletionCollator(padding, multiple_of)

@@ -142,6 +142,10 @@ class Prompted(Classes):
         columns: dict[str, list[Any]] = {"input_ids": found, "attention_mask": [[1] * len(ids) for ids in found]}
         return columns | ({"choices": [len(spec.texts(row)) for row in rows]} if spec.choices else {})
 
+    def asked(self, encoder: Encoder, rows: Sequence[Mapping[str, Any]], spec: TaskSpec) -> list[list[int]]:
+        """The prompts."""
+        return self.tokens(encoder, rows, spec)["input_ids"]
+
     def collator(self, padding: Padding, multiple_of: int = 1) -> Collator:
         """Says which choices a row has as well."""
         return PromptCollator(padding, multiple_of, self.classes)

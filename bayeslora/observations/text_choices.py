@@ -86,6 +86,14 @@ class TextChoices(Choices):
             columns["sizes"].append([size(text, tokens) for text, tokens in zip(texts, choices, strict=True)])
         return columns
 
+    def asked(self, encoder: Encoder, rows: Sequence[Mapping[str, Any]], spec: TaskSpec) -> list[list[int]]:
+        """The questions, without their choices."""
+        columns = self.tokens(encoder, rows, spec)
+        return [
+            [token for token, segment in zip(ids, segments, strict=True) if segment == 0]
+            for ids, segments in zip(columns["input_ids"], columns["segments"], strict=True)
+        ]
+
     def collator(self, padding: Padding, multiple_of: int = 1) -> Collator:
         """Makes batches of packed rows."""
         return PackedCollator(padding, multiple_of, self.classes)

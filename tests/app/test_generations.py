@@ -56,6 +56,27 @@ def test_a_file_of_prompts_is_answered_some_at_a_time(
     assert all(len(each["texts"]) == 1 and each["texts"][0]["log_probability"] < 0 for each in found)
 
 
+def test_rows_of_the_task_are_asked_by_its_template(folder: Path, tmp_path: Path) -> None:
+    source, target = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    rows = [{"ask": each, "choices": ["yes", "no"]} for each in PROMPTS]
+    source.write_text("".join(json.dumps(each) + "\n" for each in rows), "utf-8")
+    assert call("generate", folder, "--file", source, "--output", target, *DECODING) == 0
+    found = [json.loads(line)["prompt"] for line in target.read_text("utf-8").splitlines()]
+    assert found == [f"Question: {each}\nAnswer:" for each in PROMPTS]
+    settings = {"draws": 2, "max_new_tokens": 5, "seed": 3, "progress": False}
+    posterior = load(folder)
+    for mine, raw in zip(posterior.generate(rows, **settings), posterior.generate(found, **settings), strict=True):
+        assert mine.tokens == raw.tokens
+
+
+def test_a_file_without_prompts(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "rows.csv").write_text("note\n1\n", "utf-8")
+    assert call("generate", folder, "--file", tmp_path / "rows.csv", "--output", tmp_path / "out.jsonl") == 2
+    assert (
+        "Unknown column 'ask'" in capsys.readouterr().err.replace("\n", " ") and not (tmp_path / "out.jsonl").exists()
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

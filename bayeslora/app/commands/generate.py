@@ -22,7 +22,7 @@ def generate(
     file: Annotated[
         Path | None,
         typer.Option(
-            help="Rows with a column 'prompt': .csv, .tsv, .jsonl, .json or .parquet.",
+            help="Rows with a column 'prompt', or those of the task: .csv, .tsv, .jsonl, .json or .parquet.",
             show_default=False,
         ),
     ] = None,
