@@ -31,8 +31,8 @@ from torch import Tensor
 from bayeslora.files import write_json
 from bayeslora.models import Gaussian
 from bayeslora.observations import Observation, Padding, TextChoices
+from bayeslora.observations.completions import log_likelihoods
 from bayeslora.observations.decoder import hidden_states
-from bayeslora.observations.text_choices import log_likelihoods
 from bayeslora.program import Program
 
 SHAPES = {

@@ -13,7 +13,8 @@ from bayeslora.errors import DataError, SettingError, unknown
 from bayeslora.observations.base import Observation
 from bayeslora.observations.batches import Collator, Padding
 from bayeslora.observations.choices import Choices
-from bayeslora.observations.decoder import hidden_states, logits_at
+from bayeslora.observations.completions import log_likelihoods
+from bayeslora.observations.decoder import hidden_states
 from bayeslora.observations.packing import PackedCollator, check_packing, check_window, packed, predictors
 from bayeslora.observations.prompts import continuation, rendered
 
@@ -148,8 +149,3 @@ def _template(spec: TaskSpec) -> str:
     (text,) = spec.text
     text = text if "{" in text else f"{{{text}}}"
     return text if spec.blank is not None else f"Question: {text}\nAnswer:"
-
-
-def log_likelihoods(network: nn.Module, hidden: Tensor, expected: Tensor) -> Tensor:
-    """Log probability (positions,) of the token that comes at each position."""
-    return -nn.functional.cross_entropy(logits_at(network, hidden), expected, reduction="none")

@@ -17,11 +17,23 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["LINKS", "averaged", "bridge", "dirichlet_entropy", "draws", "probit"]
+__all__ = ["LINKS", "averaged", "bridge", "centred", "dirichlet_entropy", "draws", "probit"]
 
 #: Numbers drawn at once.
 CHUNK = 2**22
 LINKS = ("probit", "bridge", "mc-indep", "mc-joint")
+
+
+def centred(mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (examples, classes) and their covariance less what all logits of an example have in common.
+
+    Probabilities do not depend on that; links that look at each logit by itself do.
+    """
+    present = mean.isfinite()
+    shares = present / present.sum(-1, keepdim=True).to(mean)
+    shift = (torch.where(present, mean, 0.0) * shares).sum(-1, keepdim=True)
+    projection = present.to(mean).diag_embed() - present.unsqueeze(-1) * shares.unsqueeze(-2)
+    return mean - shift, projection @ covariance @ projection.mT
 
 
 def probit(mean: Tensor, covariance: Tensor) -> Tensor:

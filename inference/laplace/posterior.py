@@ -18,7 +18,7 @@ from bayeslora.inference.laplace.forms import make_curvature
 from bayeslora.inference.laplace.gaussian import Basis, covariances, draw, log_det, quadratic
 from bayeslora.inference.laplace.jacobians import Layer, as_value, jacobians, matrices_of
 from bayeslora.inference.laplace.priors import NormalPrior
-from bayeslora.observations import Classes, Observation
+from bayeslora.observations import Choices, Classes, Observation, TextChoices
 from bayeslora.passes import Rows
 from bayeslora.posterior import Posterior, Record
 from bayeslora.predictors import Draws, Mean, Outputs, Predictor
@@ -256,3 +256,9 @@ def _(observation: Classes, means: Tensor, covariance: Tensor, link: str, seed: 
     logs, aleatoric = links.averaged(means, covariance, link != "mc-indep", OUTPUT_DRAWS, seed)
     logits = links.probit(means, covariance) if link == "probit" else logs
     return logits.float().unsqueeze(0), aleatoric
+
+
+@linked.register
+def _(observation: TextChoices, means: Tensor, covariance: Tensor, link: str, seed: int) -> Outputs:
+    # Log-likelihoods of texts are far from zero, all of them, and a network is unsure of that as well.
+    return linked(Choices(observation.classes), *links.centred(means, covariance), link, seed)

@@ -126,6 +126,27 @@ def test_with_lora_on_the_head(network: str) -> None:
     torch.testing.assert_close(scores(found, rows()), naive(found, rows()), rtol=1e-4, atol=1e-4)
 
 
+def test_logits_are_held_of_some_tokens_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = program()
+    weights = {site.name: site.initial.clone().requires_grad_() for site in found.sites}
+    batch, size = tiny_batch(found, rows()), found.network.config.vocab_size
+    held: list[int] = []
+    head = found.network.get_output_embeddings()
+    head.register_forward_hook(lambda module, inputs, output: held.append(output.numel()))
+
+    def gradients() -> list[Tensor]:
+        scored = found.outputs(weights, batch)
+        return [scored, *torch.autograd.grad(scored[scored.isfinite()].square().sum(), list(weights.values()))]
+
+    expected = gradients()
+    monkeypatch.setattr("bayeslora.observations.completions.LOGITS", 5 * size)
+    held.clear()
+    for mine, theirs in zip(gradients(), expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+    parts = -(-int((batch["segments"] > 0).sum()) // 5)
+    assert max(held) == 5 * size and len(held) == 2 * parts  # all are computed again in the backward pass
+
+
 @pytest.mark.parametrize("likelihood", ["token", "byte"])
 def test_likelihoods_by_length(likelihood: str) -> None:
     found = program(observation_settings={"likelihood": likelihood})

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from bayeslora.inference.laplace import links
+from bayeslora.inference.laplace.posterior import linked
+from bayeslora.observations import TextChoices
 
 
 def gaussian(scale: float, classes: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
@@ -120,3 +122,23 @@ def test_choices_that_a_row_lacks_have_no_probability() -> None:
     two = links.bridge(mean[:, :2], covariance[:, :2, :2])
     torch.testing.assert_close(concentration[:, :2], two)
     assert torch.isfinite(links.dirichlet_entropy(concentration)).all()
+
+
+@pytest.mark.parametrize("link", links.LINKS)
+def test_what_all_texts_of_a_row_have_in_common_does_not_count(link: str) -> None:
+    root = torch.randn(4, 3, 3, dtype=torch.float64)
+    mean, covariance = torch.randn(4, 3, dtype=torch.float64), root @ root.mT
+    mean[1, 2], covariance[1, 2], covariance[1, :, 2] = -torch.inf, 0.0, 0.0
+    likely = (mean - 50, covariance + 9 * (mean.isfinite().unsqueeze(-1) & mean.isfinite().unsqueeze(-2)))
+    expected, found = (linked(TextChoices(3), *each, link, 0) for each in ((mean, covariance), likely))
+    torch.testing.assert_close(found[0].softmax(-1), expected[0].softmax(-1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found[1], expected[1])
+
+
+def test_centred_logits_make_the_same_draws_of_probabilities() -> None:
+    root = torch.randn(1, 3, 3, dtype=torch.float64)
+    mean, covariance = torch.randn(1, 3, dtype=torch.float64), root @ root.mT
+    gaussians = (mean, covariance), links.centred(mean, covariance)
+    one, other = (links.draws(*each, True, 100_000, 0).softmax(-1) for each in gaussians)
+    torch.testing.assert_close(one.mean(0), other.mean(0), rtol=0.02, atol=5e-3)
+    torch.testing.assert_close(one.var(0), other.var(0), rtol=0.05, atol=5e-3)
