@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bayeslora import files
-from bayeslora.app.terminal import show
-from bayeslora.errors import DataError
+from bayeslora.app.terminal import intervals_table, show
+from bayeslora.errors import DataError, SettingError, unknown
 
 if TYPE_CHECKING:
     from bayeslora.generation import Generation
     from bayeslora.posterior import Posterior
+    from bayeslora.tasks import Split
 
-__all__ = ["generate_file", "generate_here"]
+__all__ = ["check_score", "generate_file", "generate_here", "generate_split"]
 
 COLUMN = "prompt"
 #: Prompts that are read, answered and written at a time.
@@ -61,6 +62,49 @@ def generate_file(posterior: Posterior, source: Path, target: Path, **settings: 
         if not count:
             raise DataError(f"'{source}' has no rows.")
     return count
+
+
+def generate_split(posterior: Posterior, rows: Split, target: Path, score: str | None, **settings: Any) -> Any:
+    """Answer the rows of a task, and write a line of JSON for each, with the true text where there is one.
+
+    Args:
+        posterior: of a causal language model.
+        rows: of the task.
+        target: file to write.
+        score: whose way to read answers is taken, one of `bayeslora.generation.ANSWERS`; None for no scores.
+        **settings: of `Posterior.generate`.
+
+    Returns:
+        What to show: a table of scores, or how many rows were answered.
+    """
+    from bayeslora.generation import ANSWERS, exact_match
+
+    found = posterior.generate(rows, **settings)
+    truths = [rows.spec.texts(row)[0][1] for row in rows.dataset]
+    lines = [
+        each.to_dict() | ({} if truth is None else {"truth": truth}) for each, truth in zip(found, truths, strict=True)
+    ]
+    files.write_text(target, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    if score is None:
+        return f"{len(found):,} rows answered by {posterior.record.backend}. Written into {target}"
+    scores = exact_match(found, [truth or "" for truth in truths], ANSWERS[score])
+    return intervals_table(
+        scores, f"{posterior.record.backend} on {len(found):,} rows of {rows.spec.name}, {rows.name}"
+    )
+
+
+def check_score(score: str | None, split: str | None) -> None:
+    """Make sure that answers can be scored.
+
+    Raises:
+        SettingError: there is no such way to read them, or there are no true ones.
+    """
+    from bayeslora.generation import ANSWERS
+
+    if score is not None and score not in ANSWERS:
+        raise SettingError(unknown("score", score, ANSWERS))
+    if score is not None and split is None:
+        raise SettingError("A score needs rows with a true answer: give --split, such as --split test.")
 
 
 def summary(found: Generation) -> str:

@@ -16,11 +16,23 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from bayeslora.predict.metrics import Metrics
+    from bayeslora.predict.resampling import Interval
 
 #: Of an ``Attributes:`` section: indentation, name, perhaps a type, and text, which may go on in deeper lines.
 ENTRY = re.compile(r"^( +)(\w+) *(?:\([^)]*\))?:(.*(?:\n\1 +\S.*)*)", re.MULTILINE)
 
-__all__ = ["cost_line", "described", "explain", "metrics_table", "new_table", "quiet", "say", "show", "show_classes"]
+__all__ = [
+    "cost_line",
+    "described",
+    "explain",
+    "intervals_table",
+    "metrics_table",
+    "new_table",
+    "quiet",
+    "say",
+    "show",
+    "show_classes",
+]
 
 
 def show_classes(title: str, classes: Any, papers: dict[str, str], verbose: bool) -> None:
@@ -75,10 +87,16 @@ def metrics_table(found: Metrics, title: str) -> Table:
     """Every metric with its interval."""
     from bayeslora.predict.resampling import INTERVAL
 
+    table = intervals_table(found, title)
+    table.caption = f"{found.n:,} rows, draws={found.draws}, method={found.method}\n{INTERVAL}s"
+    return table
+
+
+def intervals_table(found: Mapping[str, Interval], title: str) -> Table:
+    """Values by name, each with its interval."""
     table = new_table(title, ["metric", "value", "95 % interval"])
     for name, interval in found.items():
         table.add_row(name, f"{interval.value:.4f}", f"{interval.low:.4f} to {interval.high:.4f}")
-    table.caption = f"{found.n:,} rows, draws={found.draws}, method={found.method}\n{INTERVAL}s"
     return table
 
 

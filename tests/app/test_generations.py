@@ -77,11 +77,32 @@ def test_a_file_without_prompts(folder: Path, tmp_path: Path, capsys: pytest.Cap
     )
 
 
+def test_sums_are_answered_and_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "sums").mkdir()
+    for split in ("train", "test"):
+        rows = [{"question": f"What is {n} and 1", "answer": f"{n} + 1\n#### {n + 1}"} for n in range(6)]
+        (tmp_path / "sums" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    task = ["--task", "gsm8k", "--data-dir", tmp_path / "sums", "--backend", "mle", "--output", tmp_path / "run"]
+    small = ["--set", "epochs=1", "--set", "lora.target_modules=q_proj", "--set", "cpu=true", "--set", "batch_size=6"]
+    assert call("fit", "--base", causal_base(), *task, *small) == 0
+    rows = ["--split", "test", "--limit", "4", "--samples", "2", "--score", "gsm8k", "--max-new-tokens", "6"]
+    capsys.readouterr()
+    assert call("generate", tmp_path / "run", *rows, "--output", tmp_path / "out.jsonl") == 0
+    shown = capsys.readouterr().out
+    assert "mle on 4 rows of gsm8k" in shown
+    assert all(name in shown for name in ("strict", "flexible", "strict_maj@2", "flexible_maj@2"))
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text("utf-8").splitlines()]
+    assert [each["prompt"] for each in found] == [f"Question: What is {n} and 1\nAnswer:" for n in range(4)]
+    assert [each["truth"] for each in found] == [f" {n} + 1\n#### {n + 1}" for n in range(4)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "give either --prompt or --file"),
-        (["--prompt", "A", "--file", "x.csv"], "give either --prompt or --file"),
+        ([], "give one of --prompt, --file, --split"),
+        (["--prompt", "A", "--file", "x.csv"], "give one of --prompt, --file, --split"),
+        (["--prompt", "A", "--score", "gsm8k"], "needs rows with a true answer"),
+        (["--split", "test", "--output", "x.jsonl", "--score", "gsm9k"], "Did you mean 'gsm8k'"),
         (["--file", "x.csv"], "give --output FILE.jsonl"),
         (["--prompt", "A", "--method", "drawn"], "Did you mean 'draw'"),
         (["--prompt", "A", "--temperature", "-1"], "temperature"),

@@ -26,6 +26,19 @@ def generate(
             show_default=False,
         ),
     ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Rows of the run's own task, by the name of the split.", show_default=False)
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Rows of the split, the first ones.", min=1, show_default="all")
+    ] = None,
+    score: Annotated[
+        str | None,
+        typer.Option(help="Share of answers that are right, as gsm8k's are read; with --split.", show_default=False),
+    ] = None,
+    data_dir: Annotated[
+        str | None, typer.Option(help="Where the task's files are now, if they have moved.", show_default=False)
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(parser=new_file, metavar="FILE", help="Write JSON lines, one a prompt.", show_default=False),
@@ -48,13 +61,15 @@ def generate(
     base: MovedBase = None,
 ) -> None:
     """Go on after prompts, and say how sure the posterior is of each text."""
-    from bayeslora.app.generations import generate_file, generate_here
+    from bayeslora.app import runs
+    from bayeslora.app.generations import check_score, generate_file, generate_here, generate_split
     from bayeslora.inference import load
 
-    if bool(prompt) == bool(file):
-        raise SettingError("generate takes prompts or a file of them: give either --prompt or --file.")
-    if file is not None and output is None:
-        raise SettingError("What is generated for a file goes into a file: give --output FILE.jsonl.")
+    if sum(map(bool, (prompt, file, split))) != 1:
+        raise SettingError("generate takes prompts, a file or a split of them: give one of --prompt, --file, --split.")
+    if prompt is None and output is None:
+        raise SettingError("What is generated for many rows goes into a file: give --output FILE.jsonl.")
+    check_score(score, split)
     posterior = load(run, base)
     settings = {
         "samples": samples,
@@ -68,6 +83,10 @@ def generate(
     }
     if prompt:
         generate_here(posterior, prompt, output, **settings)
+    elif split is not None and output is not None:
+        rows = runs.saved_task(posterior, None, data_dir).split(split)
+        rows = rows if limit is None else rows.select(range(min(limit, len(rows))))
+        show(generate_split(posterior, rows, output, score, batch_size=batch_size, **settings))
     elif file is not None and output is not None:
         count = generate_file(posterior, file, output, batch_size=batch_size, **settings)
         show(f"{count:,} prompts of {file} answered by {posterior.record.backend}. Written into {output}")
