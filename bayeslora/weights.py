@@ -173,9 +173,15 @@ class Weights:
 
     @property
     def joinable(self) -> bool:
-        """Whether a network can be run at several draws at once: whether all that is learned are linear LoRA layers."""
+        """Whether a network can be run at several draws at once.
+
+        All that is learned has to be linear LoRA layers that see the whole batch, which an output head does not: it is
+        given the tokens that matter, some at a time.
+        """
+        head = getattr(self.base, "get_output_embeddings", lambda: None)()
+        apart = set() if head is None else set(head.modules())
         return all(
-            site.stacked and isinstance(slot.module, nn.Linear) and slot.own
+            site.stacked and isinstance(slot.module, nn.Linear) and slot.module not in apart and slot.own
             for site in self.sites
             for slot in self._slots[site.name]
         )
