@@ -1,4 +1,4 @@
-"""The command line: fit, evaluate, predict, generate, diagnose, compare, list.
+"""The command line: fit, evaluate, predict, generate, diagnose, compare, list, tasks.
 
 What is heavy is imported inside the commands, so that help comes at once.
 """
@@ -20,6 +20,7 @@ from bayeslora.app.commands.fit import fit
 from bayeslora.app.commands.generate import generate
 from bayeslora.app.commands.listing import list_backends, list_models, list_tasks
 from bayeslora.app.commands.predict import predict
+from bayeslora.app.commands.tasks import show_task
 from bayeslora.app.config import RENAMED
 from bayeslora.app.terminal import explain, quiet, say
 from bayeslora.errors import BayesLoraError
@@ -65,6 +66,8 @@ app = typer.Typer(
 )
 listing = typer.Typer(no_args_is_help=True, help="What there is to choose from.")
 app.add_typer(listing, name="list")
+tasks = typer.Typer(no_args_is_help=True, help="What a task asks.")
+app.add_typer(tasks, name="tasks")
 
 
 @app.callback()
@@ -88,6 +91,7 @@ for command in (fit, predict, generate, evaluate, diagnose, compare):
     app.command()(command)
 for shown in (list_backends, list_models, list_tasks):
     listing.command(shown.__name__.removeprefix("list_"))(shown)
+tasks.command("show")(show_task)
 
 
 def main(arguments: list[str] | None = None) -> None:

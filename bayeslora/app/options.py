@@ -54,7 +54,8 @@ Assignments = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="A setting of the backend (epochs=3), or of model., network., lora. or task. (lora.r=16); repeatable.",
+        help="A setting of the backend (epochs=3), or of model., network., observation., lora. or task. (lora.r=16); "
+        "repeatable.",
         show_default=False,
     ),
 ]

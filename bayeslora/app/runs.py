@@ -108,6 +108,8 @@ def fit(
         if progress:
             say(*task.notes)
         program = build_program(config, task)
+        if progress and config.observation is None:
+            say(_chosen(program, task))
         with store.place(folder, anew=overwrite) as place:
             if store.is_main_process():
                 files.write_text(place / CONFIG, HEADER + config.to_yaml())
@@ -123,6 +125,17 @@ def fit(
                 chains=config.chains,
                 **config.settings,
             )
+
+
+def _chosen(program: Program, task: Task) -> str:
+    """Which observation was chosen, where a causal language model has several."""
+    from bayeslora.observations import OBSERVATIONS
+
+    name = program.observation.name
+    if not program.observation.causal:
+        return ""
+    others = [each for each in OBSERVATIONS if task.spec.kind in OBSERVATIONS[each].kinds and each != name]
+    return f"The observation is '{name}'; --observation chooses another: {', '.join(others)}."
 
 
 def _check(folder: Path, config: RunConfig, resume: bool, overwrite: bool) -> None:

@@ -17,6 +17,7 @@ from bayeslora.observations.completions import log_likelihoods
 from bayeslora.observations.decoder import hidden_states
 from bayeslora.observations.packing import PackedCollator, check_packing, check_window, packed, predictors
 from bayeslora.observations.prompts import continuation, rendered
+from bayeslora.tasks.sources import render
 
 if TYPE_CHECKING:
     from bayeslora.observations.encoding import Encoder
@@ -69,6 +70,14 @@ class TextChoices(Choices):
     def trained_in_full(self, base: nn.Module) -> list[str]:
         """Nothing: the head is the network's own."""
         return []
+
+    def shown(self, spec: TaskSpec, row: Mapping[str, Any], label: float | None = None) -> str:
+        """The question, and a line for each text that may follow, with a mark at the right one."""
+        question = render(_template(spec), row)
+        if spec.blank is not None:
+            question = question.partition(spec.blank)[0].rstrip()
+        texts = (str(text).strip() for _, text in spec.texts(row))
+        return "\n".join([question, *(f"{'*' if each == label else ' '} {text}" for each, text in enumerate(texts))])
 
     def tokens(self, encoder: Encoder, rows: Sequence[Mapping[str, Any]], spec: TaskSpec) -> dict[str, list[Any]]:
         """Columns of packed rows: token ids, whose they are, and what the likelihood of each choice is divided by.

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from causal_scenarios import causal_base
 from command_line import FIT, QUICK, call, environment, shell
+from scenarios import write_rows
 
 import bayeslora as bl
 from bayeslora import inference
@@ -240,3 +242,43 @@ def test_an_error_of_spelling_needs_no_torch(mistake: str, tmp_path: Path) -> No
     )
     found = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, env=environment())
     assert found.stdout == "2 []\n" and "Error: Unknown" in found.stderr, found
+
+
+def test_a_causal_base_is_asked_as_the_task_calls_for_unless_another_observation_is_named(
+    mrpc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ["--task", "mrpc", "--data-dir", mrpc, "--backend", "map", "--set", "epochs=1", "--set", "cpu=true"]
+    begin = ["fit", "--base", causal_base(), *data, "--set", "lora.target_modules=q_proj"]
+    assert call(*begin, "--set", "observation.likelihood=vocabulary", "--output", tmp_path / "one") == 0
+    said = capsys.readouterr()
+    assert "The observation is 'prompted'; --observation chooses another: classes" in said.err
+    assert bl.load(tmp_path / "one").program.observation.outputs == 3
+    assert call("evaluate", tmp_path / "one", "--batch-size", "4") == 0
+    capsys.readouterr()
+    assert call(*begin, "--observation", "classes", "--output", tmp_path / "other") == 0
+    assert "--observation" not in capsys.readouterr().err
+    assert bl.load(tmp_path / "other").program.observation.name == "classes"
+
+
+def test_tasks_show_prints_a_row_as_every_observation_reads_it(mrpc: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("tasks", "show", "mrpc", "--data-dir", mrpc, "--row", "3") == 0
+    shown = capsys.readouterr().out
+    assert "[classes]\nfirst 3\nsecond 3\n-> equivalent\n" in shown
+    asked = "Sentence 1: first 3\nSentence 2: second 3\nQuestion: Do both sentences say the same, yes or no?\nAnswer:"
+    assert f"[prompted, by a causal language model]\n{asked}\n-> yes\n" in shown
+    assert call("tasks", "show", "mrpc", "--data-dir", mrpc, "--split", "validation", "--row", "6") == 2
+    assert "has 6 rows: there is no row 6" in capsys.readouterr().err
+    assert call("tasks", "show", "mrpc", "--data-dir", mrpc, "--set", "epochs=1") == 2
+    assert "settings of the task alone" in capsys.readouterr().err
+    assert call("tasks", "show", "mrpc", "--data-dir", mrpc, "--set", "task.prompt={film}: it is") == 2
+    assert "Unknown column 'film'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("task", "asked"), [("arc_easy", "A. sun\nB. moon\nAnswer:\n-> B"), ("obqa", "-> B")])
+def test_tasks_show_prints_choices(tmp_path: Path, task: str, asked: str, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"choices": {"text": ["sun", "moon"], "label": ["A", "B"]}, "answerKey": "B"}
+    write_rows(tmp_path / "train.jsonl", [{"question": "Which?", "question_stem": "Which?", **row}])
+    assert call("tasks", "show", task, "--data-dir", tmp_path) == 0
+    shown = capsys.readouterr().out
+    assert "[choices]\n  Which? | sun\n* Which? | moon\n" in shown and asked in shown
+    assert "[text-choices, by a causal language model]\nQuestion: Which?\nAnswer:\n  sun\n* moon\n" in shown

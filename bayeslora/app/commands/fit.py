@@ -35,6 +35,10 @@ def fit(
     data_dir: DataDir = None,
     backend: Annotated[str | None, typer.Option(help="Inference algorithm.", show_default="svi")] = None,
     model: Model = None,
+    observation: Annotated[
+        str | None,
+        typer.Option(help="What is read of the network's output.", show_default="what task and base call for"),
+    ] = None,
     train_size: TrainSize = None,
     heldout_size: HeldoutSize = None,
     seed: Annotated[
@@ -55,7 +59,8 @@ def fit(
 
     flags = {
         "base": base, "adapter": adapter, "task": task, "data_dir": data_dir, "backend": backend, "model": model,
-        "train_size": train_size, "heldout_size": heldout_size, "seed": seed, "chains": chains, "output": str(output),
+        "observation": observation, "train_size": train_size, "heldout_size": heldout_size, "seed": seed,
+        "chains": chains, "output": str(output),
     }  # fmt: skip
     given = config or assignments or any(flags[name] is not None for name in flags if name != "output")
     run = read_config(config, flags, assignments or ()) if given or not resume else runs.saved_config(output)
