@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from bayeslora.errors import SettingError
-from bayeslora.observations.base import Curved, Observation
+from bayeslora.observations.base import Curved, Drawn, Observation, Sampled
 from bayeslora.observations.batches import Batch, Collator, Padding, batches
 from bayeslora.observations.choices import Choices
 from bayeslora.observations.classes import Classes
@@ -33,10 +33,12 @@ __all__ = [
     "Collator",
     "Completions",
     "Curved",
+    "Drawn",
     "Encoder",
     "Observation",
     "Padding",
     "Prompted",
+    "Sampled",
     "TextChoices",
     "Value",
     "batches",

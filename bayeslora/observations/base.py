@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from bayeslora.predict.prediction import Prediction
     from bayeslora.tasks import TaskSpec
 
-__all__ = ["Curved", "Observation"]
+__all__ = ["Curved", "Drawn", "Observation", "Sampled"]
 
 #: Keys of a batch that are not arguments of the network.
 NOT_INPUTS = frozenset({"labels", "index"})
@@ -182,6 +182,39 @@ class Curved(ABC):
     @abstractmethod
     def curvature_root(self, outputs: Tensor) -> Tensor:
         """Vectors r with sum_k r_k r_k^T = the Fisher information of the outputs: (vectors, *shape of outputs)."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A pass of a batch through the network, with labels that were drawn from what it says.
+
+    Attributes:
+        log_likelihood: of the labels of the data (examples,).
+        drawn: log-likelihoods that can be differentiated (examples, 2): of all labels that were drawn in place of those
+            of an example, and of one of them, chosen at random.
+        one: log-likelihood of the label of the data in whose place that one is (examples,).
+        offset: of that place (examples,): with r and s the scores of the label that was drawn and of the data's, and F
+            the Fisher information, r^T F^+ s, by which the score of what was drawn gives on average that of the data.
+    """
+
+    log_likelihood: Tensor
+    drawn: Tensor
+    one: Tensor
+    offset: Tensor
+
+
+class Sampled(ABC):
+    """An observation of so many labels a row that Laplace's approximation draws them to know how they curve."""
+
+    @abstractmethod
+    def drawn(self, network: nn.Module, batch: Mapping[str, Tensor], sample: bool) -> Drawn:
+        """Pass a batch through the network, and draw labels.
+
+        Args:
+            network: with weights in place.
+            batch: with the labels of the data.
+            sample: draw them, by torch's global generator; else those of the data stand for what is drawn.
+        """
 
 
 def refuse(row: int, label: Any, expected: str) -> DataError:

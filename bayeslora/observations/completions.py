@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from bayeslora.errors import DataError
-from bayeslora.observations.base import NOT_INPUTS, Observation, refuse
+from bayeslora.observations.base import NOT_INPUTS, Drawn, Observation, Sampled, refuse
 from bayeslora.observations.batches import Batch, Collator, Padding
 from bayeslora.observations.decoder import head_of, hidden_states, logits_at
 from bayeslora.observations.transcripts import tokens_of, transcript
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from bayeslora.observations.encoding import Encoder
     from bayeslora.tasks import TaskSpec
 
-__all__ = ["CompletionCollator", "Completions", "log_likelihoods", "summed"]
+__all__ = ["CompletionCollator", "Completions", "log_likelihoods", "spread"]
 
 #: Logits that are held at once: positions times vocabulary.
 LOGITS = 2**24
 
 
 @dataclass(frozen=True)
-class Completions(Observation):
+class Completions(Observation, Sampled):
     """The tokens of a row's completion, each with the probability that the network gives it after all those before.
 
     The one output of a row is the summed log-likelihood of its completion, and its label the number of tokens that it
@@ -99,7 +99,7 @@ class Completions(Observation):
     def run(self, network: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """Log-likelihoods (examples, 1) of the completions."""
         hidden, expected = self.places(network, batch)
-        return summed(log_likelihoods(network, hidden, expected), batch)
+        return spread(log_likelihoods(network, hidden, expected), batch).sum(1, keepdim=True)
 
     def places(self, network: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """What the head is given where it is to predict a token of a completion, and which token comes.
@@ -110,6 +110,21 @@ class Completions(Observation):
         target = batch["target"][:, 1:]
         hidden = hidden_states(network, self.inputs(batch))
         return hidden[:, :-1][target], batch["input_ids"][:, 1:][target]
+
+    def drawn(self, network: nn.Module, batch: Mapping[str, Tensor], sample: bool) -> Drawn:
+        """Every token drawn by itself, from what the network says after the data's own tokens before it."""
+        target = batch["target"]
+        hidden, expected = self.places(network, batch)
+        with torch.no_grad():
+            own, tokens = _sampled(network, hidden, expected)
+            tokens = tokens if sample else expected
+            picked = torch.rand(target.shape, device=target.device).masked_fill(~target, -1).argmax(1, keepdim=True)
+            every = spread(own, batch)
+            one = every.gather(1, picked).squeeze(1)
+            same = spread((tokens == expected).to(own), batch).gather(1, picked).squeeze(1)
+        drawn = spread(log_likelihoods(network, hidden, tokens), batch)
+        both = torch.cat([drawn.sum(1, keepdim=True), drawn.gather(1, picked)], dim=1)
+        return Drawn(every.sum(1), both, one, same / one.exp() - 1 if sample else same)
 
     def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
         """The completions with the log-likelihoods that were computed."""
@@ -184,10 +199,21 @@ def log_likelihoods(network: nn.Module, hidden: Tensor, expected: Tensor) -> Ten
     return torch.cat(parts)
 
 
-def summed(values: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-    """Sums (examples, 1) over each row of values (positions,) for all tokens of completions."""
+def spread(values: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    """Values (positions,) for all tokens of completions, in their places (examples, tokens), and zero elsewhere."""
     target = batch["target"]
-    return values.new_zeros(target.shape).masked_scatter(target, values).sum(1, keepdim=True)
+    return values.new_zeros(target.shape).masked_scatter(target, values)
+
+
+def _sampled(network: nn.Module, hidden: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
+    """Log probability of the token that comes at each position (positions,), and one that is drawn there."""
+    own, tokens = [], []
+    step = _positions(network)
+    for states, known in zip(hidden.split(step), expected.split(step), strict=True):
+        logs = logits_at(network, states).log_softmax(-1)
+        own.append(logs.gather(-1, known.unsqueeze(-1)).squeeze(-1))
+        tokens.append(torch.multinomial(logs.exp(), 1).squeeze(-1))
+    return torch.cat(own), torch.cat(tokens)
 
 
 def _log_likelihoods(network: nn.Module, hidden: Tensor, expected: Tensor) -> Tensor:

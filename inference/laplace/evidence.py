@@ -24,7 +24,7 @@ from bayeslora.inference.laplace.curvature import Curvature
 from bayeslora.inference.laplace.jacobians import Layer, Products
 from bayeslora.inference.laplace.priors import NormalPrior
 
-__all__ = ["Evidence", "LinearEvidence", "ModeEvidence", "offsets"]
+__all__ = ["Evidence", "LinearEvidence", "ModeEvidence", "clipped", "offsets"]
 
 #: Random directions for the columns of all matrices together, a multiple of `VECTORS`: between so many rows the noise
 #: of their kernel moves eigenvalues that are all alike by factors of up to (1 +- sqrt(VECTORS / DIRECTIONS))^2.
@@ -222,7 +222,11 @@ def offsets(roots: Tensor, metric: Tensor, score: Tensor, gain: Tensor) -> Tenso
         gain: how much each example's log-likelihood can rise at most (examples,).
     """
     inverse = torch.linalg.pinv(metric.permute(1, 2, 0))
-    found = torch.einsum("vnc,nmc,nmd,nd->vn", roots, inverse, inverse, score)
+    return clipped(torch.einsum("vnc,nmc,nmd,nd->vn", roots, inverse, inverse, score), gain)
+
+
+def clipped(found: Tensor, gain: Tensor) -> Tensor:
+    """Offsets (vectors, examples) of which half the square of each example's is at most its gain (examples,)."""
     length = found.norm(dim=0).clamp(min=torch.finfo(found.dtype).tiny)
     return found * ((2 * gain).sqrt() / length).clamp(max=1)
 

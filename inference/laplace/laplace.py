@@ -5,7 +5,6 @@ Yang, Robeyns, Wang and Aitchison, *Bayesian low-rank adaptation for large langu
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -17,10 +16,11 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from bayeslora.errors import PosteriorError, SettingError
+from bayeslora.errors import SettingError
 from bayeslora.inference.base import Run, check_random
-from bayeslora.inference.laplace.curvature import Curvature, check_finite
-from bayeslora.inference.laplace.evidence import Evidence, LinearEvidence, ModeEvidence, offsets
+from bayeslora.inference.laplace.curvature import Curvature
+from bayeslora.inference.laplace.evidence import Evidence, LinearEvidence, ModeEvidence
+from bayeslora.inference.laplace.fisher import Fisher, FisherName, fisher_of
 from bayeslora.inference.laplace.forms import make_curvature
 from bayeslora.inference.laplace.jacobians import Tape, matrices_of
 from bayeslora.inference.laplace.posterior import LaplacePosterior
@@ -57,8 +57,9 @@ class Laplace(TrainingSettings):
             `bayeslora.inference.laplace.curvature`. What the last two need is compared with the memory that is
             free before the pass.
         curvature_rank: rank of the wide factor of "kron"; exact where it reaches the number of columns.
-        fisher: expectation over labels: "exact", by the likelihood's curvature; "mc", one label drawn for each row; or
-            "empirical", the labels of the data (biased).
+        fisher: expectation over labels: "exact", by the likelihood's curvature; "mc", labels drawn for each row, of a
+            text for each token; or "empirical", the labels of the data (biased). "auto" is "exact" where that is to be
+            had, and else "mc".
         sharing: how "kron" treats the tokens of an example, "sum", "expand" or "reduce"; the first is much the nearest.
         subset: "all" random sites, or "last-layer": the head's last layer alone.
         head: count the head among the random sites, with the prior that the model gives it.
@@ -82,7 +83,7 @@ class Laplace(TrainingSettings):
     mode: Literal["auto", "train", "given"] = "auto"
     curvature: Literal["kron", "diag", "full", "exact"] = "kron"
     curvature_rank: Count = 16
-    fisher: Literal["exact", "mc", "empirical"] = "exact"
+    fisher: FisherName = "auto"
     sharing: Literal["sum", "expand", "reduce"] = "sum"
     subset: Literal["all", "last-layer"] = "all"
     head: bool = False
@@ -107,17 +108,17 @@ class Laplace(TrainingSettings):
         sites = self._sites(program)
         curvature = make_curvature(self.curvature, sites, self.curvature_rank, self.sharing)
         tape = Tape(program, sites)
-        vectors = self._vectors(program)
-        self._check(program, sites, curvature, len(data), vectors, run)
-        self._probe(program, tape, data)
+        fisher = fisher_of(program, self.fisher, self.temperature)
+        self._check(program, sites, curvature, len(data), fisher.vectors, run)
+        self._probe(program, tape, fisher, data)
         latents, history, cost = self._mode(program, data, run)
         weights = program.weights_at(latents)
         matrices, prior = matrices_of(sites, weights), normal_prior(program, sites, latents)
         self._check_distance(prior, matrices)
         reset_peak(program.device)
-        linear = LinearEvidence(matrices, prior, len(data), vectors)
-        log_likelihood = self._measure(program, weights, data, run, tape, curvature, linear)
-        if not cost:  # the mode was given
+        linear = LinearEvidence(matrices, prior, len(data), fisher.vectors)
+        log_likelihood = self._measure(program, weights, data, run, tape, fisher, curvature, linear)
+        if not cost and isinstance(program.observation, Curved):  # the mode was given
             _warn_of_mode(program, data, log_likelihood * self.temperature / len(data))
         fixed = latents.keys() - prior.roots.keys()
         record = run.record(self.name, asdict(self), len(data), self.temperature, fixed)
@@ -159,6 +160,11 @@ class Laplace(TrainingSettings):
                 f"scales='hyper' needs a model whose hyper-sites shape the prior of the weights, and those of "
                 f"'{program.model.name}' do not, or it has none: choose 'all', 'site' or 'layer'."
             )
+        if self.tune == "heldout" and not isinstance(program.observation, Curved):
+            raise SettingError(
+                f"tune='heldout' compares priors by the linear network, which says nothing of "
+                f"'{program.observation.name}': choose another way."
+            )
         if self.tune == "heldout" and run.heldout is None:
             raise SettingError(
                 "tune='heldout' needs rows to tune on: set some of the training rows aside (heldout_size), and give "
@@ -171,31 +177,34 @@ class Laplace(TrainingSettings):
                 f"{rows:,} rows, and {free / 2**30:.1f} GiB are free: choose 'kron' or 'diag', or fewer sites."
             )
 
-    def _probe(self, program: Program, tape: Tape, data: Dataset) -> None:
+    def _probe(self, program: Program, tape: Tape, fisher: Fisher, data: Dataset) -> None:
         """Take the gradients of two rows, so that a layer which cannot be split by examples is named at once."""
 
-        def take(logits: Tensor, batch: Mapping[str, Tensor], _: Tensor) -> None:
-            next(tape.products(logits, torch.ones_like(logits).unsqueeze(0), batch))
+        def take(found: Any, batch: Mapping[str, Tensor], _: Tensor) -> None:
+            given = fisher.given(found)
+            next(tape.products(given, torch.ones_like(given).unsqueeze(0), batch))
 
         rows = Rows.of(program, data.select(range(min(2, len(data)))), 2)
-        self._pass(program, {site.name: site.initial for site in program.sites}, rows, tape, take)
+        weights = {site.name: site.initial for site in program.sites}
+        with isolated(0, program.device):
+            self._pass(program, rows, tape, partial(fisher.run, program, weights), take)
 
     def _pass(
         self,
         program: Program,
-        weights: Mapping[str, Tensor],
         rows: Rows,
         tape: Tape,
-        take: Callable[[Tensor, Mapping[str, Tensor], Tensor], None],
+        run: Callable[[Mapping[str, Tensor]], Any],
+        take: Callable[[Any, Mapping[str, Tensor], Tensor], None],
     ) -> None:
-        """Hand on the logits of each batch, the batch and which rows they are, while the tape listens."""
+        """Hand on what a pass gives of each batch, the batch and which rows they are, while the tape listens."""
         cast = torch.autocast(program.device.type, dtype=torch.bfloat16, enabled=self.bf16)
         with undisturbed(program), torch.enable_grad():
             for batch, index in rows.batches(program.device, "curvature"):
                 with tape:
                     with cast:
-                        logits = program.outputs(weights, batch)
-                    take(logits, batch, index)
+                        found = run(batch)
+                    take(found, batch, index)
 
     def _check_distance(self, prior: NormalPrior, matrices: Mapping[str, Tensor]) -> None:
         """Without distance from its centre, a mode gives the scale of a prior no reason to be larger than zero."""
@@ -226,50 +235,30 @@ class Laplace(TrainingSettings):
         data: Dataset,
         run: Run,
         tape: Tape,
+        fisher: Fisher,
         curvature: Curvature,
         evidence: LinearEvidence,
     ) -> float:
         """One pass over the data: add to curvature and evidence; the tempered log-likelihood at the mode."""
         total = 0.0
 
-        def take(logits: Tensor, batch: Mapping[str, Tensor], index: Tensor) -> None:
+        def take(found: Any, batch: Mapping[str, Tensor], index: Tensor) -> None:
             nonlocal total
-            at, known = logits.detach().double(), batch["labels"]
-            values = program.observation.log_prob(at, known) / self.temperature
-            roots, shifts = self._expansion(program, at, known)
-            evidence.count(index, values)
-            for vector, products in enumerate(tape.products(logits, roots.to(logits), batch)):
-                curvature.add(products, vector)
-                evidence.add(products, vector, index, shifts[vector])
-            total += float(values.sum())
+            given, to = fisher.given(found), fisher.expand(found, batch)
+            evidence.count(index, to.values)
+            for number, products in enumerate(tape.products(given, to.roots.to(given), batch)):
+                if number in to.curved:
+                    curvature.add(products, to.curved.index(number))
+                if number in to.evident:
+                    vector = to.evident.index(number)
+                    evidence.add(products, vector, index, to.shifts[vector])
+            total += float(to.log_likelihoods.sum())
 
+        rows = Rows.of(program, data, self.batch_size, run.progress)
         with isolated(run.seed, program.device):
-            self._pass(program, weights, Rows.of(program, data, self.batch_size, run.progress), tape, take)
+            self._pass(program, rows, tape, partial(fisher.run, program, weights), take)
         curvature.finish()
         return total
-
-    def _vectors(self, program: Program) -> int:
-        """How many vectors `_expansion` gives for each row."""
-        root = _curved(program).curvature_root(torch.zeros(1, program.observation.outputs))
-        return len(root) if self.fisher == "exact" else 1
-
-    def _expansion(self, program: Program, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The tempered log-likelihood to second order in the logits (examples, outputs).
-
-        Returns:
-            Vectors (vectors, examples, outputs) whose squares add up to its Fisher information, and their `offsets`.
-        """
-        observation, root = _curved(program), math.sqrt(self.temperature)
-        if self.fisher == "exact":
-            roots = metric = observation.curvature_root(logits) / root
-        else:
-            drawn = program.observation.distribution(logits).sample() if self.fisher == "mc" else labels
-            roots = metric = observation.score(logits, drawn).unsqueeze(0) / root
-            if self.fisher == "mc":
-                metric = observation.curvature_root(logits) / root
-        score = observation.score(logits, labels) / self.temperature
-        check_finite({"the logits": score})
-        return roots, offsets(roots, metric, score, observation.gain(logits, labels) / self.temperature)
 
     def _tuned(
         self,
@@ -303,17 +292,3 @@ def _warn_of_mode(program: Program, data: Dataset, found: float) -> None:
             "that it is of this base network.",
             stacklevel=2,
         )
-
-
-def _curved(program: Program) -> Curved:
-    """The program's observation, which says how its log-likelihood curves.
-
-    Raises:
-        PosteriorError: it does not.
-    """
-    if not isinstance(program.observation, Curved):
-        raise PosteriorError(
-            f"The observation '{program.observation.name}' does not say how its log-likelihood curves, which Laplace's "
-            "approximation needs: make it a bayeslora.observations.Curved, or choose another backend."
-        )
-    return program.observation

@@ -18,7 +18,7 @@ from bayeslora.inference.laplace.forms import make_curvature
 from bayeslora.inference.laplace.gaussian import Basis, covariances, draw, log_det, quadratic
 from bayeslora.inference.laplace.jacobians import Layer, as_value, jacobians, matrices_of
 from bayeslora.inference.laplace.priors import NormalPrior
-from bayeslora.observations import Choices, Classes, Observation, TextChoices
+from bayeslora.observations import Choices, Classes, Curved, Observation, TextChoices
 from bayeslora.passes import Rows
 from bayeslora.posterior import Posterior, Record
 from bayeslora.predictors import Draws, Mean, Outputs, Predictor
@@ -72,7 +72,7 @@ class LaplacePosterior(Posterior):
 
     Predictions are those of the network that is linear in the weights around the mode, through a link of
     `bayeslora.inference.laplace.links`; or "linear" draws of that network, one set of weights for all rows; or
-    "sample", draws of the weights in the network as it is; or "mean", the mode.
+    "sample", draws of the weights in the network as it is; or "mean", the mode. Of texts it is one of the last two.
 
     Args:
         program: the program.
@@ -109,6 +109,8 @@ class LaplacePosterior(Posterior):
         evidence_rows: int = 0,
     ) -> None:
         super().__init__(program, record)
+        if not isinstance(program.observation, Curved):  # a linear network says nothing of whole texts
+            self.predictors = {name: self.predictors[name] for name in ("sample", "mean")}
         self.latents, self.prior, self.curvature = dict(latents), prior, curvature
         self.sites = [site for site in program.sites if site.name in prior.roots]
         self.modes = matrices_of(self.sites, self.latents)

@@ -1,0 +1,134 @@
+"""The Fisher information of texts by tokens that are drawn, against the dense one of a tiny vocabulary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from causal_scenarios import configuration
+from curvature_scenarios import given, matrix_of
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+import bayeslora as bl
+from bayeslora.errors import AdapterError, PosteriorError, SettingError
+from bayeslora.models import Gaussian
+from bayeslora.observations import Completions, Sampled
+from bayeslora.passes import Rows
+from bayeslora.program import Program
+
+VOCABULARY, COPIES = 12, 600
+ROWS = {"input_ids": [[5, 6, 7, 8, 2], [9, 10, 11, 3, 4, 2], [6, 7, 2]], "labels": [2, 4, 2]}
+
+
+def program(targets: tuple[str, ...] = ("q_proj",)) -> Program:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        base = AutoModelForCausalLM.from_config(configuration("llama", VOCABULARY)).eval()
+        network = get_peft_model(base, LoraConfig(r=1, target_modules=list(targets), init_lora_weights=False)).eval()
+    return Program(network, Completions(), Gaussian(sites="both", centre="zero"))
+
+
+def rows(copies: int = 1) -> Dataset:
+    return Dataset.from_dict({name: values * copies for name, values in ROWS.items()})
+
+
+def flat(gradients: Any) -> Tensor:
+    return torch.cat([gradient.flatten() for gradient in gradients]).double()
+
+
+def of_row(over: Program, number: int) -> tuple[Tensor, Tensor]:
+    """The Fisher information of a row's tokens, summed, and the gradient of its log-likelihood: one row, no padding."""
+    ids, count = ROWS["input_ids"][number], ROWS["labels"][number]
+    weights = {site.name: site.initial.clone().requires_grad_() for site in over.sites}
+    over.weights.install(weights)
+    logits = over.network(input_ids=torch.tensor([ids])).logits[0]
+    values = list(weights.values())
+    fisher, score = torch.zeros(()), torch.zeros(())
+    for place in range(len(ids) - count, len(ids)):
+        before = logits[place - 1]
+        jacobian = torch.stack([flat(torch.autograd.grad(each, values, retain_graph=True)) for each in before])
+        p = before.detach().double().softmax(-1)
+        fisher = fisher + jacobian.mT @ (p.diag() - torch.outer(p, p)) @ jacobian
+        score = score + jacobian.mT @ (torch.eye(VOCABULARY)[ids[place]].double() - p)
+    return fisher, score
+
+
+def deviations(found: Tensor, expected: Tensor) -> Tensor:
+    """By how many standard errors the mean over samples (samples, ...) is off."""
+    return (found.mean(0) - expected) / (found.std(0) / len(found) ** 0.5).clamp(min=1e-12)
+
+
+def test_drawn_tokens_have_the_fisher_information_of_all_tokens_on_average() -> None:
+    over = program()
+    posterior = given(over, rows(COPIES), curvature="exact", batch_size=300)
+    vectors = posterior.curvature.tensors()["jacobian"].double().unflatten(0, (COPIES, 3))
+    squares = torch.einsum("nra,nrb->nab", vectors, vectors)
+    expected = torch.stack([of_row(over, number)[0] for number in range(3)]).sum(0)
+    # What is left is Monte Carlo's error: its size is known from the samples themselves.
+    off = deviations(squares, expected)[expected.diagonal().sqrt().outer(expected.diagonal().sqrt()) > 1e-6]
+    assert off.square().mean() < 2 and off.abs().max() < 6
+    assert len(off) > 100
+    full = matrix_of(given(over, rows(COPIES), curvature="full", batch_size=300))
+    torch.testing.assert_close(full, squares.sum(0), rtol=1e-3, atol=1e-3)
+
+
+def test_the_score_of_one_token_comes_back_on_average() -> None:
+    over, number, many = program(), 1, 60
+    copies = Dataset.from_dict({name: [values[number]] * many for name, values in ROWS.items()})
+    batch, _ = next(Rows.of(over, copies, many).batches(over.device))
+    weights = {site.name: site.initial.clone().requires_grad_() for site in over.sites}
+    over.weights.install(weights)
+    observation = over.observation
+    assert isinstance(observation, Sampled)
+    torch.manual_seed(0)
+    means = []
+    for _ in range(30):
+        found = observation.drawn(over.network, batch, True)
+        assert (found.one <= 0).all() and (found.offset >= -1).all()
+        means.append(flat(torch.autograd.grad((found.offset * found.drawn[:, 1]).mean(), list(weights.values()))))
+    _, score = of_row(over, number)
+    off = deviations(torch.stack(means), score / ROWS["labels"][number])
+    assert off.square().mean() < 3 and off.abs().max() < 6
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_empirical_curvature_is_of_the_tokens_that_are_given(temperature: float) -> None:
+    over = program()
+    posterior = given(over, rows(), curvature="full", fisher="empirical", temperature=temperature)
+    scores = torch.stack([of_row(over, number)[1] for number in range(3)])
+    torch.testing.assert_close(matrix_of(posterior), scores.mT @ scores / temperature, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("curvature", "tune"),
+    [("kron", "evidence"), ("kron", "mode-evidence"), ("diag", "none"), ("full", "none"), ("exact", "evidence")],
+)
+@pytest.mark.filterwarnings("ignore:By the evidence")
+def test_a_posterior_of_completions(curvature: str, tune: str, tmp_path: Path) -> None:
+    over = program()
+    posterior = bl.fit(over, rows(3), "laplace", mode="given", curvature=curvature, tune=tune, progress=False)
+    assert posterior.record.settings["fisher"] == "auto" and list(posterior.predictors) == ["sample", "mean"]
+    found = posterior.predict(rows(), 4, progress=False)
+    assert found.outputs.shape == (4, 3, 1) and found.metrics()["perplexity"].value > 1
+    posterior.save(tmp_path / "saved")
+    loaded = bl.load(tmp_path / "saved", program=program())
+    assert torch.equal(loaded.predict(rows(), 4, progress=False).outputs, found.outputs)
+    mean = loaded.predict(rows(), method="mean", progress=False)
+    torch.testing.assert_close(mean.outputs[0], Rows.of(over, rows()).outputs(over, posterior.mean()))
+
+
+def test_what_makes_no_sense_of_texts_is_refused() -> None:
+    over = program()
+    with pytest.raises(SettingError, match="fisher='exact' is not to be had for 'completions'"):
+        given(over, rows(), fisher="exact")
+    with pytest.raises(SettingError, match="tune='heldout' compares priors by the linear network"):
+        bl.fit(over, rows(), "laplace", mode="given", tune="heldout", heldout=rows(), progress=False)
+    with pytest.raises(PosteriorError, match="'probit'"):
+        given(over, rows()).predict(rows(), method="probit", progress=False)
+    with pytest.raises(AdapterError, match="lm_head"):
+        given(program(("q_proj", "lm_head")), rows())
