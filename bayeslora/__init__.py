@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bayeslora import diagnostics, errors, inference, models, observations
+    from bayeslora import diagnostics, errors, generation, inference, models, observations
     from bayeslora.app.comparison import compare
     from bayeslora.app.config import RunConfig
     from bayeslora.app.plugins import register
@@ -42,6 +42,7 @@ __all__ = [  # noqa: RUF022  # grouped as the README groups them
     "ValuePrediction",
     "SequencePrediction",
     "Generation",
+    "generation",
     "metrics",
     "plots",
     "diagnostics",
@@ -55,7 +56,7 @@ __all__ = [  # noqa: RUF022  # grouped as the README groups them
 
 #: Where public names are; each is imported when it is first used, so that importing the package is quick.
 _HOMES = {
-    "bayeslora": ("diagnostics", "errors", "inference", "models", "observations"),
+    "bayeslora": ("diagnostics", "errors", "generation", "inference", "models", "observations"),
     "bayeslora.app.comparison": ("compare",),
     "bayeslora.app.config": ("RunConfig",),
     "bayeslora.generation": ("Generation",),
