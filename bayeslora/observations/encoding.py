@@ -101,7 +101,7 @@ def encode(data: Split | Dataset, observation: Observation, encoder: Encoder | N
         number in ``data``, and ``length``, the number of tokens of its longest sequence.
 
     Raises:
-        DataError: a text has no tokens, or labels are none that can be observed.
+        DataError: there are no rows, a text has no tokens, or labels are none that can be observed.
     """
     if not isinstance(data, Split):
         return _tokenised(data, observation)
@@ -151,6 +151,8 @@ def _encoded(split: Split, observation: Observation, encoder: Encoder) -> Datase
     import pyarrow as pa
     from datasets import Dataset
 
+    if not len(split):
+        raise DataError(f"Split '{split.name}' of task '{split.spec.name}' has no rows.")
     tables = []
     for start in range(0, len(split), ROWS_AT_ONCE):
         rows = transposed(split.dataset[start : start + ROWS_AT_ONCE])

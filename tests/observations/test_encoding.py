@@ -213,6 +213,11 @@ def test_rows_without_an_encoder() -> None:
         encode(sentences([1]), Classes(2))
 
 
+def test_a_split_without_rows(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(DataError, match="Split 'train' of task 'sentences' has no rows"):
+        tokens(Encoder(tokenizer, SENTENCES), sentences([1]).select([]))
+
+
 def test_a_text_without_tokens() -> None:
     plain = make_tokenizer(pairs=False, pad_token="[PAD]")
     split = Split(Dataset.from_dict({"text": ["a", ""], "label": [0, 1]}), SENTENCES, "train")
