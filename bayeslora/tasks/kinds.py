@@ -1,48 +1,28 @@
 """Kinds of tasks: what differs between classes, values and choices stands here, one class each.
 
-A kind is named in `TaskSpec.kind`, so that a task is plain data; `KINDS` knows the names. What a label column may hold,
-the same for files, data sets and rows in memory:
-
-- A row has one label: a string, a number or a boolean. Lists (several labels), mappings and bytes are refused.
-- Null, NaN and blank text are no label. Nor is -1, unless "-1" is a class; among values of a regression -1 is a value
-  unless all rows have it.
-- All rows of a split have a label, or none has.
-- Names are compared without blanks around them and in Unicode's normal form C. Case counts.
-- A whole number is the same in every spelling: 1, 1.0, "1", "1.0", "01".
-- Classes that nobody names are those that the data set comes with (a ClassLabel); "False" and "True" of booleans;
-  "0" ... "K-1" of whole numbers, which may leave no gap; otherwise the names, sorted. Neither the order of the rows
-  nor their number counts.
-- Names that are more than a hundred and are another one in most rows are no classes.
-- A value is the name of a class or, unless the names are whole numbers themselves, its number.
+A kind is named in `TaskSpec.kind`, so that a task is plain data; `KINDS` knows the names.
 """
 
 from __future__ import annotations
 
-import math
-import re
-import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from bayeslora.errors import DataError, TaskError
 from bayeslora.registry import Registry
 from bayeslora.tasks.sources import ColumnError, column, pick, render
+from bayeslora.tasks.values import infer_classes, is_finite, is_missing, name_of, shown, single, whole
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from bayeslora.tasks.spec import TaskSpec
 
-__all__ = ["KINDS", "Classification", "Kind", "MultipleChoice", "Regression", "infer_classes", "name_of"]
+__all__ = ["KINDS", "Classification", "Kind", "MultipleChoice", "Regression"]
 
 Texts = list[tuple[str, str | None]]
-
-WHOLE = re.compile(r"\s*-?[0-9]+(\.0*)?\s*")
-#: More names than these are classes only if they come again.
-MANY = 100
 
 
 class Kind(ABC):
@@ -86,14 +66,14 @@ class Kind(ABC):
             return None
         minus_one_is_none = self.minus_one_is_none(spec, values)
         missing = [
-            row for row, value in enumerate(values) if _is_missing(value) or (minus_one_is_none and _whole(value) == -1)
+            row for row, value in enumerate(values) if is_missing(value) or (minus_one_is_none and whole(value) == -1)
         ]
         if len(missing) == len(values):
             return None
         if not missing:
             return self.read(rows, values, spec, split)
         first = values[missing[0]]
-        hint = " If -1 is a class, name the classes in their order: labels=." if _whole(first) == -1 else ""
+        hint = " If -1 is a class, name the classes in their order: labels=." if whole(first) == -1 else ""
         raise DataError(
             f"{len(missing)} of {len(values)} rows of split '{split}' have no label in '{spec.answer}': "
             f"row {missing[0]} ({first!r}) is the first. Remove them or fill in their labels.{hint}"
@@ -105,7 +85,7 @@ class Kind(ABC):
         Raises:
             ColumnError: nothing says it.
         """
-        return _single(rows, spec.label, split)
+        return single(rows, spec.label, split)
 
     def minus_one_is_none(self, spec: TaskSpec, values: Sequence[Any]) -> bool:
         """Whether -1 marks a row without a label."""
@@ -170,14 +150,14 @@ class Classification(Kind):
         if names and {name_of(name) for name in names} <= set(numbers):
             # The numbers of a ClassLabel count its own names, which may be numbers, too.
             values = [names[value] for value in values]
-        numeric = all(_whole(name) is not None for name in spec.labels)
+        numeric = all(whole(name) is not None for name in spec.labels)
         found = []
         for row, value in enumerate(values):
-            number = numbers.get(name_of(value), None if numeric else _whole(value))
+            number = numbers.get(name_of(value), None if numeric else whole(value))
             if number is None or not 0 <= number < len(spec.labels):
                 raise DataError(
                     f"Row {row} of split '{split}': label {value!r} in column '{spec.label}' is none of "
-                    + _shown(spec.labels)
+                    + shown(spec.labels)
                     + ("." if numeric else f", nor a number from 0 to {len(spec.labels) - 1}.")
                 )
             found.append(number)
@@ -193,12 +173,12 @@ class Regression(Kind):
 
     def minus_one_is_none(self, spec: TaskSpec, values: Sequence[Any]) -> bool:
         """Whether no row has another value."""
-        return all(_whole(value) == -1 for value in values)
+        return all(whole(value) == -1 for value in values)
 
     def read(self, rows: Dataset, values: Sequence[Any], spec: TaskSpec, split: str) -> list[int] | list[float]:
         """Finite numbers."""
         for row, value in enumerate(values):
-            if not _is_finite(value):
+            if not is_finite(value):
                 raise DataError(
                     f"Row {row} of split '{split}': label {value!r} in column '{spec.label}' is not a finite number."
                 )
@@ -236,7 +216,7 @@ class MultipleChoice(Kind):
             if name_of(value) not in names:
                 raise DataError(
                     f"Row {row} of split '{split}': answer {value!r} in column '{spec.label}' is none of the "
-                    f"row's choices {_shown(names)}."
+                    f"row's choices {shown(names)}."
                 )
             answers.append(names.index(name_of(value)))
         return answers
@@ -274,66 +254,6 @@ KINDS: Registry[Kind] = Registry(
 )
 
 
-def infer_classes(rows: Dataset, label: str, split: str = "train") -> tuple[str, ...]:
-    """Class names that a label column implies; none if no row has a label.
-
-    Raises:
-        DataError: whole numbers that do not run from 0, fractions, a single class, or a text of its own for each row.
-    """
-    if names := getattr(rows.features.get(label), "names", None):
-        return tuple(names)
-    values = [value for value in _single(rows, label, split) if not _is_missing(value)]
-    if not values or {_whole(value) for value in values} == {-1}:
-        return ()
-    names = _names(values, label)
-    if len(names) < 2:
-        raise DataError(f"Column '{label}' of split '{split}' holds {len(names)} classes, expected at least 2.")
-    if len(names) > MANY and 2 * len(names) > len(values):
-        raise DataError(
-            f"Column '{label}' of split '{split}' holds {len(names):,} different values in {len(values):,} rows, which "
-            "are hardly classes. Give the column of the classes, label=, or kind='regression', or the classes, labels=."
-        )
-    return names
-
-
-def name_of(value: Any) -> str:
-    """The one spelling of a class's name."""
-    number = None if isinstance(value, bool) else _whole(value)
-    return unicodedata.normalize("NFC", str(value)).strip() if number is None else str(number)
-
-
-def _names(values: Sequence[Any], label: str) -> tuple[str, ...]:
-    if all(isinstance(value, bool) for value in values):
-        return ("False", "True")
-    numbers = {_whole(value) for value in values}
-    if None in numbers:
-        if all(_is_finite(value) for value in values):
-            raise DataError(f"Column '{label}' holds fractions, expected classes, or else kind='regression'.")
-        return tuple(sorted({name_of(value) for value in values}))
-    found = sorted(number for number in numbers if number is not None)
-    classes = [number for number in found if number != -1]
-    if classes != list(range(len(classes))):
-        names = [str(number) for number in found]
-        raise DataError(
-            f"The labels in column '{label}' are {_shown(names)}, expected 0, 1, ... without a gap. Name the classes "
-            f"in their order: labels={names[:10]}."
-        )
-    return tuple(str(number) for number in classes)
-
-
-def _single(rows: Dataset, label: str, split: str) -> list[Any]:
-    """Values of a label column, each a single one."""
-    values = column(rows, label, split)
-    for row, value in enumerate(values):
-        if value is not None and not isinstance(value, str | int | float | Decimal):
-            hint = " Of several labels a row, fit a task each (a column of yes and no), or join them into one: 'a+b'."
-            raise DataError(
-                f"Row {row} of split '{split}': label {value!r} in column '{label}' is a {type(value).__name__}, "
-                f"expected one class or number.{hint if isinstance(value, list) else ''}"
-            )
-    return values
-
-
 def _widths(rows: Dataset, spec: TaskSpec, split: str) -> list[int]:
     """Number of choices of each row."""
     if len(spec.choices) > 1:
@@ -341,31 +261,5 @@ def _widths(rows: Dataset, spec: TaskSpec, split: str) -> list[int]:
     return [len(choices or ()) for choices in column(rows, spec.choices[0], split)]
 
 
-def _is_missing(value: Any) -> bool:
-    return not value.strip() if isinstance(value, str) else value is None or value != value  # as NaN is
-
-
-def _is_finite(value: Any) -> bool:
-    """Whether a value is or spells a finite number."""
-    try:
-        return math.isfinite(float(value))
-    except (TypeError, ValueError):
-        return False
-
-
-def _whole(value: Any) -> int | None:
-    """The whole number that a value is or spells; None if it is something else."""
-    if isinstance(value, str):
-        return int(value.partition(".")[0]) if WHOLE.fullmatch(value) else None
-    if isinstance(value, int | float | Decimal) and _is_finite(value) and value == int(value):
-        return int(value)
-    return None
-
-
 def _lines(texts: Texts, label: object) -> str:
     return "\n".join([*(text for text in texts[0] if text is not None), f"-> {label}"])
-
-
-def _shown(names: Sequence[str], most: int = 12) -> str:
-    """The first names of many."""
-    return ", ".join(names[:most]) + (f" ... ({len(names)} in all)" if len(names) > most else "")

@@ -9,71 +9,18 @@ import pytest
 from datasets import ClassLabel, Dataset, Features
 
 from bayeslora.errors import DataError
-from bayeslora.tasks.kinds import infer_classes
 from bayeslora.tasks.sources import column, from_data, pick
 from bayeslora.tasks.spec import TaskSpec
+from bayeslora.tasks.values import infer_classes
 
 
 def labelled(values: list[Any]) -> Dataset:
     return from_data([{"label": value} for value in values], ["label"])
 
 
-def infer(values: list[Any]) -> tuple[str, ...]:
-    return infer_classes(labelled(values), "label")
-
-
 def read(values: list[Any], **fields: Any) -> list[int] | list[float] | None:
     spec = TaskSpec("t", **fields)
     return spec.rules.labels(labelled(values), spec)
-
-
-@pytest.mark.parametrize(
-    ("values", "names"),
-    [
-        ([1, 0, 2], ("0", "1", "2")),
-        (["1", "0"], ("0", "1")),
-        ([1.0, 0.0], ("0", "1")),
-        ([True, False], ("False", "True")),
-        (["spam", "ham", "spam"], ("ham", "spam")),
-        (["1", "two"], ("1", "two")),
-        ([0, 1, None, -1], ("0", "1")),
-        # As pandas writes whole numbers beside a missing one.
-        (["0.0", "", "1.0"], ("0", "1")),
-        (["10", "9", *(str(number) for number in range(9))], tuple(str(number) for number in range(11))),
-        ([" spam", "ham", "spam "], ("ham", "spam")),
-        (["caf\u00e9", "cafe\u0301", "th\u00e9"], ("caf\u00e9", "th\u00e9")),
-        (
-            ["\u041d\u0435\u0442", "\u0414\u0430", "\u65e5\u672c"],
-            ("\u0414\u0430", "\u041d\u0435\u0442", "\u65e5\u672c"),
-        ),
-        (["Yes", "yes"], ("Yes", "yes")),
-        (["true", "false"], ("false", "true")),
-        ([f"c{number:03}" for number in range(300)] * 2, tuple(f"c{number:03}" for number in range(300))),
-        ([None, " "], ()),
-    ],
-)
-def test_names_that_values_imply(values: list[Any], names: tuple[str, ...]) -> None:
-    assert infer(values) == names
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ([1, 2, 3], r"are 1, 2, 3, expected 0, 1, .*labels=\['1', '2', '3'\]"),
-        ([0, 2], "without a gap"),
-        ([0.5, 1.0], "kind='regression'"),
-        (["1.5", "0.2", "1.0"], "kind='regression'"),  # as a CSV file has them
-        (["a", "a"], "1 classes, expected at least 2"),
-        ([-1, 1], r"are -1, 1, expected .*labels=\['-1', '1'\]"),
-        ([[0, 2], [1]], r"Row 0 .*label \[0, 2\] in column 'label' is a list, .*fit a task each .*'a\+b'"),
-        ([{"a": 1}], "is a dict"),
-        ([b"spam", b"ham"], "is a bytes"),
-        ([f"text {number}" for number in range(150)], "150 different values in 150 rows, which are hardly classes"),
-    ],
-)
-def test_values_that_imply_no_names(values: list[Any], message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        infer(values)
 
 
 @pytest.mark.parametrize(
@@ -102,10 +49,6 @@ def test_classes_by_name_or_number(values: list[Any], labels: tuple[str, ...], n
 def test_a_value_that_is_no_class(value: Any, labels: tuple[str, ...]) -> None:
     with pytest.raises(DataError, match=f"Row 0 .*{value!r}"):
         read([value], labels=labels)
-
-
-def test_the_order_of_rows_does_not_number_classes() -> None:
-    assert infer(["b", "c", "a"]) == infer(["a", "b", "c"]) == ("a", "b", "c")
 
 
 @pytest.mark.parametrize(("labels", "numbers"), [(("1", "2"), [0, 1]), (("2", "1"), [1, 0]), (("bad", "good"), [0, 1])])
