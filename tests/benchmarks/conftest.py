@@ -26,17 +26,18 @@ def benchmarks() -> Iterator[SimpleNamespace]:
         import epoch_parts
         import epochs
         import language_models
+        import language_study
         import overhead
         import peers
         import quality
         import robustness
         import speed
 
-        modules = common, curvature, diagnosis, epoch_parts, epochs, language_models, overhead
-        modules += peers, quality, robustness, speed
+        modules = common, curvature, diagnosis, epoch_parts, epochs, language_models, language_study
+        modules += overhead, peers, quality, robustness, speed
         scripts = {each.__name__: each for each in modules}
         yield SimpleNamespace(**scripts)
-        for name in (*scripts, "peer_parts", "reliability"):
+        for name in (*scripts, "language_cells", "peer_parts", "reliability"):
             sys.modules.pop(name, None)
 
 
