@@ -105,7 +105,9 @@ def diagnose(
     settings: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "progress": progress}
     observation = posterior.program.observation
     if not isinstance(observation.predicted(torch.zeros(1, 1, observation.outputs)), ClassPrediction):
-        raise PosteriorError("A diagnosis is of class probabilities: for real labels there is to_inference_data.")
+        raise PosteriorError(
+            f"A diagnosis is of class probabilities: for what '{observation.name}' predicts there is to_inference_data."
+        )
     draws = min([draws, *(chain.most_draws for chain in posterior.chains if chain.most_draws is not None)])
     found = Diagnosis()
     found.data = to_inference_data(posterior, rows if train is None else train, draws, PRIOR_DRAWS, **settings)

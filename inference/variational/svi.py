@@ -61,6 +61,11 @@ class SVI(TrainingSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_kind(self.guide)
+        if self.particles > 1 and self.gradient_checkpointing:
+            raise SettingError(
+                "gradient_checkpointing needs particles=1: what the backward pass computes again of all particles "
+                "would be with the weights of the last."
+            )
         if self.elbo == "renyi" and self.particles < 2:
             raise SettingError("A Rényi bound of one particle is the ELBO: give particles=2 or more, or elbo='trace'.")
 

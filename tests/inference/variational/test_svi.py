@@ -169,6 +169,12 @@ def test_unknown_bounds_and_no_particles_are_refused() -> None:
         SVI(particles=0)
 
 
+def test_several_particles_with_activations_that_are_computed_again_are_refused() -> None:
+    with pytest.raises(SettingError, match="gradient_checkpointing needs particles=1"):
+        SVI(particles=2, gradient_checkpointing=True)
+    assert SVI(gradient_checkpointing=True).particles == 1
+
+
 def test_a_renyi_bound_of_one_particle_is_refused() -> None:
     with pytest.raises(SettingError, match="particles=2"):
         SVI(elbo="renyi")
