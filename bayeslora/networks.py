@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,8 +97,11 @@ def is_causal(settings: NetworkSettings) -> bool:
         found, _ = PreTrainedConfig.get_config_dict(settings.path)
     except (OSError, ValueError):  # whoever loads it says what is wrong
         return False
-    names = found.get("architectures") or ()
-    return any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
+    return _names_causal(found.get("architectures") or ())
+
+
+def _names_causal(architectures: Sequence[str]) -> bool:
+    return any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures)
 
 
 class Base(NamedTuple):
@@ -205,6 +208,12 @@ def _check_kind(name: str, config: Any, kind: Any, observation: Observation) -> 
             f"transformers has no {observation.network.removeprefix('AutoModelFor')} for '{name}' "
             f"({config.model_type}), which the observation '{observation.name}' needs: choose another base, or "
             "a task of another kind."
+        )
+    # transformers makes one of an encoder, too, which was never trained to go on with a text.
+    if observation.causal and config.architectures and not _names_causal(config.architectures):
+        raise AdapterError(
+            f"'{name}' is a {config.architectures[0]}, and the observation '{observation.name}' needs a causal "
+            "language model: choose another base, or another observation."
         )
 
 

@@ -115,6 +115,18 @@ class Prompted(Classes):
             )
         return replace(self, classes=spec.max_choices)
 
+    def check_network(self, network: nn.Module) -> None:
+        """Make sure that the token of every label is known.
+
+        Raises:
+            SettingError: it is not.
+        """
+        if len(self.label_tokens) < self.classes:
+            raise SettingError(
+                f"Of {self.classes} labels {len(self.label_tokens)} have a token: give Prompted(label_tokens=...), or "
+                "make the program by Program.from_pretrained, which asks the tokenizer."
+            )
+
     @property
     def outputs(self) -> int:
         """One of each label; with the whole vocabulary one more, of all other tokens together."""

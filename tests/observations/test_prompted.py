@@ -12,11 +12,11 @@ from causal_scenarios import CHAT, POSITIONS, causal_base, tokenizer_of
 from curvature_scenarios import given, matrix_of, relative
 from datasets import Dataset
 from peft import LoraConfig
-from scenarios import awake, dense_jacobian, tiny_batch
+from scenarios import awake, dense_jacobian, saved_base, tiny_batch
 from torch import Tensor
 
 import bayeslora as bl
-from bayeslora.errors import DataError, SettingError
+from bayeslora.errors import AdapterError, DataError, SettingError
 from bayeslora.models import Gaussian
 from bayeslora.observations import Classes, Prompted, TextChoices, build, of_task
 from bayeslora.passes import Rows
@@ -237,6 +237,20 @@ def test_settings() -> None:
     found = Prompted(2, ("a", "b"), (3, 4), "vocabulary", chat=True)
     assert build(found.to_dict()) == found == build({**found.to_dict(), "label_tokens": [3, 4], "words": ["a", "b"]})
     assert found.outputs == 3
+
+
+def test_a_network_that_is_no_causal_language_model(tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="is a BertForSequenceClassification, and the observation 'prompted' needs"):
+        Program.from_pretrained(saved_base(tmp_path), Task(SPEC, Split(FILMS, SPEC)), observation="prompted")
+
+
+def test_labels_whose_tokens_nobody_knows() -> None:
+    found = program()
+    with pytest.raises(SettingError, match="Of 3 labels 0 have a token"):
+        Program(found.network, Prompted(3))
+    rows = Dataset.from_dict({"input_ids": [[5, 6], [7]], "labels": [0, 1]})
+    one = Program(found.network, Prompted(3, label_tokens=(7, 8, 9)))
+    assert one.outputs({site.name: site.initial for site in one.sites}, tiny_batch(one, rows)).shape == (2, 3)
 
 
 def dense_curvature(found: Program, rows: Split) -> Tensor:
