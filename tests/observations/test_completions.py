@@ -191,3 +191,14 @@ def test_fit_predict_save_and_load(backend: str, tmp_path: Any) -> None:
     assert measured["perplexity"].low <= measured["perplexity"].value <= measured["perplexity"].high
     with pytest.raises(PosteriorError, match="write"):
         found.sample()
+
+
+def test_arviz_is_told_of_likelihoods_and_of_no_other_texts() -> None:
+    posterior = bl.fit(program(), rows(), "svi", epochs=1, batch_size=2, progress=False, cpu=True)
+    data = posterior.to_inference_data(rows(), draws=30, prior_draws=2, progress=False)
+    assert data["log_likelihood"]["y"].shape == (1, 30, 4) and set(data["posterior_predictive"]) == {"mean"}
+    assert data["observed_data"]["y"].values.tolist() == ROWS["labels"]
+    found = bl.diagnostics.loo(data)
+    assert len(found.pareto_k) == 4
+    with pytest.raises(PosteriorError, match="class probabilities"):
+        bl.diagnostics.diagnose(posterior, rows())  # type: ignore[arg-type]
