@@ -42,6 +42,11 @@ def test_a_wheel_works_in_another_folder(tmp_path: Path) -> None:
         "bayeslora/inference/__init__.py",
     ]
     assert int(sites) > 0
+    rooms = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "bayeslora").rglob("__init__.py")}
+    for room in ("models", "inference"):
+        found = (ROOT / room).rglob("__init__.py")
+        rooms |= {f"bayeslora/{path.parent.relative_to(ROOT).as_posix()}" for path in found}
+    assert rooms == {path.parent.relative_to(site).as_posix() for path in site.rglob("__init__.py")}
     # Nothing called models or inference lands beside the package.
     assert sorted(path.name for path in site.iterdir() if path.suffix != ".dist-info") == ["bayeslora"]
 
