@@ -17,7 +17,7 @@ FLOORS = """
     errors files rng progress signals settings registry identity record demo tasks predict observations networks store
     adapters sites finding weights models program passes predictors generation
     diagnostics.versions diagnostics.summaries diagnostics.inference_data
-    posterior inference diagnostics app __main__
+    posterior inference diagnostics harness app __main__
 """.split()
 
 

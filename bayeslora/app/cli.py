@@ -1,4 +1,4 @@
-"""The command line: fit, evaluate, predict, generate, diagnose, compare, list, tasks.
+"""The command line: fit, evaluate, lm-eval, predict, generate, diagnose, compare, list, tasks.
 
 What is heavy is imported inside the commands, so that help comes at once.
 """
@@ -19,6 +19,7 @@ from bayeslora.app.commands.evaluate import evaluate
 from bayeslora.app.commands.fit import fit
 from bayeslora.app.commands.generate import generate
 from bayeslora.app.commands.listing import list_backends, list_models, list_tasks
+from bayeslora.app.commands.lm_eval import lm_eval
 from bayeslora.app.commands.predict import predict
 from bayeslora.app.commands.tasks import show_task
 from bayeslora.app.config import RENAMED
@@ -87,7 +88,7 @@ def options(
         load_file(path)
 
 
-for command in (fit, predict, generate, evaluate, diagnose, compare):
+for command in (fit, predict, generate, evaluate, lm_eval, diagnose, compare):
     app.command()(command)
 for shown in (list_backends, list_models, list_tasks):
     listing.command(shown.__name__.removeprefix("list_"))(shown)
