@@ -9,11 +9,13 @@ from bayeslora.diagnostics.inference_data import to_inference_data
 from bayeslora.diagnostics.loo import loo
 from bayeslora.diagnostics.report import Diagnosis, diagnose
 from bayeslora.diagnostics.simulation import Ranks, sbc
+from bayeslora.diagnostics.tokens import TokenCalibration, token_calibration
 from bayeslora.diagnostics.versions import read, write
 
 __all__ = [
     "Diagnosis",
     "Ranks",
+    "TokenCalibration",
     "auroc",
     "by_class",
     "diagnose",
@@ -29,5 +31,6 @@ __all__ = [
     "sbc",
     "shuffled",
     "to_inference_data",
+    "token_calibration",
     "write",
 ]

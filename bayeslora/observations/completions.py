@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from bayeslora.observations.encoding import Encoder
     from bayeslora.tasks import TaskSpec
 
-__all__ = ["CompletionCollator", "Completions", "log_likelihoods", "spread"]
+__all__ = ["CompletionCollator", "Completions", "log_likelihoods", "positions_at_once", "spread"]
 
 #: Logits that are held at once: positions times vocabulary.
 LOGITS = 2**24
@@ -188,7 +188,7 @@ def log_likelihoods(network: nn.Module, hidden: Tensor, expected: Tensor) -> Ten
     Returns:
         Log probabilities (positions,).
     """
-    step = _positions(network)
+    step = positions_at_once(network)
     if len(hidden) <= step:
         return _log_likelihoods(network, hidden, expected)
     again = partial(_same_values, head_of(network))
@@ -208,7 +208,7 @@ def spread(values: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
 def _sampled(network: nn.Module, hidden: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
     """Log probability of the token that comes at each position (positions,), and one that is drawn there."""
     own, tokens = [], []
-    step = _positions(network)
+    step = positions_at_once(network)
     for states, known in zip(hidden.split(step), expected.split(step), strict=True):
         logs = logits_at(network, states).log_softmax(-1)
         own.append(logs.gather(-1, known.unsqueeze(-1)).squeeze(-1))
@@ -221,7 +221,7 @@ def _log_likelihoods(network: nn.Module, hidden: Tensor, expected: Tensor) -> Te
     return logits.gather(-1, expected.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
 
 
-def _positions(network: nn.Module) -> int:
+def positions_at_once(network: nn.Module) -> int:
     """How many positions' logits are held at once."""
     return max(1, LOGITS // int(head_of(network).out_features))
 
