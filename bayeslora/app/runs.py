@@ -135,7 +135,8 @@ def _chosen(program: Program, task: Task) -> str:
     if not program.observation.causal:
         return ""
     others = [each for each in OBSERVATIONS if task.spec.kind in OBSERVATIONS[each].kinds and each != name]
-    return f"The observation is '{name}'; --observation chooses another: {', '.join(others)}."
+    choice = f"; --observation chooses another: {', '.join(others)}" if others else ""
+    return f"The observation is '{name}'{choice}."
 
 
 def _check(folder: Path, config: RunConfig, resume: bool, overwrite: bool) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 
 import pandas as pd
@@ -23,7 +25,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_rows(folder / "data" / f"{split}.jsonl", ROWS * copies)
     settings = ("--set", "epochs=1", "--set", "lora.target_modules=q_proj", "--set", "cpu=true")
     names = ("--base", causal_base(), "--task", folder / "data", "--backend", "svi", "--model", "gaussian")
-    assert call("fit", *names, *settings, "--output", folder / "run") == 0
+    with redirect_stderr(StringIO()) as said:
+        assert call("fit", *names, *settings, "--output", folder / "run") == 0
+    # There is but one of these, and no other to choose.
+    assert "The observation is 'completions'." in said.getvalue() and "'prompt' and 'completion'" in said.getvalue()
     return folder / "run"
 
 
