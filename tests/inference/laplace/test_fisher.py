@@ -86,12 +86,14 @@ def test_the_score_of_one_token_comes_back_on_average() -> None:
     observation = over.observation
     assert isinstance(observation, Sampled)
     torch.manual_seed(0)
-    means = []
+    means, offsets = [], []
     for _ in range(30):
         found = observation.drawn(over.network, batch, True)
         assert (found.one <= 0).all() and (found.offset >= -1).all()
+        offsets.append(found.offset)
         means.append(flat(torch.autograd.grad((found.offset * found.drawn[:, 1]).mean(), list(weights.values()))))
     _, score = of_row(over, number)
+    assert deviations(torch.cat(offsets), torch.zeros(())).abs() < 5
     off = deviations(torch.stack(means), score / ROWS["labels"][number])
     assert off.square().mean() < 3 and off.abs().max() < 6
 
