@@ -6,6 +6,10 @@
 - `choices`: questions of 60 tokens with four choices of 5 tokens, scored with the question run once, against a sequence
   for each choice; `choices-gradient`: the same with the gradient by LoRA on all queries and values. Both compute logits
   at the tokens of choices alone.
+- `labels`: logits of four labels behind 8 prompts of 64 tokens, against those of all tokens over the whole vocabulary;
+  `labels-gradient`: the same with the gradient.
+- `draws`: a prompt of 64 tokens at 8 draws of the weights at once, against one draw after another; `draws-token`: one
+  more token of a text behind it, as a mixture of 8 draws reads it.
 
 Weights are random, which time does not depend on. Times are medians of alternating passes, so that a slower spell of
 the machine hits both; the ratio is the median of the ratios within a round. Writes
@@ -20,6 +24,7 @@ import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,8 +34,9 @@ from common import RESULTS, environment, markdown
 from torch import Tensor
 
 from bayeslora.files import write_json
+from bayeslora.generation.decoding import Reader
 from bayeslora.models import Gaussian
-from bayeslora.observations import Observation, Padding, TextChoices
+from bayeslora.observations import Observation, Padding, Prompted, TextChoices
 from bayeslora.observations.completions import log_likelihoods
 from bayeslora.observations.decoder import hidden_states
 from bayeslora.program import Program
@@ -39,7 +45,8 @@ SHAPES = {
     "tiny": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "vocab_size": 64},
     "small": {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 8, "vocab_size": 8192},
 }
-EXAMPLES, CHOICES, QUESTION, CHOICE = 8, 4, 60, 5
+EXAMPLES, CHOICES, QUESTION, CHOICE, PROMPT, DRAWS = 8, 4, 60, 5, 64, 8
+LETTERS = tuple("ABCD")
 
 
 @dataclass(frozen=True)
@@ -92,20 +99,89 @@ def choices(options: Namespace, gradient: bool = False) -> Comparison:
         found = log_likelihoods(ours.network, hidden.flatten(0, 1), alone[:, QUESTION:].flatten())
         return found.reshape(EXAMPLES, CHOICES, CHOICE).sum(-1)
 
-    def or_gradient(scores: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        def of_all() -> Tensor:
-            found = torch.autograd.grad(scores().sum(), list(weights.values()))
-            return torch.cat([each.flatten() for each in found])
+    ways = (plainly, lambda: ours.outputs(weights, packed))
+    return Comparison(*(gradient_of(way, weights) if gradient else torch.no_grad()(way) for way in ways), 1.8)
 
-        return of_all if gradient else torch.no_grad()(scores)
 
-    return Comparison(or_gradient(plainly), or_gradient(lambda: ours.outputs(weights, packed)), 1.8)
+def labels(options: Namespace, gradient: bool = False) -> Comparison:
+    """Logits of a few tokens behind a prompt, or the gradient of their sum by the LoRA matrices."""
+    ours = program(options, Prompted(CHOICES, LETTERS, tuple(range(1, CHOICES + 1))))
+    weights = {site.name: site.initial.clone().requires_grad_(gradient) for site in ours.sites}
+    batch = prompts(ours, options, EXAMPLES)
+
+    def plainly() -> Tensor:
+        ours.weights.install(weights)
+        found: Tensor = ours.network(**batch).logits
+        return found.float()[:, -1, 1 : CHOICES + 1]
+
+    ways = (plainly, lambda: ours.outputs(weights, batch))
+    return Comparison(*(gradient_of(way, weights) if gradient else torch.no_grad()(way) for way in ways), 1.0)
+
+
+def draws(options: Namespace) -> Comparison:
+    """Logits of a few tokens behind one prompt, at several draws of the weights."""
+    ours = program(options, Prompted(CHOICES, LETTERS, tuple(range(1, CHOICES + 1))))
+    several, batch = drawn(ours), prompts(ours, options, 1)
+    return Comparison(
+        torch.no_grad()(lambda: torch.stack([ours.outputs(each, batch) for each in several])),
+        torch.no_grad()(lambda: ours.joint_outputs(several, batch)),
+        1.0,
+    )
+
+
+def token(options: Namespace) -> Comparison:
+    """What comes after one more token of a text, at several draws of the weights that have read the prompt."""
+    ours = program(options, Prompted(CHOICES, LETTERS, tuple(range(1, CHOICES + 1))))
+    several, batch = drawn(ours), prompts(ours, options, 1)
+    together, single = [Reader(ours, several)], [Reader(ours, [each]) for each in several]
+    with torch.no_grad():
+        for reader in (*together, *single):
+            reader(batch)
+
+    def after(readers: Sequence[Reader]) -> Callable[[], Tensor]:
+        lengths = count(PROMPT + 1)  # each call reads one token more
+
+        def read() -> Tensor:
+            mask = torch.ones(1, next(lengths), dtype=torch.long, device=options.device)
+            longer = {"input_ids": batch["input_ids"][:, :1], "attention_mask": mask}
+            return torch.cat([reader(longer) for reader in readers], dim=1)
+
+        return torch.no_grad()(read)
+
+    return Comparison(after(single), after(together), 1.0)
+
+
+def prompts(ours: Program, options: Namespace, rows: int) -> dict[str, Tensor]:
+    """Prompts without padding."""
+    size = ours.network.config.vocab_size
+    ids = torch.randint(size, (rows, PROMPT), generator=torch.Generator().manual_seed(1)).to(options.device)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def drawn(ours: Program) -> list[dict[str, Tensor]]:
+    """Several sets of weights."""
+    return [
+        {site.name: site.initial + 0.01 * torch.randn_like(site.initial) for site in ours.sites} for _ in range(DRAWS)
+    ]
+
+
+def gradient_of(way: Callable[[], Tensor], weights: Mapping[str, Tensor]) -> Callable[[], Tensor]:
+    """The gradient of the sum of what a way gives."""
+
+    def found() -> Tensor:
+        return torch.cat([each.flatten() for each in torch.autograd.grad(way().sum(), list(weights.values()))])
+
+    return found
 
 
 #: What is compared, by name.
 COMPARISONS: dict[str, Callable[[Namespace], Comparison]] = {
     "choices": choices,
     "choices-gradient": lambda options: choices(options, gradient=True),
+    "labels": labels,
+    "labels-gradient": lambda options: labels(options, gradient=True),
+    "draws": draws,
+    "draws-token": token,
 }
 
 
