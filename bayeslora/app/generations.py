@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,8 @@ __all__ = ["check_score", "generate_file", "generate_here", "generate_split"]
 COLUMN = "prompt"
 #: Prompts that are read, answered and written at a time.
 CHUNK = 100
+#: The score of programs, by the tests of their rows.
+PROGRAMS = "humaneval"
 
 
 def generate_here(posterior: Posterior, prompts: Sequence[str], output: Path | None, **settings: Any) -> None:
@@ -67,44 +69,65 @@ def generate_file(posterior: Posterior, source: Path, target: Path, **settings: 
 def generate_split(posterior: Posterior, rows: Split, target: Path, score: str | None, **settings: Any) -> Any:
     """Answer the rows of a task, and write a line of JSON for each, with the true text where there is one.
 
+    Programs end where the function that was asked for does, unless it is said where. They are run, so make sure first
+    that this is wanted (`check_score`); a text then says whether it passed.
+
     Args:
         posterior: of a causal language model.
         rows: of the task.
         target: file to write.
-        score: whose way to read answers is taken, one of `bayeslora.generation.ANSWERS`; None for no scores.
+        score: whose way to read answers is taken, one of `bayeslora.generation.ANSWERS`, or `PROGRAMS`; None for no
+            scores.
         **settings: of `Posterior.generate`.
 
     Returns:
         What to show: a table of scores, or how many rows were answered.
     """
-    from bayeslora.generation import ANSWERS, exact_match
+    from bayeslora.generation import ANSWERS, exact_match, programs
 
+    if score == PROGRAMS:
+        programs.check_tests(rows)
+        settings["stop"] = settings.get("stop") or programs.STOPS
     found = posterior.generate(rows, **settings)
     truths = [rows.spec.texts(row)[0][1] for row in rows.dataset]
     lines = [
         each.to_dict() | ({} if truth is None else {"truth": truth}) for each, truth in zip(found, truths, strict=True)
     ]
-    files.write_text(target, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    _write(target, lines)
     if score is None:
         return f"{len(found):,} rows answered by {posterior.record.backend}. Written into {target}"
-    scores = exact_match(found, [truth or "" for truth in truths], ANSWERS[score])
+    if score == PROGRAMS:
+        outcomes = programs.run_tests(found, rows, unsafe_code=True)
+        for line, row in zip(lines, outcomes, strict=True):
+            for text, outcome in zip(line["texts"], row, strict=True):
+                text |= {"passed": outcome.passed, **outcome._asdict()}
+        _write(target, lines)
+        scores = programs.pass_rates(outcomes)
+    else:
+        scores = exact_match(found, [truth or "" for truth in truths], ANSWERS[score])
     return intervals_table(
         scores, f"{posterior.record.backend} on {len(found):,} rows of {rows.spec.name}, {rows.name}"
     )
 
 
-def check_score(score: str | None, split: str | None) -> None:
+def check_score(score: str | None, split: str | None, run_programs: bool) -> None:
     """Make sure that answers can be scored.
 
     Raises:
-        SettingError: there is no such way to read them, or there are no true ones.
+        SettingError: there is no such way to read them, there are no true ones, or programs are not to be run.
     """
     from bayeslora.generation import ANSWERS
+    from bayeslora.generation.sandbox import check_consent
 
-    if score is not None and score not in ANSWERS:
-        raise SettingError(unknown("score", score, ANSWERS))
+    scores = (*ANSWERS, PROGRAMS)
+    if score is not None and score not in scores:
+        raise SettingError(unknown("score", score, scores))
     if score is not None and split is None:
         raise SettingError("A score needs rows with a true answer: give --split, such as --split test.")
+    if score == PROGRAMS:
+        check_consent(run_programs)
+    elif run_programs:
+        raise SettingError(f"--run-programs goes with --score {PROGRAMS}, which alone runs what is written.")
 
 
 def summary(found: Generation) -> str:
@@ -117,6 +140,10 @@ def summary(found: Generation) -> str:
     if len(found) > 1:
         parts.append(f"{vote.share:.0%} of {len(found)} texts agree")
     return f"[{found.draws} draws: {', '.join(parts)}]"
+
+
+def _write(target: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    files.write_text(target, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
 def _line(found: Generation) -> str:

@@ -46,6 +46,7 @@ class TaskSpec:
         completion: what follows the text, a field or a template.
         messages: field with a chat, a list of turns with ``role`` and ``content``, in place of text and completion: the
             latter is what the assistant says in the last turn.
+        extra: fields that no network reads, kept where rows have them for what scores answers.
         path: of the data: a data set on the hub, a file or a folder, or "demo"; None for rows given in memory.
         config: configuration of the data set on the hub.
         revision: of the data set on the hub.
@@ -67,6 +68,7 @@ class TaskSpec:
     question: str | None = None
     completion: str | None = None
     messages: str | None = None
+    extra: tuple[str, ...] = ()
     path: str | None = None
     config: str | None = None
     revision: str | None = None
@@ -75,7 +77,7 @@ class TaskSpec:
     test: str | None = "test"
 
     def __post_init__(self) -> None:
-        for name in ("text", "labels", "choices", "choice_keys", "words"):
+        for name in ("text", "labels", "choices", "choice_keys", "words", "extra"):
             value = getattr(self, name)
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(str(part) for part in value))
         if self.kind not in KINDS:
@@ -110,8 +112,9 @@ class TaskSpec:
 
     @property
     def answer_columns(self) -> tuple[str, ...]:
-        """Fields that say what is right: label or completion, names of choices, true probabilities."""
-        return (*fields_of(self.answer), *(self.choice_keys if len(self.choice_keys) == 1 else ()), "probabilities")
+        """Fields that say what is right: label or completion, names of choices, true probabilities, and extra ones."""
+        keys = self.choice_keys if len(self.choice_keys) == 1 else ()
+        return (*fields_of(self.answer), *keys, "probabilities", *self.extra)
 
     def texts(self, row: Mapping[str, Any]) -> list[tuple[str, str | None]]:
         """What a network reads of a row: one text or pair; for multiple choice, a pair for each choice."""

@@ -13,6 +13,8 @@ from peft import LoraConfig
 
 import bayeslora as bl
 from bayeslora.app import generations
+from bayeslora.generation.programs import STOPS
+from bayeslora.generation.writing import Writer
 from bayeslora.inference import fit, load
 from bayeslora.tasks import Split, Task, TaskSpec
 
@@ -96,6 +98,33 @@ def test_sums_are_answered_and_scored(tmp_path: Path, capsys: pytest.CaptureFixt
     assert [each["truth"] for each in found] == [f" {n} + 1\n#### {n + 1}" for n in range(4)]
 
 
+def test_programs_are_tested(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sums").mkdir()
+    rows = [{"prompt": f"def add(x):\n    # {n}\n", "canonical_solution": f"    return x + {n}"} for n in range(3)]
+    (tmp_path / "sums" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    tests = {"entry_point": "add", "test": "def check(add):\n    assert add(0) is None"}
+    (tmp_path / "sums" / "test.jsonl").write_text("".join(json.dumps(row | tests) + "\n" for row in rows), "utf-8")
+    data = ["--task", "humaneval", "--data-dir", tmp_path / "sums"]
+    small = ["--set", "epochs=1", "--set", "lora.target_modules=q_proj", "--set", "cpu=true", "--set", "batch_size=6"]
+    assert call("fit", "--base", causal_base(), *data, "--backend", "mle", "--output", tmp_path / "run", *small) == 0
+    capsys.readouterr()
+    # A random network writes no program: half of the texts are put in their place.
+    asked: list[Writer] = []
+    monkeypatch.setattr(Writer, "text", lambda self, written: asked.append(self) or ("  pass", "  x(")[len(asked) % 2])
+    chosen = ["--split", "test", "--limit", "2", "--score", "humaneval", "--samples", "2", "--max-new-tokens", "6"]
+    assert call("generate", tmp_path / "run", *data, *chosen, "--run-programs", "--output", tmp_path / "out.jsonl") == 0
+    shown = capsys.readouterr().out
+    assert "mle on 2 rows of humaneval" in shown and "pass@1" in shown and "pass@2" in shown and "0.5000" in shown
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text("utf-8").splitlines()]
+    assert [sorted(text["passed"] for text in line["texts"]) for line in lines] == [[False, True]] * 2
+    assert {text["status"] for line in lines for text in line["texts"]} == {"passed", "failed"}
+    assert asked[0]._decoding.stop == STOPS
+    assert call("generate", tmp_path / "run", *data, *chosen, "--output", tmp_path / "no.jsonl") == 2
+    assert "--run-programs" in capsys.readouterr().err and not (tmp_path / "no.jsonl").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -103,6 +132,12 @@ def test_sums_are_answered_and_scored(tmp_path: Path, capsys: pytest.CaptureFixt
         (["--prompt", "A", "--file", "x.csv"], "give one of --prompt, --file, --split"),
         (["--prompt", "A", "--score", "gsm8k"], "needs rows with a true answer"),
         (["--split", "test", "--output", "x.jsonl", "--score", "gsm9k"], "Did you mean 'gsm8k'"),
+        (["--split", "test", "--output", "x.jsonl", "--score", "humaneval"], "--run-programs"),
+        (
+            ["--split", "test", "--output", "x.jsonl", "--score", "gsm8k", "--run-programs"],
+            "goes with --score humaneval",
+        ),
+        (["--prompt", "A", "--task", "humaneval"], "give --split"),
         (["--file", "x.csv"], "give --output FILE.jsonl"),
         (["--prompt", "A", "--method", "drawn"], "Did you mean 'draw'"),
         (["--prompt", "A", "--temperature", "-1"], "temperature"),

@@ -133,6 +133,10 @@ RENDERED = {
         "  c q | x\n  c q | y\n* c q | z",
     ),
     "gsm8k": ({"question": "1+1?", "answer": "2\n#### 2"}, "Question: 1+1?\nAnswer:\n->  2\n#### 2"),
+    "humaneval": (
+        {"prompt": "def f():\n", "canonical_solution": "    return 1\n", "test": "t", "entry_point": "f"},
+        "def f():\n\n->     return 1\n",
+    ),
     "mmlu/law": ({"question": "q", "choices": ["x", "y", "z", "w"], "answer": 0}, "* q | x\n  q | y\n  q | z\n  q | w"),
 }
 

@@ -27,15 +27,25 @@ def generate(
         ),
     ] = None,
     split: Annotated[
-        str | None, typer.Option(help="Rows of the run's own task, by the name of the split.", show_default=False)
+        str | None, typer.Option(help="Rows of the task, by the name of the split.", show_default=False)
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Another task of the same kind; with --split.", show_default="the run's own")
     ] = None,
     limit: Annotated[
         int | None, typer.Option(help="Rows of the split, the first ones.", min=1, show_default="all")
     ] = None,
     score: Annotated[
         str | None,
-        typer.Option(help="Share of answers that are right, as gsm8k's are read; with --split.", show_default=False),
+        typer.Option(
+            help="Share of answers that are right, as gsm8k's are read, or of programs that pass their tests "
+            "(humaneval); with --split.",
+            show_default=False,
+        ),
     ] = None,
+    run_programs: Annotated[
+        bool, typer.Option("--run-programs", help="Run what is written on this machine, under limits.")
+    ] = False,
     data_dir: Annotated[
         str | None, typer.Option(help="Where the task's files are now, if they have moved.", show_default=False)
     ] = None,
@@ -69,7 +79,9 @@ def generate(
         raise SettingError("generate takes prompts, a file or a split of them: give one of --prompt, --file, --split.")
     if prompt is None and output is None:
         raise SettingError("What is generated for many rows goes into a file: give --output FILE.jsonl.")
-    check_score(score, split)
+    if task and not split:
+        raise SettingError("Rows of another task go by the name of their split: give --split, such as --split test.")
+    check_score(score, split, run_programs)
     posterior = load(run, base)
     settings = {
         "samples": samples,
@@ -84,7 +96,7 @@ def generate(
     if prompt:
         generate_here(posterior, prompt, output, **settings)
     elif split is not None and output is not None:
-        rows = runs.saved_task(posterior, None, data_dir).split(split)
+        rows = runs.saved_task(posterior, task, data_dir).split(split)
         rows = rows if limit is None else rows.select(range(min(limit, len(rows))))
         show(generate_split(posterior, rows, output, score, batch_size=batch_size, **settings))
     elif file is not None and output is not None:

@@ -1,0 +1,83 @@
+"""What the system itself refuses a process, without the audit hook."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bayeslora.generation import confined
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="namespaces and Landlock of Linux")
+START = f"import os, sys\nsys.path.insert(0, {str(Path(confined.__file__).parent)!r})\nimport confined\n"
+
+
+def said(source: str, folder: Path) -> str:
+    done = subprocess.run([sys.executable, "-c", START + source], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_the_network_is_gone(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        connect = f"import socket\nsocket.create_connection(('127.0.0.1', {server.getsockname()[1]}))\n"
+        assert said(connect + "print('there')", tmp_path) == "there"
+        asked = f"print(confined.leave_network())\ntry:\n    {connect.replace(chr(10), chr(10) + '    ')}\n"
+        found = said(asked + "except OSError: print('gone')", tmp_path)
+    if found == "False":
+        pytest.skip("the system has no namespaces for this account")
+    assert found.split() == ["True", "gone"]
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        "open('../kept', 'w')",
+        "open('../kept')",
+        "os.truncate('../kept', 0)",
+        "os.remove('../kept')",
+        "os.mkdir('../new')",
+        "os.mkfifo('../new')",
+        "os.symlink('a', '../new')",
+        "os.link('own', '../new')",
+        "os.rename('own', '../new')",
+        "os.execv('/bin/true', ['true'])",
+    ],
+)
+def test_files_elsewhere_are_refused(act: str, tmp_path: Path) -> None:
+    (tmp_path / "kept").write_text("kept")
+    (tmp_path / "own").mkdir()
+    source = f"""
+print(confined.confine_files(os.getcwd(), sys.path))
+open("own", "w").write("x")
+import colorsys  # a module of the library is read
+try:
+    {act}
+except OSError as error:
+    print(type(error).__name__)
+"""
+    found = said(source, tmp_path / "own").split()
+    if found[0] == "False":
+        pytest.skip("this kernel has no Landlock")
+    assert found[1] in ("PermissionError", "OSError") and os.listdir(tmp_path / "own") == ["own"]
+    assert sorted(os.listdir(tmp_path)) == ["kept", "own"] and (tmp_path / "kept").read_text() == "kept"
+
+
+def test_no_further_process_but_for_root(tmp_path: Path) -> None:
+    become = "if os.getuid() == 0: os.setuid(65534)\n"
+    source = "confined.limit(9, 2**30, 1000, 20)\ntry:\n    os.fork()\nexcept BlockingIOError: print('refused')"
+    assert said(become + source, tmp_path) == "refused"
+
+
+def test_limits_are_lowered_alone(tmp_path: Path) -> None:
+    source = """
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (10, 10))
+confined.limit(9, 2**30, 1000, 20)
+print(resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+"""
+    assert said(source, tmp_path) == "10"
