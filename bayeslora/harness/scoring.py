@@ -98,10 +98,9 @@ class _Places(NamedTuple):
 
 
 def _batch(program: Program, texts: Sequence[tuple[int, ...]]) -> Batch:
-    """Texts with padding on the right, which nothing that comes before it sees."""
+    """Texts with padding on the right, where nothing that comes before it sees it: so there need not be a mask."""
     collate = Collator(replace(program.padding, side="right", positions=False))
-    batch = collate([{"input_ids": text} for text in texts])
-    return {name: value.to(program.device) for name, value in batch.items()}
+    return {"input_ids": collate([{"input_ids": text} for text in texts])["input_ids"].to(program.device)}
 
 
 def _scored(program: Program, draws: Sequence[Weights], batch: Batch, places: _Places) -> Scores:
