@@ -25,28 +25,30 @@ QUIZ: list[dict[str, Any]] = [
     {"question": "Is this not a good film? ", "choices": ["yes, the film is great", "no", "one or none"]},
     {"question": "Which of A B C is the one?", "choices": ["A", "B", "C"]},
 ]
+#: More than the networks have positions for.
+LONG = {"question": "What is the moon made of, and is it not a stone? " * 8, "choices": ["a stone", "no", "the sun"]}
 TEXTS = ["The moon is made of stone.", "What is this, and which is it? " * 12, "good"]
 
 
-def posterior_of(network: str = "llama", tokenizer: str = "bytes-bos", kind: str = "structured") -> Posterior:
-    """A posterior whose draws differ much."""
+def posterior_of(network: str = "llama", tokenizer: str = "bytes-bos", *also: str) -> Posterior:
+    """A posterior whose draws differ much; its LoRA is on further layers, if some are named."""
     torch.manual_seed(0)
     spec = TaskSpec("quiz", "multiple-choice", ("question",), "label", ("A", "B", "C"), choices=("choices",))
     task = Task(spec, Split(Dataset.from_list([row | {"label": 0} for row in QUIZ]), spec))
     targets = {"llama": ["q_proj", "down_proj"], "gpt2": ["c_attn", "c_fc"]}[network]
-    base, lora = str(causal_base(network, tokenizer)), LoraConfig(r=2, target_modules=targets)
+    base, lora = str(causal_base(network, tokenizer)), LoraConfig(r=2, target_modules=[*targets, *also])
     program = Program.from_pretrained(base, task, model=Gaussian(), lora=lora)
-    guide = make_guide(kind, program.model, program.sites, 0.1)
+    guide = make_guide("structured", program.model, program.sites, 0.1)
     with torch.no_grad():
         for parameter in guide.parameters():
             parameter.add_(0.5 * torch.randn_like(parameter))
-    return VariationalPosterior(program, Record("svi", {"guide": kind}, n_data=len(QUIZ), finished=True), guide)
+    return VariationalPosterior(program, Record("svi", {"guide": "structured"}, n_data=len(QUIZ), finished=True), guide)
 
 
 def write_tasks(folder: Path) -> dict[str, Path]:
     """Files of tasks by name: multiple choice, perplexity, and generation."""
     rows = {
-        "quiz": [row | {"label": number % 3} for number, row in enumerate(QUIZ)],
+        "quiz": [row | {"label": number % 3} for number, row in enumerate([*QUIZ, LONG])],
         "texts": [{"text": text} for text in TEXTS],
     }
     for name, each in rows.items():

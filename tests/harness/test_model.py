@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness_scenarios import QUIZ, TEXTS, posterior_of, write_tasks
+from harness_scenarios import LONG, QUIZ, TEXTS, posterior_of, write_tasks
 from lm_eval import evaluator
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CachingLM
@@ -74,7 +74,7 @@ def test_the_mean_is_the_harnesss_own_model_of_the_saved_adapter(network: str, t
     for model in (own, lm(posterior, "mean", batch_size=2)):
         tasks = TaskManager(include_defaults=False).load([str(files["quiz"]), str(files["texts"])])
         found.append(evaluator.evaluate(model, tasks, bootstrap_iters=0))
-    for name, count in {"quiz": len(QUIZ), "texts": len(TEXTS)}.items():
+    for name, count in {"quiz": len([*QUIZ, LONG]), "texts": len(TEXTS)}.items():
         pairs = list(zip(*(each["samples"][name] for each in found), strict=True))
         assert len(pairs) == count
         for expected, got in pairs:

@@ -81,6 +81,15 @@ class TestExamples:
         assert [each.count("Question:") for each in asked[::3]] == [1, 2, 1]
         assert torch.equal(torch.get_rng_state(), before)
 
+    @pytest.mark.parametrize(("own", "found"), [(0, 0), (2, 1)])
+    def test_a_task_may_insist_on_none(
+        self, posterior: Posterior, folder: Path, tmp_path: Path, asked: list[str], own: int, found: int
+    ) -> None:
+        (tmp_path / "task.yaml").write_text(f"include: {folder / 'quiz.yaml'}\nnum_fewshot: {own}\n", "utf-8")
+        for count in (None, 1):
+            evaluate(PosteriorLM(posterior), [str(tmp_path / "task.yaml")], limit=1, num_fewshot=count)
+        assert [each.count("Question:") for each in asked[::3]] == [1 + own, 1 + found]
+
     def test_a_chat_is_the_tokenizers(self, posterior: Posterior, folder: Path, asked: list[str]) -> None:
         model = PosteriorLM(posterior)
         model.tokenizer.chat_template = CHAT

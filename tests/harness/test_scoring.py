@@ -14,9 +14,10 @@ from bayeslora.posterior import Posterior
 PAIRS: list[Pair] = [([5, 9, 30], [40, 41, 42]), ([7], [8]), ([7], [11]), ([3, 4, 5, 6, 7, 8, 9], [10, 11, 12, 13])]
 
 
-@pytest.fixture(scope="module", params=["llama", "gpt2"])
+@pytest.fixture(scope="module", params=[("llama",), ("gpt2",), ("llama", "lm_head")], ids="-".join)
 def posterior(request: pytest.FixtureRequest) -> Posterior:
-    return posterior_of(request.param, "bytes")
+    network, *also = request.param
+    return posterior_of(network, "bytes", *also)
 
 
 def logits(posterior: Posterior, weights: dict[str, Tensor], read: list[int]) -> Tensor:

@@ -22,8 +22,8 @@ def lm_eval(
     average: Annotated[
         str,
         typer.Option(
-            help="Over draws: sequence (probability of a text), choices (softmax over a document's choices), or mean "
-            "(one pass at the posterior mean)."
+            help="Over draws: sequence (probability of a text), choices (softmax over a document's choices, where "
+            "acc_norm means nothing), or mean (one pass at the posterior mean)."
         ),
     ] = "sequence",
     draws: Draws = 10,
