@@ -45,10 +45,15 @@ def evaluate(
         chat: put what is asked into the tokenizer's chat template.
 
     Raises:
-        SettingError: there is no such task.
+        SettingError: there is no such task, or it runs programs that a model writes.
     """
     loaded = _loaded(tasks, folder)
-    for task in loaded["tasks"].values():
+    for name, task in loaded["tasks"].items():
+        if getattr(task, "UNSAFE_CODE", False):
+            raise SettingError(
+                f"The task {name} runs programs that a model writes, without limits: leave it out. What a posterior "
+                "writes is run under limits by bayeslora generate --score humaneval --run-programs."
+            )
         own = task.get_config("num_fewshot")
         if own is None or (own and num_fewshot is not None):
             task.set_config(key="num_fewshot", value=num_fewshot or 0)

@@ -107,6 +107,12 @@ def test_a_task_that_there_is_not(folder: Path, capsys: pytest.CaptureFixture[st
         evaluate(PosteriorLM(load(folder / "run"), draws=1), ["quizz"])
 
 
+def test_a_task_that_runs_programs(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "task.yaml").write_text(f"include: {folder / 'says.yaml'}\nunsafe_code: true\n", "utf-8")
+    with pytest.raises(SettingError, match="The task says runs programs that a model writes"):
+        evaluate(PosteriorLM(load(folder / "run"), draws=1), [str(tmp_path / "task.yaml")])
+
+
 def test_without_the_harness(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "lm_eval" or "bayeslora.harness" in name]:
         monkeypatch.delitem(sys.modules, name)
