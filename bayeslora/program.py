@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bayeslora.adapters import adapt, by_base_name, load_adapter
 from bayeslora.errors import AdapterError, renamed
-from bayeslora.models.base import WeightModel
+from bayeslora.models.base import WeightModel, full_precision
 from bayeslora.models.monteclora import MonteCLoRA
 from bayeslora.networks import NetworkSettings, is_causal, lacking, load_base, numbered_from_mask, positions
 from bayeslora.observations import Encoder, Observation, Padding, of_task
@@ -199,8 +199,7 @@ class Program(nn.Module):
 
     def prior(self) -> dict[str, Tensor]:
         """Pyro model of the weights alone: sample every latent site, return the weights by site."""
-        # Covariance factors lose definiteness in the 8 bits of a bfloat16 mantissa.
-        with torch.autocast(self.device.type, enabled=False):
+        with full_precision(self.device):
             return self.model.sample(self.sites)
 
     def weights_at(self, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from bayeslora.errors import AdapterError
@@ -47,6 +49,12 @@ class Site:
     def start(self) -> Tensor:
         """Value from which learning starts."""
         return self.initial if self.given is None else self.given
+
+    @cached_property
+    def size(self) -> Tensor:
+        """Root mean square of the entries of `initial`, (layers, 1, 1) of LoRA matrices: each layer's own."""
+        with torch.inference_mode(False):  # a tensor of that mode could be in no graph later
+            return self.initial.detach().square().mean((-2, -1), keepdim=True).sqrt()
 
     @property
     def stacked(self) -> bool:
@@ -90,9 +98,12 @@ class Slot:
             AdapterError: a function for what is not the matrix of a linear layer.
         """
         if isinstance(value, Tensor):
-            self._step_down()
-            self.module._parameters.pop(self.name, None)
-            self.module.__dict__[self.name] = value
+            state = self.module.__dict__
+            if "forward" in state:
+                self._step_down()
+            if self.name in state["_parameters"]:
+                del state["_parameters"][self.name]
+            state[self.name] = value
             return
         if not (isinstance(self.module, nn.Linear) and self.name == "weight" and self.own):
             raise AdapterError(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import pyro
 import pyro.distributions as dist
@@ -71,7 +72,7 @@ class WeightModel(Settings, ABC):
             The weight of each site by its name, in the shape of ``Site.initial``.
         """
         chosen, others = self.split(sites)
-        with full_precision(sites):
+        with full_precision(sites[0].initial.device if sites else torch.device("cpu")):
             weights = {site.name: self.sample_weight(site) for site in chosen}
             weights.update((site.name, pyro.sample(site.name, self._point_prior(site))) for site in others)
         return weights
@@ -103,7 +104,7 @@ class WeightModel(Settings, ABC):
 
     def sigma0(self, site: Site) -> Tensor:
         """Prior standard deviation of an entry, (layers, 1, 1): each layer's own, so that grouping has no effect."""
-        size = site.initial.square().mean((-2, -1), keepdim=True).sqrt()
+        size = site.size
         if self.deviation is not None:
             return torch.full_like(size, self.deviation)
         return torch.where(size > 0, self.scale * size, self.zero_scale)
@@ -131,7 +132,7 @@ class WeightModel(Settings, ABC):
         return IsotropicNormal(site.initial.new_full((), scale), site.initial.shape, validate_args=False)
 
 
-def full_precision(sites: Sequence[Site]) -> torch.autocast:
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
     """Context without automatic mixed precision: factors of covariances do not survive 8 bits of mantissa."""
-    device = sites[0].initial.device.type if sites else "cpu"
-    return torch.autocast(device, enabled=False)
+    # One that changes nothing is not free: there are several in a step of training.
+    return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()

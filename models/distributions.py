@@ -105,8 +105,8 @@ class WishartCholesky(TorchDistribution):
         # A fill, unlike torch.tensor(df), does not copy from the host.
         df = df if isinstance(df, Tensor) else scale_tril.new_full((), df)
         batch_shape = _batch_shape(df.shape, scale_tril.shape[:-2])
-        self.df = df.expand(batch_shape)
-        self.scale_tril = scale_tril.expand(*batch_shape, *scale_tril.shape[-2:])
+        self._df = df.expand(batch_shape)
+        self._scale_tril = scale_tril.expand(*batch_shape, *scale_tril.shape[-2:])
         super().__init__(batch_shape, scale_tril.shape[-2:], validate_args=validate_args)
 
     @property
@@ -116,6 +116,16 @@ class WishartCholesky(TorchDistribution):
             "df": constraints.greater_than(self.event_shape[-1] - 1),
             "scale_tril": constraints.lower_cholesky,
         }
+
+    @property
+    def df(self) -> Tensor:
+        """Degrees of freedom (...)."""
+        return self._df
+
+    @property
+    def scale_tril(self) -> Tensor:
+        """Lower Cholesky factor of the scale matrix, (..., r, r)."""
+        return self._scale_tril
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> WishartCholesky:
         """The same law over a larger batch."""
@@ -137,11 +147,7 @@ class WishartCholesky(TorchDistribution):
 
     def rsample(self, sample_shape: torch.Size = ONE_DRAW) -> Tensor:
         """Draws (sample_shape, ..., r, r)."""
-        half = self._shapes
-        squares = Gamma(half, half.new_full((), 0.5), validate_args=False).rsample(sample_shape)
-        shape = self._extended_shape(sample_shape)
-        noise = torch.randn(shape, dtype=half.dtype, device=half.device)
-        return self.scale_tril @ (noise.tril(-1) + squares.sqrt().diag_embed())
+        return self.scale_tril @ self._bartlett(sample_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Density (...) of L: the Wishart density of L L^T times 2^r prod_i L_ii^(r - i), i = 0 ... r - 1."""
@@ -160,20 +166,65 @@ class WishartCholesky(TorchDistribution):
             + rank * math.log(2)
         )
 
+    def _bartlett(self, sample_shape: torch.Size) -> Tensor:
+        """Draws of T, (sample_shape, ..., r, r)."""
+        half = self._shapes
+        squares = Gamma(half, half.new_full((), 0.5), validate_args=False).rsample(sample_shape)
+        factor = torch.randn(self._extended_shape(sample_shape), dtype=half.dtype, device=half.device).tril_(-1)
+        factor.diagonal(dim1=-2, dim2=-1).copy_(squares.sqrt())
+        return factor
+
     def _log_gamma(self) -> Tensor:
         """Logarithm of the multivariate gamma function at df / 2."""
         rank = self.event_shape[-1]
         return rank * (rank - 1) / 4 * math.log(math.pi) + torch.lgamma(self._shapes).sum(-1)
 
 
+class DiagonalWishartCholesky(WishartCholesky):
+    """The same law where the scale matrix is diagonal, and ``df`` a number: no matrix product, no triangular solve.
+
+    Args:
+        df: degrees of freedom, any real above r - 1.
+        scale: diagonal (..., r) of the Cholesky factor of the scale matrix.
+        validate_args: check the arguments and values, at the price of a synchronisation with the host.
+    """
+
+    def __init__(self, df: float, scale: Tensor, validate_args: bool | None = None) -> None:
+        self.degrees, self.scale = df, scale
+        rank = scale.shape[-1]
+        TorchDistribution.__init__(self, scale.shape[:-1], torch.Size((rank, rank)), validate_args=validate_args)
+
+    @property
+    def df(self) -> Tensor:
+        """Degrees of freedom (...)."""
+        return self.scale.new_full(self.batch_shape, self.degrees)
+
+    @property
+    def scale_tril(self) -> Tensor:
+        """Lower Cholesky factor (..., r, r) of the scale matrix."""
+        return self.scale.diag_embed()
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> DiagonalWishartCholesky:
+        """The same law over a larger batch."""
+        scale = self.scale.expand(*batch_shape, self.scale.shape[-1])
+        return DiagonalWishartCholesky(self.degrees, scale, validate_args=False)
+
+    def rsample(self, sample_shape: torch.Size = ONE_DRAW) -> Tensor:
+        """Draws (sample_shape, ..., r, r)."""
+        return self.scale.unsqueeze(-1) * self._bartlett(sample_shape)
+
+
 class ColumnNormal(TorchDistribution):
     r"""Independent normal columns a_i in R^r that share one covariance: a_i ~ N(loc_i, scale^2 Sigma), i = 1 ... n.
+
+    With ``mixture`` pi they are weighted sums of N draws: a_i ~ N(loc_i, scale^2 \|pi\|^2 Sigma).
 
     Args:
         loc: means (..., n, r), one row for each column of the LoRA matrix.
         scale: standard deviation that multiplies the factor, broadcastable to (..., 1, 1).
         scale_tril: lower Cholesky factor of Sigma, broadcastable to (..., r, r).
         precision_tril: in place of it, T with Sigma^-1 = T T^T, T lower triangular. Neither: Sigma = I.
+        mixture: weights pi (..., N) of draws.
         validate_args: check the arguments and values, at the price of a synchronisation with the host.
 
     Raises:
@@ -190,18 +241,21 @@ class ColumnNormal(TorchDistribution):
         scale: Tensor,
         scale_tril: Tensor | None = None,
         precision_tril: Tensor | None = None,
+        mixture: Tensor | None = None,
         validate_args: bool | None = None,
     ) -> None:
         if scale_tril is not None and precision_tril is not None:
             raise ValueError("ColumnNormal takes scale_tril or precision_tril, not both.")
         self.loc, self.scale, self.scale_tril, self.precision_tril = loc, scale, scale_tril, precision_tril
+        self.mixture = mixture
         shapes = [value.shape[:-2] for value in (loc, scale, scale_tril, precision_tril) if value is not None]
+        shapes += [] if mixture is None else [mixture.shape[:-1]]
         super().__init__(_batch_shape(*shapes), loc.shape[-2:], validate_args=validate_args)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> ColumnNormal:
         """The same law over a larger batch."""
         loc = self.loc.expand(*batch_shape, *self.event_shape)
-        return ColumnNormal(loc, self.scale, self.scale_tril, self.precision_tril, validate_args=False)
+        return ColumnNormal(loc, self.scale, self.scale_tril, self.precision_tril, self.mixture, validate_args=False)
 
     @property
     def mean(self) -> Tensor:
@@ -212,14 +266,14 @@ class ColumnNormal(TorchDistribution):
     def covariance_matrix(self) -> Tensor:
         """Covariance of one column, (..., r, r)."""
         root = self._root()
-        return self.scale.square() * (root.mT @ root)
+        return self._variance() * (root.mT @ root)
 
     @property
     def precision_matrix(self) -> Tensor:
         """Inverse covariance of one column, (..., r, r)."""
         eye = torch.eye(self.event_shape[-1], dtype=self.loc.dtype, device=self.loc.device)
         columns = self._whiten(eye)
-        return columns @ columns.mT / self.scale.square()
+        return columns @ columns.mT / self._variance()
 
     @property
     def variance(self) -> Tensor:
@@ -230,12 +284,13 @@ class ColumnNormal(TorchDistribution):
         """Draws (sample_shape, ..., n, r)."""
         shape = self._extended_shape(sample_shape)
         noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+        scale = self.scale if self.mixture is None else self.scale * self._length().sqrt()
         if self.scale_tril is not None:
-            return (noise @ (self.scale * self.scale_tril).mT).add_(self.loc)
+            return (noise @ (scale * self.scale_tril).mT).add_(self.loc)
         if self.precision_tril is not None:
-            noise = torch.linalg.solve_triangular(self.precision_tril / self.scale, noise, upper=False, left=False)
+            noise = torch.linalg.solve_triangular(self.precision_tril / scale, noise, upper=False, left=False)
             return noise + self.loc
-        return (self.scale * noise).add_(self.loc)
+        return (scale * noise).add_(self.loc)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Density (...) of all columns."""
@@ -246,7 +301,7 @@ class ColumnNormal(TorchDistribution):
         return -columns * (self._log_root() + rank * math.log(2 * math.pi) / 2) - distance / 2
 
     def _whiten(self, rows: Tensor) -> Tensor:
-        """Rows d^T (..., k, r) to (L^-1 d)^T with Sigma = L L^T; ``scale`` is left out."""
+        """Rows d^T (..., k, r) to (L^-1 d)^T with Sigma = L L^T; ``scale`` and ``mixture`` are left out."""
         if self.scale_tril is not None:
             return torch.linalg.solve_triangular(self.scale_tril.mT, rows, upper=True, left=False)
         return rows if self.precision_tril is None else rows @ self.precision_tril
@@ -254,10 +309,21 @@ class ColumnNormal(TorchDistribution):
     def _distance(self, rows: Tensor) -> Tensor:
         """Squared Mahalanobis length (...) of rows (..., k, r), summed over the rows."""
         squares = self._whiten(rows).square().sum((-2, -1))
-        return squares / self.scale.square().squeeze(-1).squeeze(-1)
+        variance = self._variance()
+        return squares / variance.reshape(variance.shape[:-2])
+
+    def _variance(self) -> Tensor:
+        """What multiplies Sigma, broadcastable to (..., 1, 1)."""
+        square = self.scale.square()
+        return square if self.mixture is None else square * self._length()
+
+    def _length(self) -> Tensor:
+        r"""\|pi\|^2, (..., 1, 1)."""
+        assert self.mixture is not None
+        return self.mixture.square().sum(-1, keepdim=True).unsqueeze(-1)
 
     def _root(self) -> Tensor:
-        """R (..., r, r) with R^T R = Sigma; ``scale`` is left out."""
+        """R (..., r, r) with R^T R = Sigma; ``scale`` and ``mixture`` are left out."""
         if self.scale_tril is not None:
             return self.scale_tril.mT
         eye = torch.eye(self.event_shape[-1], dtype=self.loc.dtype, device=self.loc.device)
@@ -267,14 +333,16 @@ class ColumnNormal(TorchDistribution):
 
     def _log_root(self) -> Tensor:
         """Half the logarithm of the determinant (...) of one column's covariance."""
-        result = self.event_shape[-1] * self.scale.log().squeeze(-1).squeeze(-1)
+        log_scale = self.scale.log() if self.mixture is None else self.scale.log() + self._length().log() / 2
+        result = self.event_shape[-1] * log_scale.squeeze(-1).squeeze(-1)
         if self.scale_tril is not None:
             return result + _log_det(self.scale_tril)
         return result if self.precision_tril is None else result - _log_det(self.precision_tril)
 
     def _same_factor(self, other: ColumnNormal) -> bool:
-        """Whether both have one and the same Sigma, object for object."""
-        return self.scale_tril is other.scale_tril and self.precision_tril is other.precision_tril
+        """Whether both have one and the same Sigma and mixture, object for object: their covariances are multiples."""
+        names = ("scale_tril", "precision_tril", "mixture")
+        return all(getattr(self, name) is getattr(other, name) for name in names)
 
 
 class IsotropicNormal(TorchDistribution):
@@ -325,8 +393,8 @@ class IsotropicNormal(TorchDistribution):
             self._validate_sample(value)
         entries = self.event_shape.numel()
         flat = value.reshape(*value.shape[: value.dim() - len(self.event_shape)], -1)
-        squares = torch.linalg.vecdot(flat, flat) / self.scale.square()
-        return -squares / 2 - entries * (self.scale.log() + math.log(2 * math.pi) / 2)
+        squares = torch.linalg.vecdot(flat, flat) / (-2 * self.scale.square())
+        return squares - entries * (self.scale.log() + math.log(2 * math.pi) / 2)
 
     def _aligned(self, scale: Tensor) -> Tensor:
         return scale.reshape(*scale.shape, *(1 for _ in self.event_shape))
@@ -346,14 +414,25 @@ def _kl_wishart_cholesky(q: WishartCholesky, p: WishartCholesky) -> Tensor:
     )
 
 
+@register_kl(DiagonalWishartCholesky, DiagonalWishartCholesky)
+def _kl_diagonal_wishart(q: DiagonalWishartCholesky, p: DiagonalWishartCholesky) -> Tensor:
+    """The same with as many degrees of freedom in both, where all that depends on those alone cancels."""
+    if q.degrees != p.degrees:
+        return _kl_wishart_cholesky(q, p)
+    log_ratio = p.scale.log().sum(-1) - q.scale.log().sum(-1)
+    squares = (q.scale / p.scale).square().sum(-1)
+    return p.degrees * log_ratio + q.degrees * (squares - q.event_shape[-1]) / 2
+
+
 @register_kl(ColumnNormal, ColumnNormal)
 def _kl_column_normal(q: ColumnNormal, p: ColumnNormal) -> Tensor:
     """KL (...) summed over the columns; the trace and determinants are taken once a layer."""
     columns, rank = q.event_shape
     shift = p._distance(q.loc - p.loc)
-    ratio = (q.scale / p.scale).square().squeeze(-1).squeeze(-1)
     if q._same_factor(p):
+        ratio = (q.scale / p.scale).square().squeeze(-1).squeeze(-1)
         return (shift + columns * rank * (ratio - 1 - ratio.log())) / 2
+    ratio = (q._variance() / p._variance()).squeeze(-1).squeeze(-1)
     trace = ratio * p._whiten(q._root()).square().sum((-2, -1))
     return (shift + columns * (trace - rank)) / 2 + columns * (p._log_root() - q._log_root())
 

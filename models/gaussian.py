@@ -8,10 +8,9 @@ from typing import Any, ClassVar, Literal
 
 import pyro
 import pyro.distributions as dist
-import torch
 from torch import Tensor, nn
 
-from bayeslora.models.base import WeightModel
+from bayeslora.models.base import WeightModel, full_precision
 from bayeslora.models.distributions import ColumnNormal
 from bayeslora.models.guides.base import MatrixGuide
 from bayeslora.weights import Site
@@ -64,7 +63,7 @@ class GaussianGuide(MatrixGuide):
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Sample the matrix."""
-        with torch.autocast(self.mu.device.type, enabled=False):
+        with full_precision(self.mu.device):
             return {self.name: pyro.sample(self.name, self._law())}
 
     def _law(self) -> dist.TorchDistribution:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 import pyro
@@ -17,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora.errors import SettingError
-from bayeslora.models.base import WeightModel
-from bayeslora.models.distributions import ColumnNormal, WishartCholesky
+from bayeslora.models.base import WeightModel, full_precision
+from bayeslora.models.distributions import ColumnNormal, DiagonalWishartCholesky
 from bayeslora.models.guides.base import MatrixGuide
 from bayeslora.settings import Count, NotNegative, Positive
 from bayeslora.weights import Site
@@ -75,10 +76,14 @@ class MonteCLoRA(WeightModel):
 
     def sample_weight(self, site: Site) -> Tensor:
         """Sample Sigma, pi and the columns of one site; (layers, columns, rank)."""
-        factor = pyro.sample(f"{site.name}.scale_tril", self._wishart_prior(site))
-        mixture = pyro.sample(f"{site.name}.mixture", self._mixture_prior(site))
+        layers, _, rank = site.initial.shape
+        where = site.initial.dtype, site.initial.device
+        factor = pyro.sample(f"{site.name}.scale_tril", wishart_prior(self.degrees(rank), layers, rank, *where))
+        mixture = pyro.sample(f"{site.name}.mixture", mixture_prior(self.alpha0, layers, self.components, *where))
         if self.prior == "hierarchical":
             law = self.column_law(self.prior_mean(site), self.unit(site), mixture, factor)
+        elif self.collapse:
+            law = ColumnNormal(self.prior_mean(site), self.sigma0(site), validate_args=False).to_event(1)
         else:
             law = self.column_law(self.prior_mean(site), self.sigma0(site) / length(mixture), mixture)
         if self.cooperation:
@@ -150,21 +155,11 @@ class MonteCLoRA(WeightModel):
         """
         key = "scale_tril" if self.wishart_on == "covariance" else "precision_tril"
         if self.collapse:
-            law = ColumnNormal(loc, scale * length(mixture), **{key: factor}, validate_args=False)
+            law = ColumnNormal(loc, scale, **{key: factor}, mixture=mixture, validate_args=False)
             return law.to_event(1)
         shared = {key: None if factor is None else factor.unsqueeze(1)}
         law = ColumnNormal(loc.unsqueeze(1), scale.unsqueeze(1), **shared, validate_args=False)
         return law.expand((len(loc), self.components)).to_event(2)
-
-    def _wishart_prior(self, site: Site) -> dist.TorchDistribution:
-        layers, _, rank = site.initial.shape
-        nu = self.degrees(rank)
-        eye = torch.eye(rank, dtype=site.initial.dtype, device=site.initial.device) / math.sqrt(nu)
-        return WishartCholesky(nu, eye, validate_args=False).expand((layers,)).to_event(1)
-
-    def _mixture_prior(self, site: Site) -> dist.TorchDistribution:
-        concentration = site.initial.new_full((len(site.initial), self.components), self.alpha0)
-        return dist.Dirichlet(concentration, validate_args=False).to_event(1)
 
 
 class MonteCLoRAGuide(MatrixGuide):
@@ -193,15 +188,31 @@ class MonteCLoRAGuide(MatrixGuide):
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Sample Sigma's factor, pi, and the columns or components given both."""
-        with torch.autocast(self.mu.device.type, enabled=False):
-            scale_tril = (self.log_v / 2).exp().diag_embed() / math.sqrt(self.nu)
-            wishart = WishartCholesky(self.nu, scale_tril, validate_args=False).to_event(1)
+        with full_precision(self.mu.device):
+            scale = (self.log_v / 2).exp() / math.sqrt(self.nu)
+            wishart = DiagonalWishartCholesky(self.nu, scale, validate_args=False).to_event(1)
             factor = pyro.sample(f"{self.name}.scale_tril", wishart)
             dirichlet = dist.Dirichlet(self.log_alpha.exp(), validate_args=False).to_event(1)
             mixture = pyro.sample(f"{self.name}.mixture", dirichlet)
             law = self.model.column_law(self.mu, self.unit * self.log_eps.exp(), mixture, factor)
             columns = pyro.sample(self.latents[-1], law)
         return dict(zip(self.latents, (factor, mixture, columns), strict=True))
+
+
+@lru_cache(maxsize=128)
+@torch.inference_mode(False)  # a tensor of that mode could be in no graph later
+def wishart_prior(nu: float, layers: int, rank: int, dtype: torch.dtype, device: torch.device) -> Any:
+    """Law of the factors of Wishart matrices with mean I, one a layer; made once, since all steps ask for it."""
+    scale = torch.ones(layers, rank, dtype=dtype, device=device) / math.sqrt(nu)
+    return DiagonalWishartCholesky(nu, scale, validate_args=False).to_event(1)
+
+
+@lru_cache(maxsize=128)
+@torch.inference_mode(False)
+def mixture_prior(alpha0: float, layers: int, components: int, dtype: torch.dtype, device: torch.device) -> Any:
+    """Dirichlet law of pi with one concentration, one a layer; made once as well."""
+    concentration = torch.full((layers, components), alpha0, dtype=dtype, device=device)
+    return dist.Dirichlet(concentration, validate_args=False).to_event(1)
 
 
 def length(mixture: Tensor) -> Tensor:

@@ -12,7 +12,13 @@ from pyro.infer import MCMC, NUTS
 from scipy import stats
 from torch.distributions import biject_to, kl_divergence
 
-from bayeslora.models.distributions import ColumnNormal, IsotropicNormal, LowerCholeskyVector, WishartCholesky
+from bayeslora.models.distributions import (
+    ColumnNormal,
+    DiagonalWishartCholesky,
+    IsotropicNormal,
+    LowerCholeskyVector,
+    WishartCholesky,
+)
 
 DRAWS = 20_000
 #: Bound on a mean's distance from its expectation in standard errors: 5 is exceeded by chance once in 1.7 million.
@@ -38,6 +44,7 @@ def columns(kind: str, loc: torch.Tensor, scale: torch.Tensor) -> ColumnNormal:
         "identity": lambda: ColumnNormal(loc, scale),
         "covariance": lambda: ColumnNormal(loc, scale, scale_tril=factor(rank, 2)),
         "precision": lambda: ColumnNormal(loc, scale, precision_tril=factor(rank, 2)),
+        "mixture": lambda: ColumnNormal(loc, scale, factor(rank, 2), mixture=torch.rand(2, 4, dtype=loc.dtype)),
     }[kind]()
 
 
@@ -47,13 +54,13 @@ def multivariate(law: ColumnNormal) -> torch.distributions.Distribution:
     return torch.distributions.Independent(torch.distributions.MultivariateNormal(law.loc, covariance), 1)
 
 
-@pytest.fixture(params=["identity", "covariance", "precision"])
+KINDS = ("identity", "covariance", "precision", "mixture")
+
+
+@pytest.fixture(params=KINDS)
 def law(request: pytest.FixtureRequest) -> ColumnNormal:
     loc = torch.randn(2, 4, 3, dtype=torch.float64)
     return columns(request.param, loc, torch.tensor([0.7, 1.3], dtype=torch.float64)[:, None, None])
-
-
-KINDS = ("identity", "covariance", "precision")
 
 
 class TestWishartCholesky:
@@ -168,6 +175,35 @@ class TestWishartDivergence:
         torch.testing.assert_close(inside, kl_divergence(q, p).sum())
 
 
+class TestDiagonalWishartCholesky:
+    def pair(self, df: float = 6.5) -> tuple[DiagonalWishartCholesky, WishartCholesky]:
+        """The law with a diagonal scale matrix, and the same as a law with any."""
+        scale = torch.rand(5, 3, dtype=torch.float64, requires_grad=True) + 0.5
+        return DiagonalWishartCholesky(df, scale), WishartCholesky(df, scale.diag_embed())
+
+    def test_draws_and_densities_are_those_of_the_general_law(self) -> None:
+        law, general = self.pair()
+        torch.manual_seed(3)
+        value = law.rsample((4,))
+        torch.manual_seed(3)
+        assert torch.equal(value, general.rsample((4,)))
+        torch.testing.assert_close(law.log_prob(value), general.log_prob(value))
+        torch.testing.assert_close(law.mean, general.mean)
+        assert law.expand((2, 5)).rsample().shape == (2, 5, 3, 3)
+        with pytest.raises(ValueError, match="df"):
+            DiagonalWishartCholesky(1.5, law.scale, validate_args=True)
+
+    @pytest.mark.parametrize("df", [6.5, 4.0])
+    def test_divergences_and_their_gradients_are_those_of_the_general_law(self, df: float) -> None:
+        (q, general), (p, other) = self.pair(), self.pair(df)
+        found, expected = kl_divergence(q, p), kl_divergence(general, other)
+        torch.testing.assert_close(found, expected)
+        scales = (q.scale, p.scale)
+        gradients = [torch.autograd.grad(value.sum(), scales, retain_graph=True) for value in (found, expected)]
+        torch.testing.assert_close(*gradients)
+        torch.testing.assert_close(kl_divergence(q, other), expected)
+
+
 class TestDirichletDivergence:
     def test_never_negative_zero_at_equality_and_the_known_value(self) -> None:
         ones = dist.Dirichlet(torch.ones(4, dtype=torch.float64))
@@ -218,6 +254,17 @@ class TestColumnNormal:
         same = ColumnNormal(loc + 1, 2 * scale, precision_tril=shared)
         equal = ColumnNormal(loc + 1, 2 * scale, precision_tril=shared.clone())
         torch.testing.assert_close(kl_divergence(q, same), kl_divergence(q, equal))
+
+    def test_shared_mixture_gives_the_same_divergence_as_an_equal_one(self) -> None:
+        shared, loc = factor(3, 2), torch.randn(2, 4, 3, dtype=torch.float64)
+        scale = torch.full((2, 1, 1), 0.7, dtype=torch.float64)
+        mixture = torch.rand(2, 5, dtype=torch.float64, requires_grad=True)
+        q = ColumnNormal(loc, scale, shared, mixture=mixture)
+        same = ColumnNormal(loc + 1, 2 * scale, shared, mixture=mixture)
+        equal = ColumnNormal(loc + 1, 2 * scale, shared, mixture=mixture.clone())
+        found = [kl_divergence(q, p) for p in (same, equal)]
+        torch.testing.assert_close(*found)
+        torch.testing.assert_close(*[torch.autograd.grad(value.sum(), mixture)[0] for value in found])
 
     def test_divergence_of_independent_entries(self, law: ColumnNormal) -> None:
         q = dist.Normal(torch.randn_like(law.loc), torch.rand_like(law.loc) + 0.2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import pyro
@@ -124,6 +125,38 @@ def conditioned(model: MonteCLoRA, sites: tuple[Site, ...]) -> None:
     """A toy likelihood: every weight is observed around one with unit noise."""
     for name, value in model.sample(sites).items():
         pyro.sample(f"y.{name}", dist.Normal(value, 1.0).to_event(), obs=torch.ones_like(value))
+
+
+class TestConstants:
+    """What is made once for all steps is of the model, the weights and the place that ask for it."""
+
+    def laws(self, model: MonteCLoRA, sites: tuple[Site, ...]) -> dict[str, dist.TorchDistribution]:
+        trace = poutine.trace(model.sample).get_trace(sites)
+        return {name: node["fn"].base_dist for name, node in trace.iter_stochastic_nodes() if name.startswith(A)}
+
+    def test_other_settings_and_other_weights_have_their_own(self, sites: tuple[Site, ...]) -> None:
+        found = self.laws(MonteCLoRA(), sites)
+        other = MonteCLoRA(nu=9.0, alpha0=2.0, components=3, scale=2 * MonteCLoRA().scale)
+        larger = tuple(replace(site, initial=3 * site.initial) for site in sites)
+        for model, given, factor in ((other, sites, 2.0), (MonteCLoRA(), larger, 3.0), (MonteCLoRA(), sites, 1.0)):
+            laws = self.laws(model, given)
+            assert laws[f"{A}.scale_tril"].degrees == model.degrees(sites[0].initial.shape[-1])
+            expected = torch.full((3, model.components), model.alpha0, dtype=torch.float64)
+            torch.testing.assert_close(laws[f"{A}.mixture"].concentration, expected)
+            torch.testing.assert_close(model.sigma0(given[0]), factor * MonteCLoRA().sigma0(sites[0]))
+            assert laws[A].loc is given[0].initial
+        single = tuple(replace(site, initial=site.initial.float()) for site in sites)
+        assert {law.mean.dtype for law in self.laws(MonteCLoRA(), single).values()} == {torch.float32}
+        assert found[f"{A}.mixture"] is self.laws(MonteCLoRA(), sites)[f"{A}.mixture"]
+
+    def test_a_draw_for_predictions_leaves_what_training_can_use(self, make_sites) -> None:
+        model, sites = MonteCLoRA(nu=11.0), make_sites(layers=4)
+        with torch.inference_mode():
+            model.sample(sites)
+        assert not sites[0].size.is_inference()
+        guide = moved(model.guide(sites))
+        sum(value.sum() for value in site_divergences(model, guide, sites).values()).backward()
+        assert all(value.grad is not None for value in guide.parts[0].parameters())
 
 
 class TestScale:
