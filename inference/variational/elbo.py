@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +13,13 @@ import torch
 from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO
 from pyro.poutine import Trace
-from pyro.poutine.util import prune_subsample_sites
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from bayeslora.inference.training.objective import Hook, Objective, State
+from bayeslora.models.base import full_precision
+from bayeslora.models.joining import joined, kind_of
 from bayeslora.program import Program
 
 __all__ = ["ELBOS", "KLWarmup", "NegativeELBO"]
@@ -54,7 +57,10 @@ class _Unscored:
     ) -> tuple[Trace, Trace]:
         q = poutine.trace(guide).get_trace(*args, **kwargs)
         p = poutine.trace(poutine.replay(model, trace=q)).get_trace(*args, **kwargs)
-        return prune_subsample_sites(p), prune_subsample_sites(q)
+        for trace in (p, q):
+            for name in [name for name, site in trace.nodes.items() if site_is_subsample(site)]:
+                trace.remove_node(name)
+        return p, q
 
 
 class MeanFieldBound(_Remembered, _Unscored, ELBO):
@@ -119,14 +125,15 @@ class NegativeELBO(Objective):
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Loss per example, a scalar. Under autocast only the network is in reduced precision: no density, no draw."""
-        device = self.program.device.type
-        ambient = torch.autocast(device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
+        device = self.program.device
+        enabled = torch.is_autocast_enabled(device.type)
+        ambient = torch.autocast(device.type, torch.get_autocast_dtype(device.type)) if enabled else nullcontext()
 
         def model(batch: Mapping[str, Tensor]) -> None:
-            with ambient, _weighted_latents(self.kl_weight):
+            with ambient, self._weighted():
                 self.program(batch, self.size)
 
-        with torch.autocast(device, enabled=False):
+        with full_precision(device):
             loss: Tensor = self.elbo.differentiable_loss(model, self._guide, batch)
             if isinstance(self.elbo, _Remembered):
                 traces = self.elbo.take()
@@ -135,8 +142,11 @@ class NegativeELBO(Objective):
         return loss / self.size
 
     def _guide(self, batch: Mapping[str, Tensor]) -> None:
-        with _weighted_latents(self.kl_weight):
+        with self._weighted():
             self.guide()
+
+    def _weighted(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self.kl_weight == 1 else _weighted_latents(self.kl_weight)
 
     def parts(self) -> dict[str, float]:
         """The parts of the last bound in nats an example, from the last draw of the weights that it took.
@@ -192,26 +202,49 @@ class _weighted_latents(poutine.messenger.Messenger):
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         is_prior = not msg["is_observed"] or isinstance(msg["fn"], dist.Unit)
-        if is_prior and self.weight != 1.0:
+        if is_prior:
             msg["scale"] = msg["scale"] * self.weight
 
 
 def _mean_field_loss(p: Trace, q: Trace) -> Tensor:
-    terms = [_log_density(p.nodes[name]) for name in p.observation_nodes]
-    terms += [-p.nodes[name]["scale"] * _divergence(p.nodes[name], q.nodes[name]) for name in p.stochastic_nodes]
+    gain = [_log_density(p.nodes[name]) for name in p.observation_nodes]
+    cost = list(_divergences(p, q))
     # An autoguide draws all sites from one auxiliary variable; they are then functions of it.
-    terms += [-_log_density(q.nodes[name]) for name in q.stochastic_nodes if name not in p.nodes]
-    return -torch.stack(terms).sum()
+    cost += [_log_density(q.nodes[name]) for name in q.stochastic_nodes if name not in p.nodes]
+    return torch.stack(cost).sum() - torch.stack(gain).sum()
 
 
 def _log_density(site: dict[str, Any]) -> Tensor:
-    return (site["scale"] * site["fn"].log_prob(site["value"])).sum()
+    return _scaled(site["fn"].log_prob(site["value"]), site["scale"])
+
+
+def _scaled(value: Tensor, scale: float | Tensor) -> Tensor:
+    """The sum of ``scale * value``."""
+    scaled = value if isinstance(scale, float) and scale == 1 else scale * value
+    return scaled if scaled.dim() == 0 else scaled.sum()
+
+
+def _divergences(p: Trace, q: Trace) -> Iterator[Tensor]:
+    """Scaled divergences of all latent sites, with one formula for all sites whose laws are of one kind."""
+    alike: dict[Hashable, list[str]] = {}
+    for name in p.stochastic_nodes:
+        kind, scale = kind_of(q.nodes[name]["fn"]), p.nodes[name]["scale"]
+        same = kind is not None and kind == kind_of(p.nodes[name]["fn"])
+        alike.setdefault((kind, scale) if same else name, []).append(name)
+    for names in alike.values():
+        if len(names) == 1:
+            found = _divergence(p.nodes[names[0]], q.nodes[names[0]])
+        else:
+            posterior, prior = (joined([trace.nodes[name]["fn"] for name in names]) for trace in (q, p))
+            found = kl_divergence(posterior, prior)
+        yield _scaled(found, p.nodes[names[0]]["scale"])
 
 
 def _divergence(p: dict[str, Any], q: dict[str, Any]) -> Tensor:
     """Divergence of one latent site, or an estimate of it where none is known in closed form."""
     try:
-        return kl_divergence(q["fn"], p["fn"]).sum()
+        found: Tensor = kl_divergence(q["fn"], p["fn"])
+        return found if found.dim() == 0 else found.sum()
     except NotImplementedError:
         # Documented by `kl_divergence` for a pair of laws that no formula is registered for, and the only way to ask
         # which those are; the guide's own draw is then an unbiased estimate.

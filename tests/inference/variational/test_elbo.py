@@ -3,6 +3,7 @@ from __future__ import annotations
 import gc
 import itertools
 import math
+from collections import Counter
 from weakref import ref
 
 import pytest
@@ -12,8 +13,9 @@ from pyro.poutine import Trace
 from scenarios import lora_regression, tiny_batch, tiny_program, tiny_rows
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from bayeslora.inference.variational.elbo import ELBOS, NegativeELBO, RenyiBound
+from bayeslora.inference.variational.elbo import ELBOS, NegativeELBO, RenyiBound, _divergences
 from bayeslora.models import Gaussian, MonteCLoRA, WeightModel
 from bayeslora.models.guides.auto import make_guide
 from bayeslora.program import Program
@@ -89,6 +91,41 @@ def test_the_loss_is_likelihood_of_all_rows_less_each_divergence_once(model: str
         log_likelihood = loss.program.outputs(weights, batch).log_softmax(-1)[torch.arange(N), batch["labels"]].sum()
         divergence = sum(kl_divergence(q.nodes[name]["fn"], p.nodes[name]["fn"]).sum() for name in q.stochastic_nodes)
     assert math.isclose(value, float(-log_likelihood / N + divergence / size), rel_tol=1e-5)
+
+
+class _Kernels(TorchDispatchMode):
+    """Count the kernels by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.found[func.__name__.partition(".")[0]] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("model", ["covariance", "expanded"])
+def test_divergences_of_hyper_sites_are_taken_once_for_all_groups_of_layers(model: str) -> None:
+    loss = objective(MODELS[model])
+    names = [site.name for site in loss.program.sites if site.role == "A"]
+    traces = remember(loss)
+    loss(whole(loss))
+    with _Kernels() as kernels:
+        found = list(_divergences(*traces[-1]))
+    # That of the Dirichlet laws, the formula of which has four logarithms of the gamma function.
+    assert len(names) > 1 and kernels.found["lgamma"] == 4 and kernels.found["digamma"] == 2
+    assert len(found) == len(traces[-1][0].stochastic_nodes) - 2 * (len(names) - 1)
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.3])
+def test_joined_divergences_have_the_weight_and_sum_of_single_ones(weight: float) -> None:
+    loss = objective(MODELS["covariance"])
+    loss.kl_weight, traces = weight, remember(loss)
+    loss(whole(loss))
+    p, q = traces[-1]
+    expected = sum(kl_divergence(q.nodes[name]["fn"], p.nodes[name]["fn"]).sum() for name in p.stochastic_nodes)
+    torch.testing.assert_close(torch.stack(list(_divergences(p, q))).sum(), weight * expected)
 
 
 @pytest.mark.parametrize("model", MODELS)
