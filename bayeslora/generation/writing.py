@@ -161,7 +161,8 @@ class Writer:
 
         def said(row: int, text: list[int]) -> None:
             if self._said is not None:
-                self._said(*places[row], self.text(text))
+                prompt, sample = places[row]
+                self._said(prompt, sample, self.text(prompt, text))
 
         reader = Reader(self._program, authors)
         batch = self._batch([self._prompts[prompt].tokens for prompt, _ in places])
@@ -180,9 +181,11 @@ class Writer:
         own = torch.arange(longest, 0, -1) <= torch.tensor([len(text) for text in texts]).unsqueeze(-1)
         return torch.where(own.to(each.device), each, 0.0).sum(-1).cpu()
 
-    def text(self, written: Sequence[int]) -> str:
-        """The text of tokens, without what ends it."""
-        text = str(self._tokenizer.decode(written, skip_special_tokens=True))
+    def text(self, prompt: int, written: Sequence[int]) -> str:
+        """The text of tokens after a prompt, without what ends it."""
+        # What is decoded by itself may lose the blank before its first word, and programs are told by their blanks.
+        before = self._prompts[prompt].tokens[-1:]
+        text = self._decoded([*before, *written]).removeprefix(self._decoded(before))
         ends = [place for stop in self._decoding.stop if (place := text.find(stop)) >= 0]
         return text[: min(ends)] if ends else text
 
@@ -190,7 +193,11 @@ class Writer:
         """The texts after one prompt."""
         written = tuple(tuple(text) for text, _ in made)
         log_probs = torch.stack([each for _, each in made])
-        return Generation(self._prompts[prompt].text, tuple(map(self.text, written)), written, log_probs, method)
+        texts = tuple(self.text(prompt, text) for text in written)
+        return Generation(self._prompts[prompt].text, texts, written, log_probs, method)
+
+    def _decoded(self, read: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(read, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     @cached_property
     def _last(self) -> set[int]:

@@ -112,7 +112,7 @@ def test_programs_are_tested(
     capsys.readouterr()
     # A random network writes no program: half of the texts are put in their place.
     asked: list[Writer] = []
-    monkeypatch.setattr(Writer, "text", lambda self, written: asked.append(self) or ("  pass", "  x(")[len(asked) % 2])
+    monkeypatch.setattr(Writer, "text", lambda self, *_: asked.append(self) or ("  pass", "  x(")[len(asked) % 2])
     chosen = ["--split", "test", "--limit", "2", "--score", "humaneval", "--samples", "2", "--max-new-tokens", "6"]
     assert call("generate", tmp_path / "run", *data, *chosen, "--run-programs", "--output", tmp_path / "out.jsonl") == 0
     shown = capsys.readouterr().out

@@ -13,6 +13,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bayeslora.errors import DataError, PosteriorError, SettingError
+from bayeslora.generation import writing
+from bayeslora.generation.decoding import Decoding
 from bayeslora.inference.variational.posterior import VariationalPosterior
 from bayeslora.models import Gaussian
 from bayeslora.models.guides.auto import make_guide
@@ -28,9 +30,9 @@ class Causal(Classes):
     causal: ClassVar[bool] = True
 
 
-def posterior_of(name: str = "llama", kind: str = "structured") -> Posterior:
+def posterior_of(name: str = "llama", kind: str = "structured", tokenizer: str = "bytes") -> Posterior:
     torch.manual_seed(0)
-    folder = causal_base(name)
+    folder = causal_base(name, tokenizer)
     targets = {"llama": ["q_proj", "down_proj"], "gpt2": ["c_attn", "c_fc"]}[name]
     config = LoraConfig(r=2, target_modules=targets, fan_in_fan_out=name == "gpt2")
     network = get_peft_model(AutoModelForCausalLM.from_pretrained(folder), config).eval()
@@ -165,3 +167,13 @@ class TestRefusals:
             SettingError, match=f"has 1 tokens and its text up to {POSITIONS}: .* positions for {POSITIONS}"
         ):
             posterior_of().generate("A", max_new_tokens=POSITIONS)
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "unigram"])
+def test_blanks_of_a_text_are_kept(tokenizer: str) -> None:
+    program = posterior_of(tokenizer=tokenizer).program
+    read = program.encoder.tokenizer
+    read.clean_up_tokenization_spaces = True
+    prompts, whole = writing.read(program, ["Answer"]), read("Answer the moon . is it not")["input_ids"]
+    writer = writing.Writer(program, prompts, Decoding())
+    assert writer.text(0, whole[len(prompts[0].tokens) :]) == " the moon . is it not"
