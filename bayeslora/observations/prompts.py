@@ -150,11 +150,12 @@ def _said(tokenizer: PreTrainedTokenizerBase, template: str, values: Mapping[str
 
 
 def _start(tokenizer: PreTrainedTokenizerBase, text: str, count: int) -> str:
-    """The part of a text that its first tokens stand for."""
+    """The part of a text that its first tokens stand for, of which there are more; it is shorter in any case."""
     if not count:
         return ""
     if not tokenizer.is_fast:
-        found: Any = tokenizer.decode(_plain(tokenizer, text)[:count])
-        return str(found)
+        found = str(tokenizer.decode(_plain(tokenizer, text)[:count])).rstrip("\N{REPLACEMENT CHARACTER}")
+        return found[: len(text) - 1]
     spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    return text[: spans[count - 1][1]]
+    # A character of several tokens stays as a whole or goes: a part of one is none.
+    return text[: min(spans[count - 1][1], spans[count][0], len(text) - 1)]

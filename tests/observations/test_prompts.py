@@ -46,6 +46,13 @@ def test_the_longest_field_loses_its_end(passage: int, question: int) -> None:
         assert kept[min(kept, key=lambda name: len(row[name]))] == min(passage, question)
 
 
+@pytest.mark.parametrize("room", range(3, 18))
+def test_characters_of_several_tokens_are_not_parted(room: int) -> None:
+    read, text = tokenizer(), "a\N{GRINNING FACE}b\N{GRINNING FACE}\N{HIRAGANA LETTER A}"
+    found = rendered(read, "{text}:", {"text": text}, room)
+    assert found[:-1] == max((text[:end] for end in range(6) if len(text[:end].encode()) <= room - 2), key=len)
+
+
 def test_what_is_to_stay_whole_stays() -> None:
     read, row = tokenizer(), {"passage": "p" * 30, "question": "q" * 90}
     text = rendered(read, CUE, row, 118, whole={"question"})
