@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -84,9 +84,10 @@ class Completions(Observation, Sampled):
         return columns | ({"labels": [len(after) for _, after in found]} if all(after for _, after in found) else {})
 
     def asked(self, encoder: Encoder, rows: Sequence[Mapping[str, Any]], spec: TaskSpec) -> list[list[int]]:
-        """The prompts, without their completions."""
+        """The prompts, which are the same whether a row says its completion or not."""
         read = encoder.tokenizer
-        return [tokens_of(read, transcript(read, row, spec, self.chat), encoder.max_length)[0] for row in rows]
+        prompts = [replace(transcript(read, row, spec, self.chat), answer=None) for row in rows]
+        return [tokens_of(read, prompt, encoder.max_length)[0] for prompt in prompts]
 
     def collator(self, padding: Padding, multiple_of: int = 1) -> Collator:
         """Marks the tokens of completions as well."""

@@ -40,6 +40,10 @@ class Transcript(ABC):
     def after(self, parts: Mapping[str, str]) -> str:
         """What follows then."""
 
+    def asked(self, parts: Mapping[str, str]) -> str:
+        """What is said before a completion that is yet to come, to which blanks before it belong."""
+        return self.before(parts).rstrip(" ")
+
     def tokens(self, tokenizer: PreTrainedTokenizerBase, parts: Mapping[str, str]) -> tuple[list[int], list[int]]:
         """Token ids before and of the completion."""
         return continuation(tokenizer, self.before(parts), self.after(parts))
@@ -67,6 +71,9 @@ class _Chat(Transcript):
 
     def before(self, parts: Mapping[str, str]) -> str:
         return chatted(self.tokenizer, self._filled(parts))
+
+    def asked(self, parts: Mapping[str, str]) -> str:
+        return self.before(parts)
 
     def after(self, parts: Mapping[str, str]) -> str:
         last = {"role": "assistant", "content": str(self.answer)}
@@ -119,7 +126,7 @@ def tokens_of(tokenizer: PreTrainedTokenizerBase, said: Transcript, most: int) -
         DataError: it leaves no room for what comes before.
     """
     if said.answer is None:
-        return tokens(tokenizer, said.before(fitted(tokenizer, said.parts, said.before, most))), []
+        return tokens(tokenizer, said.asked(fitted(tokenizer, said.parts, said.asked, most))), []
     parts = said.parts
     while True:
         before, after = said.tokens(tokenizer, parts)

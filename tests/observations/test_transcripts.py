@@ -99,3 +99,16 @@ def test_rows_of_a_task_become_columns() -> None:
     prompts = encode(Split(rows.dataset.remove_columns("answer"), SPEC), Completions(), encoder)
     assert "labels" not in prompts.column_names
     assert prompts["input_ids"][0] == tokens(encoder.tokenizer, "Question: what\nAnswer:")
+
+
+@pytest.mark.parametrize("cue", ["Answer:", "Answer: ", "Answer:\n"])
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_prompt_is_the_same_whether_its_completion_is_known(cue: str, chat: bool) -> None:
+    spec = TaskSpec("own", "completion", (f"Question: {{question}}\n{cue}",), completion="answer")
+    encoder = Encoder(tokenizer_of(chat=CHAT), spec, 99)
+    known, unknown = Completions(chat=chat).asked(encoder, [ROW, {"question": ROW["question"]}], spec)
+    assert known == unknown
+    if not chat:
+        before, after = read(encoder.tokenizer, spec=spec)
+        assert (before + after)[: len(known)] == known  # what was learned from
+        assert known == tokens(encoder.tokenizer, f"Question: what is this\n{cue}".rstrip(" "))
