@@ -133,6 +133,7 @@ def _parts(
         text = rendered(encoder.tokenizer, _template(spec), row, room)
         if spec.blank is not None:
             text = text.partition(spec.blank)[0].rstrip()
+        text = text.rstrip(" ")  # a choice brings the blank before it
         if not all(choices):
             raise DataError(f"A choice of the question {text!r} has no text: remove the row, or give the choice one.")
         pairs = [continuation(encoder.tokenizer, text, f" {choice}") for choice in choices]

@@ -367,3 +367,13 @@ def test_kernels_agree() -> None:
         for kernel in ("eager", "sdpa")
     )
     torch.testing.assert_close(scores(eager, rows()), scores(sdpa, rows()), rtol=1e-5, atol=1e-5)
+
+
+def test_blanks_at_the_end_of_a_question_are_those_of_its_choices() -> None:
+    encoder = program().encoder
+    assert encoder is not None
+    found = [
+        TextChoices(3).tokens(encoder, [rows().dataset[0]], replace(SPEC, question=f"{{ask}}?{blanks}"))
+        for blanks in ("", " ", "  ")
+    ]
+    assert found[0] == found[1] == found[2]
