@@ -1,4 +1,4 @@
-"""Causal language models in two halves: what is before the output head, and the head over the places that matter.
+"""Causal language models in two halves: their body, and the output head over the places that matter.
 
 Logits of every token over the whole vocabulary are the largest tensor of a pass, and all but a few of them are not
 looked at. Both halves run the network's own forward pass, with the other half out of the way, so that whatever an
@@ -23,7 +23,7 @@ def head_of(network: nn.Module) -> Any:
 
 
 def hidden_states(network: nn.Module, inputs: Mapping[str, Tensor], cache: Any = None) -> Tensor:
-    """What the output head of a causal language model is given: (examples, tokens, width).
+    """What the body of a causal language model makes of its tokens: (examples, tokens, width).
 
     Args:
         network: a causal language model.
@@ -31,13 +31,14 @@ def hidden_states(network: nn.Module, inputs: Mapping[str, Tensor], cache: Any =
         cache: transformers' keys and values of the tokens before, to which those of these tokens are added.
     """
     base, head = _bare(network), head_of(network)
-    caught = _Caught(head)
-    with _replaced(base, head, caught):
+    body = _body(base)
+    kept: list[Tensor] = []
+    with _replaced(base, body, _Kept(body, kept)), _replaced(base, head, _Left(head)):
         if cache is None:
             network(**inputs, use_cache=False)
         else:
             network(**inputs, past_key_values=cache, use_cache=True)
-    return caught.hidden
+    return kept[-1]
 
 
 def logits_at(network: nn.Module, hidden: Tensor, tokens: Tensor | None = None) -> Tensor:
@@ -45,7 +46,7 @@ def logits_at(network: nn.Module, hidden: Tensor, tokens: Tensor | None = None) 
 
     Args:
         network: a causal language model.
-        hidden: what its head is given, (..., positions, width).
+        hidden: what its body makes of them, (..., positions, width).
         tokens: whose logits are wanted, by number; all by default. Only their rows of the head are multiplied, unless
             the head has layers of its own around them.
 
@@ -53,7 +54,7 @@ def logits_at(network: nn.Module, hidden: Tensor, tokens: Tensor | None = None) 
         Logits in float32, (..., positions, tokens).
     """
     base = _bare(network)
-    body, head = getattr(base, base.base_model_prefix), base.get_output_embeddings()
+    body, head = _body(base), base.get_output_embeddings()
     states = hidden.flatten(0, -3) if hidden.dim() > 2 else hidden.unsqueeze(0)
     rows = head if tokens is None else _Rows(head, tokens)
     with _replaced(base, body, _Given(states)), _replaced(base, head, rows):
@@ -81,14 +82,30 @@ class _Head(nn.Module):
         return weight
 
 
-class _Caught(_Head):
-    """Keeps what the head would be given."""
-
-    hidden: Tensor
+class _Left(_Head):
+    """Leaves what the head would be given as it is."""
 
     def forward(self, hidden: Tensor) -> Tensor:
-        self.hidden = hidden
         return hidden
+
+
+class _Kept(nn.Module):
+    """In place of the body: itself, of which the hidden states are kept."""
+
+    def __init__(self, body: Any, kept: list[Tensor]) -> None:
+        super().__init__()
+        self._body: list[Any] = [body]  # in a list, so that it is not a part of this one
+        self._kept = kept
+
+    @property
+    def decoder(self) -> _Kept:
+        """What OPT has within its body."""
+        return _Kept(self._body[0].decoder, self._kept)
+
+    def forward(self, *given: Any, **named: Any) -> Any:
+        found = self._body[0](*given, **named)
+        self._kept.append(found[0])
+        return found
 
 
 class _Output(tuple[Tensor]):
@@ -137,6 +154,12 @@ class _Rows(_Head):
 def _bare(network: Any) -> Any:
     """The network without PEFT around it; its layers have their LoRA matrices all the same."""
     return network.get_base_model() if hasattr(network, "get_base_model") else network
+
+
+def _body(base: Any) -> Any:
+    """All that comes before the head, and before what a network does to it there."""
+    found = getattr(base, base.base_model_prefix, None)
+    return base.model if found is None else found  # Llama 4 has none of the name that it says
 
 
 @contextmanager

@@ -13,8 +13,10 @@ from transformers import (
     Gemma2Config,
     GPT2Config,
     GraniteConfig,
+    Llama4TextConfig,
     LlamaConfig,
     MambaConfig,
+    ModernBertDecoderConfig,
     OPTConfig,
     PreTrainedConfig,
     Qwen2Config,
@@ -40,6 +42,8 @@ CONFIGURATIONS = {
     "nested": OPTConfig(
         vocab_size=50, hidden_size=16, ffn_dim=32, num_hidden_layers=1, num_attention_heads=2, word_embed_proj_dim=16
     ),
+    "another layer before the head": ModernBertDecoderConfig(**LLAMA, local_attention=4, pad_token_id=0),
+    "another name": Llama4TextConfig(**LLAMA, head_dim=8, intermediate_size_mlp=32, num_local_experts=1),
     "mamba": MambaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1),
 }
 TOKENS = torch.tensor([7, 3, 41])
