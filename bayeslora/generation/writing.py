@@ -15,11 +15,12 @@ from bayeslora.generation.decoding import Decoding, Reader, Weights, decode
 from bayeslora.generation.texts import Generation
 from bayeslora.networks import numbered_from_mask, positions
 from bayeslora.observations.batches import Batch, Collator
+from bayeslora.observations.completions import positions_at_once
 from bayeslora.observations.decoder import hidden_states, logits_at
 from bayeslora.observations.prompts import tokens
 from bayeslora.passes import undisturbed
 from bayeslora.progress import track
-from bayeslora.tasks import Split
+from bayeslora.tasks import Split, rows_of
 
 if TYPE_CHECKING:
     from bayeslora.posterior import Posterior
@@ -101,7 +102,8 @@ def read(program: Program, prompts: Any) -> list[Prompt]:
         if isinstance(prompt, str):
             made = Prompt(prompt, tokens(encoder.tokenizer, prompt))
         elif isinstance(prompt, Mapping):
-            (ids,) = program.observation.asked(encoder, [prompt], spec)
+            row = rows_of(spec, prompt, "prompts")
+            (ids,) = program.observation.asked(encoder, list(row.dataset), row.spec)
             made = Prompt(str(encoder.tokenizer.decode(ids, skip_special_tokens=True)), ids)
         else:
             raise DataError(f"Prompt {number} is a {type(prompt).__name__}: expected a text, or a row of the task.")
@@ -176,10 +178,15 @@ class Writer:
         )
         hidden = hidden_states(self._program.network, batch)
         longest = max(map(len, texts))
-        log_probs = logits_at(self._program.network, hidden[:, -longest - 1 : -1]).double().log_softmax(-1)
-        each = log_probs.gather(-1, batch["input_ids"][:, -longest:, None]).squeeze(-1)
         own = torch.arange(longest, 0, -1) <= torch.tensor([len(text) for text in texts]).unsqueeze(-1)
-        return torch.where(own.to(each.device), each, 0.0).sum(-1).cpu()
+        mine = own.to(hidden.device)
+        states, expected = hidden[:, -longest - 1 : -1][mine], batch["input_ids"][:, -longest:][mine]
+        log_probs, step = [], positions_at_once(self._program.network)
+        for part, said in zip(states.split(step), expected.split(step), strict=True):
+            every = logits_at(self._program.network, part).double().log_softmax(-1)
+            log_probs.append(every.gather(-1, said.unsqueeze(-1)).squeeze(-1))
+        each = torch.cat(log_probs).cpu()
+        return each.new_zeros(own.shape).masked_scatter(own, each).sum(-1)
 
     def text(self, prompt: int, written: Sequence[int]) -> str:
         """The text of tokens after a prompt, without what ends it."""

@@ -18,7 +18,7 @@ from bayeslora.generation.decoding import Decoding
 from bayeslora.inference.variational.posterior import VariationalPosterior
 from bayeslora.models import Gaussian
 from bayeslora.models.guides.auto import make_guide
-from bayeslora.observations import Classes, Encoder
+from bayeslora.observations import Classes, Encoder, completions
 from bayeslora.posterior import Posterior, Record
 from bayeslora.program import Program
 from bayeslora.tasks import TaskSpec
@@ -141,6 +141,22 @@ def test_a_point_estimate_has_one_draw() -> None:
     assert len(set(found.tokens)) > 1  # the same weights, and other tokens
 
 
+def test_texts_are_scored_some_tokens_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    posterior, settings = posterior_of(), {"max_new_tokens": 7, "draws": 2, "progress": False}
+    whole = posterior.generate(PROMPTS, 2, **settings)
+    monkeypatch.setattr(completions, "LOGITS", 3 * posterior.program.network.config.vocab_size)
+    held, logits_at = [], writing.logits_at
+
+    def counted(network: Any, hidden: Tensor) -> Tensor:
+        held.append(len(hidden))
+        return logits_at(network, hidden)
+
+    monkeypatch.setattr(writing, "logits_at", counted)
+    for one, other in zip(whole, posterior.generate(PROMPTS, 2, **settings), strict=True):
+        torch.testing.assert_close(one.log_probs, other.log_probs)
+    assert max(held) == 3
+
+
 class TestRefusals:
     def test_an_encoder_is_no_language_model(self) -> None:
         program = tiny_program()
@@ -161,6 +177,11 @@ class TestRefusals:
     def test_an_empty_prompt(self) -> None:
         with pytest.raises(DataError, match="Prompt 1 has no tokens"):
             posterior_of().generate(["A", ""])
+
+    @pytest.mark.parametrize(("row", "said"), [({"text": None}, "no value in column 'text'"), ({"word": "A"}, "text")])
+    def test_a_row_without_its_text(self, row: dict[str, Any], said: str) -> None:
+        with pytest.raises(DataError, match=said):
+            posterior_of().generate([row])
 
     def test_more_than_the_network_has_positions_for(self) -> None:
         with pytest.raises(
