@@ -7,6 +7,7 @@ part of it that samples weights, `Program.outputs` the network at given weights.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from bayeslora.models.monteclora import MonteCLoRA
 from bayeslora.networks import NetworkSettings, is_causal, lacking, load_base, numbered_from_mask, positions
 from bayeslora.observations import Encoder, Observation, Padding, of_task
 from bayeslora.store import adapter_at
-from bayeslora.weights import Site, Weights
+from bayeslora.weights import Apart, Site, Weights
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -215,11 +216,15 @@ class Program(nn.Module):
 
     def joint_outputs(self, draws: Sequence[Mapping[str, Tensor]], batch: Mapping[str, Tensor]) -> Tensor:
         """Outputs (draws, examples, outputs) in float32 at several sets of weights, by one pass if the layers allow."""
-        if len(draws) == 1 or not self.weights.joinable:
-            return torch.stack([self.outputs(each, batch) for each in draws])
-        self.weights.install(self.weights.joined(draws))
-        repeated = {name: value.repeat(len(draws), *[1] * (value.dim() - 1)) for name, value in batch.items()}
-        return self.observation.run(self.network, repeated).unflatten(0, (len(draws), -1))
+        tokens = batch["input_ids"].shape[-1]
+        rows = batch["input_ids"].numel() // tokens
+        # Layers that are given tokens before rows (XLNet's) are told from others by how many there are.
+        if len(draws) > 1 and len(draws) * rows != tokens and self.weights.joinable:
+            self.weights.install(self.weights.joined(draws, rows))
+            repeated = {name: value.repeat(len(draws), *[1] * (value.dim() - 1)) for name, value in batch.items()}
+            with suppress(Apart):
+                return self.observation.run(self.network, repeated).unflatten(0, (len(draws), -1))
+        return torch.stack([self.outputs(each, batch) for each in draws])
 
     def forward(self, batch: Mapping[str, Tensor], size: int) -> Tensor:
         """The whole Pyro model of a batch out of ``size`` examples; returns the outputs (examples, outputs)."""

@@ -21,10 +21,14 @@ from bayeslora.finding import active_adapter, find
 from bayeslora.rng import seeded
 from bayeslora.sites import Map, Site, Slot, Value
 
-__all__ = ["Site", "Slot", "Weights"]
+__all__ = ["Apart", "Site", "Slot", "Weights"]
 
 #: Where a network says whose values are in its places now.
 HOLDER = "_bayeslora_weights"
+
+
+class Apart(Exception):  # noqa: N818 (no mistake: draws run one after another then)
+    """A layer is given something else than a batch, of which no part would be a draw's own."""
 
 
 class Weights:
@@ -186,12 +190,13 @@ class Weights:
             for slot in self._slots[site.name]
         )
 
-    def joined(self, draws: Sequence[Mapping[str, Tensor]]) -> dict[str, Value]:
+    def joined(self, draws: Sequence[Mapping[str, Tensor]], rows: int) -> dict[str, Value]:
         """Values for `install` by which a batch that is repeated for each draw sees each draw once.
 
         Args:
             draws: some sets of weights, by site. The first part of a batch, in as many equal ones as there are draws,
-                is passed through the layers of the first, and so on.
+                is passed through the layers of the first, and so on. A layer that is given anything else says `Apart`.
+            rows: sequences in each part.
         """
         found: dict[str, Value] = {}
         for site in self.sites:
@@ -199,7 +204,8 @@ class Weights:
             each = torch.stack([draw[site.name] for draw in draws], dim=1)  # (layers, draws, columns, rank)
             each = each if slots[0].transposed else each.mT
             found[site.name] = [
-                _Joined(matrices.to(slot.parameter.device)) for slot, matrices in zip(slots, each, strict=True)
+                _Joined(matrices.to(slot.parameter.device), rows * len(draws))
+                for slot, matrices in zip(slots, each, strict=True)
             ]
         return found
 
@@ -262,13 +268,21 @@ class _Joined:
 
     Args:
         matrices: W^T (draws, inputs, outputs).
+        rows: of all parts together.
     """
 
-    def __init__(self, matrices: Tensor) -> None:
-        self._matrices = matrices
+    def __init__(self, matrices: Tensor, rows: int) -> None:
+        self._matrices, self._rows = matrices, rows
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        """Outputs (..., outputs) of inputs (..., inputs), the parts of which follow one another."""
+        """Outputs (rows, ..., outputs) of inputs (rows, ..., inputs), the parts of which follow one another.
+
+        Raises:
+            Apart: the inputs are not those rows, as with an expert's own tokens, relative positions that all rows
+                share, or a network that has tokens come first.
+        """
+        if inputs.dim() < 3 or len(inputs) != self._rows:
+            raise Apart
         parts = inputs.reshape(len(self._matrices), -1, inputs.shape[-1])
         return (parts @ self._matrices.to(inputs)).reshape(*inputs.shape[:-1], -1)
 

@@ -8,10 +8,12 @@ import pytest
 import torch
 from causal_scenarios import causal_base
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from scenarios import tiny_program, tiny_rows
 from torch import Tensor
+from transformers import AutoModelForSequenceClassification, DebertaV2Config, PreTrainedConfig, XLNetConfig
 
+from bayeslora.observations import Classes
 from bayeslora.passes import Rows, undisturbed
 from bayeslora.program import Program
 from bayeslora.tasks import Split, Task, TaskSpec
@@ -89,3 +91,38 @@ def test_a_head_that_is_given_some_tokens_at_a_time_is_not_joined(monkeypatch: p
     with undisturbed(program), torch.no_grad():
         found = rows.outputs_of(program, draws)
         assert all(torch.equal(found[number], rows.outputs(program, draw)) for number, draw in enumerate(draws))
+
+
+ENCODERS: dict[str, tuple[PreTrainedConfig, str]] = {
+    "relative positions that rows share": (
+        DebertaV2Config(
+            vocab_size=20,
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            relative_attention=True,
+            share_att_key=True,
+            pos_att_type=["p2c", "c2p"],
+            max_relative_positions=8,
+        ),
+        "query_proj",
+    ),
+    "tokens before rows": (XLNetConfig(vocab_size=20, d_model=16, n_layer=1, n_head=2, d_inner=16), "layer_1"),
+}
+
+
+@pytest.mark.parametrize("tokens", [6, 8])
+@pytest.mark.parametrize("name", ENCODERS)
+def test_layers_that_are_given_something_else_than_rows_run_one_after_another(name: str, tokens: int) -> None:
+    torch.manual_seed(0)
+    config, target = ENCODERS[name]
+    network = AutoModelForSequenceClassification.from_config(config)
+    program = Program(get_peft_model(network, LoraConfig(r=2, target_modules=[target])).eval(), Classes(2))
+    mask = torch.ones(3, tokens, dtype=torch.long)
+    batch = {"input_ids": torch.randint(3, 20, mask.shape), "attention_mask": mask}
+    draws = draws_of(program, 2)
+    assert program.weights.joinable
+    with torch.no_grad():
+        found = program.joint_outputs(draws, batch)
+        assert all(torch.equal(found[number], program.outputs(draw, batch)) for number, draw in enumerate(draws))

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from inspect import signature
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from bayeslora.errors import PosteriorError
 from bayeslora.observations.batches import Batch
 from bayeslora.observations.decoder import hidden_states, logits_at
 from bayeslora.settings import Count, NotNegative, Settings
+from bayeslora.weights import Apart
 
 if TYPE_CHECKING:
+    from transformers import DynamicCache
+
     from bayeslora.program import Program
 
 __all__ = ["Decoding", "Reader", "decode"]
@@ -56,6 +62,14 @@ class Decoding(Settings):
         return torch.searchsorted(reached, wanted.unsqueeze(-1), right=True).squeeze(-1).clamp(max=reached.shape[1] - 1)
 
 
+class _Part(NamedTuple):
+    """Values that are installed at once, how many draws they are, and what was read at these."""
+
+    values: Mapping[str, Any]
+    draws: int
+    cache: DynamicCache
+
+
 class Reader:
     """A network at some draws of the weights that reads texts, token by token, and remembers keys and values.
 
@@ -65,20 +79,29 @@ class Reader:
     """
 
     def __init__(self, program: Program, draws: Sequence[Weights]) -> None:
-        from transformers import DynamicCache
-
-        self._program, self.draws = program, len(draws)
-        weights = program.weights
-        # Each part: values that are installed at once, how many draws they are, and what was read at these.
-        parts = [(weights.joined(draws), len(draws))] if weights.joinable else [(each, 1) for each in draws]
-        self._parts = [(*part, DynamicCache(config=weights.base.config)) for part in parts]
+        self._program, self._draws = program, draws
+        self._parts: list[_Part] = []
 
     def __call__(self, batch: Batch) -> Tensor:
         """Log-probabilities of the next token after tokens that continue what was read before.
 
         Returns:
             In double precision on the CPU, (rows, draws, vocabulary).
+
+        Raises:
+            PosteriorError: the network keeps no keys and values.
         """
+        weights = self._program.weights
+        if not self._parts and weights.joinable:
+            joined = weights.joined(self._draws, len(batch["input_ids"]))
+            self._parts = [_Part(joined, len(self._draws), self._cache())]
+            with suppress(Apart):
+                return self._read(batch)
+            self._parts = []
+        self._parts = self._parts or [_Part(each, 1, self._cache()) for each in self._draws]
+        return self._read(batch)
+
+    def _read(self, batch: Batch) -> Tensor:
         found = []
         for values, draws, cache in self._parts:
             self._program.weights.install(values)
@@ -87,6 +110,17 @@ class Reader:
             logits = logits_at(self._program.network, hidden[:, -1])
             found.append(logits.double().log_softmax(-1).cpu().unflatten(0, (draws, -1)))
         return torch.cat(found).transpose(0, 1)
+
+    def _cache(self) -> DynamicCache:
+        from transformers import DynamicCache
+
+        base: Any = self._program.weights.base
+        if "past_key_values" not in signature(base.forward).parameters:
+            raise PosteriorError(
+                f"A {base.config.model_type} network keeps no keys and values of the tokens that it has read, which "
+                "texts are written by: let another base write."
+            )
+        return DynamicCache(config=base.config)
 
 
 def decode(
