@@ -98,6 +98,10 @@ class Posterior(ABC):
         for _ in seeded(n, seed, self.program.device):
             yield self.draw()
 
+    def differing(self, draws: int) -> int:
+        """How many of so many draws may differ: of point estimates one of each fit."""
+        return draws if self.random else min(draws, len(self.chains))
+
     @property
     def chains(self) -> tuple[Posterior, ...]:
         """The independent fits of which this is the mixture: itself, if it is one."""

@@ -41,7 +41,7 @@ class Draws:
 
     def __call__(self, posterior: Posterior, rows: Rows, draws: int, seed: int) -> Outputs:
         """Outputs (draws, examples, outputs); a point estimate has one draw."""
-        values = posterior.draws(draws if posterior.random else 1, seed)
+        values = posterior.draws(posterior.differing(draws), seed)
         return rows.outputs_of(posterior.program, values), None
 
 

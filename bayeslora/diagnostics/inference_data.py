@@ -90,7 +90,7 @@ def to_inference_data(
     fitted = rows.labels is not None and digest(rows.dataset) == posterior.record.data
     chains = []
     for place, chain in enumerate(posterior.chains):
-        count, own = (draws if chain.random else 1), seed + place
+        count, own = chain.differing(draws), seed + place
         prediction = chain.predict(data, count, method, own, batch_size, progress)
         chains.append(_followed(chain, predictor, prediction, own, sites))
     noise = [each.noise_scales() for each in posterior.chains]

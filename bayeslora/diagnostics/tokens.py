@@ -68,7 +68,7 @@ def token_calibration(
     if not isinstance(program.observation, Completions):
         raise PosteriorError(f"Tokens are those of completions, and this posterior is of '{program.observation.name}'.")
     rows = Rows.of(program, data, batch_size, progress)
-    weights = list(posterior.draws(draws if posterior.random else 1, seed))
+    weights = list(posterior.draws(posterior.differing(draws), seed))
     found = []
     with undisturbed(program), torch.no_grad():
         for batch, _ in rows.batches(program.device, "tokens"):

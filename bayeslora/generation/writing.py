@@ -68,7 +68,7 @@ def generate(
     uniform = torch.rand(len(prompts), samples, decoding.max_new_tokens, generator=torch.Generator().manual_seed(seed))
     found: dict[Place, tuple[list[int], Tensor]] = {}
     with undisturbed(posterior.program), torch.no_grad():
-        weights: list[Weights] = list(posterior.draws(draws if posterior.random else 1, seed))
+        weights: list[Weights] = list(posterior.draws(posterior.differing(draws), seed))
         parts = list(_parts(posterior, weights, places, method, batch_size))
         for authors, part in track(parts, "generate", total=len(parts), show=progress):
             texts, log_probs = writer.write(authors, part, torch.stack([uniform[place] for place in part]))

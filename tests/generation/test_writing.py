@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from bayeslora.errors import DataError, PosteriorError, SettingError
 from bayeslora.generation import writing
 from bayeslora.generation.decoding import Decoding
+from bayeslora.inference.mixture import MixturePosterior
 from bayeslora.inference.variational.posterior import VariationalPosterior
 from bayeslora.models import Gaussian
 from bayeslora.models.guides.auto import make_guide
@@ -30,7 +31,7 @@ class Causal(Classes):
     causal: ClassVar[bool] = True
 
 
-def posterior_of(name: str = "llama", kind: str = "structured", tokenizer: str = "bytes") -> Posterior:
+def posterior_of(name: str = "llama", kind: str = "structured", tokenizer: str = "bytes") -> VariationalPosterior:
     torch.manual_seed(0)
     folder = causal_base(name, tokenizer)
     targets = {"llama": ["q_proj", "down_proj"], "gpt2": ["c_attn", "c_fc"]}[name]
@@ -155,6 +156,16 @@ def test_texts_are_scored_some_tokens_at_a_time(monkeypatch: pytest.MonkeyPatch)
     for one, other in zip(whole, posterior.generate(PROMPTS, 2, **settings), strict=True):
         torch.testing.assert_close(one.log_probs, other.log_probs)
     assert max(held) == 3
+
+
+def test_point_estimates_of_several_fits_have_a_draw_each() -> None:
+    fits = [posterior_of(kind="delta") for _ in range(2)]
+    with torch.no_grad():
+        for parameter in fits[1].guide.parameters():
+            parameter.mul_(2)
+    both = MixturePosterior(fits, fits[0].record)
+    (found,) = both.generate(PROMPTS[0], 4, max_new_tokens=4, progress=False)
+    assert found.log_probs.shape == (4, 2) and found.mutual_information > 0
 
 
 class TestRefusals:
