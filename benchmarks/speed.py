@@ -13,8 +13,9 @@ so that a slower spell of the machine hits all three; the ratio is the median of
 arm takes beyond PEFT LoRA in milliseconds is that of the differences: where steps are short, that is what users feel.
 A median leaves out the noise that PEFT MonteCLoRA draws ahead every 150 steps. Peak memory is that of a process that
 does nothing else, the median of five: on a GPU of all tensors, on a CPU (Linux) of what it adds to the base network.
-With the second command above SVI took 9.2 ms of processor time beyond PEFT LoRA at commit efefd55; at the commit that
-added this shape 5.5 ms, in the same minutes. The target is half of the old figure.
+In processor time, not the time of the clock that this script takes, a step of SVI with the second command's network,
+batch and thread took 9.2 ms beyond PEFT LoRA at commit efefd55 and 5.5 ms at the commit that added llama-small, both in
+the same minutes of a busy machine. The target is half of the old figure.
 Writes benchmarks/results/speed.json.
 """
 
