@@ -12,11 +12,12 @@ from bayeslora.registry import Registry
 
 if TYPE_CHECKING:
     from bayeslora.models.base import WeightModel
-    from bayeslora.models.distributions import ColumnNormal, WishartCholesky
+    from bayeslora.models.distributions import ColumnNormal
     from bayeslora.models.gaussian import Gaussian
     from bayeslora.models.guides.auto import make_guide
     from bayeslora.models.guides.base import Guide
     from bayeslora.models.monteclora import MonteCLoRA
+    from bayeslora.models.wishart import WishartCholesky
 
 __all__ = [
     "MODELS",
@@ -43,7 +44,7 @@ HOMES = {
     "Guide": "guides.base",
     "MonteCLoRA": "monteclora",
     "WeightModel": "base",
-    "WishartCholesky": "distributions",
+    "WishartCholesky": "wishart",
     "make_guide": "guides.auto",
 }
 

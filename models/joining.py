@@ -13,7 +13,7 @@ import pyro.distributions as dist
 import torch
 from torch.distributions import Distribution, Independent
 
-from bayeslora.models.distributions import DiagonalWishartCholesky
+from bayeslora.models.wishart import DiagonalWishartCholesky
 
 __all__ = ["joined", "kind_of"]
 

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from bayeslora.errors import SettingError
 from bayeslora.models.base import WeightModel, full_precision
-from bayeslora.models.distributions import ColumnNormal, DiagonalWishartCholesky
+from bayeslora.models.distributions import ColumnNormal
 from bayeslora.models.guides.base import MatrixGuide
+from bayeslora.models.wishart import DiagonalWishartCholesky
 from bayeslora.settings import Count, NotNegative, Positive
 from bayeslora.weights import Site
 

@@ -12,13 +12,8 @@ from pyro.infer import MCMC, NUTS
 from scipy import stats
 from torch.distributions import biject_to, kl_divergence
 
-from bayeslora.models.distributions import (
-    ColumnNormal,
-    DiagonalWishartCholesky,
-    IsotropicNormal,
-    LowerCholeskyVector,
-    WishartCholesky,
-)
+from bayeslora.models.distributions import ColumnNormal, IsotropicNormal
+from bayeslora.models.wishart import DiagonalWishartCholesky, LowerCholeskyVector, WishartCholesky
 
 DRAWS = 20_000
 #: Bound on a mean's distance from its expectation in standard errors: 5 is exceeded by chance once in 1.7 million.

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.distributions import Distribution, kl_divergence
 
-from bayeslora.models.distributions import DiagonalWishartCholesky, WishartCholesky
 from bayeslora.models.joining import joined, kind_of
+from bayeslora.models.wishart import DiagonalWishartCholesky, WishartCholesky
 
 
 def wishart(layers: int, df: float = 7.0) -> dist.TorchDistribution:

@@ -325,7 +325,7 @@ class TestSettings:
             ({"centre": "mean"}, "centre should be 'init' or 'zero'"),
             ({"sites": "C"}, "sites should be 'A', 'B' or 'both'"),
             ({"scale": 0.0}, "scale should be greater than 0, found 0.0"),
-            ({"eps": math.nan}, "eps should be a finite number"),
+            ({"eps": math.nan}, "eps should be less than .*, found nan"),
             ({"cooperation": -1.0, "prior": "paper"}, "cooperation should be greater"),
             ({"cooperation": 1.0}, "prior='paper'"),
         ],
