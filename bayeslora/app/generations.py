@@ -42,7 +42,7 @@ def generate_here(posterior: Posterior, prompts: Sequence[str], output: Path | N
 def generate_file(posterior: Posterior, source: Path, target: Path, **settings: Any) -> int:
     """Answer the prompts of a file, and write a line of JSON for each, in their order.
 
-    A column "prompt" is read as it is; rows without one are read as the task's template says.
+    A column "prompt" that is none of the task's is read as it is; other rows are read as the task's template says.
 
     Returns:
         The number of prompts.
@@ -54,8 +54,9 @@ def generate_file(posterior: Posterior, source: Path, target: Path, **settings: 
 
     count = 0
     with files.replaced(target) as new, new.open("w", encoding="utf-8") as file:
-        raw = any(COLUMN in rows.column_names for rows in islice(tables(source, (), (COLUMN,), size=1), 1))
         encoder = posterior.program.encoder
+        there = any(COLUMN in rows.column_names for rows in islice(tables(source, (), (COLUMN,), size=1), 1))
+        raw = there and (encoder is None or COLUMN not in encoder.spec.columns)
         columns = (COLUMN,) if raw or encoder is None else encoder.spec.columns
         for rows in tables(source, columns, size=CHUNK):
             for each in posterior.generate(rows[COLUMN][:] if raw else list(rows), **settings):
@@ -84,12 +85,14 @@ def generate_split(posterior: Posterior, rows: Split, target: Path, score: str |
         What to show: a table of scores, or how many rows were answered.
     """
     from bayeslora.generation import ANSWERS, exact_match, programs
+    from bayeslora.tasks.completion import completion_of
 
     if score == PROGRAMS:
         programs.check_tests(rows)
         settings["stop"] = settings.get("stop") or programs.STOPS
     found = posterior.generate(rows, **settings)
-    truths = [rows.spec.texts(row)[0][1] for row in rows.dataset]
+    written = rows.spec.kind == "completion"  # other answers are no texts
+    truths = [completion_of(rows.spec, row) if written else None for row in rows.dataset]
     lines = [
         each.to_dict() | ({} if truth is None else {"truth": truth}) for each, truth in zip(found, truths, strict=True)
     ]

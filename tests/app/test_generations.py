@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from causal_scenarios import causal_base
+from causal_scenarios import CHAT, causal_base
 from command_line import call
 from datasets import Dataset
 from peft import LoraConfig
@@ -19,13 +19,14 @@ from bayeslora.inference import fit, load
 from bayeslora.tasks import Split, Task, TaskSpec
 
 PROMPTS = ["Is water good", "What is the moon", "Answer"]
+QUIZ = TaskSpec("quiz", "multiple-choice", ("ask",), "label", ("A", "B"), choices=("choices",))
 DECODING = ["--draws", "2", "--max-new-tokens", "5", "--seed", "3"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
-    spec = TaskSpec("quiz", "multiple-choice", ("ask",), "label", ("A", "B"), choices=("choices",))
+    spec = QUIZ
     columns = {"ask": PROMPTS, "choices": [["yes", "no"], ["a stone", "sun"], ["A", "B"]], "label": [0, 0, 1]}
     task = Task(spec, Split(Dataset.from_dict(columns), spec))
     program = bl.Program.from_pretrained(str(causal_base()), task, lora=LoraConfig(r=2, target_modules=["q_proj"]))
@@ -69,6 +70,28 @@ def test_rows_of_the_task_are_asked_by_its_template(folder: Path, tmp_path: Path
     posterior = load(folder)
     for mine, raw in zip(posterior.generate(rows, **settings), posterior.generate(found, **settings), strict=True):
         assert mine.tokens == raw.tokens
+
+
+def test_prompts_that_are_a_column_of_the_task_are_asked_as_they_were_learned(tmp_path: Path) -> None:
+    spec = TaskSpec("own", "completion", ("prompt",), completion="completion")
+    rows = [{"prompt": each, "completion": "yes"} for each in PROMPTS]
+    task = Task(spec, Split(Dataset.from_list(rows), spec))
+    base, lora = str(causal_base("llama", "bytes", CHAT)), LoraConfig(r=2, target_modules=["q_proj"])
+    program = bl.Program.from_pretrained(base, task, lora=lora, observation_settings={"chat": True})
+    posterior = fit(program, task.train, "mle", epochs=1, progress=False, cpu=True)
+    source, target = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps(each) + "\n" for each in rows), "utf-8")
+    settings = {"samples": 1, "method": "draw", "max_new_tokens": 3, "progress": False}
+    assert generations.generate_file(posterior, source, target, **settings) == 3
+    found = [json.loads(line)["prompt"] for line in target.read_text("utf-8").splitlines()]
+    assert all(f"<|user|>\n{each}" in text for each, text in zip(PROMPTS, found, strict=True))
+
+
+def test_answers_that_are_no_texts_are_no_truths(folder: Path, tmp_path: Path) -> None:
+    rows = Split(Dataset.from_dict({"ask": PROMPTS[:1], "choices": [["yes", "no"]], "label": [1]}), QUIZ)
+    settings = {"draws": 2, "max_new_tokens": 2, "progress": False}
+    generations.generate_split(load(folder), rows, tmp_path / "out.jsonl", None, **settings)
+    assert "truth" not in json.loads((tmp_path / "out.jsonl").read_text("utf-8"))
 
 
 def test_a_file_without_prompts(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
