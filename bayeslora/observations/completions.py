@@ -125,7 +125,8 @@ class Completions(Observation, Sampled):
             same = spread((tokens == expected).to(own), batch).gather(1, picked).squeeze(1)
         drawn = spread(log_likelihoods(network, hidden, tokens), batch)
         both = torch.cat([drawn.sum(1, keepdim=True), drawn.gather(1, picked)], dim=1)
-        return Drawn(every.sum(1), both, one, same / one.exp() - 1 if sample else same)
+        # What is drawn is never too improbable for a quotient; what the data say may be.
+        return Drawn(every.sum(1), both, one, torch.where(same > 0, (-one).exp(), 0.0) - 1 if sample else same)
 
     def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
         """The completions with the log-likelihoods that were computed."""

@@ -202,3 +202,12 @@ def test_arviz_is_told_of_likelihoods_and_of_no_other_texts() -> None:
     assert len(found.pareto_k) == 4
     with pytest.raises(PosteriorError, match="class probabilities"):
         bl.diagnostics.diagnose(posterior, rows())  # type: ignore[arg-type]
+
+
+def test_tokens_that_are_as_good_as_impossible_have_finite_scores() -> None:
+    found = program()
+    head: Any = found.network.get_base_model().lm_head
+    with torch.no_grad():
+        head.weight[30:].mul_(1e4)  # the data's tokens have no probability that single precision can hold
+        drawn = found.observation.drawn(found.network, batch_of(found, rows()), sample=True)
+    assert drawn.one.min() < -200 and drawn.offset.isfinite().all()
