@@ -11,6 +11,8 @@ import torch
 from common import Run, best_temperature, environment, tempered
 
 import bayeslora as bl
+from bayeslora.inference.laplace.posterior import LaplacePosterior, linearised, linked
+from bayeslora.inference.laplace.tuning import best_width
 from bayeslora.networks import NetworkSettings
 from bayeslora.passes import Rows, undisturbed
 from bayeslora.predict.prediction import ClassPrediction
@@ -90,8 +92,11 @@ def measured(run: Run, base: str, data_dir: str | None, output: Path) -> dict[st
     else:
         posterior = fit(run, base, task, output)
         fitted = {"seconds": {"fit": posterior.cost["seconds"]}, "history": posterior.record.history}
-        arms = {run.backend: _predict(posterior, rows, run)}
-    if run.backend == "mle" and run.variant != RATE:
+        if run.backend == "laplace":
+            arms = by_widths(posterior, rows, task.heldout, run)
+        else:
+            arms = {run.backend: _predict(posterior, rows, run)}
+    if run.backend == "mle":
         fitted["temperature"] = best_temperature(_predict(posterior, task.heldout, run))
         arms["mle+temperature"] = tempered(arms["mle"], fitted["temperature"])
     for arm, found in arms.items():
@@ -130,6 +135,23 @@ def fit(run: Run, base: str, task: bl.Task, output: Path) -> bl.Posterior:
 def _predict(posterior: bl.Posterior, rows: bl.Split | None, run: Run) -> ClassPrediction:
     found = posterior.predict(rows, draws=run.samples, seed=run.seed, batch_size=8, progress=False)
     return cast("ClassPrediction", found)
+
+
+def by_widths(
+    posterior: bl.Posterior, rows: bl.Split, heldout: bl.Split | None, run: Run
+) -> dict[str, ClassPrediction]:
+    """Laplace's prediction under the prior of largest evidence, and under the one that held-back rows like best."""
+    assert isinstance(posterior, LaplacePosterior)
+    tokens = Rows.of(posterior.program, heldout).dataset
+    _, trace = best_width(posterior, tokens, run.batch_size, False)
+    width = min(trace, key=lambda row: row["heldout_nll"])["multiple"]
+    over = Rows.of(posterior.program, rows, run.batch_size)
+    means, covariances = linearised(posterior, over, torch.tensor([1.0, width], dtype=torch.float64))
+    found = {}
+    for arm, covariance in zip(("laplace", "laplace+heldout"), covariances, strict=True):
+        outputs, aleatoric = linked(over.observation, means, covariance, "mc-joint", run.seed)
+        found[arm] = cast("ClassPrediction", over.predicted(outputs, "mc-joint", aleatoric))
+    return found
 
 
 def untrained(program: bl.Program, rows: bl.Split) -> ClassPrediction:
