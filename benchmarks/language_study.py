@@ -36,7 +36,7 @@ from bayeslora.predict import metrics
 from bayeslora.predict.prediction import ClassPrediction, Prediction
 
 #: Learning rates that are tried for each backend that trains; `laplace` is laid around plain LoRA at each of its own.
-RATES = {"mle": (3e-4, 1e-3), "laplace": (3e-4, 1e-3), "svi": (1e-3, 3e-3)}
+RATES = {"mle": (3e-4, 1e-3, 3e-3), "laplace": (3e-4, 1e-3, 3e-3), "svi": (1e-3, 3e-3)}
 #: The task and the seed on which they are.
 RATES_ON = ("sst2", 0)
 ARMS = {
