@@ -218,6 +218,7 @@ class Posterior(ABC):
         batch_size: int = 8,
         progress: bool = True,
         said: Said | None = None,
+        first: int = 0,
         **decoding: Any,
     ) -> list[Generation]:
         """Let a causal language model go on after each prompt, and say how sure the posterior is of each text.
@@ -225,15 +226,16 @@ class Posterior(ABC):
         Args:
             prompts: one or several; a text is read as it is, a row of the task as its template says.
             samples: number of texts after each.
-            method: ``"draw"`` writes each text by one draw of the weights, the first text by the first draw: an exact
-                sample of the posterior predictive. ``"mixture"`` writes token by token by all draws, each weighed by
-                the probability that it gave to what was said so far, which is exact, too. ``"mean"`` writes at the
+            method: ``"draw"`` writes each text by one draw of the weights, taken by chance: an exact sample of the
+                posterior predictive. ``"mixture"`` writes token by token by all draws, each weighed by the probability
+                that it gave to what was said so far, which is exact, too. ``"mean"`` writes at the
                 posterior mean.
-            draws: number of weight draws under which each text is scored; a point estimate has one.
+            draws: number of weight draws that write, and under which each text is scored; no more than there are.
             seed: of the draws and of the tokens' choice; the global generators are left as they were.
-            batch_size: texts written at once; it does not change the result.
+            batch_size: texts written at once, each counted for every draw that reads it; it does not change the result.
             progress: show a bar.
             said: called with the number of a prompt, that of a sample, and its text, whenever that has one more token.
+            first: number of the first prompt, for prompts that come some at a time: chance depends on it.
             decoding: fields of `bayeslora.generation.Decoding`, such as ``max_new_tokens=64`` and ``temperature=0``.
 
         Raises:
@@ -255,6 +257,7 @@ class Posterior(ABC):
             batch_size=coerce(batch_size, Count, "batch_size"),
             progress=progress,
             said=said,
+            first=first,
         )
 
     def to_inference_data(self, data: Split | Dataset, **settings: Any) -> Any:

@@ -30,9 +30,9 @@ PROGRAMS = "humaneval"
 def generate_here(posterior: Posterior, prompts: Sequence[str], output: Path | None, **settings: Any) -> None:
     """Show each text while it is written, then what the draws say of it."""
     found: list[Generation] = []
-    for prompt in prompts:
+    for number, prompt in enumerate(prompts):
         stream = _Stream()
-        found += posterior.generate(prompt, batch_size=1, progress=False, said=stream, **settings)
+        found += posterior.generate(prompt, first=number, batch_size=1, progress=False, said=stream, **settings)
         stream.end()
         show(summary(found[-1]))
     if output is not None:
@@ -59,7 +59,7 @@ def generate_file(posterior: Posterior, source: Path, target: Path, **settings: 
         raw = there and (encoder is None or COLUMN not in encoder.spec.columns)
         columns = (COLUMN,) if raw or encoder is None else encoder.spec.columns
         for rows in tables(source, columns, size=CHUNK):
-            for each in posterior.generate(rows[COLUMN][:] if raw else list(rows), **settings):
+            for each in posterior.generate(rows[COLUMN][:] if raw else list(rows), first=count, **settings):
                 file.write(_line(each))
             count += len(rows)
         if not count:

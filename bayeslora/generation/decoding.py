@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from inspect import signature
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 import torch
@@ -76,10 +77,11 @@ class Reader:
     Args:
         program: whose network it is.
         draws: sets of weights, by site. Their passes are one where the layers allow it.
+        at_once: rows that a pass may have at most, each counted for every draw at which it is read.
     """
 
-    def __init__(self, program: Program, draws: Sequence[Weights]) -> None:
-        self._program, self._draws = program, draws
+    def __init__(self, program: Program, draws: Sequence[Weights], at_once: int = 64) -> None:
+        self._program, self._draws, self._at_once = program, draws, at_once
         self._parts: list[_Part] = []
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -93,8 +95,9 @@ class Reader:
         """
         weights = self._program.weights
         if not self._parts and weights.joinable:
-            joined = weights.joined(self._draws, len(batch["input_ids"]))
-            self._parts = [_Part(joined, len(self._draws), self._cache())]
+            rows, left = len(batch["input_ids"]), iter(self._draws)
+            while some := list(islice(left, max(1, self._at_once // rows))):
+                self._parts.append(_Part(weights.joined(some, rows), len(some), self._cache()))
             with suppress(Apart):
                 return self._read(batch)
             self._parts = []
@@ -149,6 +152,9 @@ def decode(
 
     Returns:
         Tokens of each row, and their log-probability under each draw (rows, draws).
+
+    Raises:
+        PosteriorError: a logit is NaN.
     """
     rows = len(batch["input_ids"])
     texts: list[list[int]] = [[] for _ in range(rows)]
@@ -156,6 +162,8 @@ def decode(
     running = torch.ones(rows, dtype=torch.bool)
     for step in range(decoding.max_new_tokens):
         each = read(batch)
+        if each.isnan().any():
+            raise PosteriorError("The network's logits are NaN: it, the posterior, or their precision is not enough.")
         mixed = (log_probs.log_softmax(1).unsqueeze(-1) + each).logsumexp(1)
         chosen = decoding.choose(mixed, uniform[:, step])
         seen = each.gather(-1, chosen[:, None, None].expand(-1, draws, 1)).squeeze(-1)

@@ -60,18 +60,21 @@ def generate(
     batch_size: int,
     progress: bool,
     said: Said | None,
+    first: int,
 ) -> list[Generation]:
     """The texts of `bayeslora.Posterior.generate`, which says what the arguments are."""
     prompts = read(posterior.program, prompts)
     writer = Writer(posterior.program, prompts, decoding, said)
     places = [(prompt, sample) for sample in range(samples) for prompt in range(len(prompts))]
-    uniform = torch.rand(len(prompts), samples, decoding.max_new_tokens, generator=torch.Generator().manual_seed(seed))
     found: dict[Place, tuple[list[int], Tensor]] = {}
     with undisturbed(posterior.program), torch.no_grad():
-        weights: list[Weights] = list(posterior.draws(posterior.differing(draws), seed))
-        parts = list(_parts(posterior, weights, places, method, batch_size))
+        count = min(posterior.differing(draws), posterior.most_draws or draws)
+        weights: list[Weights] = list(posterior.draws(count, seed))
+        chance = [_Chance.of(each, count, samples, decoding) for each in _seeds(seed, first, len(prompts))]
+        parts = list(_parts(posterior, weights, places, [each.order for each in chance], method, batch_size))
         for authors, part in track(parts, "generate", total=len(parts), show=progress):
-            texts, log_probs = writer.write(authors, part, torch.stack([uniform[place] for place in part]))
+            uniform = torch.stack([chance[prompt].uniform[sample] for prompt, sample in part])
+            texts, log_probs = writer.write(authors, part, uniform, batch_size)
             if authors is not weights:
                 log_probs = torch.stack([writer.score(each, part, texts) for each in weights], dim=1)
             found |= dict(zip(part, zip(texts, log_probs, strict=True), strict=True))
@@ -79,6 +82,31 @@ def generate(
         writer.generation(prompt, [found[prompt, sample] for sample in range(samples)], method)
         for prompt in range(len(prompts))
     ]
+
+
+class _Chance(NamedTuple):
+    """What of the texts after a prompt is left to chance.
+
+    Attributes:
+        order: of the draws of the weights by which they are written, one after the other.
+        uniform: numbers by which tokens are chosen (samples, tokens).
+    """
+
+    order: list[int]
+    uniform: Tensor
+
+    @classmethod
+    def of(cls, seed: int, draws: int, samples: int, decoding: Decoding) -> _Chance:
+        """By a seed of the prompt's own."""
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(draws, generator=generator).tolist()
+        return cls(order, torch.rand(samples, decoding.max_new_tokens, generator=generator))
+
+
+def _seeds(seed: int, first: int, count: int) -> list[int]:
+    """A seed for each of some prompts, that of the first of which depends on its number alone."""
+    found: list[int] = torch.randint(2**62, (first + count,), generator=torch.Generator().manual_seed(seed)).tolist()
+    return found[first:]
 
 
 def read(program: Program, prompts: Any) -> list[Prompt]:
@@ -114,11 +142,18 @@ def read(program: Program, prompts: Any) -> list[Prompt]:
 
 
 def _parts(
-    posterior: Posterior, weights: list[Weights], places: list[Place], method: str, batch_size: int
+    posterior: Posterior,
+    weights: list[Weights],
+    places: list[Place],
+    orders: Sequence[Sequence[int]],
+    method: str,
+    batch_size: int,
 ) -> Iterator[tuple[list[Weights], list[Place]]]:
     """Whose texts are written together: the weights that write them, and places."""
     if method == "draw":
-        groups = [[place for place in places if place[1] % len(weights) == each] for each in range(len(weights))]
+        groups: list[list[Place]] = [[] for _ in weights]
+        for prompt, sample in places:
+            groups[orders[prompt][sample % len(weights)]].append((prompt, sample))
         written = [([each], group) for each, group in zip(weights, groups, strict=True)]
     elif method == "mixture":
         written = [(weights, places)]
@@ -127,8 +162,9 @@ def _parts(
     else:
         raise PosteriorError(unknown("method of generation", method, METHODS))
     for authors, group in written:
-        for start in range(0, len(group), batch_size):
-            yield authors, group[start : start + batch_size]
+        step = max(1, batch_size // len(authors))  # each author reads the texts
+        for start in range(0, len(group), step):
+            yield authors, group[start : start + step]
 
 
 class Writer:
@@ -157,7 +193,7 @@ class Writer:
             )
 
     def write(
-        self, authors: Sequence[Weights], places: Sequence[Place], uniform: Tensor
+        self, authors: Sequence[Weights], places: Sequence[Place], uniform: Tensor, at_once: int
     ) -> tuple[list[list[int]], Tensor]:
         """Tokens of the texts at some places by the mixture of weights, and log-probabilities (places, weights)."""
 
@@ -166,7 +202,7 @@ class Writer:
                 prompt, sample = places[row]
                 self._said(prompt, sample, self.text(prompt, text))
 
-        reader = Reader(self._program, authors)
+        reader = Reader(self._program, authors, at_once)
         batch = self._batch([self._prompts[prompt].tokens for prompt, _ in places])
         return decode(reader, len(authors), batch, self._decoding, uniform, self._ended, said)
 

@@ -39,8 +39,8 @@ def test_texts_grow_on_the_terminal(folder: Path, tmp_path: Path, capsys: pytest
     assert call("generate", folder, *prompts, "--samples", "2", *DECODING, "--output", tmp_path / "out.jsonl") == 0
     shown = capsys.readouterr().out
     settings = {"draws": 2, "max_new_tokens": 5, "seed": 3, "progress": False}
-    for prompt, line in zip(PROMPTS[:2], (tmp_path / "out.jsonl").read_text("utf-8").splitlines(), strict=True):
-        (found,) = load(folder).generate(prompt, 2, **settings)
+    written = (tmp_path / "out.jsonl").read_text("utf-8").splitlines()
+    for found, line in zip(load(folder).generate(PROMPTS[:2], 2, **settings), written, strict=True):
         assert "\n".join(text for text in found if "\N{REPLACEMENT CHARACTER}" not in text) in shown
         assert generations.summary(found) in shown and "% of 2 texts agree]" in shown
         assert json.loads(line) == found.to_dict()

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from bayeslora.errors import DataError, PosteriorError, SettingError
 from bayeslora.generation import writing
 from bayeslora.generation.decoding import Decoding
+from bayeslora.inference.mcmc.posterior import EmpiricalPosterior
 from bayeslora.inference.mixture import MixturePosterior
 from bayeslora.inference.variational.posterior import VariationalPosterior
 from bayeslora.models import Gaussian
@@ -106,9 +107,46 @@ def test_greedy_texts_are_those_of_transformers(posterior: Posterior) -> None:
     settings: dict[str, Any] = {"max_new_tokens": 8, "temperature": 0, "progress": False, "seed": 5}
     mean = posterior.generate(PROMPTS, 1, "mean", **settings)
     assert [each.tokens[0] for each in mean] == [greedy(posterior, posterior.mean(), each, 8) for each in PROMPTS]
-    drawn = posterior.generate(PROMPTS, 2, "draw", draws=2, **settings)
-    for number, weights in enumerate(posterior.draws(2, 5)):
-        assert [each.tokens[number] for each in drawn] == [greedy(posterior, weights, each, 8) for each in PROMPTS]
+    drawn = posterior.generate(PROMPTS, 3, "draw", draws=2, **settings)
+    draws = list(posterior.draws(2, 5))
+    for each in drawn:
+        assert {*each.tokens[:2]} == {greedy(posterior, weights, each.prompt, 8) for weights in draws}
+        assert each.tokens[2] == each.tokens[0]
+
+
+def test_which_draw_writes_first_is_left_to_chance() -> None:
+    posterior = posterior_of()
+    settings: dict[str, Any] = {"draws": 2, "max_new_tokens": 8, "temperature": 0, "progress": False}
+    firsts = set()
+    for seed in range(8):
+        (found,) = posterior.generate(PROMPTS[2], 1, "draw", seed=seed, **settings)
+        by = [greedy(posterior, weights, found.prompt, 8) for weights in posterior.draws(2, seed)]
+        firsts.add(by.index(found.tokens[0]))
+    assert firsts == {0, 1}  # all eight the same: 1 in 128
+
+
+def test_prompts_may_come_some_at_a_time() -> None:
+    posterior = posterior_of()
+    settings: dict[str, Any] = {"draws": 2, "max_new_tokens": 6, "seed": 3, "progress": False}
+    whole = posterior.generate([PROMPTS[0]] * 3, 2, **settings)
+    assert len({each.tokens for each in whole}) > 1  # the same prompt, and other chance
+    (last,) = posterior.generate(PROMPTS[0], 2, first=2, **settings)
+    assert last.tokens == whole[2].tokens
+
+
+def test_a_chain_writes_by_the_draws_that_it_has() -> None:
+    posterior = posterior_of()
+    chain = {name: torch.stack([draw[name] for draw in posterior.draws(3)]) for name in posterior.draw()}
+    kept = EmpiricalPosterior(posterior.program, Record("sgld", {}, n_data=24), chain)
+    (found,) = kept.generate(PROMPTS[0], 2, max_new_tokens=3, progress=False)
+    assert found.draws == 3
+
+
+def test_a_network_that_gives_no_numbers_is_named() -> None:
+    posterior = posterior_of()
+    posterior.program.weights.base.lm_head.weight.data[0] = torch.nan
+    with pytest.raises(PosteriorError, match="logits are NaN"):
+        posterior.generate(PROMPTS[0], max_new_tokens=3, progress=False)
 
 
 def test_a_text_ends_at_the_end_and_at_a_stop(posterior: Posterior) -> None:
