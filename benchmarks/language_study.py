@@ -206,7 +206,8 @@ def report(options: Namespace) -> None:
     }
     judged = verdicts({task: arms for (task, variant), arms in changes.items() if not variant})
     print(table(kept), end="\n\n")
-    print(shift_table(kept), end="\n\n")
+    if any(variant for _, variant in kept):
+        print(shift_table(kept), end="\n\n")
     for verdict in judged:
         print(f"- {'met' if verdict['met'] else 'NOT met'}: {verdict['target']}. Found: {verdict['found']}.")
     rates = {arm: heldout_losses(arm, options.output) for arm in ARMS if arm not in ("zero-shot", "map")}
