@@ -41,6 +41,8 @@ __all__ = ["Laplace"]
 
 #: Nats a row by which a mode may be worse than chance before that is said.
 WORSE = 0.5
+#: Rows on which draws of the weights are tried, and how many times the mode's loss is too much for them.
+FEW_ROWS, TOO_MUCH = 16, 1.5
 #: Ways to tune that maximise an evidence.
 EVIDENCES = ("evidence", "mode-evidence")
 
@@ -132,6 +134,8 @@ class Laplace(TrainingSettings):
             evidence: Evidence = ModeEvidence(log_likelihood, matrices, curvature) if published else linear
             latents, prior, trace = self._tuned(program, sites, latents, prior, evidence)
         posterior = make(latents=latents, prior=prior, log_evidence=float(linear(prior)), evidence_rows=linear.rows)
+        if not isinstance(program.observation, Curved):
+            _warn_of_draws(posterior, data)
         # A mode that was found over several sittings has its own count of seconds.
         own = cost_of(program, time.monotonic() - begun, peak(program.device))
         cost = {name: max(value, cost.get(name, value)) for name, value in own.items()}
@@ -159,11 +163,6 @@ class Laplace(TrainingSettings):
             raise SettingError(
                 f"scales='hyper' needs a model whose hyper-sites shape the prior of the weights, and those of "
                 f"'{program.model.name}' do not, or it has none: choose 'all', 'site' or 'layer'."
-            )
-        if self.tune == "heldout" and not isinstance(program.observation, Curved):
-            raise SettingError(
-                f"tune='heldout' compares priors by the linear network, which says nothing of "
-                f"'{program.observation.name}': choose another way."
             )
         if self.tune == "heldout" and run.heldout is None:
             raise SettingError(
@@ -278,6 +277,25 @@ class Laplace(TrainingSettings):
         values, trace = tuned_hyper(evidence, HyperPrior(program, sites, latents))
         latents = latents | {name: value.to(latents[name]) for name, value in values.items()}
         return latents, normal_prior(program, sites, latents), trace
+
+
+def _warn_of_draws(posterior: LaplacePosterior, data: Dataset) -> None:
+    """Say if draws of the weights, by which texts are predicted, break the network that the curvature is about."""
+    rows = Rows.of(posterior.program, data.select(range(min(FEW_ROWS, len(data)))))
+    with undisturbed(posterior.program), torch.no_grad():
+        mode, *drawn = rows.outputs_of(posterior.program, [posterior.mean(), *posterior.draws(2)])
+    labels = rows.labels
+    found, lost = (
+        -float(rows.observation.predicted(each, labels).log_predictive_density.mean())
+        for each in (mode.unsqueeze(0), torch.stack(drawn))
+    )
+    if not lost < TOO_MUCH * found:
+        warnings.warn(
+            f"Draws of the weights break the network: a text has a negative log-likelihood of {lost:.1f} by draws, and "
+            f"{found:.1f} at the mode. The prior is too wide: set some rows aside and give tune='heldout', or give a "
+            "narrower one (tune='none', model.deviation).",
+            stacklevel=2,
+        )
 
 
 def _warn_of_mode(program: Program, data: Dataset, found: float) -> None:

@@ -117,6 +117,11 @@ class LaplacePosterior(Posterior):
         self.log_likelihood = log_likelihood
         self.log_evidence, self.evidence_rows = log_evidence, evidence_rows
 
+    def under(self, prior: NormalPrior) -> LaplacePosterior:
+        """The posterior under another prior around the same mode."""
+        latents, curvature = self.latents, self.curvature
+        return LaplacePosterior(self.program, self.record, latents, prior, curvature, self.log_likelihood)
+
     @cached_property
     def basis(self) -> Basis:
         """Eigenvectors of the curvature where the prior is standard normal."""

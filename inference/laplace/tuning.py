@@ -1,12 +1,13 @@
 """The prior that maximises an evidence: its width, its scales by site or by layer, or the model's hyper-sites.
 
-Or else the width at which rows that were held out are predicted best: one pass for all widths that are compared.
+Or else the width at which rows that were held out are predicted best: one pass for all widths that are compared, or, of
+texts, a few for each.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from torch import Tensor
 from bayeslora.inference.laplace.evidence import Evidence
 from bayeslora.inference.laplace.posterior import LaplacePosterior, linearised, linked
 from bayeslora.inference.laplace.priors import HyperPrior, NormalPrior
-from bayeslora.passes import Rows
+from bayeslora.observations import Curved
+from bayeslora.passes import Rows, undisturbed
 
 __all__ = ["MULTIPLES", "best_width", "tuned_hyper", "tuned_scales", "tuned_width"]
 
@@ -25,6 +27,8 @@ STEPS = 50
 GRID = [number / 2 for number in range(-30, 31)]
 #: Multiples of the prior's standard deviations that are compared: ten a decade.
 MULTIPLES = torch.logspace(-2, 2, 41, dtype=torch.float64)
+#: The same where each takes passes of the network: two a decade; and the draws by which each predicts.
+FEW_MULTIPLES, FEW_DRAWS = torch.logspace(-3, 1, 9, dtype=torch.float64).tolist(), 3
 
 
 def tuned_width(evidence: Evidence, prior: NormalPrior) -> tuple[NormalPrior, list[dict[str, float]]]:
@@ -109,6 +113,8 @@ def best_width(
 ) -> tuple[NormalPrior, list[dict[str, float]]]:
     """The prior, so many times as wide that the default prediction of held-out rows has the lowest NLL.
 
+    Of texts that prediction is by draws of the weights, the same few for every width.
+
     Args:
         posterior: under the prior as it is; only the prior's width changes, not the mode.
         data: tokenised rows with labels, which the mode has not seen.
@@ -119,20 +125,39 @@ def best_width(
         The prior, and for each width ``multiple`` and ``heldout_nll``, in nats an example.
     """
     rows = Rows.of(posterior.program, data, batch_size, progress)
-    means, covariances = linearised(posterior, rows, MULTIPLES)
-    method, _ = posterior.predictor()
+    by_links = isinstance(rows.observation, Curved)
     trace = []
-    for multiple, covariance in zip(MULTIPLES, covariances, strict=True):
-        outputs, _ = linked(rows.observation, means, covariance, method, 0)
+    for multiple, outputs in (_by_links if by_links else _by_draws)(posterior, rows):
         density = rows.observation.predicted(outputs, rows.labels).log_predictive_density
-        trace.append({"multiple": float(multiple), "heldout_nll": -float(density.mean())})
+        trace.append({"multiple": multiple, "heldout_nll": -float(density.mean())})
     best = min(trace, key=lambda row: row["heldout_nll"])["multiple"]
     if best in (trace[0]["multiple"], trace[-1]["multiple"]):
         warnings.warn(
             f"The best prior is {best:g} times as wide, the last one that was tried: set another.", stacklevel=2
         )
-    log = torch.tensor([best], dtype=torch.float64).log()
-    return posterior.prior.scaled({name: log.to(root.device) for name, root in posterior.prior.roots.items()}), trace
+    return _times(posterior.prior, best), trace
+
+
+def _by_links(posterior: LaplacePosterior, rows: Rows) -> Iterator[tuple[float, Tensor]]:
+    """Outputs (draws, examples, outputs) of the linear network at each width."""
+    means, covariances = linearised(posterior, rows, MULTIPLES)
+    method, _ = posterior.predictor()
+    for multiple, covariance in zip(MULTIPLES.tolist(), covariances, strict=True):
+        outputs, _ = linked(rows.observation, means, covariance, method, 0)
+        yield multiple, outputs
+
+
+def _by_draws(posterior: LaplacePosterior, rows: Rows) -> Iterator[tuple[float, Tensor]]:
+    """Outputs (draws, examples, outputs) of the network as it is at each width."""
+    for multiple in FEW_MULTIPLES:
+        each = posterior.under(_times(posterior.prior, multiple))
+        with undisturbed(posterior.program), torch.no_grad():
+            yield multiple, rows.outputs_of(posterior.program, each.draws(FEW_DRAWS))
+
+
+def _times(prior: NormalPrior, multiple: float) -> NormalPrior:
+    log = torch.tensor([multiple], dtype=torch.float64).log()
+    return prior.scaled({name: log.to(root.device) for name, root in prior.roots.items()})
 
 
 def _ascend(

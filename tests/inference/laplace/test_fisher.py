@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -124,12 +125,28 @@ def test_a_posterior_of_completions(curvature: str, tune: str, tmp_path: Path) -
     torch.testing.assert_close(mean.outputs[0], Rows.of(over, rows()).outputs(over, posterior.mean()))
 
 
+def test_a_width_that_breaks_the_network_is_said_and_held_out_rows_find_a_better_one() -> None:
+    over = bl.Program(program(("down_proj", "q_proj")).network, Completions(), Gaussian(deviation=30.0, sites="both"))
+    learned = bl.fit(over, rows(4), "mle", epochs=30, learning_rate=0.05, batch_size=12, progress=False, cpu=True)
+    settings = {"start": learned, "curvature": "diag", "progress": False, "cpu": True}
+    with pytest.warns(UserWarning, match="Draws of the weights break the network: .* by draws, and .* at the mode"):
+        wide = bl.fit(over, rows(), "laplace", tune="none", **settings)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Draws of the weights break")
+        tuned = bl.fit(over, rows(), "laplace", tune="heldout", heldout=rows(2), **settings)
+    tried = {row["multiple"]: row["heldout_nll"] for row in tuned.record.history}
+    best = min(tried, key=lambda multiple: tried[multiple])
+    assert len(tried) == 9 and best < 0.1 and tried[best] < tried[1.0] / 2
+    for site, root in tuned.prior.roots.items():
+        torch.testing.assert_close(root, wide.prior.roots[site] * best)
+    again = tuned.predict(rows(2), 3, progress=False)
+    assert -float(again.log_predictive_density.mean()) == pytest.approx(tried[best])
+
+
 def test_what_makes_no_sense_of_texts_is_refused() -> None:
     over = program()
     with pytest.raises(SettingError, match="fisher='exact' is not to be had for 'completions'"):
         given(over, rows(), fisher="exact")
-    with pytest.raises(SettingError, match="tune='heldout' compares priors by the linear network"):
-        bl.fit(over, rows(), "laplace", mode="given", tune="heldout", heldout=rows(), progress=False)
     with pytest.raises(PosteriorError, match="'probit'"):
         given(over, rows()).predict(rows(), method="probit", progress=False)
     with pytest.raises(AdapterError, match="lm_head"):
