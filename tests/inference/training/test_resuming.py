@@ -124,7 +124,9 @@ def test_ctrl_c_leaves_a_posterior_and_exits_as_ctrl_c_does(tmp_path: Path) -> N
         assert process.poll() is None, process.communicate()
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
-    assert process.returncode == -signal.SIGINT
+    # Python dies of the signal, unless what torch does at exit imports a module (tabulate, where it is installed) and so
+    # makes it forget which exception it was.
+    assert process.returncode in (-signal.SIGINT, 1)
     assert err.decode().rstrip().endswith("KeyboardInterrupt")
     assert out == b""
     left = load(tmp_path / "run")
