@@ -124,8 +124,8 @@ def test_ctrl_c_leaves_a_posterior_and_exits_as_ctrl_c_does(tmp_path: Path) -> N
         assert process.poll() is None, process.communicate()
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
-    # Python dies of the signal, unless what torch does at exit imports a module (tabulate, where it is installed) and so
-    # makes it forget which exception it was.
+    # Python dies of the signal, unless what torch does at exit imports a module (tabulate, where it is there): then it
+    # has forgotten which exception it was.
     assert process.returncode in (-signal.SIGINT, 1)
     assert err.decode().rstrip().endswith("KeyboardInterrupt")
     assert out == b""
