@@ -272,8 +272,9 @@ def vocabulary(network: nn.Module) -> int | None:
     try:
         return int(ask().weight.shape[0])
     except (AttributeError, NotImplementedError, TypeError):
-        # No network of transformers; one of theirs that embeds no tokens, which they say by NotImplementedError; or an
-        # embedding that is more than one table.
+        # AttributeError and TypeError: no network of transformers, or an embedding that is more than one table.
+        # NotImplementedError: how transformers answers for a network of theirs that embeds no tokens; there is no
+        # other way to ask. The check of token ids is then left out, since it has no bound.
         return None
 
 

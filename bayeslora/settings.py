@@ -121,7 +121,8 @@ def _schema(cls: type) -> tuple[dict[str, Any], TypeAdapter[Any]]:
     """The types of a dataclass's fields, and what checks values by name against them."""
     hints = get_type_hints(cls, include_extras=True)
     hints = {field.name: hints[field.name] for field in _settings(cls)}
-    # Type checkers know dictionaries with literal keys alone; these are made while the program runs.
+    # Type checkers accept TypedDict with a literal mapping alone. Here the fields of a dataclass are the mapping, known
+    # when the program runs, so that a partial set of values is checked by pydantic as the whole is.
     shape: Any = TypedDict(cls.__name__, hints, total=False)  # type: ignore[misc]
     return hints, TypeAdapter(with_config(ConfigDict(arbitrary_types_allowed=True))(shape))
 

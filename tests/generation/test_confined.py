@@ -12,7 +12,9 @@ import pytest
 
 from bayeslora.generation import confined
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="namespaces and Landlock of Linux")
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="what is tested are calls of the Linux kernel: namespaces and Landlock"
+)
 START = f"import os, sys\nsys.path.insert(0, {str(Path(confined.__file__).parent)!r})\nimport confined\n"
 
 
@@ -29,7 +31,7 @@ def test_the_network_is_gone(tmp_path: Path) -> None:
         asked = f"print(confined.leave_network())\ntry:\n    {connect.replace(chr(10), chr(10) + '    ')}\n"
         found = said(asked + "except OSError: print('gone')", tmp_path)
     if found == "False":
-        pytest.skip("the system has no namespaces for this account")
+        pytest.skip("this system gives no namespaces to this account: there the audit hook refuses sockets")
     assert found.split() == ["True", "gone"]
 
 
@@ -62,7 +64,7 @@ except OSError as error:
 """
     found = said(source, tmp_path / "own").split()
     if found[0] == "False":
-        pytest.skip("this kernel has no Landlock")
+        pytest.skip("this kernel has no Landlock: there the audit hook refuses files elsewhere")
     assert found[1] in ("PermissionError", "OSError") and os.listdir(tmp_path / "own") == ["own"]
     assert sorted(os.listdir(tmp_path)) == ["kept", "own"] and (tmp_path / "kept").read_text() == "kept"
 

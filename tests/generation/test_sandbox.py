@@ -15,7 +15,9 @@ from bayeslora.errors import SettingError
 from bayeslora.generation import sandbox
 from bayeslora.generation.sandbox import Limits, Outcome, run_program
 
-pytestmark = pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="limits of Linux and macOS")
+pytestmark = pytest.mark.skipif(
+    sys.platform not in ("linux", "darwin"), reason="programs are run on Linux and macOS alone, and refused elsewhere"
+)
 SMALL = Limits(seconds=20, memory=2**28, file_size=1000, open_files=12)
 
 
@@ -56,7 +58,7 @@ def test_time_of_a_processor() -> None:
     assert found == ("timed out", "more than 1 seconds of a processor")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="macOS does not bound memory")
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS takes RLIMIT_AS and does not keep to it")
 @pytest.mark.parametrize("source", ["x = bytearray(2**29)", "x = []\nwhile True: x.append([0] * 9999)"])
 def test_memory(source: str) -> None:
     assert ended(source) == ("over a limit", "MemoryError")

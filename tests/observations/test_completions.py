@@ -201,7 +201,7 @@ def test_arviz_is_told_of_likelihoods_and_of_no_other_texts() -> None:
     found = bl.diagnostics.loo(data)
     assert len(found.pareto_k) == 4
     with pytest.raises(PosteriorError, match="class probabilities"):
-        bl.diagnostics.diagnose(posterior, rows())  # type: ignore[arg-type]
+        bl.diagnostics.diagnose(posterior, rows())
 
 
 def test_tokens_that_are_as_good_as_impossible_have_finite_scores() -> None:

@@ -165,7 +165,7 @@ class Flat(Observation):
     name = "flat"
     outputs = 3
     # Abstract methods that the refusal comes before.
-    of = distribution = predicted = None  # type: ignore[assignment]
+    of = distribution = predicted = None
 
     def check(self, labels: Sequence[Any]) -> None:
         pass
