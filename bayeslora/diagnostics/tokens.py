@@ -11,16 +11,28 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bayeslora.errors import PosteriorError
+from bayeslora.errors import PosteriorError, unknown
 from bayeslora.observations import Completions
 from bayeslora.observations.completions import log_likelihoods, positions_at_once, spread
 from bayeslora.observations.decoder import logits_at
 from bayeslora.passes import Rows, undisturbed
 from bayeslora.posterior import Posterior
-from bayeslora.predict.resampling import calibration, once
+from bayeslora.predict.metrics import BINS
+from bayeslora.predict.resampling import (
+    Interval,
+    Statistic,
+    bootstrap,
+    calibration,
+    calibration_of_parts,
+    once,
+    ratio,
+)
 from bayeslora.program import Program
 
-__all__ = ["TokenCalibration", "token_calibration"]
+__all__ = ["METHODS", "TokenCalibration", "token_calibration"]
+
+#: By what tokens are predicted: the mixture of draws, or the posterior mean.
+METHODS = ("sample", "mean")
 
 
 @dataclass(frozen=True)
@@ -30,10 +42,12 @@ class TokenCalibration:
     Attributes:
         confidence: its probability (tokens,).
         correct: 1 where it came, else 0 (tokens,).
+        row: number of the row whose completion it is of (tokens,).
     """
 
     confidence: NDArray[np.float64]
     correct: NDArray[np.float64]
+    row: NDArray[np.int64]
 
     @property
     def accuracy(self) -> float:
@@ -44,9 +58,37 @@ class TokenCalibration:
         """Expected calibration error in bins of equal width."""
         return once(calibration(self.confidence, self.correct, bins), len(self.correct))
 
+    def measured(self, intervals: bool = True, seed: int = 0) -> dict[str, Interval]:
+        """All metrics of tokens, with intervals over texts: those of one text depend on each other.
+
+        Args:
+            intervals: make 95 % bootstrap intervals as well; see `bayeslora.predict.resampling.bootstrap`.
+            seed: of the resamples.
+
+        Returns:
+            ``token_accuracy``, ``token_confidence``, its mean, and the calibration error in 10, 15 and 20 bins.
+        """
+        sizes = np.bincount(self.row).astype(np.float64)
+
+        def mean(values: NDArray[np.float64]) -> tuple[Statistic, float, float]:
+            return ratio(np.bincount(self.row, values).astype(np.float64), sizes), 0.0, 1.0
+
+        table = {"token_accuracy": mean(self.correct), "token_confidence": mean(self.confidence)}
+        for bins in BINS:
+            statistic = calibration_of_parts(self.confidence, self.correct, bins, self.row)
+            table[f"token_ece_{bins}"] = (statistic, 0.0, 1.0)
+        return bootstrap(table, len(sizes), seed, intervals)
+
 
 def token_calibration(
-    posterior: Posterior, data: Any, draws: int = 10, *, seed: int = 0, batch_size: int = 8, progress: bool = True
+    posterior: Posterior,
+    data: Any,
+    draws: int = 10,
+    method: str | None = None,
+    *,
+    seed: int = 0,
+    batch_size: int = 8,
+    progress: bool = True,
 ) -> TokenCalibration:
     """Confidence of the likeliest token under the mixture, given the data's own tokens before it.
 
@@ -57,24 +99,42 @@ def token_calibration(
         posterior: of completions.
         data: rows with completions.
         draws: number of weight draws.
+        method: ``"sample"``, the mixture of draws, or ``"mean"``, the weights' mean; by default the posterior's first.
         seed: of the draws.
         batch_size: rows a pass.
         progress: show a bar.
 
+    Returns:
+        All tokens of completions, row after row.
+
     Raises:
-        PosteriorError: it is of something else.
+        PosteriorError: it is of something else, or has no such method.
     """
     program = posterior.program
     if not isinstance(program.observation, Completions):
         raise PosteriorError(f"Tokens are those of completions, and this posterior is of '{program.observation.name}'.")
+    weights = _weights(posterior, draws, method, seed)
     rows = Rows.of(program, data, batch_size, progress)
-    weights = list(posterior.draws(posterior.differing(draws), seed))
     found = []
     with undisturbed(program), torch.no_grad():
-        for batch, _ in rows.batches(program.device, "tokens"):
-            found += [each.double().cpu() for each in _likeliest(program, program.observation, weights, batch)]
-    confidence, correct = (torch.cat(found[start::2]).numpy() for start in (0, 1))
-    return TokenCalibration(confidence, correct)
+        for batch, index in rows.batches(program.device, "tokens"):
+            confidence, correct = _likeliest(program, program.observation, weights, batch)
+            places, _ = batch["target"].nonzero(as_tuple=True)
+            found.append((confidence.double().cpu(), correct.double().cpu(), index[places.cpu()]))
+    confidence, correct, row = (torch.cat(each) for each in zip(*found, strict=True))
+    order = row.argsort(stable=True)
+    return TokenCalibration(confidence[order].numpy(), correct[order].numpy(), row[order].numpy())
+
+
+def _weights(posterior: Posterior, draws: int, method: str | None, seed: int) -> list[Mapping[str, Tensor]]:
+    """Those by whose mixture tokens are predicted."""
+    name, _ = posterior.predictor(method)
+    fits = len(posterior.chains)
+    if name not in METHODS:
+        raise PosteriorError(unknown("method for tokens", name, METHODS))
+    if name == "mean":
+        return [each.mean() for each in posterior.chains]
+    return list(posterior.draws(-(-posterior.differing(draws) // fits) * fits, seed))  # as many of each fit
 
 
 def _likeliest(

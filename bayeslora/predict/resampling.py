@@ -113,6 +113,11 @@ def root_mean(scores: Floats) -> Statistic:
     return lambda counts: np.sqrt(mean_score(counts))
 
 
+def ratio(scores: Floats, sizes: Floats) -> Statistic:
+    """Sum of one score a row over the sum of the rows' sizes."""
+    return lambda counts: counts @ scores / (counts @ sizes)
+
+
 def perplexity(scores: Floats, tokens: Floats) -> Statistic:
     """Exponential of the sum of one score a row, in nats, over the sum of the rows' numbers of tokens."""
     mean_score, mean_tokens = mean(scores), mean(tokens)
@@ -129,6 +134,21 @@ def calibration(confidence: Floats, correctness: Floats, bins: int) -> Statistic
     """
     gaps = indicator(bin_of(confidence, bins), bins) * (correctness - confidence)[:, None]
     return lambda counts: np.abs(counts @ gaps).sum(1) / counts.sum(1)
+
+
+def calibration_of_parts(confidence: Floats, correctness: Floats, bins: int, rows: NDArray[np.int64]) -> Statistic:
+    """The same over parts of rows, such as tokens of texts, each of which counts as often as its row.
+
+    Args:
+        confidence: probability of what is predicted (parts,).
+        correctness: 1 where it came, else 0 (parts,).
+        bins: their number; a bin includes its upper edge.
+        rows: number of the row that each is a part of (parts,).
+    """
+    sizes = np.bincount(rows)
+    cells = bins * rows + bin_of(confidence, bins)
+    gaps = np.bincount(cells, correctness - confidence, minlength=bins * len(sizes)).reshape(-1, bins)
+    return lambda counts: np.abs(counts @ gaps).sum(1) / (counts @ sizes)
 
 
 def calibration_adaptive(confidence: Floats, correctness: Floats, bins: int) -> Statistic:

@@ -13,6 +13,8 @@ from causal_scenarios import causal_base
 from command_line import call
 from scenarios import write_rows
 
+from bayeslora.app.runs import saved_task
+from bayeslora.diagnostics import token_calibration
 from bayeslora.inference import load
 
 ROWS = [{"prompt": f"Question: what is {word}\nAnswer:", "completion": f" {word}"} for word in ("sun", "moon", "water")]
@@ -39,6 +41,21 @@ def test_a_run_says_what_it_took_the_columns_for(run: Path, tmp_path: Path, caps
     found = json.loads((tmp_path / "metrics.json").read_text())
     assert found["perplexity"]["value"] > 1 and found["n"] == 3
     assert load(run).program.observation.name == "completions"
+
+
+def test_tokens_of_completions_are_judged_as_texts_are(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = saved_task(load(run)).split("validation")
+    for method in ("sample", "mean"):
+        chosen = ("--draws", 3, "--seed", 4, "--method", method)
+        assert call("evaluate", run, *chosen, "--json", tmp_path / f"{method}.json") == 0
+        shown = capsys.readouterr().out
+        found = json.loads((tmp_path / f"{method}.json").read_text())
+        expected = token_calibration(load(run), rows, 3, method, seed=4, progress=False).measured(seed=4)
+        assert {"token_accuracy", "token_ece_15"} <= expected.keys()
+        for name, interval in expected.items():
+            assert name in shown and found[name] == pytest.approx(vars(interval), abs=1e-6)
 
 
 def test_completions_of_a_file_are_predicted(run: Path, tmp_path: Path) -> None:

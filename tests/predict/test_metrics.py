@@ -173,6 +173,19 @@ def test_resampled_statistics_equal_those_of_the_rows_written_out() -> None:
     assert resampling.correlation(guess, real)(counts) == pytest.approx(expected)
 
 
+def test_parts_of_rows_count_as_often_as_their_row() -> None:
+    generator = np.random.default_rng(4)
+    row = np.repeat(np.arange(12), generator.integers(1, 9, 12))
+    confidence, correct = generator.random(len(row)), generator.integers(0, 2, len(row)).astype(float)
+    drawn = generator.integers(12, size=(5, 12))
+    counts = np.stack([np.bincount(each, minlength=12) for each in drawn]).astype(float)
+    parts = [np.concatenate([np.flatnonzero(row == number) for number in each]) for each in drawn]
+    expected = [resampling.once(resampling.calibration(confidence[at], correct[at], 10), len(at)) for at in parts]
+    assert resampling.calibration_of_parts(confidence, correct, 10, row)(counts) == pytest.approx(expected)
+    ratio = resampling.ratio(np.bincount(row, correct), np.bincount(row).astype(float))
+    assert ratio(counts) == pytest.approx([correct[at].mean() for at in parts])
+
+
 def test_intervals_hold_the_value_follow_the_seed_and_not_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     probabilities, labels = rows(n=400, classes=2)
     logs = np.log(probabilities)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,10 +41,15 @@ def evaluate(
         ),
     ] = None,
 ) -> None:
-    """Predict the rows of a split and measure accuracy and calibration, each with a 95 % interval."""
+    """Predict the rows of a split and measure accuracy and calibration, each with a 95 % interval.
+
+    Of completions the calibration is that of their tokens.
+    """
     from bayeslora import files
     from bayeslora.app import runs
+    from bayeslora.diagnostics.tokens import METHODS, token_calibration
     from bayeslora.inference import load
+    from bayeslora.observations import Completions
     from bayeslora.predict.measure import measure, true_probabilities
     from bayeslora.predict.plots import figure_format, reliability_diagram, save_figure
 
@@ -56,6 +62,9 @@ def evaluate(
     rows = reported.split(split)
     prediction = posterior.predict(rows, draws, method, seed, batch_size)
     found, finished = measure(prediction, rows, seed), posterior.record.finished
+    if isinstance(posterior.program.observation, Completions) and prediction.method in METHODS:
+        tokens = token_calibration(posterior, rows, draws, method, seed=seed, batch_size=batch_size)
+        found = replace(found, intervals={**found, **tokens.measured(seed=seed)})
     title = f"{posterior.record.backend} on {rows.spec.name}, {split}" + ("" if finished else " (not finished)")
     if not finished:
         say(f"The fit in {run} was stopped: what is evaluated is how far it had come.")
