@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import datetime
 from hashlib import sha256
@@ -124,8 +124,9 @@ def _take(lock: Path) -> int:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if lock.exists() and os.path.samestat(lock.stat(), os.fstat(descriptor)):
-                break
+            with suppress(FileNotFoundError):
+                if os.path.samestat(lock.stat(), os.fstat(descriptor)):
+                    break
             os.close(descriptor)  # its holder has removed it in between
         except BlockingIOError:
             holder = os.read(descriptor, 1000).decode(errors="replace") or "another process"
@@ -165,4 +166,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def digests(folder: Path) -> dict[str, str]:
     """SHA-256 of each file in ``folder``."""
-    return {path.name: sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir()) if path.is_file()}
+    return {path.name: _digest(path) for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def _digest(path: Path) -> str:
+    found = sha256()
+    with path.open("rb") as content:
+        while part := content.read(2**24):  # a network that was trained in full need not fit into memory twice
+            found.update(part)
+    return found.hexdigest()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -71,14 +72,28 @@ def test_a_second_process_is_told_who_holds_the_lock_until_that_one_is_gone(tmp_
     assert list(tmp_path.iterdir()) == []
 
 
-def test_another_thread_does_not_have_the_lock(tmp_path: Path) -> None:
-    def take() -> None:
-        with files.locked(tmp_path / "lock"):
-            pass
+def test_another_thread_that_writes_in_the_same_place_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    with ThreadPoolExecutor(1) as pool, files.replaced(path) as new:
+        new.write_text("first")
+        with pytest.raises(SettingError, match=f"'{path}' is being written by process {os.getpid()}"):
+            pool.submit(files.write_text, path, "second").result()
+    assert path.read_text() == "first"
 
-    with ThreadPoolExecutor(1) as pool, files.locked(tmp_path / "lock"):
-        with pytest.raises(SettingError, match=f"written by process {os.getpid()}"):
-            pool.submit(take).result()
+
+def test_a_lock_that_its_holder_removes_meanwhile_is_taken_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = fcntl.flock
+
+    def too_late(descriptor: int, how: int) -> None:
+        monkeypatch.undo()
+        (tmp_path / "lock").unlink()
+        take(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", too_late)
+    with files.locked(tmp_path / "lock"):
+        assert (tmp_path / "lock").exists()
 
 
 def test_a_lock_that_is_a_link_is_not_written_through(tmp_path: Path) -> None:
