@@ -152,7 +152,7 @@ def _read(value: Any, annotation: Any) -> Any:
     is_list = any(get_origin(member) in (tuple, list, Sequence) for member in members)
     if is_list and ("," in value or str not in members):
         return [item.strip() for item in value.strip("()[] ").split(",") if item.strip()]
-    if int in members and re.fullmatch(r"[\d.]+[eE]\+?\d+", value):
+    if int in members and re.fullmatch(r"\d+\.?\d*[eE]\+?\d+", value):
         return float(value)
     return value
 

@@ -94,6 +94,7 @@ def test_values_are_read_by_the_annotation(name: str, given: Any, expected: Any)
     ("name", "given", "expected"),
     [
         ("epochs", "2.5", "should be a valid integer, unable to parse string as an integer"),
+        ("epochs", "1.2.3e4", "should be a valid integer, unable to parse string as an integer"),
         ("epochs", True, "should be a valid integer, unable to parse string as an integer"),
         ("epochs", "inf", "should be a valid integer, unable to parse string as an integer"),
         ("epochs", 0, "should be greater than or equal to 1"),
