@@ -122,10 +122,14 @@ def from_data(
 
 def read_files(paths: Iterable[Path], columns: Collection[str], optional: Collection[str] = ()) -> Dataset:
     """Rows of the files of one split, one after the other; as `tables` otherwise."""
-    from datasets import concatenate_datasets
+    import pyarrow as pa
+    from datasets import Dataset
 
-    parts = [part for path in paths for part in tables(path, columns, optional)]
-    return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
+    parts = [part.data.table for path in paths for part in tables(path, columns, optional)]
+    try:
+        return Dataset(pa.concat_tables(parts, promote_options="permissive"))
+    except pa.ArrowException as error:
+        raise DataError(f"The files of a split hold values of more than one type: {error}") from error
 
 
 def tables(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -77,9 +77,15 @@ class TaskSpec:
     test: str | None = "test"
 
     def __post_init__(self) -> None:
-        for name in ("text", "labels", "choices", "choice_keys", "words", "extra"):
-            value = getattr(self, name)
-            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(str(part) for part in value))
+        for name, value in list(vars(self).items()):
+            several = name in ("text", "labels", "choices", "choice_keys", "words", "extra")
+            if several and isinstance(value, Iterable):
+                parts = (value,) if isinstance(value, str) else tuple(str(part) for part in value)
+                object.__setattr__(self, name, parts)
+            elif several or not isinstance(value, str | None):
+                raise TaskError(
+                    f"Task '{self.name}': {name} is {value!r}, expected {'names' if several else 'a text'}."
+                )
         if self.kind not in KINDS:
             raise TaskError(unknown("kind of task", str(self.kind), KINDS))
         self.rules.check(self)

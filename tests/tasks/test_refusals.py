@@ -162,6 +162,9 @@ def test_an_unknown_split(mrpc: Path) -> None:
         ({"text": ("a", "b", "c")}, "3 texts, expected 1 or 2"),
         ({"kind": "multiple-choice"}, "needs one text, the question, and its choices"),
         ({"labels": ("a", "a")}, "names a class twice"),
+        ({"labels": 2}, "labels is 2, expected names"),
+        ({"text": 0}, "text is 0, expected names"),
+        ({"label": 1}, "label is 1, expected a text"),
     ],
 )
 def test_a_task_that_contradicts_itself(fields: dict[str, Any], message: str) -> None:

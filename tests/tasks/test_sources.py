@@ -45,6 +45,16 @@ def test_a_folder_joins_the_parts_of_a_split(tmp_path: Path) -> None:
     assert read_files(splits["train"], COLUMNS).to_list() == ROWS
 
 
+def test_values_of_a_split_in_parts_are_of_one_type(tmp_path: Path) -> None:
+    paths = [tmp_path / f"train-{part}-of-2.jsonl" for part in range(2)]
+    for value, path in zip((1, 2.5), paths, strict=True):
+        path.write_text(json.dumps({"text": "a", "label": value}), encoding="utf-8")
+    assert read_files(paths, COLUMNS)["label"][:] == [1.0, 2.5]
+    paths[0].write_text('{"text": "a", "label": "one"}', encoding="utf-8")
+    with pytest.raises(DataError, match="more than one type: .* label .*string vs double"):
+        read_files(paths, COLUMNS)
+
+
 def test_a_field_that_a_row_lacks_is_null() -> None:
     assert from_data([{"a": 1}, {"a": 2, "b": "x"}], ["a", "b"]).to_list() == [{"a": 1, "b": None}, {"a": 2, "b": "x"}]
 
