@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -55,6 +54,7 @@ class NetworkSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "name", _portable(self.name))
         dtype = getattr(torch, str(self.dtype), None)
         if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise SettingError(f"dtype is '{self.dtype}', expected one of torch's, such as float32 or bfloat16.")
@@ -63,8 +63,7 @@ class NetworkSettings(Settings):
     def of(cls, network: nn.Module) -> NetworkSettings:
         """Of a network that is there already, as far as it says."""
         name = getattr(getattr(network, "config", None), "name_or_path", "")
-        dtype = str(next(network.parameters()).dtype).removeprefix("torch.")
-        return cls(_portable(name) if name else "", dtype)
+        return cls(name or "", str(next(network.parameters()).dtype).removeprefix("torch."))
 
     @property
     def path(self) -> str:
@@ -250,8 +249,14 @@ def _named_classes(base: Base, observation: Observation, spec: TaskSpec, adapter
 
 
 def _labels_at(folder: Path) -> tuple[str, ...]:
-    path = folder / "config.json"
-    return _label_names(json.loads(path.read_text(encoding="utf-8")).get("id2label")) if path.is_file() else ()
+    from transformers import PreTrainedConfig
+
+    if not (folder / "config.json").is_file():
+        return ()
+    try:
+        return _label_names(PreTrainedConfig.get_config_dict(folder)[0].get("id2label"))
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"The configuration in '{folder}' cannot be read: {error}") from error
 
 
 def _say(message: str) -> None:
@@ -316,9 +321,9 @@ def _demo() -> str:
     return str(MODEL_PATH)
 
 
-def _portable(name_or_path: str) -> str:
+def _portable(name: str) -> str:
     """Name of a base network that holds in other folders; the packaged one has the same name everywhere."""
-    path = Path(name_or_path)
-    if not path.is_dir():
-        return name_or_path
+    path = Path(name).expanduser()
+    if name in ("", "demo") or not path.is_dir():
+        return name
     return "demo" if path.resolve() == Path(_demo()).resolve() else str(path.resolve())

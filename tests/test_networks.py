@@ -163,6 +163,14 @@ class TestSettings:
         fit(program, text_rows(), "mle", **QUICK).save(tmp_path / "saved")
         assert load(tmp_path / "saved").program.base == settings
 
+    def test_a_base_is_found_from_another_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        saved_base(tmp_path / "base")
+        monkeypatch.chdir(tmp_path)
+        posterior = fit(text_program(Path("base")), text_rows(), "mle", **QUICK)
+        posterior.save("saved")
+        monkeypatch.chdir("/")
+        assert torch.equal(logits(load(tmp_path / "saved")), logits(posterior))
+
     def test_settings_of_a_run_are_those_of_its_network(self, tmp_path: Path) -> None:
         flags = {"base": str(saved_base(tmp_path)), "task": "demo"}
         config = resolve(read_config(None, flags, ["network.dtype=bfloat16", "network.attention=eager"]))
@@ -236,6 +244,12 @@ class TestClasses:
         task = Task(spec, replace(text_rows(), spec=spec))
         with pytest.raises(AdapterError, match=r"\(none, one, more\), and task 'counting' has \(a, b, c\)"):
             Program.from_pretrained(tmp_path / "base", task, adapter=tmp_path / "run")
+
+    def test_an_adapter_whose_configuration_is_damaged_is_named(self, tmp_path: Path) -> None:
+        fit(text_program(saved_base(tmp_path / "base")), text_rows(), "map", **QUICK).save(tmp_path / "run")
+        (tmp_path / "run" / "config.json").write_text("{")
+        with pytest.raises(AdapterError, match="configuration in '.*run' cannot be read: .*config.json"):
+            Program.from_pretrained(tmp_path / "base", Task(SPEC, text_rows()), adapter=tmp_path / "run")
 
     def test_a_head_for_other_classes_is_taken_as_it_is_and_said(self, tmp_path: Path) -> None:
         spec = replace(SPEC, labels=("a", "b", "c"))
