@@ -8,12 +8,14 @@ from dataclasses import asdict
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import TypedDict
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from bayeslora.program import Program
 
-__all__ = ["adapter_settings", "configuration", "describe", "differences", "differing", "fingerprint"]
+__all__ = ["Identity", "adapter_settings", "configuration", "describe", "differences", "differing", "fingerprint"]
 
 #: What a configuration says of where and how it was loaded, or of its labels, rather than of the network.
 VOLATILE = frozenset(
@@ -31,21 +33,40 @@ PLACES = {
 SAMPLE = 32
 
 
-def describe(program: Program) -> dict[str, Any]:
+class Identity(TypedDict):
     """What tells a program from others, as plain data: network, LoRA, Pyro model, observation, task, lengths."""
-    network, encoder = program.weights.base, program.encoder
+
+    base: dict[str, Any]
+    configuration: dict[str, Any]
+    frozen: str
+    lora: dict[str, Any]
+    model: dict[str, Any]
+    observation: dict[str, Any]
+    spec: dict[str, Any] | None
+    labels: list[str] | None
+    max_length: int | None
+
+
+def describe(program: Program) -> Identity:
+    """The identity of a program."""
+    weights, encoder = program.weights, program.encoder
+    config = weights.config
     found = {
         "base": asdict(program.base),
-        "configuration": configuration(network),
+        "configuration": configuration(weights.base),
         "frozen": fingerprint(program),
-        "lora": program.weights.described() | adapter_settings(program.weights.config),
+        "lora": {
+            "method": getattr(config.get("peft_type"), "value", "full"),
+            "layers": {site.name: site.layers for site in weights.sites if site.role != "head"},
+            **adapter_settings(config),
+        },
         "model": {"name": program.model.name, "settings": asdict(program.model)},
         "observation": program.observation.to_dict(),
-        "spec": None if encoder is None else encoder.spec.to_dict(),
+        "spec": None if encoder is None else asdict(encoder.spec),
         "labels": None if encoder is None else encoder.labels,
         "max_length": None if encoder is None else encoder.max_length,
     }
-    plain: dict[str, Any] = json.loads(json.dumps(found, default=str))
+    plain: Identity = json.loads(json.dumps(found, default=str))
     return plain
 
 
@@ -133,10 +154,7 @@ def _bits(flat: Tensor) -> int:
 def _frozen(program: Program) -> Iterator[tuple[str, Tensor]]:
     import torch
 
+    learned = program.weights.places
     for name, value in program.network.state_dict(keep_vars=True).items():
-        if (
-            isinstance(value, torch.Tensor)
-            and id(value) not in program.weights.places
-            and ".original_module." not in name
-        ):
+        if isinstance(value, torch.Tensor) and id(value) not in learned and ".original_module." not in name:
             yield name, value

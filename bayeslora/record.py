@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bayeslora import files
 from bayeslora.errors import PosteriorError
-from bayeslora.identity import adapter_settings, differences
+from bayeslora.identity import Identity, adapter_settings, differences
 
 __all__ = [
     "RECORD",
@@ -86,7 +86,7 @@ class Description(BaseModel):
     format: Literal[2]
     kind: str
     record: Record
-    program: dict[str, Any]
+    program: Identity
     versions: dict[str, str]
     files: dict[str, str]
 
@@ -126,7 +126,7 @@ def whole_record(folder: Path) -> Description:
     """
     described = read_record(folder)
     refuse_links(*folder.iterdir())
-    there, lora = files.digests(folder), described.program.get("lora", {})
+    there, lora = files.digests(folder), described.program["lora"]
     for name in (*(PARTS[2:] if lora.get("method") == "full" else PARTS), *described.files):
         if name not in there:
             raise PosteriorError(f"'{folder}' is damaged: {name} is missing.")

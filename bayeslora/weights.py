@@ -41,6 +41,7 @@ class Weights:
 
     Attributes:
         name: of the adapter; None without PEFT.
+        base: the network without PEFT around it.
         sites: what a program is about, in order.
         random: names of head sites that were drawn at random, since the base network lacks them.
 
@@ -55,6 +56,7 @@ class Weights:
             network.__dict__[HOLDER].release(self.name)
         self.random: frozenset[str] = frozenset()
         self._network: Any = network
+        self.base: Any = network if self.name is None else cast("Any", network).get_base_model()
         places = find(network, self.name)
         self._slots = {name: place.slots for name, place in places.items()}
         device = next(network.parameters()).device
@@ -76,20 +78,10 @@ class Weights:
                 value.requires_grad_(True)
 
     @property
-    def base(self) -> Any:
-        """The network without PEFT around it."""
-        return self._network if self.name is None else self._network.get_base_model()
-
-    @property
     def config(self) -> dict[str, Any]:
         """PEFT's configuration of the adapter; empty without PEFT."""
         found: dict[str, Any] = {} if self.name is None else self._network.peft_config[self.name].to_dict()
         return found
-
-    def described(self) -> dict[str, Any]:
-        """How the network is trained, and of which layers the weights are, as plain data."""
-        layers = {site.name: list(site.layers) for site in self.sites if site.role != "head"}
-        return {"method": str(getattr(self.config.get("peft_type"), "value", "full")), "layers": layers}
 
     def slots(self, name: str) -> tuple[Slot, ...]:
         """The places of a site's values in the network, in stacking order."""

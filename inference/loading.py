@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from bayeslora import store
 from bayeslora.adapters import saved_network
 from bayeslora.errors import AdapterError, PosteriorError, SettingError
-from bayeslora.identity import configuration, describe, differences, differing
+from bayeslora.identity import Identity, configuration, describe, differences, differing
 from bayeslora.networks import NetworkSettings, load_base
 from bayeslora.observations import Encoder
 from bayeslora.observations import build as build_observation
@@ -165,26 +165,20 @@ def posterior_class(kind: str) -> type[Posterior]:
         raise PosteriorError(f"{error} {FROM_PLUGIN}") from error
 
 
-def _check(folder: Path, saved: dict[str, Any], now: Mapping[str, Any], names: tuple[str, ...]) -> None:
+def _check(folder: Path, saved: Identity, now: Mapping[str, Any], names: tuple[str, ...]) -> None:
     """Make sure that weights mean the same in a program as in the saved one, as far as entries of these names tell."""
-    try:
-        changed = differences(saved, now, names)
-    except (KeyError, AttributeError) as error:
-        raise PosteriorError(f"'{folder}' is damaged: {RECORD} does not say of which program it is.") from error
-    if changed:
+    if changed := differences(saved, now, names):
         raise PosteriorError(
             f"'{folder}' is of another program, on '{saved['base']['name']}' and now '{now['base']['name']}' (there "
             f"and now): {'; '.join(changed)}. Give the network that it was fitted on as base."
         )
 
 
-def _rebuilt(
-    folder: Path, described: dict[str, Any], base: str | Path | None, drawn: dict[str, torch.Tensor]
-) -> Program:
+def _rebuilt(folder: Path, described: Identity, base: str | Path | None, drawn: dict[str, torch.Tensor]) -> Program:
     from bayeslora.models import MODELS
     from bayeslora.tasks import TaskSpec
 
-    if described["spec"] is None:
+    if described["spec"] is None or described["max_length"] is None:
         raise PosteriorError(
             f"'{folder}' was fitted without an encoder: no name stands for its network. Make the program as it was, "
             "and give load(path, program=...)."

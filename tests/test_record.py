@@ -13,6 +13,10 @@ import pytest
 from bayeslora.errors import PosteriorError
 from bayeslora.record import Record, read_record, whole_record, write_record
 
+PROGRAM: dict[str, Any] = {
+    "base": {"name": "demo"}, "configuration": {}, "frozen": "1f", "lora": {"r": 8}, "model": {}, "observation": {},
+    "spec": None, "labels": None, "max_length": None,
+}  # fmt: skip
 RECORD = Record("svi", {"guide": "full", "width": (1, 2)}, 5, cost={"seconds": 1}, history=[{"loss": math.nan}])
 
 
@@ -20,13 +24,13 @@ RECORD = Record("svi", {"guide": "full", "width": (1, 2)}, 5, cost={"seconds": 1
 def folder(tmp_path: Path) -> Path:
     for name in ("adapter_config.json", "adapter_model.safetensors", "posterior.safetensors", "words.txt"):
         (tmp_path / name).write_text(f"content of {name}")
-    write_record(tmp_path, kind="guide", record=RECORD, program={"base": "demo"}, versions={"torch": "2"})
+    write_record(tmp_path, kind="guide", record=RECORD, program=PROGRAM, versions={"torch": "2"})
     return tmp_path
 
 
 def test_what_is_written_is_read(folder: Path) -> None:
     found = whole_record(folder)
-    assert (found.kind, found.program, found.versions) == ("guide", {"base": "demo"}, {"torch": "2"})
+    assert (found.kind, found.program, found.versions) == ("guide", PROGRAM, {"torch": "2"})
     assert found.record.settings == {"guide": "full", "width": [1, 2]} and math.isnan(found.record.history[0]["loss"])
     assert set(found.files) == {path.name for path in folder.iterdir()} - {"posterior.json"}
 
@@ -42,6 +46,8 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "another entry": (lambda content: content | {"record": content["record"] | {"mood": 1}}, r"record.*mood: "),
     "a word as seed": (lambda content: content | {"record": content["record"] | {"seed": "0"}}, r"record.*seed: .*int"),
     "a word as record": (lambda content: content | {"record": "svi"}, "record: "),
+    "a word as network": (lambda content: content | {"program": PROGRAM | {"lora": "full"}}, "program.lora: "),
+    "no configuration": (lambda content: content["program"].pop("configuration") or content, "program.configuration: "),
     "a word as files": (lambda content: content | {"files": "all"}, "files: "),
     "a number as digest": (lambda content: content | {"files": {"words.txt": 1}}, "files.words.txt: "),
 }

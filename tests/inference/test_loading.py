@@ -224,9 +224,10 @@ def test_states_that_are_not_those_of_their_kind_are_refused(tmp_path: Path, bac
 PROGRAM_DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "an unknown dtype": (lambda program: program["base"].update(dtype="float33"), "dtype is 'float33'"),
     "a dtype that is none": (lambda program: program["base"].update(dtype="nn"), "dtype is 'nn'"),
-    "no model": (lambda program: program.pop("model"), "does not describe a program .*'model'"),
+    "no model": (lambda program: program.pop("model"), "is damaged: program.model: Field required"),
     "permuted labels": (lambda program: program["labels"].reverse(), r"labels: \[.*\] and \["),
-    "a list as model": (lambda program: program.update(model=[]), "does not describe a program"),
+    "a list as model": (lambda program: program.update(model=[]), "is damaged: program.model: "),
+    "a model without a name": (lambda program: program["model"].pop("name"), "does not describe a program .*'name'"),
 }
 
 
