@@ -138,11 +138,11 @@ class Program(nn.Module):
         Raises:
             AdapterError: they are not of this network's sites.
         """
-        self.weights.check(values)
-        if all(torch.equal(values[site.name].to(site.initial), site.initial) for site in self.sites):
+        weights = self.weights.around(values)
+        if all(torch.equal(one.initial, two.initial) for one, two in zip(weights.sites, self.sites, strict=True)):
             return self
         other = copy(self)
-        other.weights = self.weights.around(values)
+        other.weights = weights
         return other
 
     @property
@@ -156,10 +156,9 @@ class Program(nn.Module):
         if self._drawn is None:
             names = lacking(self.base, self.observation, self.encoder.spec) if self.encoder is not None else ()
             self._drawn = {name: value for name, value in by_base_name(self.network).items() if name in names}
-        frozen = {id(value) for name, value in self.network.named_parameters() if ".original_module." not in name}
-        return {
-            name: value.detach() for name, value in self._drawn.items() if id(value) in frozen - self.weights.places
-        }
+        own = {id(value) for name, value in self.network.named_parameters() if ".original_module." not in name}
+        frozen = own - self.weights.places
+        return {name: value.detach() for name, value in self._drawn.items() if id(value) in frozen}
 
     @property
     def padding(self) -> Padding:
@@ -191,9 +190,8 @@ class Program(nn.Module):
 
     def _apply(self, *args: Any, **kwargs: Any) -> Program:
         self.weights.restore()  # PEFT's own parameters move with the network
-        if (
-            len(set(getattr(self.weights.base, "hf_device_map", {}).values())) < 2
-        ):  # else its layers stay where they are
+        devices = set(getattr(self.weights.base, "hf_device_map", {}).values())
+        if len(devices) < 2:  # else its layers stay where they are
             super()._apply(*args, **kwargs)
         self.weights.to(self.device)
         return self

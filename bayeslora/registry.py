@@ -94,10 +94,6 @@ class Registry(Generic[T]):
             raise SettingError(f"There is a {self.sort} '{name}' already: {_origin(taken)}. Choose another name.")
         self._homes[name] = thing
 
-    def remove(self, name: str) -> None:
-        """Forget a name."""
-        del self._homes[name]
-
 
 def check_names(title: str, home: str, settings: Iterable[str]) -> None:
     """Make sure that a dataclass of the package, which is read but not imported, has fields of these names.

@@ -51,7 +51,7 @@ NAMES = {registry.sort: list(registry) for registry in REGISTRIES}
 OBSERVED = [(name, kind) for name in OBSERVATIONS for kind in OBSERVATIONS[name].kinds]
 CLASSES = [registry[name] for registry in (BACKENDS, MODELS) for name in registry]
 for registry, name, _ in PLUGGED:
-    registry.remove(name)
+    del registry._homes[name]
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +61,7 @@ def plugins() -> Iterator[None]:
         registry.add(name, thing)
     yield
     for registry, name, _ in PLUGGED:
-        registry.remove(name)
+        del registry._homes[name]
 
 
 #: What makes a fit short, of the settings that a backend has.
