@@ -91,7 +91,7 @@ class Program(nn.Module):
         observation: str | None = None,
         observation_settings: Mapping[str, Any] | None = None,
         seed: int = 0,
-        max_length: int = 256,
+        max_length: int | None = None,
     ) -> Program:
         """Load a base network, add LoRA layers and a head for ``task``, and declare the program.
 
@@ -106,7 +106,8 @@ class Program(nn.Module):
                 call for: a causal language model is asked by a prompt.
             observation_settings: fields of that observation, where the task does not say them.
             seed: of the initial LoRA matrices and head; the global generators are left as they were.
-            max_length: longest sequence in tokens; longer texts are cut.
+            max_length: longest sequence in tokens; longer texts are cut. By default 256, for completions as many as
+                the task's longest row needs, and never more than the network has positions for.
 
         Raises:
             AdapterError: a target of ``lora`` does not exist or cannot be made stochastic, or ``adapter`` does not fit
@@ -120,7 +121,8 @@ class Program(nn.Module):
             loaded = load_base(settings, read, task.spec, adapter=folder)
             read = read.for_tokenizer(loaded.tokenizer, task.spec)
             network = adapt(loaded.network, read, lora) if folder is None else load_adapter(loaded.network, folder)
-        encoder = Encoder(loaded.tokenizer, task.spec, max_length, positions(loaded.network), loaded.labels)
+        length = read.length(loaded.tokenizer, task) if max_length is None else max_length
+        encoder = Encoder(loaded.tokenizer, task.spec, length, positions(loaded.network), loaded.labels)
         program = cls(network, read, model, encoder=encoder, base=settings, drawn=loaded.drawn)
         if adapter is None:
             heads = [site for site in program.sites if not site.stacked]

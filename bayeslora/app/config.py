@@ -94,7 +94,7 @@ class RunConfig(Settings):
         heldout_size: number of training rows to set aside.
         seed: of the choice of rows, the initial weights and the fit.
         chains: number of independent fits, whose seeds follow one another; the posterior is their mixture.
-        max_length: longest sequence in tokens.
+        max_length: longest sequence in tokens; by default 256, for completions as many as the longest row needs.
         model: Pyro model of the LoRA weights; by default "monteclora", but for an adapter that `laplace` is given
             "gaussian", isotropic around zero over both matrices, as in Laplace-LoRA.
         model_settings: settings of that model.
@@ -118,7 +118,7 @@ class RunConfig(Settings):
     heldout_size: int = 0
     seed: Seed = 0
     chains: Count = 1
-    max_length: int = 256
+    max_length: int | None = None
     model: str | None = None
     model_settings: dict[str, Any] = field(default_factory=dict)
     network: dict[str, Any] = field(default_factory=dict)

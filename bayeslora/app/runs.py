@@ -108,8 +108,8 @@ def fit(
         if progress:
             say(*task.notes)
         program = build_program(config, task)
-        if progress and config.observation is None:
-            say(_chosen(program, task))
+        if progress:
+            say(*_chosen(config, program, task))
         with store.place(folder, anew=overwrite) as place:
             if store.is_main_process():
                 files.write_text(place / CONFIG, HEADER + config.to_yaml())
@@ -127,16 +127,20 @@ def fit(
             )
 
 
-def _chosen(program: Program, task: Task) -> str:
-    """Which observation was chosen, where a causal language model has several."""
+def _chosen(config: RunConfig, program: Program, task: Task) -> list[str]:
+    """Which observation and length were chosen, where a causal language model has several."""
     from bayeslora.observations import OBSERVATIONS
 
-    name = program.observation.name
+    name, said = program.observation.name, []
     if not program.observation.causal:
-        return ""
-    others = [each for each in OBSERVATIONS if task.spec.kind in OBSERVATIONS[each].kinds and each != name]
-    choice = f"; --observation chooses another: {', '.join(others)}" if others else ""
-    return f"The observation is '{name}'{choice}."
+        return []
+    if config.observation is None:
+        others = [each for each in OBSERVATIONS if task.spec.kind in OBSERVATIONS[each].kinds and each != name]
+        choice = f"; --observation chooses another: {', '.join(others)}" if others else ""
+        said.append(f"The observation is '{name}'{choice}.")
+    if config.max_length is None and program.encoder is not None:
+        said.append(f"Rows have up to {program.encoder.max_length} tokens; --set max_length= says otherwise.")
+    return said
 
 
 def _check(folder: Path, config: RunConfig, resume: bool, overwrite: bool) -> None:

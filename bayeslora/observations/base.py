@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 
     from bayeslora.observations.encoding import Encoder
     from bayeslora.predict.prediction import Prediction
-    from bayeslora.tasks import TaskSpec
+    from bayeslora.tasks import Task, TaskSpec
 
-__all__ = ["Curved", "Drawn", "Observation", "Sampled"]
+__all__ = ["LENGTH", "Curved", "Drawn", "Observation", "Sampled"]
 
+#: Most tokens of a row, where nothing else is said.
+LENGTH = 256
 #: Keys of a batch that are not arguments of the network.
 NOT_INPUTS = frozenset({"labels", "index"})
 
@@ -65,6 +67,10 @@ class Observation(ABC):
     def for_rows(self, spec: TaskSpec) -> Observation:
         """The observation of rows of another task of the same kind."""
         return self
+
+    def length(self, tokenizer: PreTrainedTokenizerBase, task: Task) -> int:
+        """Most tokens of a row, where nobody says how many; texts that are longer are cut."""
+        return LENGTH
 
     def check_network(self, network: nn.Module) -> None:
         """Make sure that a network can be read so.

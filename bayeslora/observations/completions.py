@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -22,8 +23,10 @@ from bayeslora.predict.sequences import Scored, SequencePrediction
 from bayeslora.tasks.sources import fields_of
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from bayeslora.observations.encoding import Encoder
-    from bayeslora.tasks import TaskSpec
+    from bayeslora.tasks import Task, TaskSpec
 
 __all__ = ["CompletionCollator", "Completions", "log_likelihoods", "positions_at_once", "spread"]
 
@@ -60,6 +63,16 @@ class Completions(Observation, Sampled):
     def outputs(self) -> int:
         """One."""
         return 1
+
+    def length(self, tokenizer: PreTrainedTokenizerBase, task: Task) -> int:
+        """The usual number of tokens, doubled until the longest row of the task fits: completions are never cut."""
+        most = super().length(tokenizer, task)
+        for split in task.roles.values():
+            for row in split.dataset:
+                before, after = tokens_of(tokenizer, transcript(tokenizer, row, split.spec, self.chat), sys.maxsize)
+                while len(before) + len(after) > most:
+                    most *= 2
+        return most
 
     def trained_in_full(self, base: nn.Module) -> list[str]:
         """Nothing: the head is the network's own."""

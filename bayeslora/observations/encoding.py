@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bayeslora.errors import DataError, SettingError
-from bayeslora.observations.base import Observation
+from bayeslora.observations.base import LENGTH, Observation
 from bayeslora.observations.batches import PADDING, Padding, numbered, transposed
 from bayeslora.tasks import Split, TaskSpec
 
@@ -46,7 +46,7 @@ class Encoder:
         self,
         tokenizer: PreTrainedTokenizerBase,
         spec: TaskSpec,
-        max_length: int = 256,
+        max_length: int = LENGTH,
         limit: int | None = None,
         labels: tuple[str, ...] | None = None,
     ) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from causal_scenarios import causal_base
+from causal_scenarios import POSITIONS, causal_base
 from command_line import call
 from scenarios import write_rows
 
@@ -31,6 +31,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert call("fit", *names, *settings, "--output", folder / "run") == 0
     # There is but one of these, and no other to choose.
     assert "The observation is 'completions'." in said.getvalue() and "'prompt' and 'completion'" in said.getvalue()
+    assert f"Rows have up to {POSITIONS} tokens; --set max_length= says otherwise." in said.getvalue()
     return folder / "run"
 
 

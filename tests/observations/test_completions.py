@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from causal_scenarios import configuration
+from causal_scenarios import CHAT, POSITIONS, causal_base, configuration, tokenizer_of
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
@@ -22,6 +25,7 @@ from bayeslora.observations import completions
 from bayeslora.observations.batches import Batch, Padding
 from bayeslora.observations.completions import Completions
 from bayeslora.passes import Rows
+from bayeslora.tasks import Split, TaskSpec
 
 VOCABULARY = 40
 ROWS = {
@@ -75,6 +79,45 @@ def test_log_likelihood_is_that_of_every_token(name: str, side: Any, monkeypatch
         torch.testing.assert_close(whole[:, 0], expected.float(), rtol=1e-5, atol=1e-5)
         monkeypatch.setattr(completions, "LOGITS", 3 * VOCABULARY)
         torch.testing.assert_close(observation.run(net, batch), whole, rtol=1e-6, atol=1e-6)
+
+
+def spoken(*words: int, chat: bool = False) -> bl.Task:
+    """A task of completions of so many words each, the last of its rows to test on."""
+    spec = TaskSpec("own", "completion", ("prompt",), completion="completion")
+    each = [
+        Split(Dataset.from_list([{"prompt": "what is", "completion": " moon" * count}]), spec, "rows")
+        for count in words
+    ]
+    return bl.Task(spec, each[0], test=each[-1])
+
+
+@pytest.mark.parametrize(("words", "expected"), [((9, 9), 256), ((9, 300), 512), ((600, 9), 1024)])
+def test_the_longest_row_has_room(words: tuple[int, int], expected: int) -> None:
+    assert Completions().length(tokenizer_of(), spoken(*words)) == expected
+
+
+def test_room_for_a_row_is_for_all_of_it() -> None:
+    tokenizer = tokenizer_of()
+    most = 256 - len(tokenizer("what is")["input_ids"]) - 1  # what ends a text
+    assert [Completions().length(tokenizer, spoken(most + more)) for more in (0, 1)] == [256, 512]
+
+
+def test_what_a_chat_puts_around_a_text_is_counted() -> None:
+    task, tokenizer = spoken(250, 9), tokenizer_of(chat=CHAT)
+    assert Completions().length(tokenizer, task) == 256 < Completions(chat=True).length(tokenizer, task)
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, 512), (400, 400)])
+def test_completions_choose_how_long_a_text_may_be(given: int | None, expected: int, tmp_path: Path) -> None:
+    shutil.copytree(causal_base(), tmp_path / "base")
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 1000}))
+    lora, task = LoraConfig(r=2, target_modules=["q_proj"]), spoken(9, 300)
+    program = bl.Program.from_pretrained(tmp_path / "base", task, lora=lora, max_length=given)
+    assert program.encoder is not None and program.encoder.max_length == expected
+    assert len(Rows.of(program, task.test).dataset["input_ids"][0]) > 300
+    few = bl.Program.from_pretrained(causal_base(), task, lora=lora)
+    assert few.encoder is not None and few.encoder.max_length == POSITIONS
 
 
 def test_batch_size_does_not_matter() -> None:
