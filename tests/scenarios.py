@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from peft import (
@@ -177,6 +179,11 @@ def tiny_rows(n: int = 24, classes: int = 3, seed: int = 0, longest: int = 9) ->
     ids = [torch.randint(1, VOCABULARY, (length,), generator=generator).tolist() for length in lengths]
     labels = [min(sum(token < 8 for token in row), classes - 1) for row in ids]
     return Dataset.from_dict({"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids], "labels": labels})
+
+
+def generators() -> tuple[object, ...]:
+    """State of every global generator."""
+    return random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:

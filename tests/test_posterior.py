@@ -1,16 +1,14 @@
 from __future__ import annotations
 
-import random
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 from peft import PeftModel
 from pyro import poutine
-from scenarios import saved_base, text_program, text_rows, tiny_program, tiny_rows
+from scenarios import generators, saved_base, text_program, text_rows, tiny_program, tiny_rows
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
@@ -41,10 +39,6 @@ def posterior() -> Posterior:
 
 def logits(posterior: Posterior, rows: Dataset, **settings: object) -> Tensor:
     return posterior.predict(rows, progress=False, **settings).logits
-
-
-def generators() -> tuple[object, ...]:
-    return random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()
 
 
 def test_of_several_processes_the_main_one_writes(

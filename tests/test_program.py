@@ -1,28 +1,33 @@
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from pyro import poutine
 from safetensors.torch import load_file, save_file
-from scenarios import SPEC, saved_base, text_program, text_rows, tiny_batch, tiny_bert, tiny_program, tiny_rows
+from scenarios import (
+    SPEC,
+    generators,
+    saved_base,
+    text_program,
+    text_rows,
+    tiny_batch,
+    tiny_bert,
+    tiny_choices,
+    tiny_program,
+    tiny_rows,
+)
 from torch import Tensor
-from transformers import BertConfig, BertForMultipleChoice, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification
 
 from bayeslora.errors import AdapterError
 from bayeslora.models import Gaussian, MonteCLoRA
-from bayeslora.observations import Choices, Classes, Value
+from bayeslora.observations import Classes, Value
 from bayeslora.program import Program
 from bayeslora.tasks import Task
-
-
-def generators() -> tuple[object, ...]:
-    return random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()
 
 
 @pytest.fixture(scope="module")
@@ -85,16 +90,6 @@ def test_logits_stay_in_place_until_others_are_set() -> None:
         assert torch.equal(program.network(**inputs).logits, logits)
 
 
-def multiple_choice() -> Program:
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24,
-        max_position_embeddings=32, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-    )  # fmt: skip
-    lora = LoraConfig(r=2, target_modules="all-linear", modules_to_save=["classifier"], exclude_modules=["classifier"])
-    return Program(get_peft_model(BertForMultipleChoice(config), lora), Choices(3)).eval()
-
-
 def test_a_program_moves_with_the_parameters_of_peft() -> None:
     program = tiny_program()
     before = program.network.state_dict().keys()
@@ -106,7 +101,7 @@ def test_a_program_moves_with_the_parameters_of_peft() -> None:
 
 
 def test_choices_that_do_not_exist_are_impossible() -> None:
-    program = multiple_choice()
+    program = tiny_choices()
     ids = [[[1, 2], [3, 4, 5], [6]], [[7, 8], [9]]]
     rows = Dataset.from_dict({"input_ids": ids, "labels": [2, 0]})
     batch = tiny_batch(program, rows)

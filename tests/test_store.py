@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -119,20 +118,15 @@ def test_a_save_that_is_killed_leaves_the_old_posterior_or_the_new_one(
         assert found[0] == 0 and found[-2:] == [1, 1]  # killed after the new one was in its place, and not killed
 
 
-def test_an_overwriting_run_that_is_killed_leaves_the_old_run_or_the_new_one(
-    runs: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_an_overwrite_that_is_killed_leaves_the_old_run_or_the_new(runs: tuple[Path, Path], tmp_path: Path) -> None:
     own, new = tree(runs[0]) | {"notes.txt": b"mine"}, tree(runs[1]) | {"notes.txt": b"mine"}
     seeds, step, dead = [], 0, True
     while dead:
         path = Path(shutil.copytree(runs[0], tmp_path / str(step) / "run"))
         (path / "notes.txt").write_text("mine")
         dead = killed(step, lambda path=path: overwrite(runs[1], path))
-        stopped = store.current(path) != path
-        if stopped:
-            with pytest.warns(UserWarning, match="is to replace the one in .* was stopped"):
-                seeds.append(seed_of(path))
-        else:
+        stopped = pytest.warns(UserWarning, match="is to replace the one in .* was stopped")
+        with stopped if store.current(path) != path else nullcontext():
             seeds.append(seed_of(path))
         with store.opened(path):
             left = {name: data for name, data in tree(path).items() if "bayeslora-" not in name}
@@ -215,24 +209,6 @@ def test_other_processes_of_one_launcher_leave_the_lock_to_the_main_one(
     assert {name: data for name, data in tree(run).items() if "lock" not in name} == before
 
 
-def test_a_second_process_that_saves_in_the_same_place_is_told(
-    runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "posterior"
-    with store.written(path) as new:
-        shutil.copytree(runs[0] / "posterior", new, dirs_exist_ok=True)
-        child = os.fork()
-        if child == 0:
-            monkeypatch.setattr(files, "_HELD", files.ContextVar("held", default=frozenset()))
-            try:
-                save(runs[1] / "posterior", path)
-            except SettingError:
-                os._exit(7)
-            os._exit(0)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-    assert seed_of(path) == 0
-
-
 def test_a_successor_that_fails_leaves_the_run_as_it_was(run: Path) -> None:
     before = tree(run)
     with pytest.raises(RuntimeError), store.opened(run), store.place(run, anew=True) as place:
@@ -260,21 +236,12 @@ def test_what_is_complete_takes_its_place_before_what_comes_after_it(runs: tuple
     assert tree(run / ".bayeslora-next") == tree(runs[1]) and tree(run).items() >= tree(runs[1]).items()
 
 
-def test_a_run_is_not_replaced_if_something_in_its_posterior_would_be_lost(runs: tuple[Path, Path], run: Path) -> None:
-    (run / "posterior" / "notes.txt").write_text("mine")
-    before = tree(run)
-    with pytest.raises(PosteriorError, match="holds 'notes.txt', which no posterior of bayeslora does"):
-        overwrite(runs[1], run)
-    assert tree(run) == before
-
-
 def test_a_reader_is_told_once_of_a_run_that_is_to_replace_what_it_reads(runs: tuple[Path, Path], run: Path) -> None:
     shutil.copytree(runs[1] / "checkpoints", run / ".bayeslora-next" / "checkpoints")
-    with pytest.warns(UserWarning, match="is to replace the one in") as told:
-        store.steady(run, whole_record)
-    assert len(told) == 1
-    with pytest.warns(UserWarning, match="is to replace the one in"):
-        assert store.adapter_at(run) == run / "posterior"
+    for read in (lambda: store.steady(run, lambda found: found), lambda: store.adapter_at(run)):
+        with pytest.warns(UserWarning, match="is to replace the one in") as told:
+            assert read() == run / "posterior"
+        assert len(told) == 1
 
 
 def test_a_folder_that_nothing_was_written_into_goes(tmp_path: Path) -> None:
@@ -284,16 +251,18 @@ def test_a_folder_that_nothing_was_written_into_goes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "notes.txt", ".hidden", "deep/notes.txt"])
-def test_what_is_no_posteriors_is_not_replaced(run: Path, tmp_path: Path, name: str) -> None:
-    for path in (tmp_path / "mine", run / "posterior"):
-        if path == run / "posterior" and name == "adapter_config.json":
+def test_what_is_no_posteriors_is_not_replaced(runs: tuple[Path, Path], run: Path, tmp_path: Path, name: str) -> None:
+    mine, own = tmp_path / "mine", run / "posterior"
+    acts = {mine: lambda: save(runs[1] / "posterior", mine), own: lambda: overwrite(runs[1], run)}
+    for path, act in acts.items():
+        if (path / name).exists():
             continue  # that is its own
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).write_text("mine")
-        before = tree(path)
+        before = tree(tmp_path)
         with pytest.raises(PosteriorError, match=f"holds '{Path(name).parts[0]}', which no posterior"):
-            save(run / "posterior", path)
-        assert tree(path) == before
+            act()
+        assert tree(tmp_path) == before
     assert not list(tmp_path.glob(".*"))
 
 
@@ -343,6 +312,12 @@ def test_reading_follows_no_staged_folder_out_of_the_run(run: Path, tmp_path: Pa
     assert tree(home) == {"letter.txt": b"dear"} and (run / "docs").is_symlink()
 
 
+def unfinished(run: Path) -> None:
+    """As a fit that was stopped leaves it."""
+    path = run / "posterior" / "posterior.json"
+    path.write_text(path.read_text().replace('"finished": true', '"finished": false'))
+
+
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors"])
 @pytest.mark.parametrize("half", [True, False])
 def test_a_checkpoint_that_lacks_something_is_not_gone_on_from(run: Path, name: str, half: bool) -> None:
@@ -358,9 +333,7 @@ def test_a_checkpoint_that_lacks_something_is_not_gone_on_from(run: Path, name: 
     lacks = "lacks a whole " + name.replace("state.pth", r"state\*.pth")
     with pytest.raises(PosteriorError, match=f"checkpoint-10' {lacks}; .*checkpoint-2' {lacks}"):
         store.last_checkpoint(run)
-    record = json.loads((run / "posterior" / "posterior.json").read_text())
-    record["record"]["finished"] = False
-    (run / "posterior" / "posterior.json").write_text(json.dumps(record))
+    unfinished(run)
     before = tree(run)
     with pytest.raises(PosteriorError, match="no checkpoint to go on from to the same result"):
         fit(tiny_program(), tiny_rows(5), "mle", output_dir=run, resume=True, **QUICK)
@@ -368,13 +341,10 @@ def test_a_checkpoint_that_lacks_something_is_not_gone_on_from(run: Path, name: 
 
 
 def test_a_fit_goes_on_from_an_older_checkpoint_to_the_same_result(tmp_path: Path) -> None:
-    settings = QUICK | {"epochs": 3, "keep_checkpoints": 3}
-    whole = fit(tiny_program(), tiny_rows(5), "mle", output_dir=tmp_path / "run", **settings)
-    run = tmp_path / "run"
+    settings, run = QUICK | {"epochs": 3, "keep_checkpoints": 3}, tmp_path / "run"
+    whole = fit(tiny_program(), tiny_rows(5), "mle", output_dir=run, **settings)
     (run / "checkpoints" / "checkpoint-3" / "optimizer.pt").unlink()
     (run / "checkpoints" / "checkpoint-2" / "rng_state.pth").unlink()
-    record = json.loads((run / "posterior" / "posterior.json").read_text())
-    record["record"]["finished"] = False
-    (run / "posterior" / "posterior.json").write_text(json.dumps(record))
+    unfinished(run)
     resumed = fit(tiny_program(), tiny_rows(5), "mle", output_dir=run, resume=True, **settings)
     assert all(torch.equal(value, resumed.mean()[name]) for name, value in whole.mean().items())

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import random
 import re
 import signal
 import warnings
@@ -12,7 +11,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from scenarios import saved_base, text_program, text_rows, tiny_bert, tiny_program, tiny_rows
+from scenarios import generators, saved_base, text_program, text_rows, tiny_bert, tiny_program, tiny_rows
 from torch import Tensor
 
 from bayeslora.errors import DataError, SettingError, TrainingError
@@ -33,10 +32,6 @@ def parameters(posterior: Posterior) -> dict[str, Tensor]:
 
 def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
-
-
-def generators() -> tuple[object, ...]:
-    return random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()
 
 
 def test_a_fit_is_reproducible_by_seed_and_leaves_everything_as_it_was() -> None:
