@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache, partial
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
+
+from jinja2 import TemplateError
 
 from bayeslora.errors import DataError
 from bayeslora.tasks.sources import fields_of, pick, render
@@ -14,6 +17,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["chatted", "continuation", "fitted", "rendered", "tokens"]
+
+#: How chat templates refuse turns: by what they raise themselves, or by what they did not think of.
+REFUSALS = (TemplateError, TypeError)
 
 
 def rendered(
@@ -103,25 +109,41 @@ def continuation(tokenizer: PreTrainedTokenizerBase, text: str, more: str) -> tu
     return whole[:shared], whole[shared:]
 
 
-def chatted(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Mapping[str, str]], answered: bool = False) -> str:
+def chatted(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Mapping[str, Any]], answered: bool = False) -> str:
     """A chat as the tokenizer's template writes it.
 
     Args:
         tokenizer: of the network.
-        turns: with ``role`` and ``content``.
+        turns: with ``role`` and ``content``, and what else the template knows of, such as ``tool_calls``.
         answered: whether the assistant has spoken last; else it is its turn.
 
     Raises:
-        DataError: the tokenizer has no chat template.
+        DataError: the tokenizer has no chat template, or one that does not take these turns.
     """
+    name = f"The tokenizer {tokenizer.name_or_path or type(tokenizer).__name__}"
     if not tokenizer.chat_template:
         raise DataError(
-            f"The tokenizer {tokenizer.name_or_path or type(tokenizer).__name__} has no chat template: choose a base "
-            "that was trained on chats, or leave out chat=True."
+            f"{name} has no chat template: choose a base that was trained on chats, or leave out chat=True."
         )
+    try:
+        found = _written(tokenizer, turns, answered)
+    except REFUSALS as error:
+        roles = ", ".join(str(turn["role"]) for turn in turns)
+        raise DataError(f"{name} has a chat template that does not take the turns {roles}: {error}") from error
+    if any("tool_calls" in turn for turn in turns):
+        silent = [{key: value for key, value in turn.items() if key != "tool_calls"} for turn in turns]
+        with suppress(*REFUSALS):
+            if found == _written(tokenizer, silent, answered):
+                raise DataError(
+                    f"{name} has a chat template that leaves out tool calls, of which a chat has some: choose a base "
+                    "that was trained on them, or give the tokenizer another chat_template."
+                )
+    return found
+
+
+def _written(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Mapping[str, Any]], answered: bool) -> str:
     said = [dict(turn) for turn in turns]
-    found: Any = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=not answered)
-    return str(found)
+    return str(tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=not answered))
 
 
 @lru_cache(maxsize=16)

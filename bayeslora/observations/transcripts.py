@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from bayeslora.errors import DataError
 from bayeslora.observations.prompts import chatted, continuation, fitted, tokens
-from bayeslora.tasks.completion import completion_of, turns_of
-from bayeslora.tasks.sources import pick, render
+from bayeslora.tasks.completion import chat_of, completion_of, template_of, turns_of
+from bayeslora.tasks.sources import fields_of, pick, render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -67,7 +67,8 @@ class _Chat(Transcript):
     """Turns of a chat as the tokenizer's template writes them, of which the completion is the assistant's last one."""
 
     tokenizer: PreTrainedTokenizerBase
-    turns: Sequence[Mapping[str, str]]  # their content is a template of parts
+    turns: Sequence[Mapping[str, Any]]  # their content is a template of parts
+    last: Mapping[str, Any]  # which says the completion, if there is one
 
     def before(self, parts: Mapping[str, str]) -> str:
         return chatted(self.tokenizer, self._filled(parts))
@@ -76,8 +77,7 @@ class _Chat(Transcript):
         return self.before(parts)
 
     def after(self, parts: Mapping[str, str]) -> str:
-        last = {"role": "assistant", "content": str(self.answer)}
-        whole, before = chatted(self.tokenizer, [*self._filled(parts), last], answered=True), self.before(parts)
+        whole, before = chatted(self.tokenizer, [*self._filled(parts), self.last], answered=True), self.before(parts)
         if not whole.startswith(before):
             raise DataError(
                 "The chat template writes the last turn otherwise than as what follows the others, so that it is not "
@@ -93,7 +93,7 @@ class _Chat(Transcript):
             return before, whole[len(before) :]
         return super().tokens(tokenizer, parts)
 
-    def _filled(self, parts: Mapping[str, str]) -> list[dict[str, str]]:
+    def _filled(self, parts: Mapping[str, str]) -> list[dict[str, Any]]:
         return [{**turn, "content": render(turn["content"], parts)} for turn in self.turns]
 
 
@@ -108,13 +108,17 @@ def transcript(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any], spec:
     """
     answer = completion_of(spec, row)
     if spec.messages is None:
-        parts = {name: str(pick(dict(row), name)) for name in spec.columns}
+        template = template_of(spec, row)
+        parts = {name: str(pick(dict(row), name)) for name in fields_of(template)}
         if not chat:
-            return _Plain(parts, answer, spec.text[0])
-        return _Chat(parts, answer, tokenizer, [{"role": "user", "content": spec.text[0]}])
-    turns = turns_of(spec, row)
-    parts = {str(number): str(turn["content"]) for number, turn in enumerate(turns)}
-    return _Chat(parts, answer, tokenizer, [{**turn, "content": name} for name, turn in zip(parts, turns, strict=True)])
+            return _Plain(parts, answer, template)
+        last = {"role": "assistant", "content": str(answer)}
+        return _Chat(parts, answer, tokenizer, [{"role": "user", "content": template}], last)
+    # Whatever a turn says beside its content, such as the tools that it calls, is for the template to write.
+    turns = [{**turn, "content": str(turn.get("content", ""))} for turn in chat_of(spec, row)]
+    parts = {str(number): turn["content"] for number, turn in enumerate(turns[: len(turns_of(spec, row))])}
+    named = [{**turn, "content": name} for name, turn in zip(parts, turns, strict=False)]
+    return _Chat(parts, answer, tokenizer, named, turns[-1])
 
 
 def tokens_of(tokenizer: PreTrainedTokenizerBase, said: Transcript, most: int) -> tuple[list[int], list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
     from bayeslora.tasks.spec import TaskSpec
 
-__all__ = ["COMPLETION", "USUAL", "Completion", "completion_of", "turns_of", "usual"]
+__all__ = ["COMPLETION", "USUAL", "Completion", "chat_of", "completion_of", "template_of", "turns_of", "usual"]
 
 INSTRUCTION, INPUT, RESPONSE = "### Instruction:\n{instruction}\n\n", "### Input:\n{input}\n\n", "### Response:\n"
 #: What columns of the usual names mean: pairs, chats, and instructions as in Alpaca.
@@ -56,24 +57,27 @@ class Completion(Kind):
 
     def holds(self, spec: TaskSpec, name: str) -> str:
         """A chat, or a text."""
-        chat = "a chat: a list of turns with a role and content each"
+        chat = "a chat: a list of turns, each with a role, and with content or tool calls"
         return chat if name == spec.messages else super().holds(spec, name)
 
     def parts(self, spec: TaskSpec, name: str, value: Any) -> list[Any] | None:
-        """What the turns of a chat say."""
+        """What the turns of a chat say; of instructions nothing is an input like any other."""
+        if value is None and name == "input" and INPUT in spec.text[0]:
+            return [""]
         if name != spec.messages:
             return super().parts(spec, name, value)
         turns = value if isinstance(value, list) else []
-        if not turns or not all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in turns):
+        if not turns or not all(isinstance(turn, dict) and turn.get("role") for turn in turns):
             return None
-        return [turn["content"] for turn in turns]
+        said = [_said(turn) for turn in turns]
+        return None if None in said else said
 
     def texts(self, spec: TaskSpec, row: Mapping[str, Any]) -> Texts:
         """Prompt, a line for each turn of a chat, and completion."""
         if spec.messages is None:
-            prompt = render(spec.text[0], row)
+            prompt = render(template_of(spec, row), row)
         else:
-            prompt = "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns_of(spec, row))
+            prompt = "\n".join(f"{turn['role']}: {_said(turn)}" for turn in turns_of(spec, row))
         return [(prompt, completion_of(spec, row))]
 
     def render(self, spec: TaskSpec, texts: Texts, label: float | None) -> str:
@@ -88,8 +92,8 @@ COMPLETION = Completion()
 def completion_of(spec: TaskSpec, row: Mapping[str, Any]) -> str | None:
     """What follows in a row; None if nothing does."""
     if spec.messages is not None:
-        last = pick(dict(row), spec.messages)[-1]
-        return str(last["content"]) if last["role"] == "assistant" else None
+        last = chat_of(spec, row)[-1]
+        return str(_said(last)) if last["role"] == "assistant" else None
     fields = fields_of(spec.answer)
     if not all(name.partition(".")[0] in row for name in fields):
         return None
@@ -98,9 +102,24 @@ def completion_of(spec: TaskSpec, row: Mapping[str, Any]) -> str | None:
     return render(spec.answer, row) if there else None
 
 
-def turns_of(spec: TaskSpec, row: Mapping[str, Any]) -> list[dict[str, str]]:
+def template_of(spec: TaskSpec, row: Mapping[str, Any]) -> str:
+    """The template of a row's prompt: the usual one of instructions has a part for the input, where there is one."""
+    template = spec.text[0]
+    if INPUT not in template:
+        return template
+    given = pick(dict(row), "input")
+    return template if given is not None and str(given).strip() else template.replace(INPUT, "")
+
+
+def chat_of(spec: TaskSpec, row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The turns of a chat, without the nulls that a table has for what other turns say."""
+    found: list[dict[str, Any]] = _present(pick(dict(row), str(spec.messages)))
+    return found
+
+
+def turns_of(spec: TaskSpec, row: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The turns of a chat but for the completion."""
-    turns: list[dict[str, str]] = pick(dict(row), str(spec.messages))
+    turns = chat_of(spec, row)
     return turns if completion_of(spec, row) is None else turns[:-1]
 
 
@@ -109,6 +128,19 @@ def usual(columns: Collection[str]) -> dict[str, str]:
     if {"text", "label"} <= {*columns}:
         return {}
     return next((each for each in FORMATS if _fields(each) <= {*columns}), {})
+
+
+def _said(turn: Mapping[str, Any]) -> Any:
+    """What a turn says, for the eye: its content, or else the tools that it calls; None if it has neither."""
+    content, calls = turn.get("content"), turn.get("tool_calls")
+    return json.dumps(_present(calls), ensure_ascii=False) if calls and not str(content or "").strip() else content
+
+
+def _present(value: Any) -> Any:
+    """What there is of nested lists and mappings, without nulls."""
+    if isinstance(value, Mapping):
+        return {key: _present(each) for key, each in value.items() if each is not None}
+    return [_present(each) for each in value] if isinstance(value, list) else value
 
 
 def _fields(meaning: Mapping[str, str]) -> set[str]:

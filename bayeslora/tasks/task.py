@@ -127,7 +127,7 @@ class Split:
         if value is None or (isinstance(value, float) and math.isnan(value)):
             raise DataError(f"Row {row} of split '{self.name}' has no value in column '{name}': remove it.")
         found = f"Row {row} of split '{self.name}' has a {type(value).__name__} in column '{name}'"
-        hint = " Join its parts into one text." if isinstance(value, list | dict) else ""
+        hint = " Join its parts into one text." if wanted == "a text" and isinstance(value, list | dict) else ""
         raise DataError(f"{found}, expected {wanted}.{hint}")
 
 

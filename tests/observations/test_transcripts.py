@@ -13,7 +13,7 @@ from bayeslora.errors import DataError
 from bayeslora.observations import Completions, Encoder, encode
 from bayeslora.observations.prompts import tokens
 from bayeslora.observations.transcripts import tokens_of, transcript
-from bayeslora.tasks import Split, TaskSpec
+from bayeslora.tasks import Split, TaskSpec, load_task
 
 SPEC = TaskSpec("own", "completion", ("Question: {question}\nAnswer:",), completion=" {answer}")
 CHATS = TaskSpec("own", "completion", messages="messages")
@@ -34,6 +34,19 @@ def read(
     chat: bool = False,
 ) -> tuple[list[int], list[int]]:
     return tokens_of(tokenizer, transcript(tokenizer, row, spec, chat), most)
+
+
+#: A template that writes tools that are called, and a chat with such.
+WITH_TOOLS = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}{% for call in m.tool_calls %}call "
+    "{{ call.function.name }}{% endfor %}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+)
+CALLED = [
+    {"role": "user", "content": "what is it"},
+    {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "find", "arguments": None}}]},
+    {"role": "tool", "content": "the sun"},
+    {"role": "assistant", "content": "the sun", "tool_calls": None},
+]
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
@@ -88,6 +101,42 @@ def test_what_cannot_be_a_chat_is_refused() -> None:
     thinking = "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}think:{% endif %}"
     with pytest.raises(DataError, match="writes the last turn otherwise"):
         read(tokenizer_of(chat=thinking), {"messages": TURNS}, CHATS, 400)
+
+
+def test_tools_that_are_called_are_written_as_the_template_does() -> None:
+    tokenizer = tokenizer_of(chat=WITH_TOOLS)
+    before, after = read(tokenizer, {"messages": CALLED}, CHATS, 400)
+    assert tokenizer.decode(before) == "user: what is it</s>assistant: call find</s>tool: the sun</s>assistant:"
+    assert tokenizer.decode(after) == " the sun</s>"
+    before, after = read(tokenizer, {"messages": CALLED[:2]}, CHATS, 400)
+    assert tokenizer.decode(before + after) == "user: what is it</s>assistant: call find</s>"
+    assert tokenizer.decode(after) == " call find</s>"
+    short, same = read(tokenizer, {"messages": CALLED[:2]}, CHATS, len(before) + len(after) - 2)
+    assert same == after and len(short) == len(before) - 2
+
+
+def test_a_template_that_leaves_out_tool_calls_is_refused() -> None:
+    for messages in (CALLED, CALLED[:2]):
+        with pytest.raises(DataError, match="has a chat template that leaves out tool calls"):
+            read(tokenizer_of(chat=CHAT), {"messages": messages}, CHATS, 400)
+
+
+def test_turns_that_a_template_refuses_are_named() -> None:
+    strict = "{% for m in messages %}{{ raise_exception('no tools') if m.role == 'tool' else m.content }}{% endfor %}"
+    with pytest.raises(DataError, match="does not take the turns user, assistant, tool: no tools"):
+        read(tokenizer_of(chat=strict), {"messages": CALLED}, CHATS, 400)
+    careless = "{% for m in messages %}{{ m.name + m.content }}{% endfor %}"
+    with pytest.raises(DataError, match="does not take the turns user: "):
+        read(tokenizer_of(chat=careless), {"messages": TURNS[:2]}, CHATS, 400)
+
+
+def test_no_input_is_not_cut_nor_written() -> None:
+    (spec,) = {load_task([{"instruction": "is it", "input": nothing, "output": "yes"}]).spec for nothing in (None, "")}
+    row = {"instruction": "what is it " * 9, "input": None, "output": "the moon"}
+    tokenizer = tokenizer_of()
+    before, after = read(tokenizer, row, spec, 60)
+    assert 50 < len(before) + len(after) <= 60 and "None" not in tokenizer.decode(before)
+    assert tokenizer.decode(before).startswith("### Instruction:\nwhat") and "Input" not in tokenizer.decode(before)
 
 
 def test_rows_of_a_task_become_columns() -> None:

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from scenarios import write_rows
 
 from bayeslora.errors import DataError, TaskError
 from bayeslora.tasks import TaskSpec, load_task, reload_task, rows_of
+from bayeslora.tasks.completion import chat_of, completion_of
 
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
 ALPACA = {"instruction": "add", "output": "3"}
+CALLS = [{"type": "function", "function": {"name": "find", "arguments": {"what": "sun"}}}]
+TOOLS = [
+    {"role": "user", "content": "sun"},
+    {"role": "assistant", "content": None, "tool_calls": CALLS},
+    {"role": "tool", "content": "up"},
+]
 
 
 @pytest.mark.parametrize(
@@ -36,6 +45,28 @@ def test_usual_columns_are_recognised_and_said(tmp_path: Path, row: dict[str, An
     assert reload_task(task.to_dict()).spec == task.spec
 
 
+@pytest.mark.parametrize("nothing", [None, "", " "])
+def test_instructions_without_an_input_have_no_part_for_it(nothing: str | None, tmp_path: Path) -> None:
+    rows = [{**ALPACA, "input": "1 2"}, {**ALPACA, "input": nothing}]
+    write_rows(tmp_path / "own.jsonl", rows)
+    for task in (load_task(rows), load_task(tmp_path / "own.jsonl"), load_task(pd.DataFrame(rows))):
+        assert task.train.render(0) == "### Instruction:\nadd\n\n### Input:\n1 2\n\n### Response:\n\n-> 3"
+        assert task.train.render(1) == "### Instruction:\nadd\n\n### Response:\n\n-> 3"
+    assert not rows_of(task.spec, [{"instruction": "add", "input": nothing}]).labelled
+
+
+def test_what_a_turn_calls_is_what_it_says(tmp_path: Path) -> None:
+    rows = [{"messages": [*TOOLS, *CHAT]}, {"messages": TOOLS[:2]}]
+    write_rows(tmp_path / "own.jsonl", rows)
+    for task in (load_task(rows), load_task(tmp_path / "own.jsonl")):
+        spec, train = task.spec, task.train.dataset
+        assert chat_of(spec, train[0]) == [
+            {key: value for key, value in turn.items() if value is not None} for turn in rows[0]["messages"]
+        ]
+        assert completion_of(spec, train[0]) == "hello" and json.loads(str(completion_of(spec, train[1]))) == CALLS
+        assert task.train.render(1) == f"user: sun\n-> {json.dumps(CALLS)}" and task.train.labelled
+
+
 def test_text_and_label_come_first() -> None:
     rows = [{"text": "a", "label": number, "prompt": "c", "completion": "d"} for number in (0, 1)]
     assert load_task(rows).spec.kind == "classification"
@@ -53,6 +84,13 @@ def test_what_is_said_is_done() -> None:
     [
         ([{"messages": "hi"}], "Row 0 .* a str in column 'messages', expected a chat"),
         ([{"messages": [{"role": "user"}]}], "expected a chat"),
+        (
+            [{"messages": [{"role": "user", "content": None}, *CHAT]}],
+            "Row 0 .* expected a chat: a list of turns, each with a role, and with content or tool calls[.]$",
+        ),
+        ([{"prompt": "a", "completion": "b"}, {"prompt": None, "completion": "b"}], "no value in column 'prompt'"),
+        ([{"instruction": None, "input": "a", "output": "b"}], "no value in column 'instruction'"),
+        ([{"instruction": " ", "input": None, "output": "b"}], "Row 0 .* has no text"),
         ([{"messages": CHAT}, {"messages": CHAT[:1]}], "1 of 2 rows .* have no label in 'messages': row 1"),
         ([{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": " "}], "'completion': row 1"),
         ([{"prompt": "a", "completion": ""}], "No row of the training split"),
