@@ -71,6 +71,8 @@ def run_tests(
 ) -> list[list[Outcome]]:
     """Run each text behind its prompt, and the row's tests behind it, as `run_program` does.
 
+    Blanks at the end of a prompt count with the text, which brings its own.
+
     Args:
         generations: of each row.
         rows: with tests.
@@ -90,7 +92,7 @@ def run_tests(
     if len(generations) != len(rows):
         raise DataError(f"Expected texts for each row, found {len(rows)} rows and texts for {len(generations)}.")
     programs = [
-        f"{rows.spec.texts(row)[0][0]}{text}\n{row[TEST]}\ncheck({row[FUNCTION]})\n"
+        f"{rows.spec.texts(row)[0][0].rstrip(' ')}{text}\n{row[TEST]}\ncheck({row[FUNCTION]})\n"
         for row, found in zip(rows.dataset, generations, strict=True)
         for text in found
     ]

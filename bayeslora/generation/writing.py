@@ -132,13 +132,18 @@ def read(program: Program, prompts: Any) -> list[Prompt]:
         elif isinstance(prompt, Mapping):
             row = rows_of(spec, prompt, "prompts")
             (ids,) = program.observation.asked(encoder, list(row.dataset), row.spec)
-            made = Prompt(str(encoder.tokenizer.decode(ids, skip_special_tokens=True)), ids)
+            made = Prompt(_decoded(encoder.tokenizer, ids), ids)
         else:
             raise DataError(f"Prompt {number} is a {type(prompt).__name__}: expected a text, or a row of the task.")
         if not made.tokens:
             raise DataError(f"Prompt {number} has no tokens: its text is empty.")
         found.append(made)
     return found
+
+
+def _decoded(tokenizer: Any, read: Sequence[int]) -> str:
+    """A text as it is, with its blanks, without what begins and ends it."""
+    return str(tokenizer.decode(read, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def _parts(
@@ -228,7 +233,7 @@ class Writer:
         """The text of tokens after a prompt, without what ends it."""
         # What is decoded by itself may lose the blank before its first word, and programs are told by their blanks.
         before = self._prompts[prompt].tokens[-1:]
-        text = self._decoded([*before, *written]).removeprefix(self._decoded(before))
+        text = _decoded(self._tokenizer, [*before, *written]).removeprefix(_decoded(self._tokenizer, before))
         ends = [place for stop in self._decoding.stop if (place := text.find(stop)) >= 0]
         return text[: min(ends)] if ends else text
 
@@ -238,9 +243,6 @@ class Writer:
         log_probs = torch.stack([each for _, each in made])
         texts = tuple(self.text(prompt, text) for text in written)
         return Generation(self._prompts[prompt].text, texts, written, log_probs, method)
-
-    def _decoded(self, read: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(read, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     @cached_property
     def _last(self) -> set[int]:

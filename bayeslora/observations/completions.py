@@ -97,10 +97,10 @@ class Completions(Observation, Sampled):
         return columns | ({"labels": [len(after) for _, after in found]} if all(after for _, after in found) else {})
 
     def asked(self, encoder: Encoder, rows: Sequence[Mapping[str, Any]], spec: TaskSpec) -> list[list[int]]:
-        """The prompts, which are the same whether a row says its completion or not."""
+        """The prompts as a whole, which are the same whether a row says its completion or not."""
         read = encoder.tokenizer
         prompts = [replace(transcript(read, row, spec, self.chat), answer=None) for row in rows]
-        return [tokens_of(read, prompt, encoder.max_length)[0] for prompt in prompts]
+        return [tokens_of(read, prompt, sys.maxsize)[0] for prompt in prompts]
 
     def collator(self, padding: Padding, multiple_of: int = 1) -> Collator:
         """Marks the tokens of completions as well."""

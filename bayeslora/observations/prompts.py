@@ -96,12 +96,12 @@ def continuation(tokenizer: PreTrainedTokenizerBase, text: str, more: str) -> tu
     """Token ids of a text and of what follows it: together those of both as one text.
 
     Blanks at the end of the text count with what follows, and so does a token that reaches over the border: both are
-    how the tokenizer writes the word that comes.
+    how the tokenizer writes the word that comes. The end of a line is the text's own.
 
     Raises:
         DataError: nothing follows.
     """
-    bare = text.rstrip()
+    bare = text.rstrip(" ")
     whole, before = tokens(tokenizer, text + more), tokens(tokenizer, bare)
     shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(whole, before, strict=False)))
     if shared == len(whole):

@@ -141,6 +141,7 @@ def test_programs_are_tested(
     shown = capsys.readouterr().out
     assert "mle on 2 rows of humaneval" in shown and "pass@1" in shown and "pass@2" in shown and "0.5000" in shown
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text("utf-8").splitlines()]
+    assert [line["prompt"] for line in lines] == [row["prompt"] for row in rows[:2]]  # to the end of its last line
     assert [sorted(text["passed"] for text in line["texts"]) for line in lines] == [[False, True]] * 2
     assert {text["status"] for line in lines for text in line["texts"]} == {"passed", "failed"}
     assert asked[0]._decoding.stop == STOPS

@@ -75,6 +75,12 @@ def test_programs_are_tested_and_counted() -> None:
     assert set(pass_rates([[Outcome("failed")] * 9] * 2)) == {"pass@1", "pass@2", "pass@4", "pass@8"}
 
 
+def test_blanks_at_the_end_of_a_prompt_are_the_text_s() -> None:
+    row = ROWS[0] | {"prompt": "def double(number):\n    "}
+    ((found,),) = run_tests([generation("    return 2 * number\n")], split([row]), unsafe_code=True, progress=False)
+    assert found.passed
+
+
 def test_what_is_not_tested() -> None:
     with pytest.raises(SettingError, match="unsafe_code=True"):
         run_tests([generation("    pass")] * 3, split())

@@ -20,7 +20,7 @@ from bayeslora.inference.mixture import MixturePosterior
 from bayeslora.inference.variational.posterior import VariationalPosterior
 from bayeslora.models import Gaussian
 from bayeslora.models.guides.auto import make_guide
-from bayeslora.observations import Classes, Encoder, completions
+from bayeslora.observations import Classes, Completions, Encoder, completions
 from bayeslora.posterior import Posterior, Record
 from bayeslora.program import Program
 from bayeslora.tasks import TaskSpec
@@ -237,6 +237,16 @@ class TestRefusals:
             SettingError, match=f"has 1 tokens and its text up to {POSITIONS}: .* positions for {POSITIONS}"
         ):
             posterior_of().generate("A", max_new_tokens=POSITIONS)
+
+
+def test_a_row_is_shown_as_it_is_read() -> None:
+    program, prompt = posterior_of().program, "def f(x) :\n    is it not ?\n"
+    program.observation = Completions()
+    assert program.encoder is not None
+    program.encoder.spec = TaskSpec("program", "completion", ("prompt",), completion="completion")
+    program.encoder.tokenizer.clean_up_tokenization_spaces = True
+    (made,) = writing.read(program, [{"prompt": prompt}])
+    assert made.text == prompt and made.tokens == program.encoder.tokenizer(prompt)["input_ids"]
 
 
 @pytest.mark.parametrize("tokenizer", ["bytes", "unigram"])

@@ -74,5 +74,6 @@ def test_a_continuation_takes_the_blank_before_it() -> None:
     for text, more in (("ab:", " c"), ("ab: ", "c")):
         first, second = continuation(read, text, more)
         assert first == tokens(read, "ab:") and second == read(" c", add_special_tokens=False)["input_ids"]
+    assert continuation(read, "ab:\n", "  c")[0] == tokens(read, "ab:\n")  # a line that has ended
     with pytest.raises(DataError, match="Nothing follows"):
         continuation(read, "ab", "")
