@@ -147,7 +147,8 @@ def _attempt(run: Run, options: Namespace, measure: Measure) -> None:
         say(f"{run.name}: no result. {error}")
         return
     for arm, found in record["arms"].items():
-        shown = ", ".join(f"{name} {float(found[name]['value']):.3f}" for name in ("accuracy", "nll", "ece_15"))
+        names = [name for name in ("accuracy", "nll", "ece_15", "perplexity") if name in found]
+        shown = ", ".join(f"{name} {float(found[name]['value']):.3f}" for name in names)
         say(f"{run.name}: {arm}: {shown} ({record['seconds']['fit']:.0f} s)")
 
 

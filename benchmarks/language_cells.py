@@ -126,7 +126,9 @@ def fit(run: Run, base: str, task: bl.Task, output: Path) -> bl.Posterior:
         around = fit(run_of(task_of(run), run.seed, "mle", run.learning_rate), base, task, output)
         fitted = bl.fit(around.program, task.train, "laplace", start=around, **common)
     else:
-        common |= {"epochs": run.epochs, "learning_rate": run.learning_rate}
+        # What `svi` learns first is B, at a rate of its own; that of A's mean stays at its default.
+        rate = "point_learning_rate" if run.backend == "svi" else "learning_rate"
+        common |= {"epochs": run.epochs, rate: run.learning_rate}
         fitted = bl.fit(program_of(run, base, task), task.train, run.backend, **common)
     fitted.save(folder)
     return fitted

@@ -70,7 +70,7 @@ def point_estimate(
     """Maximise log p(y | weights) + prior_weight log p(weights) over all weights, by AdamW."""
     guide = make_guide("delta", program.model, run.sites(program))
     weights = {
-        "params": guide.parameter_groups()["location"],
+        "params": guide.parameter_groups()["point"],
         "lr": settings.learning_rate,
         "weight_decay": weight_decay,
     }

@@ -39,7 +39,10 @@ class SVI(TrainingSettings):
             less gives a colder posterior (accuracy / NLL / ECE-15 of `WeightModel`'s example at 1: .842 / .364 / .030;
             at 0.1: .831 / .395 / .063).
         kl_warmup: part of all steps in which that weight rises linearly from zero (0.5: .840 / .361 / .027).
+        learning_rate: of the means of random weights, for AdamW.
         scale_learning_rate: learning rate of what shapes the noise: scales, Wishart and Dirichlet parameters.
+        point_learning_rate: learning rate of weights that are point estimates: B and the head, by default. Noise in A
+            dilutes their gradient, so that they need a rate above the one that suits plain LoRA.
         init_scale: standard deviation that Pyro's autoguides start from, in their unconstrained space.
 
     References:
@@ -56,6 +59,7 @@ class SVI(TrainingSettings):
     temperature: Positive = 1.0
     kl_warmup: Part = 0.0
     scale_learning_rate: NotNegative = 1e-2
+    point_learning_rate: NotNegative = 5e-3
     init_scale: Positive = 1e-2
 
     def __post_init__(self) -> None:
@@ -76,7 +80,11 @@ class SVI(TrainingSettings):
             _check_room(program)
         with isolated(run.seed, program.device):
             guide = make_guide(self.guide, program.model, run.sites(program), self.init_scale)
-        rates = {"location": self.learning_rate, "scale": self.scale_learning_rate}
+        rates = {
+            "location": self.learning_rate,
+            "scale": self.scale_learning_rate,
+            "point": self.point_learning_rate,
+        }
         groups = [
             {"params": parameters, "lr": rates[name], "weight_decay": 0.0}
             for name, parameters in guide.parameter_groups().items()

@@ -72,7 +72,11 @@ class Guide(nn.Module, ABC):
 
     @abstractmethod
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The learned parameters under "location" (the weights' means) and "scale" (what shapes the noise)."""
+        """The learned parameters by what they are.
+
+        "location": means of random weights; "scale": what shapes their noise; "point": weights that are point
+        estimates.
+        """
 
     def _require(self, values: Mapping[str, Tensor]) -> None:
         missing = [name for name in self.latents if name not in values]
@@ -153,7 +157,8 @@ class GuideList(Guide):
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """The groups of all parts, joined."""
         groups = [part.parameter_groups() for part in self._guides()]
-        return {name: [value for group in groups for value in group[name]] for name in ("location", "scale")}
+        names = dict.fromkeys(name for group in groups for name in group)
+        return {name: [value for group in groups for value in group.get(name, [])] for name in names}
 
 
 class PointGuide(Guide):
@@ -201,8 +206,8 @@ class PointGuide(Guide):
         raise PosteriorError("This guide is a point estimate of every site: it has no density to evaluate.")
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The points that learn, under "location"."""
-        return {"location": [value for value in self.points.values() if value.requires_grad], "scale": []}
+        """The points that learn, under "point"."""
+        return {"point": [value for value in self.points.values() if value.requires_grad]}
 
 
 def encoded(name: str) -> str:

@@ -147,14 +147,20 @@ def test_the_kl_weight_warms_up_to_the_temperature() -> None:
 
 def test_learning_rates_are_by_group() -> None:
     program: Program = tiny_program()
-    settings = {"epochs": 1, "batch_size": 6, "warmup": 0.0, "progress": False}
-    still = fit(program, tiny_rows(12), scale_learning_rate=0.0, **settings).state()
     start = program.model.guide(program.sites).state_dict()
-    for name, value in still.items():
-        if name.endswith(("log_v", "log_alpha")):
-            assert torch.equal(value, start[name])
-        if name.endswith("mu"):
-            assert not torch.equal(value, start[name])
+
+    def moved(**rates: float) -> set[str]:
+        rates = {"learning_rate": 1e-30, "scale_learning_rate": 0.0, "point_learning_rate": 0.0} | rates
+        found = fit(program, tiny_rows(12), epochs=1, batch_size=6, warmup=0.0, progress=False, **rates).state()
+        return {name.rpartition(".")[2] for name, value in found.items() if not torch.equal(value, start[name])}
+
+    with pytest.warns(UserWarning, match="Nothing was learned of"):
+        assert moved(scale_learning_rate=1e-2) == {"log_v", "log_alpha"}
+    with pytest.warns(UserWarning, match="Nothing was learned of"):
+        points = moved(point_learning_rate=1e-2)
+    assert {name.rpartition("/")[2] for name in points} == {"B", "bias", "weight"}
+    # The likelihood says nothing of A where B is zero.
+    assert moved(point_learning_rate=1e-2, learning_rate=1e-2) == points | {"mu"}
 
 
 def test_a_negative_rate_is_refused() -> None:
