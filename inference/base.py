@@ -90,8 +90,8 @@ class Backend(Protocol):
         name: of the backend.
         paper: source of the algorithm.
 
-    A class variable ``around_adapter`` may name the Pyro model, and its settings, that a run has by default when it
-    starts from an adapter.
+    A class variable ``default_model`` may name the Pyro model, and its settings, that a run has by default in place of
+    "monteclora".
     """
 
     name: ClassVar[str]

@@ -278,7 +278,6 @@ class ExactRegression:
 
     name = "exact"
     paper = ""
-    around_adapter = None
 
     factor: float = 1.0
 

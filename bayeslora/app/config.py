@@ -95,8 +95,8 @@ class RunConfig(Settings):
         seed: of the choice of rows, the initial weights and the fit.
         chains: number of independent fits, whose seeds follow one another; the posterior is their mixture.
         max_length: longest sequence in tokens; by default 256, for completions as many as the longest row needs.
-        model: Pyro model of the LoRA weights; by default "monteclora", but for an adapter that `laplace` is given
-            "gaussian", isotropic around zero over both matrices, as in Laplace-LoRA.
+        model: Pyro model of the LoRA weights; by default "monteclora", but for `laplace` "gaussian", isotropic around
+            zero over both matrices, as in Laplace-LoRA.
         model_settings: settings of that model.
         network: how the base network is loaded: fields of `bayeslora.networks.NetworkSettings`.
         observation: what is read of the network's output; by default what task and base call for.
@@ -243,10 +243,10 @@ def resolve(config: RunConfig) -> RunConfig:
 
 def _model(config: RunConfig, algorithm: Backend) -> tuple[str, dict[str, Any]]:
     """Name and settings of the Pyro model of a run."""
-    name, settings = getattr(algorithm, "around_adapter", None) or (None, {})
-    if name is not None and config.adapter is not None and config.model in (None, name):
+    name, settings = getattr(algorithm, "default_model", ("monteclora", {}))
+    if config.model in (None, name):
         return name, settings | config.model_settings
-    return config.model or "monteclora", config.model_settings
+    return config.model, config.model_settings
 
 
 def differences(one: RunConfig, other: RunConfig) -> list[str]:

@@ -44,7 +44,7 @@ Model = Annotated[
     typer.Option(
         "--model",
         help="Pyro model of the weights.",
-        show_default="monteclora; gaussian for an adapter given to laplace",
+        show_default="monteclora; gaussian for laplace",
     ),
 ]
 TrainSize = Annotated[int | None, typer.Option(help="Number of training rows.", show_default="all")]

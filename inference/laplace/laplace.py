@@ -76,8 +76,8 @@ class Laplace(TrainingSettings):
 
     name: ClassVar[str] = "laplace"
     paper: ClassVar[str] = "Yang et al., ICLR 2024 (Laplace-LoRA)"
-    # A prior around the very weights that are given says little of how wide it should be.
-    around_adapter: ClassVar[tuple[str, dict[str, Any]] | None] = (
+    # A prior around the weights at which a mode started, or that are given, says little of how wide it should be.
+    default_model: ClassVar[tuple[str, dict[str, Any]]] = (
         "gaussian",
         {"sites": "both", "centre": "zero", "deviation": 0.1},
     )

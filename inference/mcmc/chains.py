@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -39,7 +39,6 @@ class ChainSettings(Settings, ABC):
     """
 
     name: ClassVar[str]
-    around_adapter: ClassVar[tuple[str, dict[str, Any]] | None] = None
 
     draws: Count = 500
     warmup: Annotated[int, Field(ge=0)] = 500

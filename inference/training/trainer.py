@@ -68,7 +68,6 @@ class TrainingSettings(Settings):
     """
 
     name: ClassVar[str]
-    around_adapter: ClassVar[tuple[str, dict[str, Any]] | None] = None
 
     epochs: Positive = 10.0
     batch_size: Count = 32

@@ -41,8 +41,8 @@ class SVI(TrainingSettings):
         kl_warmup: part of all steps in which that weight rises linearly from zero (0.5: .840 / .361 / .027).
         learning_rate: of the means of random weights, for AdamW.
         scale_learning_rate: learning rate of what shapes the noise: scales, Wishart and Dirichlet parameters.
-        point_learning_rate: learning rate of weights that are point estimates: B and the head, by default. Noise in A
-            dilutes their gradient, so that they need a rate above the one that suits plain LoRA.
+        point_learning_rate: learning rate of weights that are point estimates, by default B and the head. The noise of
+            A dilutes their gradient, so that they need this rate also where plain LoRA does with a smaller one.
         init_scale: standard deviation that Pyro's autoguides start from, in their unconstrained space.
 
     References:
@@ -59,7 +59,7 @@ class SVI(TrainingSettings):
     temperature: Positive = 1.0
     kl_warmup: Part = 0.0
     scale_learning_rate: NotNegative = 1e-2
-    point_learning_rate: NotNegative = 5e-3
+    point_learning_rate: NotNegative = 2e-3
     init_scale: Positive = 1e-2
 
     def __post_init__(self) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -44,6 +45,22 @@ def test_resolving_gives_every_value_its_type(tmp_path: Path, monkeypatch: pytes
     assert config.model_settings == {"components": 2, "nu": None}
     assert config.task_settings == {"labels": ["no", "yes"], "text": "{a}, {b}"}
     assert resolve(config) == config
+
+
+def test_a_backend_may_have_a_model_of_its_own_by_default() -> None:
+    around_zero = {"sites": "both", "centre": "zero", "deviation": 0.1}
+
+    def found(**fields: Any) -> tuple[str | None, dict[str, Any]]:
+        config = resolve(RunConfig(base="demo", task="demo", **fields))
+        return config.model, config.model_settings
+
+    assert found(backend="svi") == ("monteclora", {})
+    assert found(backend="laplace") == ("gaussian", around_zero)
+    assert found(backend="laplace", model="gaussian", model_settings={"deviation": 1.0}) == (
+        "gaussian",
+        around_zero | {"deviation": 1.0},
+    )
+    assert found(backend="laplace", model="monteclora") == ("monteclora", {})
 
 
 def test_yaml_and_json_give_the_same_configuration_back(tmp_path: Path) -> None:
