@@ -102,7 +102,8 @@ def main(arguments: list[str] | None = None) -> None:
     rest: list[str] = []
     for word in words:
         # The number of texts that `generate` writes has the name that the number of draws once had.
-        if (flag := word.partition("=")[0]) in RENAMED and rest[:1] != ["generate"]:
+        flag = word.partition("=")[0]
+        if flag.startswith("--") and flag in RENAMED and rest[:1] != ["generate"]:
             say(f"Error: {flag} is now {RENAMED[flag]}.")
             sys.exit(FAILED)
         if word == "--plugin":

@@ -31,10 +31,13 @@ def measure(prediction: Prediction, rows: Split, seed: int = 0) -> Metrics:
 def true_probabilities(rows: Split, prediction: Prediction) -> NDArray[np.float64] | None:
     """True class probabilities (rows, classes) in the prediction's order of classes, if the rows say them.
 
-    They do in a column "probabilities", in the order of the task's classes; a network may have its own.
+    They do in a column "probabilities", in the order of the task's classes; a network may have its own, and one more
+    for all that is no class's answer, which is never true.
     """
     if "probabilities" not in rows.dataset.column_names:
         return None
     truth = np.asarray(rows.dataset["probabilities"], dtype=np.float64)
     known, names = rows.spec.labels, getattr(prediction, "label_names", ())
-    return truth[:, [known.index(name) for name in names]] if set(names) == set(known) else truth
+    if not known or set(known) - set(names):
+        return truth
+    return np.pad(truth, ((0, 0), (0, 1)))[:, [known.index(name) if name in known else -1 for name in names]]

@@ -49,6 +49,7 @@ FITTED = [*FIT, "--output", "out"]
         (["evaluate", "missing", "--batch-size", "0"], "Invalid value for '--batch-size'"),
         (["compare", *FIT[1:5], "--backends", "mle,mle", "--output", "x"], "A backend is given twice: mle, mle"),
         (["evaluate", "missing"], "There is no posterior in 'missing'"),
+        (["evaluate", "samples"], "There is no posterior in 'samples'"),  # a name of one's own, and no flag
         (["fit", "--resume", "--output", "missing"], "There is no run in 'missing': expected a file config.yaml"),
         (["fit", "--base", "demo", "--output", "x"], "a run needs a value for task"),
         (["compare", *FIT[1:5], "--backends", "map,sv1", "--output", "x"], "Unknown backend 'sv1'"),

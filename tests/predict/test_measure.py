@@ -36,6 +36,14 @@ def test_a_prediction_that_is_the_truth_has_no_distance_from_it_whatever_the_ord
     )
 
 
+def test_an_answer_that_is_no_class_is_never_true(rows: Split) -> None:
+    known = prediction(SPEC.labels)
+    outputs = torch.nn.functional.pad(known.outputs, (0, 1), value=-torch.inf)
+    more = ClassPrediction(outputs, known.labels, label_names=(*SPEC.labels, "(other)"))
+    assert true_probabilities(rows, more).tolist() == [[*row, 0.0] for row in TRUTH]
+    assert measure(more, rows)["kl"].value == pytest.approx(measure(known, rows)["kl"].value)
+
+
 def test_rows_that_do_not_say_the_truth_have_no_distance_from_it(rows: Split) -> None:
     plain = Split(rows.dataset.remove_columns("probabilities"), SPEC)
     assert true_probabilities(plain, prediction(SPEC.labels)) is None

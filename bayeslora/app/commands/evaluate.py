@@ -68,11 +68,11 @@ def evaluate(
     title = f"{posterior.record.backend} on {rows.spec.name}, {split}" + ("" if finished else " (not finished)")
     if not finished:
         say(f"The fit in {run} was stopped: what is evaluated is how far it had come.")
+    show(metrics_table(found, title))  # first: what it took so long to find is not lost with a file
     if json is not None:
         files.write_json(json, found.to_dict() | {"finished": finished})
     if plot is not None:
         save_figure(reliability_diagram(prediction, truth=true_probabilities(rows, prediction), title=title), plot)
-    show(metrics_table(found, title))
 
 
 def of_another_task(command: str, assignments: list[str] | None, task: str | None) -> dict[str, Any]:
