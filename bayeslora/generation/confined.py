@@ -136,7 +136,7 @@ def run(source: str, name: str) -> tuple[str, str]:
         "passed", "failed" or "over a limit", and the last line of the error.
     """
     module = ModuleType("program")
-    sys.modules["program"] = module
+    sys.modules["program"] = sys.modules["__main__"] = module  # the module of its guard has no name that it knows
     try:
         exec(compile(source, name, "exec"), module.__dict__)
     except BaseException as error:  # SystemExit as well: the tests behind it did not run
@@ -144,7 +144,8 @@ def run(source: str, name: str) -> tuple[str, str]:
         module.__dict__.clear()
         bounded = isinstance(error, OSError) and error.errno in (errno.EFBIG, errno.EMFILE, errno.EAGAIN)
         status = "over a limit" if bounded or isinstance(error, MemoryError | Refused) else "failed"
-        return status, traceback.format_exception_only(error)[-1].strip()[:LONGEST]
+        last = traceback.format_exception_only(error)[-1].strip()[:LONGEST]
+        return status, last.encode(errors="replace").decode()  # half a character cannot be written into a file
     return "passed", ""
 
 

@@ -116,4 +116,6 @@ def run_program(source: str, limits: Limits = LIMITS, *, unsafe_code: bool = Fal
         return Outcome("timed out", f"more than {limits.cpu_seconds} seconds of a processor")
     if process.returncode < 0:
         return Outcome("failed", f"ended by {signal.Signals(-process.returncode).name}")
-    return Outcome(*json.loads(report)) if report else Outcome("failed", "ended before its tests")
+    with suppress(ValueError, TypeError, RecursionError):  # there is no report, or the program has written into it
+        return Outcome(*json.loads(report))
+    return Outcome("failed", "ended before its tests")

@@ -32,6 +32,25 @@ def test_programs_end_as_they_end() -> None:
     assert ended("raise SystemExit(0)").status == "failed"
     assert ended("import os\nos._exit(0)") == ("failed", "ended before its tests")
     assert ended("print('passed' * 10**6)\nimport sys\nsys.stderr.write('x')").passed
+    assert ended("raise ValueError('\\ud800')") == ("failed", "ValueError: ?")
+
+
+@pytest.mark.parametrize("said", ["x", "[1, 2, 3]", "[" * 10**4, "\\xff"])
+def test_a_program_that_writes_into_its_report_has_failed(said: str) -> None:
+    source = f"""
+import os
+for number in range(3, 12):
+    try:
+        os.write(number, b"{said}")
+    except OSError:
+        pass
+"""
+    assert ended(source).status == "failed"
+
+
+def test_what_guards_a_program_goes_by_no_name() -> None:
+    found = ended("import __main__\n__main__.REFUSED = ()\nimport os\nos.kill(os.getppid(), 0)")
+    assert found.status == "over a limit" and "Refused" in found.error
 
 
 def test_nothing_runs_without_consent(monkeypatch: pytest.MonkeyPatch) -> None:
