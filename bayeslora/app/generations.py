@@ -85,14 +85,17 @@ def generate_split(posterior: Posterior, rows: Split, target: Path, score: str |
         What to show: a table of scores, or how many rows were answered.
     """
     from bayeslora.generation import ANSWERS, exact_match, programs
+    from bayeslora.generation.answers import check_truths
     from bayeslora.tasks.completion import completion_of
 
+    written = rows.spec.kind == "completion"  # other answers are no texts
+    truths = [completion_of(rows.spec, row) if written else None for row in rows.dataset]
     if score == PROGRAMS:
         programs.check_tests(rows)
         settings["stop"] = settings.get("stop") or programs.STOPS
+    elif score is not None:  # what cannot be scored is said before the work
+        check_truths([truth or "" for truth in truths], ANSWERS[score])
     found = posterior.generate(rows, **settings)
-    written = rows.spec.kind == "completion"  # other answers are no texts
-    truths = [completion_of(rows.spec, row) if written else None for row in rows.dataset]
     lines = [
         each.to_dict() | ({} if truth is None else {"truth": truth}) for each, truth in zip(found, truths, strict=True)
     ]

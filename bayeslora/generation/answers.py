@@ -15,7 +15,7 @@ from bayeslora.generation.texts import Generation
 if TYPE_CHECKING:
     from bayeslora.predict.resampling import Interval
 
-__all__ = ["ANSWERS", "Extract", "exact_match", "flexible", "strict"]
+__all__ = ["ANSWERS", "Extract", "check_truths", "exact_match", "flexible", "strict"]
 
 #: Reads an answer off a text; None where there is none.
 Extract = Callable[[str], str | None]
@@ -44,6 +44,18 @@ def _number(text: str) -> str:
 ANSWERS: Mapping[str, Mapping[str, Extract]] = MappingProxyType(
     {"gsm8k": MappingProxyType({"strict": strict, "flexible": flexible})}
 )
+
+
+def check_truths(truths: Sequence[str], ways: Mapping[str, Extract]) -> None:
+    """Make sure that true texts have an answer by each way to read it.
+
+    Raises:
+        DataError: one has none.
+    """
+    for name, extract in ways.items():
+        for row, truth in enumerate(truths):
+            if extract(truth) is None:
+                raise DataError(f"The true text of row {row} has no answer by the way '{name}': {truth[-60:]!r}.")
 
 
 def exact_match(
@@ -75,12 +87,11 @@ def exact_match(
         raise DataError(f"Expected a true text for each row, found {len(generations)} rows and {len(truths)} texts.")
     if len(numbers := {len(each) for each in generations}) > 1:
         raise DataError(f"All rows need as many texts, found from {min(numbers)} to {max(numbers)}.")
+    check_truths(truths, ways)
     scores: dict[str, list[float]] = {}
     for name, extract in ways.items():
-        for row, (found, truth) in enumerate(zip(generations, truths, strict=True)):
+        for found, truth in zip(generations, truths, strict=True):
             right = extract(truth)
-            if right is None:
-                raise DataError(f"The true text of row {row} has no answer by the way '{name}': {truth[-60:]!r}.")
             share = sum(extract(text) == right for text in found) / len(found)
             scores.setdefault(name, []).append(share)
             if len(found) > 1:

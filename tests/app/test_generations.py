@@ -13,6 +13,7 @@ from peft import LoraConfig
 
 import bayeslora as bl
 from bayeslora.app import generations
+from bayeslora.errors import DataError
 from bayeslora.generation.programs import STOPS
 from bayeslora.generation.writing import Writer
 from bayeslora.inference import fit, load
@@ -92,6 +93,9 @@ def test_answers_that_are_no_texts_are_no_truths(folder: Path, tmp_path: Path) -
     settings = {"draws": 2, "max_new_tokens": 2, "progress": False}
     generations.generate_split(load(folder), rows, tmp_path / "out.jsonl", None, **settings)
     assert "truth" not in json.loads((tmp_path / "out.jsonl").read_text("utf-8"))
+    with pytest.raises(DataError, match="true text of row 0 has no answer"):
+        generations.generate_split(load(folder), rows, tmp_path / "no.jsonl", "gsm8k", **settings)
+    assert not (tmp_path / "no.jsonl").exists()  # it was told before the work
 
 
 def test_a_file_without_prompts(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
