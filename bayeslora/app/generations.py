@@ -36,7 +36,7 @@ def generate_here(posterior: Posterior, prompts: Sequence[str], output: Path | N
         stream.end()
         show(summary(found[-1]))
     if output is not None:
-        files.write_text(output, "".join(_line(each) for each in found))
+        _write(output, [each.to_dict() for each in found])
 
 
 def generate_file(posterior: Posterior, source: Path, target: Path, **settings: Any) -> int:
@@ -60,7 +60,7 @@ def generate_file(posterior: Posterior, source: Path, target: Path, **settings: 
         columns = (COLUMN,) if raw or encoder is None else encoder.spec.columns
         for rows in tables(source, columns, size=CHUNK):
             for each in posterior.generate(rows[COLUMN][:] if raw else list(rows), first=count, **settings):
-                file.write(_line(each))
+                file.write(_line(each.to_dict()))
             count += len(rows)
         if not count:
             raise DataError(f"'{source}' has no rows.")
@@ -149,11 +149,11 @@ def summary(found: Generation) -> str:
 
 
 def _write(target: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    files.write_text(target, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    files.write_text(target, "".join(map(_line, lines)))
 
 
-def _line(found: Generation) -> str:
-    return json.dumps(found.to_dict(), ensure_ascii=False) + "\n"
+def _line(found: Mapping[str, Any]) -> str:
+    return json.dumps(found, ensure_ascii=False) + "\n"
 
 
 class _Stream:

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from bayeslora.errors import DataError
+
 __all__ = [
     "AdapterFolder",
     "Assignments",
@@ -23,6 +25,7 @@ __all__ = [
     "Split",
     "TaskName",
     "TrainSize",
+    "check_apart",
     "new_file",
     "new_folder",
 ]
@@ -89,6 +92,16 @@ def _to_write(text: str, is_folder: bool) -> Path:
     if not (there.is_dir() or there == path) or not os.access(there, os.W_OK):
         raise typer.BadParameter(f"'{path}' cannot be written: '{there}' is no folder that one may write into.")
     return path
+
+
+def check_apart(source: Path, target: Path) -> None:
+    """Make sure that the file that is read is not written over.
+
+    Raises:
+        DataError: both are one.
+    """
+    if target.exists() and source.exists() and target.samefile(source):
+        raise DataError(f"'{target}' is the file that is read, and would be lost: choose another one to write.")
 
 
 def new_file(text: str) -> Path:

@@ -36,7 +36,7 @@ def predict_file(posterior: Posterior, source: Path, target: Path, **settings: A
         The number of rows.
 
     Raises:
-        DataError: a file has another ending, there are no rows, they cannot be read, or both files are one.
+        DataError: a file has another ending, there are no rows, or they cannot be read.
         TaskError: the posterior was fitted to rows that were tokenised already.
     """
     from bayeslora.tasks import rows_of
@@ -45,8 +45,6 @@ def predict_file(posterior: Posterior, source: Path, target: Path, **settings: A
     encoder = posterior.program.encoder
     if encoder is None:
         raise TaskError("The posterior was fitted to tokenised rows without a task: it cannot read text.")
-    if target.exists() and source.exists() and target.samefile(source):
-        raise DataError(f"'{target}' is the file that is read, and would be lost: choose another one to write.")
     count = 0
     with written(target) as write:
         for number, rows in enumerate(tables(source, posterior.program.observation.columns(encoder.spec), size=CHUNK)):

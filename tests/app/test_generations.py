@@ -106,6 +106,13 @@ def test_a_file_without_prompts(folder: Path, tmp_path: Path, capsys: pytest.Cap
     )
 
 
+def test_the_file_that_is_read_is_not_written_over(folder: Path, tmp_path: Path) -> None:
+    source = tmp_path / "prompts.csv"
+    source.write_text("prompt\nA\n", "utf-8")
+    assert call("generate", folder, "--file", source, "--output", source, *DECODING) == 2
+    assert source.read_text("utf-8") == "prompt\nA\n"
+
+
 def test_sums_are_answered_and_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "sums").mkdir()
     for split in ("train", "test"):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bayeslora.app.options import BatchSize, Draws, MovedBase, new_file
+from bayeslora.app.options import BatchSize, Draws, MovedBase, check_apart, new_file
 from bayeslora.app.terminal import say, show
 from bayeslora.errors import SettingError
 
@@ -82,6 +82,8 @@ def generate(
     if task and not split:
         raise SettingError("Rows of another task go by the name of their split: give --split, such as --split test.")
     check_score(score, split, run_programs)
+    if file is not None and output is not None:
+        check_apart(file, output)
     posterior = load(run, base)
     settings = {
         "samples": samples,

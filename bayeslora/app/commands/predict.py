@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bayeslora.app.options import BatchSize, Draws, Method, MovedBase, new_file
+from bayeslora.app.options import BatchSize, Draws, Method, MovedBase, check_apart, new_file
 from bayeslora.app.terminal import show
 
 __all__ = ["predict"]
@@ -36,6 +36,7 @@ def predict(
     from bayeslora.inference import load
 
     check_table(output)  # before the work
+    check_apart(file, output)
     posterior = load(run, base)
     count = predict_file(posterior, file, output, draws=draws, method=method, seed=seed, batch_size=batch_size)
     show(f"{count:,} rows of {file} predicted by {posterior.record.backend}. Written into {output}")
