@@ -60,8 +60,10 @@ def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
     before = {}
     try:
         for number in STOPPING:
-            # A process under nohup ignores the end of its session, and goes on to.
-            if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
+            now = signal.getsignal(number)
+            # A process under nohup ignores the end of its session, and goes on to. What handles a signal without
+            # Python, in a program that Python is embedded in, could not be put back.
+            if now is not None and (number == signal.SIGINT or now is not signal.SIG_IGN):
                 before[number] = signal.signal(number, handler)
     except ValueError:  # only the main thread may set handlers
         pass

@@ -33,6 +33,14 @@ def test_the_first_signal_is_noted_and_the_second_acts_at_once() -> None:
     assert found.value.number == signal.SIGTERM
 
 
+def test_what_is_handled_without_python_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(signal, "getsignal", lambda number: None)
+    with acted_on():
+        monkeypatch.undo()
+        assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_who_ignores_the_end_of_its_session_goes_on_to() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
