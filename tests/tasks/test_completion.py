@@ -77,6 +77,8 @@ def test_what_is_said_is_done() -> None:
     task = load_task(rows, text="Q: {q}", completion=" {a}")
     assert task.spec.kind == "completion" and task.train.render(1) == "Q: b\n->  2" and task.notes == ()
     assert load_task([{"talk": CHAT}], messages="talk").train.labelled
+    with pytest.raises(DataError, match="1 of 2 rows .* have no label in 'A: {a}': row 1"):  # but the template's words
+        load_task([{"q": "a", "a": "1"}, {"q": "b", "a": " "}], text="q", completion="A: {a}")
 
 
 @pytest.mark.parametrize(

@@ -96,4 +96,5 @@ def test_rows_of_a_task_of_the_same_classes() -> None:
 def test_choices_to_predict_may_be_more_than_those_that_were_fitted() -> None:
     quiz = TaskSpec("quiz", "multiple-choice", ("q",), "right", ("A", "B"), choices=("choices",))
     assert rows_of(quiz, {"q": "q", "choices": ["x", "y", "z"]}).spec.labels == ("A", "B", "C")
+    assert rows_of(quiz, {"q": "q", "choices": [str(choice) for choice in range(27)]}).spec.labels[-1] == "27"
     assert rows_of(replace(quiz, labels=("1", "2")), {"q": "q", "choices": ["x", "y"]}).spec.labels == ("1", "2")
