@@ -161,9 +161,10 @@ def _head_slots(network: nn.Module, adapter: str) -> Iterator[tuple[str, Slot]]:
                 yield f"{path.removeprefix(PREFIX)}.{name}", slot
 
 
-def _tensor_slots(network: nn.Module, adapter: str | None, known: set[int]) -> Iterator[tuple[str, Slot]]:
+def _tensor_slots(network: Any, adapter: str | None, known: set[int]) -> Iterator[tuple[str, Slot]]:
     """Whatever else is trained; of an adapter that was loaded for inference, whatever else it holds."""
-    saved, loaded = (None, False) if adapter is None else (_saved(network, adapter), _frozen(network, adapter))
+    saved = None if adapter is None else _saved(network, adapter)
+    loaded = adapter is not None and network.peft_config[adapter].inference_mode
     for name, slot in _slots_of(network):
         number = id(slot.parameter)
         held = saved is None or number in saved
@@ -176,10 +177,6 @@ def _tensor_slots(network: nn.Module, adapter: str | None, known: set[int]) -> I
             )
         parts = name.removeprefix(PREFIX).split(".")
         yield ".".join(part for part in parts if part != adapter), slot
-
-
-def _frozen(network: Any, adapter: str) -> bool:
-    return bool(network.peft_config[adapter].inference_mode)
 
 
 def _saved(network: Any, adapter: str) -> set[int]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from bayeslora.demo import MODEL_PATH
 from bayeslora.errors import AdapterError, SettingError
 from bayeslora.settings import Settings
 
@@ -68,7 +69,7 @@ class NetworkSettings(Settings):
     @property
     def path(self) -> str:
         """What transformers loads."""
-        return _demo() if self.name == "demo" else self.name
+        return str(MODEL_PATH) if self.name == "demo" else self.name
 
     def arguments(self) -> dict[str, Any]:
         """Of transformers' ``from_pretrained``."""
@@ -315,15 +316,9 @@ def quietly() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _demo() -> str:
-    from bayeslora.demo import MODEL_PATH
-
-    return str(MODEL_PATH)
-
-
 def _portable(name: str) -> str:
     """Name of a base network that holds in other folders; the packaged one has the same name everywhere."""
     path = Path(name).expanduser()
     if name in ("", "demo") or not path.is_dir():
         return name
-    return "demo" if path.resolve() == Path(_demo()).resolve() else str(path.resolve())
+    return "demo" if path.resolve() == MODEL_PATH.resolve() else str(path.resolve())

@@ -139,7 +139,8 @@ def _message(name: str, error: ValidationError) -> str:
 
 def _read(value: Any, annotation: Any) -> Any:
     """What pydantic does not read of text: none, lists with commas, whole numbers such as 1e4; nested settings."""
-    members = [_bare(member) for member in get_args(annotation)] if _is_union(annotation) else [_bare(annotation)]
+    is_union = get_origin(annotation) in (Union, types.UnionType)
+    members = [_bare(member) for member in (get_args(annotation) if is_union else [annotation])]
     if isinstance(value, Mapping):
         nested = next((member for member in members if isinstance(member, type) and is_dataclass(member)), None)
         return value if nested is None else build(nested, value)
@@ -155,10 +156,6 @@ def _read(value: Any, annotation: Any) -> Any:
     if int in members and re.fullmatch(r"\d+\.?\d*[eE]\+?\d+", value):
         return float(value)
     return value
-
-
-def _is_union(annotation: Any) -> bool:
-    return get_origin(annotation) in (Union, types.UnionType)
 
 
 def _bare(annotation: Any) -> Any:

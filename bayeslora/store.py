@@ -252,13 +252,13 @@ def last_checkpoint(folder: Path) -> Path | None:
     Raises:
         PosteriorError: checkpoints were, but every one lacks something now.
     """
-    lacking = []
-    for path in sorted((folder / CHECKPOINTS).glob("checkpoint-*[0-9]"), key=_step, reverse=True):
+    lacking, found = [], (folder / CHECKPOINTS).glob("checkpoint-*[0-9]")
+    for path in sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
         if not (path / STATE).is_file():
             continue
         parts = {name: [path / name] for name in ("model.safetensors", "optimizer.pt", "scheduler.pt")}
         parts[GENERATORS] = list(path.glob(GENERATORS))
-        lacks = [name for name, found in parts.items() if not (found and all(map(_whole, found)))]
+        lacks = [name for name, each in parts.items() if not (each and all(map(_whole, each)))]
         if not lacks:
             return path
         lacking.append(f"'{path}' lacks a whole {', '.join(lacks)}")
@@ -278,10 +278,6 @@ def _whole(part: Path) -> bool:
             return True
     except (OSError, SafetensorError):
         return False
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
 
 
 def _settle(folder: Path) -> None:

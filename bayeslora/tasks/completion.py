@@ -127,7 +127,10 @@ def usual(columns: Collection[str]) -> dict[str, str]:
     """What columns mean by their names, if they are those of completions; nothing if there are a text and a label."""
     if {"text", "label"} <= {*columns}:
         return {}
-    return next((each for each in FORMATS if _fields(each) <= {*columns}), {})
+    for each in FORMATS:
+        if {name for text in each.values() for name in fields_of(text)} <= {*columns}:
+            return each
+    return {}
 
 
 def _said(turn: Mapping[str, Any]) -> Any:
@@ -141,7 +144,3 @@ def _present(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _present(each) for key, each in value.items() if each is not None}
     return [_present(each) for each in value] if isinstance(value, list) else value
-
-
-def _fields(meaning: Mapping[str, str]) -> set[str]:
-    return {name for text in meaning.values() for name in fields_of(text)}

@@ -115,8 +115,7 @@ def load_task(
             spec, notes = _resolve(str(source), data_dir, given)
             folder = None if data_dir is None else str(Path(data_dir).expanduser().resolve())
             data = _read(spec, folder, str(source))
-            name = spec.path if spec.path and Path(spec.path).is_absolute() else str(source)
-            arguments = {"source": name, "data_dir": folder, **sizes}
+            arguments = {"source": str(source), "data_dir": folder, **sizes}
             arguments |= {key: value for key, value in spec.to_dict().items() if key in given}
         else:
             spec, notes = TaskSpec.from_dict({"name": "data", **given}), _of_columns(given)

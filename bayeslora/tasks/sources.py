@@ -214,17 +214,13 @@ def _texts(path: Path, columns: Collection[str], optional: Collection[str], size
         yield from_data(part, columns, optional, str(path))
 
 
-def _holds(columns: Collection[str], path: str) -> bool:
-    """Whether one of the columns is a field, or the one that it is a part of."""
-    return path in columns or path.partition(".")[0] in columns
-
-
 def _wanted(origin: str, found: Collection[str], fields: Collection[str], optional: Collection[str]) -> list[str]:
     """Those of the columns that hold these fields."""
     for name in fields:
-        if not _holds(found, name):
+        head = name.partition(".")[0]
+        if name not in found and head not in found:
             expected = f" Expected: {', '.join(fields)}."
-            raise ColumnError(f"{origin}: {unknown('column', name.partition('.')[0], map(str, found))}{expected}")
+            raise ColumnError(f"{origin}: {unknown('column', head, map(str, found))}{expected}")
     named = {part for name in (*fields, *optional) for part in (name, name.partition(".")[0])}
     wanted = [name for name in found if name in named]
     for name, times in Counter(wanted).items():
