@@ -234,7 +234,8 @@ class Posterior(ABC):
             seed: of the draws and of the tokens' choice; the global generators are left as they were.
             batch_size: texts written at once, each counted for every draw that reads it; it does not change the result.
             progress: show a bar.
-            said: called with the number of a prompt, that of a sample, and its text, whenever that has one more token.
+            said: called with the number of a prompt, that of a sample, and its text so far, whenever that has one more
+                token. What may still become a text of ``stop`` is not said yet.
             first: number of the first prompt, for prompts that come some at a time: chance depends on it.
             decoding: fields of `bayeslora.generation.Decoding`, such as ``max_new_tokens=64`` and ``temperature=0``.
 

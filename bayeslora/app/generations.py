@@ -166,11 +166,9 @@ class _Stream:
         if (prompt, sample) != self._place:
             self.end()
             self._place, self._text = (prompt, sample), ""
-        # Bytes of a character that is not whole yet are shown as a mark that goes again.
-        if text.startswith(self._text) and not text.endswith("\N{REPLACEMENT CHARACTER}"):
-            sys.stdout.write(text[len(self._text) :])
-            sys.stdout.flush()
-            self._text = text
+        sys.stdout.write(text[len(self._text) :])
+        sys.stdout.flush()
+        self._text = text
 
     def end(self) -> None:
         """End the line."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["METHODS", "Said", "generate"]
 
-#: Called with the number of a prompt, that of a sample, and its text so far.
+#: Called with the number of a prompt, that of a sample, and what of its text will stay.
 Said = Callable[[int, int, str], None]
 #: A text by the numbers of its prompt and its sample.
 Place = tuple[int, int]
@@ -179,7 +179,7 @@ class Writer:
         program: whose network and tokenizer.
         prompts: what the network reads.
         decoding: how it goes on.
-        said: called whenever a text has one more token.
+        said: called whenever a text has one more token, with what of it will stay.
 
     Raises:
         SettingError: a prompt and its text have more tokens than the network has positions.
@@ -205,7 +205,7 @@ class Writer:
         def said(row: int, text: list[int]) -> None:
             if self._said is not None:
                 prompt, sample = places[row]
-                self._said(prompt, sample, self.text(prompt, text))
+                self._said(prompt, sample, self._heard(prompt, text))
 
         reader = Reader(self._program, authors, at_once)
         batch = self._batch([self._prompts[prompt].tokens for prompt, _ in places])
@@ -236,6 +236,18 @@ class Writer:
         text = _decoded(self._tokenizer, [*before, *written]).removeprefix(_decoded(self._tokenizer, before))
         ends = [place for stop in self._decoding.stop if (place := text.find(stop)) >= 0]
         return text[: min(ends)] if ends else text
+
+    def _heard(self, prompt: int, written: list[int]) -> str:
+        """The text of tokens after a prompt, but for what of its end may become something else with one more token.
+
+        Such are bytes of a character that is not whole yet, and what a text at which it ends begins with.
+        """
+        text, stops = self.text(prompt, written), self._decoding.stop
+        if self._ended(written) or len(written) == self._decoding.max_new_tokens:
+            return text
+        text = text.rstrip("\N{REPLACEMENT CHARACTER}")
+        begun = [size for stop in stops for size in range(1, len(stop)) if text.endswith(stop[:size])]
+        return text[: len(text) - max(begun, default=0)]
 
     def generation(self, prompt: int, made: Sequence[tuple[list[int], Tensor]], method: str) -> Generation:
         """The texts after one prompt."""

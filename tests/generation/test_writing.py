@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import pytest
@@ -172,6 +173,27 @@ def test_a_text_is_heard_as_it_grows() -> None:
     )
     assert [each[:2] for each in heard].count((0, 1)) == len(found.tokens[1])
     assert [each for each in heard if each[1] == 1][-1] == (0, 1, found.texts[1])
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "unigram"])
+def test_what_is_heard_stays(tokenizer: str) -> None:
+    posterior, settings = posterior_of(tokenizer=tokenizer), {"max_new_tokens": 12, "progress": False, "seed": 2}
+    heard: list[str] = []
+    (free,) = posterior.generate(PROMPTS[2], **settings, said=lambda *each: heard.append(each[2]))
+    (whole,) = free.texts
+    assert heard[-1] == whole and all(late.startswith(early) for early, late in pairwise(heard))
+    assert any(len(heard[number + 1]) > len(heard[number]) for number in range(10))  # it does not all come at the end
+    # Texts at which it ends that take several tokens, and one that only seems to come until the last one.
+    for start, end in ((2, 6), (1, 9), (4, len(whole))):
+        heard.clear()
+        (cut,) = posterior.generate(
+            PROMPTS[2], **settings, stop=(whole[start:end], whole[-2:] + "?"), said=lambda *each: heard.append(each[2])
+        )
+        assert cut.texts == (whole[: whole.index(whole[start:end])],) == (heard[-1],)
+        assert all(late.startswith(early) for early, late in pairwise(heard))
+    heard.clear()
+    posterior.generate(PROMPTS[2], **settings, stop=(whole[-2:] + "?",), said=lambda *each: heard.append(each[2]))
+    assert heard[-1] == whole
 
 
 def test_a_point_estimate_has_one_draw() -> None:
