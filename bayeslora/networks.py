@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Base",
     "NetworkSettings",
+    "counts_padding",
     "is_causal",
     "lacking",
     "load_base",
@@ -286,8 +287,16 @@ def vocabulary(network: nn.Module) -> int | None:
 
 def numbered_from_mask(network: nn.Module) -> bool:
     """Whether a network has to be told the positions of tokens that padding precedes, since it counts padding."""
-    takes = "position_ids" in inspect.signature(network.forward).parameters
-    return takes and not _offset(network)
+    return _takes_positions(network) and not _offset(network)
+
+
+def counts_padding(network: nn.Module) -> bool:
+    """Whether padding moves the tokens behind it, as in Bart: a network counts it, and cannot be told positions."""
+    return not _takes_positions(network) and not _offset(network)
+
+
+def _takes_positions(network: nn.Module) -> bool:
+    return "position_ids" in inspect.signature(network.forward).parameters
 
 
 def _offset(network: nn.Module) -> int:

@@ -21,7 +21,15 @@ from bayeslora.adapters import adapt, by_base_name, load_adapter
 from bayeslora.errors import AdapterError, renamed
 from bayeslora.models.base import WeightModel, full_precision
 from bayeslora.models.monteclora import MonteCLoRA
-from bayeslora.networks import NetworkSettings, is_causal, lacking, load_base, numbered_from_mask, positions
+from bayeslora.networks import (
+    NetworkSettings,
+    counts_padding,
+    is_causal,
+    lacking,
+    load_base,
+    numbered_from_mask,
+    positions,
+)
 from bayeslora.observations import Encoder, Observation, Padding, of_task
 from bayeslora.store import adapter_at
 from bayeslora.weights import Apart, Site, Weights
@@ -169,8 +177,10 @@ class Program(nn.Module):
         config = getattr(self.network, "config", None)
         token = getattr(config, "pad_token_id", None)
         values = padding.values if token is None else {**padding.values, "input_ids": token}
-        network = self.weights.base
-        return replace(padding, values=values, positions=padding.side == "left" and numbered_from_mask(network))
+        network, side = self.weights.base, padding.side
+        if self.observation.causal and counts_padding(network):
+            side = "right"  # where it moves no token of a text that is read from the left
+        return replace(padding, values=values, side=side, positions=side == "left" and numbered_from_mask(network))
 
     def save_settings(self, folder: Path) -> None:
         """Write configuration and tokenizer into a folder, as transformers reads them."""

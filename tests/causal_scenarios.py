@@ -12,6 +12,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForCausalLM,
+    BartConfig,
     GPT2Config,
     LlamaConfig,
     PreTrainedConfig,
@@ -96,12 +97,18 @@ def tokenizer_of(name: str = "bytes", chat: str | None = None, side: str = "righ
 
 
 def configuration(name: str, vocabulary: int) -> PreTrainedConfig:
-    """A random network of 16 dimensions and two layers: "llama", or "gpt2" or "qwen2", whose embeddings are tied."""
+    """A random network of 16 dimensions, two layers: "llama"; "gpt2", "qwen2" or "bart", whose embeddings are tied."""
     tokens: dict[str, Any] = {"vocab_size": vocabulary, "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.3}
     if name == "gpt2":
         return GPT2Config(
             **tokens, n_embd=16, n_layer=2, n_head=2, n_positions=POSITIONS, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
         )
+    if name == "bart":  # which cannot be told the positions of tokens
+        del tokens["initializer_range"]
+        return BartConfig(
+            **tokens, d_model=16, decoder_layers=2, decoder_attention_heads=2, decoder_ffn_dim=24, pad_token_id=0,
+            max_position_embeddings=POSITIONS, init_std=0.3, forced_eos_token_id=None,
+        )  # fmt: skip
     made: dict[str, Callable[..., PreTrainedConfig]] = {"llama": LlamaConfig, "qwen2": Qwen2Config}
     return made[name](
         **tokens,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from bayeslora.errors import DataError, PosteriorError, SettingError, unknown
 from bayeslora.generation.decoding import Decoding, Reader, Weights, decode
 from bayeslora.generation.texts import Generation
-from bayeslora.networks import numbered_from_mask, positions
+from bayeslora.networks import counts_padding, numbered_from_mask, positions
 from bayeslora.observations.batches import Batch, Collator
 from bayeslora.observations.completions import positions_at_once
 from bayeslora.observations.decoder import hidden_states, logits_at
@@ -71,7 +71,8 @@ def generate(
         count = min(posterior.differing(draws), posterior.most_draws or draws)
         weights: list[Weights] = list(posterior.draws(count, seed))
         chance = [_Chance.of(each, count, samples, decoding) for each in _seeds(seed, first, len(prompts))]
-        parts = list(_parts(posterior, weights, places, [each.order for each in chance], method, batch_size))
+        written = _written(posterior, weights, places, [each.order for each in chance], method)
+        parts = [(authors, part) for authors, group in written for part in writer.parts(group, batch_size, authors)]
         for authors, part in track(parts, "generate", total=len(parts), show=progress):
             uniform = torch.stack([chance[prompt].uniform[sample] for prompt, sample in part])
             texts, log_probs = writer.write(authors, part, uniform, batch_size)
@@ -146,30 +147,20 @@ def _decoded(tokenizer: Any, read: Sequence[int]) -> str:
     return str(tokenizer.decode(read, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
-def _parts(
-    posterior: Posterior,
-    weights: list[Weights],
-    places: list[Place],
-    orders: Sequence[Sequence[int]],
-    method: str,
-    batch_size: int,
-) -> Iterator[tuple[list[Weights], list[Place]]]:
-    """Whose texts are written together: the weights that write them, and places."""
+def _written(
+    posterior: Posterior, weights: list[Weights], places: list[Place], orders: Sequence[Sequence[int]], method: str
+) -> list[tuple[list[Weights], list[Place]]]:
+    """The weights that write texts, and at which places."""
     if method == "draw":
         groups: list[list[Place]] = [[] for _ in weights]
         for prompt, sample in places:
             groups[orders[prompt][sample % len(weights)]].append((prompt, sample))
-        written = [([each], group) for each, group in zip(weights, groups, strict=True)]
-    elif method == "mixture":
-        written = [(weights, places)]
-    elif method == "mean":
-        written = [([posterior.mean()], places)]
-    else:
-        raise PosteriorError(unknown("method of generation", method, METHODS))
-    for authors, group in written:
-        step = max(1, batch_size // len(authors))  # each author reads the texts
-        for start in range(0, len(group), step):
-            yield authors, group[start : start + step]
+        return [([each], group) for each, group in zip(weights, groups, strict=True)]
+    if method == "mixture":
+        return [(weights, places)]
+    if method == "mean":
+        return [([posterior.mean()], places)]
+    raise PosteriorError(unknown("method of generation", method, METHODS))
 
 
 class Writer:
@@ -197,6 +188,17 @@ class Writer:
                 f"has positions for {limit}. Shorten the prompt, or lower max_new_tokens."
             )
 
+    def parts(self, places: Sequence[Place], batch_size: int, authors: Sequence[Weights]) -> Iterator[list[Place]]:
+        """Places whose texts are written at once: where a network counts padding, after prompts of one length."""
+        step = max(1, batch_size // len(authors))  # each author reads the texts
+        groups: dict[int, list[Place]] = {}
+        alike = counts_padding(self._program.weights.base)
+        for prompt, sample in places:
+            groups.setdefault(len(self._prompts[prompt].tokens) if alike else 0, []).append((prompt, sample))
+        for group in groups.values():
+            for start in range(0, len(group), step):
+                yield group[start : start + step]
+
     def write(
         self, authors: Sequence[Weights], places: Sequence[Place], uniform: Tensor, at_once: int
     ) -> tuple[list[list[int]], Tensor]:
@@ -208,20 +210,21 @@ class Writer:
                 self._said(prompt, sample, self._heard(prompt, text))
 
         reader = Reader(self._program, authors, at_once)
-        batch = self._batch([self._prompts[prompt].tokens for prompt, _ in places])
+        batch = self._batch([self._prompts[prompt].tokens for prompt, _ in places], "left")
         return decode(reader, len(authors), batch, self._decoding, uniform, self._ended, said)
 
     def score(self, weights: Weights, places: Sequence[Place], texts: Sequence[list[int]]) -> Tensor:
         """Log-probabilities (places,) of texts at some weights, in double precision."""
         self._program.weights.install(weights)
-        batch = self._batch(
-            [self._prompts[prompt].tokens + text for (prompt, _), text in zip(places, texts, strict=True)]
-        )
+        before = [self._prompts[prompt].tokens for prompt, _ in places]
+        batch = self._batch([asked + text for asked, text in zip(before, texts, strict=True)], "right")
         hidden = hidden_states(self._program.network, batch)
-        longest = max(map(len, texts))
-        own = torch.arange(longest, 0, -1) <= torch.tensor([len(text) for text in texts]).unsqueeze(-1)
+        begins = torch.tensor([len(asked) for asked in before]).unsqueeze(-1)
+        ends = begins + torch.tensor([len(text) for text in texts]).unsqueeze(-1)
+        place = torch.arange(1, hidden.shape[1])
+        own = (begins <= place) & (place < ends)
         mine = own.to(hidden.device)
-        states, expected = hidden[:, -longest - 1 : -1][mine], batch["input_ids"][:, -longest:][mine]
+        states, expected = hidden[:, :-1][mine], batch["input_ids"][:, 1:][mine]
         log_probs, step = [], positions_at_once(self._program.network)
         for part, said in zip(states.split(step), expected.split(step), strict=True):
             every = logits_at(self._program.network, part).double().log_softmax(-1)
@@ -268,9 +271,9 @@ class Writer:
             return True
         return bool(self._decoding.stop) and any(stop in self._tokenizer.decode(text) for stop in self._decoding.stop)
 
-    def _batch(self, texts: Sequence[list[int]]) -> Batch:
-        """Texts with padding on the left, where it separates none from what follows."""
-        numbered = numbered_from_mask(self._program.weights.base)
-        collate = Collator(replace(self._program.padding, side="left", positions=numbered))
+    def _batch(self, texts: Sequence[list[int]], side: Literal["left", "right"]) -> Batch:
+        """Texts with padding: on the left it separates none from what follows, on the right it moves no token."""
+        numbered = side == "left" and numbered_from_mask(self._program.weights.base)
+        collate = Collator(replace(self._program.padding, side=side, positions=numbered))
         batch = collate([{"input_ids": text} for text in texts])
         return {name: value.to(self._program.device) for name, value in batch.items()}

@@ -36,7 +36,7 @@ class Causal(Classes):
 def posterior_of(name: str = "llama", kind: str = "structured", tokenizer: str = "bytes") -> VariationalPosterior:
     torch.manual_seed(0)
     folder = causal_base(name, tokenizer)
-    targets = {"llama": ["q_proj", "down_proj"], "gpt2": ["c_attn", "c_fc"]}[name]
+    targets = {"llama": ["q_proj", "down_proj"], "gpt2": ["c_attn", "c_fc"], "bart": ["q_proj", "fc1"]}[name]
     config = LoraConfig(r=2, target_modules=targets, fan_in_fan_out=name == "gpt2")
     network = get_peft_model(AutoModelForCausalLM.from_pretrained(folder), config).eval()
     spec = TaskSpec("review", labels=("no", "yes"))
@@ -49,7 +49,7 @@ def posterior_of(name: str = "llama", kind: str = "structured", tokenizer: str =
     return VariationalPosterior(program, Record("svi", {"guide": kind}, n_data=24), guide)
 
 
-@pytest.fixture(scope="module", params=["llama", "gpt2"])
+@pytest.fixture(scope="module", params=["llama", "gpt2", "bart"])
 def posterior(request: pytest.FixtureRequest) -> Posterior:
     return posterior_of(request.param)
 

@@ -24,6 +24,7 @@ from bayeslora.models import Gaussian
 from bayeslora.observations import completions
 from bayeslora.observations.batches import Batch, Padding
 from bayeslora.observations.completions import Completions
+from bayeslora.observations.encoding import Encoder
 from bayeslora.passes import Rows
 from bayeslora.tasks import Split, TaskSpec
 
@@ -118,6 +119,18 @@ def test_completions_choose_how_long_a_text_may_be(given: int | None, expected: 
     assert len(Rows.of(program, task.test).dataset["input_ids"][0]) > 300
     few = bl.Program.from_pretrained(causal_base(), task, lora=lora)
     assert few.encoder is not None and few.encoder.max_length == POSITIONS
+
+
+def test_padding_is_where_it_moves_no_token() -> None:
+    encoder = Encoder(tokenizer_of(side="left"), TaskSpec("own", "completion", ("prompt",), completion="completion"))
+    sides = {}
+    for name in ("llama", "bart"):
+        made = bl.Program(network(name), Completions(), encoder=encoder)
+        sides[name] = made.padding.side, made.padding.positions
+        together = Rows.of(made, rows(), 4).outputs(made, {site.name: site.initial for site in made.sites})
+        alone = Rows.of(made, rows(), 1).outputs(made, {site.name: site.initial for site in made.sites})
+        torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+    assert sides == {"llama": ("left", True), "bart": ("right", False)}
 
 
 def test_batch_size_does_not_matter() -> None:
