@@ -143,6 +143,8 @@ def summary(found: Generation) -> str:
         f"log-probability {found.log_probability.mean():.2f}",
         f"mutual information {found.mutual_information:.3f} nats of at most {found.most_information:.3f}",
     ]
+    if not found.sampled:
+        parts.append("both of these texts alone, which are no samples of the posterior predictive")
     if len(found) > 1:
         parts.append(f"{vote.share:.0%} of {len(found)} texts agree")
     return f"[{found.draws} draws: {', '.join(parts)}]"

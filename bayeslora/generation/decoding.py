@@ -48,6 +48,11 @@ class Decoding(Settings):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     stop: tuple[str, ...] = ()
 
+    @property
+    def samples(self) -> bool:
+        """Whether tokens are chosen with the very probabilities that they have."""
+        return self.temperature == 1 and self.top_p == 1
+
     def choose(self, log_probs: Tensor, uniform: Tensor) -> Tensor:
         """Tokens (rows,) by log-probabilities (rows, vocabulary), each with a uniform number (rows,) of its own."""
         if not self.temperature:

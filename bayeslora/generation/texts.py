@@ -35,6 +35,8 @@ class Generation:
         tokens: their token ids, what ends them included.
         log_probs: of each text under each draw of the weights (samples, draws), in nats, in double precision.
         method: how they were made.
+        sampled: whether they are samples of the posterior predictive: by draws of the weights or their mixture, at
+            temperature 1 and among all tokens.
     """
 
     prompt: str
@@ -42,6 +44,7 @@ class Generation:
     tokens: tuple[tuple[int, ...], ...]
     log_probs: Tensor
     method: str
+    sampled: bool
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -79,12 +82,21 @@ class Generation:
 
     @property
     def entropy(self) -> float:
-        """Entropy of the text, in nats: an unbiased estimate where texts are sampled at temperature 1."""
+        """Minus the log-probability of a text on average, in nats.
+
+        Of samples of the posterior predictive (`sampled`) an unbiased estimate of its entropy. Of others it is no
+        entropy: it says how improbable the posterior finds texts that were chosen otherwise, at the mean of the
+        weights, at another temperature, or among the most probable tokens alone.
+        """
         return -float(self.log_probability.mean())
 
     @property
     def mutual_information(self) -> float:
-        """Information between text and weights, in nats, estimated as `entropy` is."""
+        """What a text says of the weights on average, in nats.
+
+        Of samples of the posterior predictive (`sampled`) an unbiased estimate of the mutual information of text and
+        weights; of others, as with `entropy`, it is of the texts at hand alone.
+        """
         return float(self.information.mean())
 
     def vote(self, extract: Callable[[str], str | None] = str.strip) -> Vote:
@@ -106,6 +118,7 @@ class Generation:
         return {
             "prompt": self.prompt,
             "method": self.method,
+            "sampled": self.sampled,
             "texts": [
                 {"text": text, "log_probability": density, "information": known} for text, density, known in per_text
             ],

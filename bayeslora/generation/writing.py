@@ -257,7 +257,8 @@ class Writer:
         written = tuple(tuple(text) for text, _ in made)
         log_probs = torch.stack([each for _, each in made])
         texts = tuple(self.text(prompt, text) for text in written)
-        return Generation(self._prompts[prompt].text, texts, written, log_probs, method)
+        sampled = method != "mean" and self._decoding.samples
+        return Generation(self._prompts[prompt].text, texts, written, log_probs, method, sampled)
 
     @cached_property
     def _last(self) -> set[int]:

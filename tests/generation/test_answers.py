@@ -26,7 +26,7 @@ def test_answers(text: str, by_mark: str | None, last: str | None) -> None:
 
 
 def generation(*texts: str) -> Generation:
-    return Generation("?", texts, ((1,),) * len(texts), torch.zeros(len(texts), 1), "draw")
+    return Generation("?", texts, ((1,),) * len(texts), torch.zeros(len(texts), 1), "draw", True)
 
 
 def test_shares_and_majorities() -> None:

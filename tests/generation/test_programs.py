@@ -45,7 +45,7 @@ def split(rows: list[dict[str, str]] = ROWS) -> Split:
 
 
 def generation(*texts: str) -> Generation:
-    return Generation("?", texts, ((1,),) * len(texts), torch.zeros(len(texts), 1), "draw")
+    return Generation("?", texts, ((1,),) * len(texts), torch.zeros(len(texts), 1), "draw", True)
 
 
 @pytest.mark.parametrize("n", range(1, 7))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import torch
 from bayeslora.generation import Generation
 
 LOGS = torch.tensor([[-1.0, -1.0], [-2.0, -math.inf], [-3.0, -4.0]]).double()
-FOUND = Generation("How many?", (" 4", " 5 ", "4 "), ((1,), (2,), (3,)), LOGS, "draw")
+FOUND = Generation("How many?", (" 4", " 5 ", "4 "), ((1,), (2,), (3,)), LOGS, "draw", True)
 
 
 def test_probabilities_are_averaged() -> None:
@@ -36,4 +37,5 @@ def test_texts_vote() -> None:
 def test_plain_data() -> None:
     found = json.loads(json.dumps(FOUND.to_dict()))
     assert [each["text"] for each in found["texts"]] == list(FOUND) and found["agreement"] == pytest.approx(2 / 3)
+    assert found["sampled"] and not replace(FOUND, sampled=False).to_dict()["sampled"]
     assert repr(FOUND) == "Generation('How many?', 3 texts by 'draw', 2 draws)"

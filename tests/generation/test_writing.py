@@ -13,6 +13,7 @@ from scenarios import tiny_program
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from bayeslora.app.generations import summary
 from bayeslora.errors import DataError, PosteriorError, SettingError
 from bayeslora.generation import writing
 from bayeslora.generation.decoding import Decoding
@@ -194,6 +195,23 @@ def test_what_is_heard_stays(tokenizer: str) -> None:
     heard.clear()
     posterior.generate(PROMPTS[2], **settings, stop=(whole[-2:] + "?",), said=lambda *each: heard.append(each[2]))
     assert heard[-1] == whole
+
+
+@pytest.mark.parametrize(
+    ("method", "chosen", "sampled"),
+    [
+        ("draw", {}, True),
+        ("mixture", {}, True),
+        ("mean", {}, False),
+        ("draw", {"temperature": 0.5}, False),
+        ("mixture", {"top_p": 0.9}, False),
+    ],
+)
+def test_which_texts_are_samples_of_the_predictive_is_said(
+    method: str, chosen: dict[str, float], sampled: bool
+) -> None:
+    (found,) = posterior_of().generate("A", 2, method, draws=2, max_new_tokens=2, progress=False, **chosen)
+    assert found.sampled == sampled == ("no samples of the posterior predictive" not in summary(found))
 
 
 def test_a_point_estimate_has_one_draw() -> None:
