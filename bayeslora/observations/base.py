@@ -139,6 +139,15 @@ class Observation(ABC):
         found: Tensor = self.distribution(outputs).log_prob(labels)
         return found
 
+    def chance(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Log density of labels (examples,) for one who knows nothing of them: with outputs that are all zero.
+
+        Args:
+            outputs: of the network (examples, outputs), which say what a row does not have, by minus infinity.
+            labels: of the data.
+        """
+        return self.log_prob(torch.where(outputs.isneginf(), outputs, 0.0), labels)
+
     def observe(self, outputs: Tensor, batch: Mapping[str, Tensor], size: int) -> None:
         """The Pyro model of the labels: site ``y`` in a plate that scales a batch up to ``size`` examples."""
         labels = batch["labels"]

@@ -183,6 +183,16 @@ class Prompted(Classes):
         others = every.index_copy(1, labels, torch.where(absent, own, -torch.inf)).logsumexp(-1, keepdim=True)
         return torch.cat([own.masked_fill(absent, -torch.inf), others], dim=-1)
 
+    def chance(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Log density for one who guesses among the labels that a row has.
+
+        How much of the vocabulary goes to them all is as the network has it, since it does not say which is right.
+        """
+        if self.likelihood == "restricted":
+            return super().chance(outputs, labels)
+        own = outputs[..., :-1]
+        return own.logsumexp(-1) - outputs.logsumexp(-1) - own.isfinite().sum(-1).log()
+
     def predicted(
         self, outputs: Tensor, labels: Tensor | None = None, names: tuple[str, ...] = (), **made: Any
     ) -> ClassPrediction:

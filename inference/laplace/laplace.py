@@ -119,9 +119,9 @@ class Laplace(TrainingSettings):
         self._check_distance(prior, matrices)
         reset_peak(program.device)
         linear = LinearEvidence(matrices, prior, len(data), fisher.vectors)
-        log_likelihood = self._measure(program, weights, data, run, tape, fisher, curvature, linear)
+        log_likelihood, chance = self._measure(program, weights, data, run, tape, fisher, curvature, linear)
         if not cost and isinstance(program.observation, Curved):  # the mode was given
-            _warn_of_mode(program, data, log_likelihood * self.temperature / len(data))
+            _warn_of_mode(log_likelihood * self.temperature / len(data), chance / len(data))
         fixed = latents.keys() - prior.roots.keys()
         record = run.record(self.name, asdict(self), len(data), self.temperature, fixed)
         make = partial(LaplacePosterior, program, record, curvature=curvature, log_likelihood=log_likelihood)
@@ -237,12 +237,15 @@ class Laplace(TrainingSettings):
         fisher: Fisher,
         curvature: Curvature,
         evidence: LinearEvidence,
-    ) -> float:
-        """One pass over the data: add to curvature and evidence; the tempered log-likelihood at the mode."""
-        total = 0.0
+    ) -> tuple[float, float]:
+        """One pass over the data: add to curvature and evidence; the tempered log-likelihood at the mode, and chance's.
+
+        The latter is not tempered, and zero for labels that are drawn.
+        """
+        total = chance = 0.0
 
         def take(found: Any, batch: Mapping[str, Tensor], index: Tensor) -> None:
-            nonlocal total
+            nonlocal total, chance
             given, to = fisher.given(found), fisher.expand(found, batch)
             evidence.count(index, to.values)
             for number, products in enumerate(tape.products(given, to.roots.to(given), batch)):
@@ -252,12 +255,14 @@ class Laplace(TrainingSettings):
                     vector = to.evident.index(number)
                     evidence.add(products, vector, index, to.shifts[vector])
             total += float(to.log_likelihoods.sum())
+            if isinstance(program.observation, Curved):
+                chance += float(program.observation.chance(given.detach(), batch["labels"]).sum())
 
         rows = Rows.of(program, data, self.batch_size, run.progress)
         with isolated(run.seed, program.device):
             self._pass(program, rows, tape, partial(fisher.run, program, weights), take)
         curvature.finish()
-        return total
+        return total, chance
 
     def _tuned(
         self,
@@ -298,15 +303,12 @@ def _warn_of_draws(posterior: LaplacePosterior, data: Dataset) -> None:
         )
 
 
-def _warn_of_mode(program: Program, data: Dataset, found: float) -> None:
-    """Say if the mode explains its own rows far worse than outputs that are all zero, as under swapped class names."""
-    labels = torch.as_tensor(data["labels"][:])
-    nothing = torch.zeros(len(labels), program.observation.outputs)
-    chance = float(program.observation.log_prob(nothing, labels).mean())
+def _warn_of_mode(found: float, chance: float) -> None:
+    """Say if the mode explains its own rows far worse than a guess, as under swapped class names."""
     if found < chance - WORSE:
         warnings.warn(
             f"The mode explains the training rows far worse than chance does: a log-likelihood of {found:.2f} a row, "
-            f"and {chance:.2f} with outputs of zero. Check that classes are numbered as the adapter numbers them, and "
+            f"and {chance:.2f} by guessing. Check that classes are numbered as the adapter numbers them, and "
             "that it is of this base network.",
             stacklevel=2,
         )

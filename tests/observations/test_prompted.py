@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -282,6 +283,37 @@ def test_curvature_is_the_dense_one(network: str, targets: list[str], side: str,
     assert relative(matrix_of(given(found, rows, curvature="full", batch_size=3)), exact) < 1e-4
     diagonal = matrix_of(given(found, rows, curvature="diag", batch_size=3)).diagonal()
     torch.testing.assert_close(diagonal, exact.diagonal(), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("spec", [SPEC, QUIZ])
+def test_chance_is_a_guess_among_the_labels_of_a_row(spec: TaskSpec) -> None:
+    data = FILMS if spec is SPEC else ASKED
+    rows, guesses = Split(data, spec), torch.tensor([3, 3, 3, 3] if spec is SPEC else [2, 3, 2]).log().neg()
+    of = {}
+    for likelihood in ("restricted", "vocabulary"):
+        found = program(spec=spec, rows=data, observation_settings={"likelihood": likelihood})
+        scored, labels = outputs(found, rows), rows.labels()
+        own = scored[:, :-1].logsumexp(-1) if likelihood == "vocabulary" else scored.logsumexp(-1)
+        of[likelihood] = found.observation.chance(scored, labels) - (own - scored.logsumexp(-1))
+        # What is better than chance is so by either likelihood.
+        better = found.observation.log_prob(scored, labels) - found.observation.chance(scored, labels)
+        of[f"{likelihood}, better"] = better
+    torch.testing.assert_close(of["restricted"], guesses)
+    torch.testing.assert_close(of["vocabulary"], guesses)
+    torch.testing.assert_close(of["vocabulary, better"], of["restricted, better"], rtol=1e-4, atol=1e-4)
+
+
+def test_a_mode_to_which_other_words_are_more_probable_is_not_worse_than_chance() -> None:
+    found, rows = program(observation_settings={"likelihood": "vocabulary"}), Split(FILMS, SPEC)
+    scored = outputs(found, rows)
+    assert found.observation.log_prob(scored, rows.labels()).mean() < -4  # other words are more probable by far
+    settings = {"mode": "given", "tune": "none", "progress": False, "cpu": True}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="The mode explains")
+        bl.fit(found, rows, "laplace", **settings)
+    worst = FILMS.remove_columns("label").add_column("label", scored[:, :-1].argmin(-1).tolist())
+    with pytest.warns(UserWarning, match="far worse than chance"):
+        bl.fit(found, Split(worst, SPEC), "laplace", **settings)
 
 
 def test_curvature_of_rows_with_fewer_choices_is_the_dense_one() -> None:
