@@ -10,7 +10,7 @@ import pytest
 import torch
 from curvature_scenarios import given, tiny
 from datasets import Dataset
-from scenarios import dense_jacobian, lora_regression, tiny_batch, tiny_rows
+from scenarios import dense_jacobian, linear_parts, lora_regression, tiny_batch, tiny_rows
 
 from bayeslora.errors import TrainingError
 from bayeslora.inference.laplace import evidence
@@ -200,23 +200,19 @@ def test_the_vectors_of_a_row_are_added_up_where_all_are_too_many(monkeypatch: p
 
 
 def test_the_prior_may_have_any_centre() -> None:
-    # theta - centre has the prior of a regression around zero on labels less the centre's prediction.
+    # Nor does it matter where the weights are: neither at the centre nor at a mode.
     known = lora_regression(noise=2.0)
-    (site,) = (site for site in known.program.sites if site.role == "A")
-    around_zero = given(known.program, known.rows).log_evidence
-    model = known.program.model
-    moved = replace(model, centre="init")
-    centred = Program(known.program.network, known.program.observation, moved)
-    posterior = given(centred, known.rows)
-    mean = torch.zeros(len(known.rows)).double()
-    jacobian = dense_jacobian(centred, tiny_batch(centred, known.rows))[site.name].flatten(1).double()
-    batch = tiny_batch(centred, known.rows)
-    logits = centred.outputs({each.name: each.initial for each in centred.sites}, batch)[:, 0].double().detach()
-    deviation = float(posterior.prior.roots[site.name][0, 0, 0])
-    covariance = deviation**2 * jacobian @ jacobian.mT + 4 * torch.eye(len(mean)).double()
-    exact = torch.distributions.MultivariateNormal(logits, covariance).log_prob(batch["labels"].double())
-    assert posterior.log_evidence == pytest.approx(float(exact), abs=1e-3)
-    assert posterior.log_evidence != pytest.approx(around_zero, abs=1e-2)
+    model = replace(known.program.model, centre="init")
+    centred = Program(known.program.network, known.program.observation, model)
+    start = Mock(spec=Posterior, mean=lambda: {site.name: site.initial + 0.7 for site in centred.sites})
+    posterior = given(centred, known.rows, start=start)
+    (site,) = posterior.sites
+    offset, design = linear_parts(centred, known.rows)
+    covariance = design @ design.mT + 4 * torch.eye(len(offset)).double()
+    marginal = torch.distributions.MultivariateNormal(offset + design @ site.initial.flatten().double(), covariance)
+    exact = float(marginal.log_prob(torch.as_tensor(known.rows["labels"][:]).double()))
+    assert posterior.log_evidence == pytest.approx(exact, abs=1e-3)
+    assert abs(exact - known.log_evidence) > 0.1
 
 
 def test_labels_that_are_thought_impossible_have_a_bounded_target() -> None:
