@@ -49,9 +49,10 @@ class Run:
     start: Mapping[str, Tensor] | None = None
 
     def sites(self, program: Program) -> Sequence[Site]:
-        """The program's weights, with those to start from."""
-        start = self.start or {}
-        return [replace(site, given=start.get(site.name)) for site in program.sites]
+        """The program's weights, with those to start from, where the program is now."""
+        if self.start is None:
+            return program.sites
+        return [replace(site, given=self.start[site.name].to(site.initial)) for site in program.sites]
 
     @property
     def started(self) -> str:

@@ -118,7 +118,7 @@ def _each(program: Program, rows: Dataset, algorithm: Backend, run: Run, chains:
 
 
 def _mean(start: Posterior, program: Program) -> dict[str, Tensor]:
-    """The weights to start from, where the program is.
+    """The weights to start from.
 
     Raises:
         SettingError: it is no posterior.
@@ -128,7 +128,7 @@ def _mean(start: Posterior, program: Program) -> dict[str, Tensor]:
         raise SettingError(f"start is {start!r}, expected a posterior, such as load(path) gives.")
     mean = start.mean()
     program.weights.check(mean)
-    return {name: value.to(program.device) for name, value in mean.items()}
+    return mean
 
 
 def _saved(program: Program, rows: Dataset, algorithm: Backend, run: Run, chains: int = 1) -> Posterior:

@@ -87,7 +87,8 @@ def _load(folder: Path, base: str | Path | None, device: torch.device, program: 
     program = program.around(tensors["centre"])
     program.to(device)
     try:
-        posterior = kind.from_state(program, saved.record, tensors["state"])
+        state = {name: value.to(program.device) for name, value in tensors["state"].items()}
+        posterior = kind.from_state(program, saved.record, state)
         _check_weights(folder, "mean", posterior.mean(), program)
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise PosteriorError(

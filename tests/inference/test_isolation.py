@@ -11,6 +11,7 @@ from scenarios import lora_regression, tiny_program, tiny_rows
 
 from bayeslora.errors import AdapterError
 from bayeslora.inference import BACKENDS, fit, load
+from bayeslora.inference.base import Run
 from bayeslora.models import Gaussian
 from bayeslora.posterior import Posterior
 from bayeslora.program import Program
@@ -78,6 +79,14 @@ def test_every_backend_starts_where_it_is_told(backend: str) -> None:
         for mean in (without, found)
     )
     assert near < far if backend == "nuts" else near < 1e-4 < far
+
+
+def test_weights_to_start_from_are_where_the_program_is() -> None:
+    # The posterior that they are the mean of may be on another device.
+    here = program()
+    run = Run(start={site.name: site.initial.clone() for site in here.sites})
+    here.to("meta")
+    assert {site.start.device.type for site in run.sites(here)} == {"meta"}
 
 
 def test_a_start_of_another_network_is_refused() -> None:

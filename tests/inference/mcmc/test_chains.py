@@ -110,6 +110,15 @@ def test_a_chain_comes_back_from_disk(backend: str, tmp_path: Path) -> None:
     assert again.record.cost == posterior.record.cost  # nothing was done again
 
 
+def test_a_chain_is_loaded_to_the_device_of_its_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit(tiny_program(), tiny_rows(8), "sgld", draws=2, warmup=1, progress=False).save(tmp_path)
+    # "meta" is a device that every machine has, but nothing can be computed there.
+    monkeypatch.setattr(EmpiricalPosterior, "mean", lambda found: {s.name: s.initial for s in found.program.sites})
+    found = load(tmp_path, program=tiny_program(), device="meta")
+    assert isinstance(found, EmpiricalPosterior)
+    assert {value.device.type for value in found.chain.values()} == {"meta"}
+
+
 def test_draws_are_those_of_the_chain_in_order() -> None:
     posterior = fit(tiny_program(), tiny_rows(8), "sgld", draws=7, warmup=1, thin=1, progress=False)
     assert isinstance(posterior, EmpiricalPosterior)
