@@ -47,6 +47,12 @@ class MixturePosterior(Posterior):
         """Whether the members have a density."""
         return self.members[0].dense
 
+    @property
+    def most_draws(self) -> int | None:
+        """As many of each member as the one with the fewest has."""
+        known = [member.most_draws for member in self.members if member.most_draws is not None]
+        return len(self.members) * min(known) if known else None
+
     def draw(self) -> dict[str, Tensor]:
         """A draw of one of the members."""
         return self.members[int(torch.randint(len(self.members), ()))].draw()

@@ -148,6 +148,14 @@ def test_the_density_is_the_mixtures_and_draws_take_turns() -> None:
     torch.testing.assert_close(drawn[1], second.sample(1, seed=6)[name][0])
 
 
+def test_as_many_draws_are_had_as_of_every_member_alike() -> None:
+    posterior = fit(program(), ROWS, "sgld", chains=2, draws=2, warmup=1, thin=1, progress=False)
+    assert posterior.most_draws == len(posterior.sample(4)["linear_16x16.A"]) == 4
+    with pytest.raises(PosteriorError, match="has 2 draws, and 3 were asked for"):
+        posterior.sample(5)
+    assert fit(program(), ROWS, "map", chains=2, epochs=1, progress=False).most_draws is None
+
+
 def test_points_have_no_density() -> None:
     posterior = fit(program(), ROWS, "map", chains=2, epochs=1, progress=False)
     with pytest.raises(PosteriorError, match="no density"):
