@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from bayeslora.adapters import adapt, by_base_name, load_adapter
 from bayeslora.errors import AdapterError, renamed
-from bayeslora.models.base import WeightModel, full_precision
+from bayeslora.models.base import WeightModel
 from bayeslora.models.monteclora import MonteCLoRA
 from bayeslora.networks import (
     NetworkSettings,
@@ -210,8 +210,7 @@ class Program(nn.Module):
 
     def prior(self) -> dict[str, Tensor]:
         """Pyro model of the weights alone: sample every latent site, return the weights by site."""
-        with full_precision(self.device):
-            return self.model.sample(self.sites)
+        return self.model.sample(self.sites)
 
     def weights_at(self, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The weight of each site that values of all latent sites determine."""

@@ -10,7 +10,7 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from bayeslora.models.base import WeightModel, full_precision
+from bayeslora.models.base import WeightModel
 from bayeslora.models.distributions import ColumnNormal
 from bayeslora.models.guides.base import MatrixGuide
 from bayeslora.weights import Site
@@ -63,8 +63,7 @@ class GaussianGuide(MatrixGuide):
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Sample the matrix."""
-        with full_precision(self.mu.device):
-            return {self.name: pyro.sample(self.name, self._law())}
+        return {self.name: pyro.sample(self.name, self._law())}
 
     def _law(self) -> dist.TorchDistribution:
         eps = self.log_eps.exp()

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora.errors import SettingError
-from bayeslora.models.base import WeightModel, full_precision
+from bayeslora.models.base import WeightModel
 from bayeslora.models.distributions import ColumnNormal
 from bayeslora.models.guides.base import MatrixGuide
 from bayeslora.models.wishart import DiagonalWishartCholesky
@@ -189,14 +189,13 @@ class MonteCLoRAGuide(MatrixGuide):
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Sample Sigma's factor, pi, and the columns or components given both."""
-        with full_precision(self.mu.device):
-            scale = (self.log_v / 2).exp() / math.sqrt(self.nu)
-            wishart = DiagonalWishartCholesky(self.nu, scale, validate_args=False).to_event(1)
-            factor = pyro.sample(f"{self.name}.scale_tril", wishart)
-            dirichlet = dist.Dirichlet(self.log_alpha.exp(), validate_args=False).to_event(1)
-            mixture = pyro.sample(f"{self.name}.mixture", dirichlet)
-            law = self.model.column_law(self.mu, self.unit * self.log_eps.exp(), mixture, factor)
-            columns = pyro.sample(self.latents[-1], law)
+        scale = (self.log_v / 2).exp() / math.sqrt(self.nu)
+        wishart = DiagonalWishartCholesky(self.nu, scale, validate_args=False).to_event(1)
+        factor = pyro.sample(f"{self.name}.scale_tril", wishart)
+        dirichlet = dist.Dirichlet(self.log_alpha.exp(), validate_args=False).to_event(1)
+        mixture = pyro.sample(f"{self.name}.mixture", dirichlet)
+        law = self.model.column_law(self.mu, self.unit * self.log_eps.exp(), mixture, factor)
+        columns = pyro.sample(self.latents[-1], law)
         return dict(zip(self.latents, (factor, mixture, columns), strict=True))
 
 
