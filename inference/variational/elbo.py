@@ -13,7 +13,7 @@ import torch
 from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO
 from pyro.poutine import Trace
-from pyro.poutine.util import site_is_subsample
+from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
@@ -49,26 +49,20 @@ class TraceBound(_Remembered, Trace_ELBO):
     """E_q[log p(y, w) - log q(w)], every term by Monte Carlo."""
 
 
-class _Unscored:
-    """Traces without log densities, which `MeanFieldBound` takes for the sites that need them."""
-
-    def _get_trace(
-        self, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any
-    ) -> tuple[Trace, Trace]:
-        q = poutine.trace(guide).get_trace(*args, **kwargs)
-        p = poutine.trace(poutine.replay(model, trace=q)).get_trace(*args, **kwargs)
-        for trace in (p, q):
-            for name in [name for name, site in trace.nodes.items() if site_is_subsample(site)]:
-                trace.remove_node(name)
-        return p, q
-
-
-class MeanFieldBound(_Remembered, _Unscored, ELBO):
+class MeanFieldBound(_Remembered, ELBO):
     """The same with each site's divergence in closed form where one is registered: less variance.
 
     Equal to Pyro's `TraceMeanField_ELBO`, which also evaluates the density of every latent site that it then has no use
     for: half of the cost of a step beyond the network.
     """
+
+    def _get_trace(self, *given: Any) -> tuple[Trace, Trace]:
+        """The traces without log densities, which are taken of the sites that need them."""
+        model, guide, args, kwargs = given
+        q = poutine.trace(guide).get_trace(*args, **kwargs)
+        p = poutine.trace(poutine.replay(model, trace=q)).get_trace(*args, **kwargs)
+        self.last = prune_subsample_sites(p), prune_subsample_sites(q)
+        return self.last
 
     def differentiable_loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any) -> Tensor:
         """Negative bound; gradients are by reparameterisation."""
