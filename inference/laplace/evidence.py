@@ -24,7 +24,7 @@ from bayeslora.inference.laplace.curvature import Curvature
 from bayeslora.inference.laplace.jacobians import Layer, Products
 from bayeslora.inference.laplace.priors import NormalPrior
 
-__all__ = ["Evidence", "LinearEvidence", "ModeEvidence", "clipped", "offsets"]
+__all__ = ["Evidence", "LinearEvidence", "ModeEvidence"]
 
 #: Random directions for the columns of all matrices together, a multiple of `VECTORS`: between so many rows the noise
 #: of their kernel moves eigenvalues that are all alike by factors of up to (1 +- sqrt(VECTORS / DIRECTIONS))^2.
@@ -72,13 +72,10 @@ class LinearEvidence:
         prior: its centres; its roots do not matter.
         rows: of the data.
         vectors: of the likelihood's curvature for each row.
-        directions: for the columns of all matrices together.
     """
 
-    def __init__(
-        self, mode: Mapping[str, Tensor], prior: NormalPrior, rows: int, vectors: int, directions: int = DIRECTIONS
-    ) -> None:
-        share = max(1, directions // sum(len(value) for value in mode.values()))
+    def __init__(self, mode: Mapping[str, Tensor], prior: NormalPrior, rows: int, vectors: int) -> None:
+        share = max(1, DIRECTIONS // sum(len(value) for value in mode.values()))
         generator = torch.Generator().manual_seed(0)
         self._shapes: dict[str, tuple[int, ...]] = {}
         #: What each matrix's columns meet: the random directions, and the distance of the mode from the centre.
@@ -115,7 +112,7 @@ class LinearEvidence:
             products: the gradients.
             vector: its number; a batch's vectors come one after another.
             index: which rows of the data they are (examples,).
-            shift: c (examples,) of the vector, as `offsets` gives them.
+            shift: c (examples,) of the vector.
         """
         counts = self.counted[index].to(shift.device)
         found = [*self._seen(products, counts), shift[counts]]
@@ -207,28 +204,6 @@ def _columns_seen(columns: int, wide: int, generator: torch.Generator) -> Tensor
     if wide >= columns:
         return torch.eye(columns)
     return torch.randn(columns, wide, generator=generator) / math.sqrt(wide)
-
-
-def offsets(roots: Tensor, metric: Tensor, score: Tensor, gain: Tensor) -> Tensor:
-    """The c (vectors, examples) of `LinearEvidence`: r^T (sum_m m m^T)^+ score for each r.
-
-    With the vectors themselves for m, the c give the score back; if they are drawn, and m are the exact ones, the c do
-    on average.
-
-    Args:
-        roots: vectors r (vectors, examples, outputs).
-        metric: vectors m, in the same shape but for their number.
-        score: (examples, outputs).
-        gain: how much each example's log-likelihood can rise at most (examples,).
-    """
-    inverse = torch.linalg.pinv(metric.permute(1, 2, 0))
-    return clipped(torch.einsum("vnc,nmc,nmd,nd->vn", roots, inverse, inverse, score), gain)
-
-
-def clipped(found: Tensor, gain: Tensor) -> Tensor:
-    """Offsets (vectors, examples) of which half the square of each example's is at most its gain (examples,)."""
-    length = found.norm(dim=0).clamp(min=torch.finfo(found.dtype).tiny)
-    return found * ((2 * gain).sqrt() / length).clamp(max=1)
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,10 @@ from torch import Tensor
 
 from bayeslora.errors import PosteriorError, SettingError
 from bayeslora.inference.laplace.curvature import check_finite
-from bayeslora.inference.laplace.evidence import clipped, offsets
 from bayeslora.observations import Curved, Drawn, Sampled
 from bayeslora.program import Program
 
-__all__ = ["Expansion", "Fisher", "FisherName", "fisher_of"]
+__all__ = ["Expansion", "Fisher", "FisherName", "fisher_of", "offsets"]
 
 FisherName = Literal["auto", "exact", "mc", "empirical"]
 
@@ -157,3 +156,25 @@ def fisher_of(program: Program, name: FisherName, temperature: float) -> Fisher:
             "memory. Choose 'mc', the default for it, or 'empirical'."
         )
     return _OfDraws(observation, "mc" if name == "auto" else name, temperature)
+
+
+def offsets(roots: Tensor, metric: Tensor, score: Tensor, gain: Tensor) -> Tensor:
+    """The c (vectors, examples) of the evidence of a linear model: r^T (sum_m m m^T)^+ score for each r.
+
+    With the vectors themselves for m, the c give the score back; if they are drawn, and m are the exact ones, the c do
+    on average.
+
+    Args:
+        roots: vectors r (vectors, examples, outputs).
+        metric: vectors m, in the same shape but for their number.
+        score: (examples, outputs).
+        gain: how much each example's log-likelihood can rise at most (examples,).
+    """
+    inverse = torch.linalg.pinv(metric.permute(1, 2, 0))
+    return clipped(torch.einsum("vnc,nmc,nmd,nd->vn", roots, inverse, inverse, score), gain)
+
+
+def clipped(found: Tensor, gain: Tensor) -> Tensor:
+    """Offsets (vectors, examples) of which half the square of each example's is at most its gain (examples,)."""
+    length = found.norm(dim=0).clamp(min=torch.finfo(found.dtype).tiny)
+    return found * ((2 * gain).sqrt() / length).clamp(max=1)

@@ -88,21 +88,17 @@ class Products:
         """One token a sequence: the mean of what entered, the sum of what came back."""
         examples = len(self.counted)
         counted = self.counted.reshape(examples * self.groups, -1)
-        wide, narrow = (
-            side.reshape(len(counted), counted.shape[1], *side.shape[2:]) for side in (self.wide, self.narrow)
+        wide, narrow = (side.reshape(*counted.shape, *side.shape[2:]) for side in (self.wide, self.narrow))
+        ones = counted.unsqueeze(-1).to(narrow)
+        share = ones / ones.sum(1, keepdim=True).clamp(min=1)
+        of_wide, of_narrow = (share, ones) if self.wide_is_input else (ones, share)
+        sides = (
+            replace(self, wide=wide).gathered(of_wide).mT,
+            (narrow * of_narrow).sum(1, keepdim=True),
+            counted.any(1, keepdim=True),
         )
-        one = Products(wide, narrow, counted, self.columns, self.wide_is_input)
-        share = (counted / counted.sum(1, keepdim=True).clamp(min=1)).unsqueeze(-1).to(narrow)
-        if self.wide_is_input:
-            wide, narrow = one.gathered(share).mT, narrow.sum(1, keepdim=True)
-        else:
-            ones = counted.unsqueeze(-1).to(narrow)
-            wide, narrow = one.gathered(ones).mT, (narrow * share).sum(1, keepdim=True)
-        wide, narrow, counted = (
-            side.reshape(examples, self.groups, *side.shape[2:])
-            for side in (wide, narrow, counted.any(1, keepdim=True))
-        )
-        return Products(wide, narrow, counted, self.columns, self.wide_is_input, self.groups)
+        wide, narrow, counted = (side.reshape(examples, self.groups, *side.shape[2:]) for side in sides)
+        return replace(self, wide=wide, narrow=narrow, counted=counted)
 
     def projected(self, basis: Tensor) -> Tensor:
         """Wide sides in the columns of ``basis`` (columns, k): (examples, tokens, k), zero at padding."""
@@ -250,25 +246,23 @@ class Tape:
 
     def _refuse_mixed(self, mask: Tensor) -> None:
         """Name all layers that see something other than the rows, such as relative positions."""
-        lora = {
-            key: self._sites[key[0]].layers[key[1]] for key in self._calls if self._sites[key[0]].role in ("A", "B")
-        }
         mixed = {key for key, heard in self._calls.items() if not all(_sees_rows(call, mask) for call in heard)}
+        if not mixed:
+            return
+        lora = {(site.name, place): site.layers[place] for site, place, _ in self._places if site.stacked}
         names = sorted({lora.get(key, "head") for key in mixed})
-        if names:
-            ends = {name.rpartition(".")[2] for name in names}
-            others = sorted({name.rpartition(".")[2] for name in lora.values()} - ends)
-            way_out = (
-                f"Give LoraConfig(target_modules={others}) (in a shell --set lora.target_modules={','.join(others)})."
-                if others
-                else "No layer is left: choose another backend, such as svi."
-            )
-            raise AdapterError(
-                f"{len(names)} layers see something other than the rows, such as relative positions, so that their "
-                f"gradients cannot be split between examples: '{names[0]}'"
-                + (f" to '{names[-1]}'. " if len(names) > 1 else ". ")
-                + way_out
-            )
+        kinds, others = ({name.rpartition(".")[2] for name in some} for some in (names, lora.values()))
+        left = sorted(others - kinds)
+        way_out = (
+            f"Give LoraConfig(target_modules={left}) (in a shell --set lora.target_modules={','.join(left)})."
+            if left
+            else "No layer is left: choose another backend, such as svi."
+        )
+        span = " to ".join(f"'{name}'" for name in dict.fromkeys((names[0], names[-1])))
+        raise AdapterError(
+            f"{len(names)} layers see something other than the rows, such as relative positions, so that their "
+            f"gradients cannot be split between examples: {span}. {way_out}"
+        )
 
     def _entered(self, key: Layer, calls: list[_Call], attended: Tensor, finite: bool) -> tuple[Tensor, Tensor, int]:
         """What entered a layer (examples, tokens, ...); which tokens count; sequences an example."""

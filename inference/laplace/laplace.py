@@ -116,7 +116,9 @@ class Laplace(TrainingSettings):
         latents, history, cost = self._mode(program, data, run)
         weights = program.weights_at(latents)
         matrices, prior = matrices_of(sites, weights), normal_prior(program, sites, latents)
-        self._check_distance(prior, matrices)
+        published = self.tune == "mode-evidence"
+        if published:
+            _check_distance(prior, matrices)
         reset_peak(program.device)
         linear = LinearEvidence(matrices, prior, len(data), fisher.vectors)
         log_likelihood, chance = self._measure(program, weights, data, run, tape, fisher, curvature, linear)
@@ -130,7 +132,6 @@ class Laplace(TrainingSettings):
             untuned = make(latents=latents, prior=prior)
             prior, trace = best_width(untuned, run.heldout, self.batch_size, run.progress)
         else:
-            published = self.tune == "mode-evidence"
             evidence: Evidence = ModeEvidence(log_likelihood, matrices, curvature) if published else linear
             latents, prior, trace = self._tuned(program, sites, latents, prior, evidence)
         posterior = make(latents=latents, prior=prior, log_evidence=float(linear(prior)), evidence_rows=linear.rows)
@@ -205,16 +206,6 @@ class Laplace(TrainingSettings):
                         found = run(batch)
                     take(found, batch, index)
 
-    def _check_distance(self, prior: NormalPrior, matrices: Mapping[str, Tensor]) -> None:
-        """Without distance from its centre, a mode gives the scale of a prior no reason to be larger than zero."""
-        at_centre = [name for name, value in prior.whitened(matrices).items() if not value.any()]
-        if self.tune == "mode-evidence" and at_centre:
-            raise SettingError(
-                f"The prior of site '{at_centre[0]}' is centred on the very weights that are given, so that by this "
-                "evidence its best scale is zero: give the model centre='zero' (--set model.centre=zero), or "
-                "tune='evidence'."
-            )
-
     def _sites(self, program: Program) -> list[Site]:
         """The sites whose weights get a Gaussian."""
         heads = [site for site in program.sites if site.role == "head"]
@@ -223,8 +214,7 @@ class Laplace(TrainingSettings):
                 raise SettingError("subset='last-layer' needs a head, and PEFT trains none here (modules_to_save).")
             last = heads[-1].layers[0].rpartition(".")[0]
             return [site for site in heads if site.layers[0].rpartition(".")[0] == last]
-        # A site that is a sum of components is random by its components.
-        random = {name.removesuffix(".components") for name in program.model.stochastic(program.sites)}
+        random = {site.name for site in program.model.split(program.sites)[0]}
         return [site for site in program.sites if site.name in random or (self.head and site.role == "head")]
 
     def _measure(
@@ -282,6 +272,16 @@ class Laplace(TrainingSettings):
         values, trace = tuned_hyper(evidence, HyperPrior(program, sites, latents))
         latents = latents | {name: value.to(latents[name]) for name, value in values.items()}
         return latents, normal_prior(program, sites, latents), trace
+
+
+def _check_distance(prior: NormalPrior, matrices: Mapping[str, Tensor]) -> None:
+    """Without distance from its centre, a mode gives the scale of a prior no reason to be larger than zero."""
+    for name, value in prior.whitened(matrices).items():
+        if not value.any():
+            raise SettingError(
+                f"The prior of site '{name}' is centred on the very weights that are given, so that by this evidence "
+                "its best scale is zero: give the model centre='zero' (--set model.centre=zero), or tune='evidence'."
+            )
 
 
 def _warn_of_draws(posterior: LaplacePosterior, data: Dataset) -> None:

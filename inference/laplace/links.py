@@ -21,7 +21,8 @@ __all__ = ["LINKS", "averaged", "bridge", "centred", "dirichlet_entropy", "draws
 
 #: Numbers drawn at once.
 CHUNK = 2**22
-LINKS = ("probit", "bridge", "mc-indep", "mc-joint")
+#: Links by name, the default first.
+LINKS = ("mc-joint", "mc-indep", "probit", "bridge")
 
 
 def centred(mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:

@@ -91,7 +91,7 @@ class LaplacePosterior(Posterior):
 
     kind: ClassVar[str] = "laplace"
     predictors: Mapping[str, Predictor] = {
-        **{link: Linearised(link) for link in ("mc-joint", "mc-indep", "probit", "bridge")},
+        **{link: Linearised(link) for link in links.LINKS},
         "linear": LinearDraws(),
         "sample": Draws(),
         "mean": Mean(),
@@ -183,7 +183,7 @@ class LaplacePosterior(Posterior):
         parts: dict[str, dict[str, Tensor]] = {}
         for name, value in state.items():
             part, _, rest = name.partition("/")
-            parts.setdefault(part, {})[rest] = value.to(program.device)
+            parts.setdefault(part, {})[rest] = value
         settings = record.settings
         sites = [site for site in program.sites if site.name in parts["root"]]
         curvature = make_curvature(settings["curvature"], sites, settings["curvature_rank"], settings["sharing"])

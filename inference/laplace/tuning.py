@@ -152,7 +152,8 @@ def _by_draws(posterior: LaplacePosterior, rows: Rows) -> Iterator[tuple[float, 
     for multiple in FEW_MULTIPLES:
         each = posterior.under(_times(posterior.prior, multiple))
         with undisturbed(posterior.program), torch.no_grad():
-            yield multiple, rows.outputs_of(posterior.program, each.draws(FEW_DRAWS))
+            outputs = rows.outputs_of(posterior.program, each.draws(FEW_DRAWS))
+        yield multiple, outputs
 
 
 def _times(prior: NormalPrior, multiple: float) -> NormalPrior:

@@ -14,7 +14,8 @@ from scenarios import dense_jacobian, linear_parts, lora_regression, tiny_batch,
 
 from bayeslora.errors import TrainingError
 from bayeslora.inference.laplace import evidence
-from bayeslora.inference.laplace.evidence import LinearEvidence, offsets
+from bayeslora.inference.laplace.evidence import LinearEvidence
+from bayeslora.inference.laplace.fisher import offsets
 from bayeslora.inference.laplace.jacobians import Products, matrices_of
 from bayeslora.inference.laplace.posterior import LaplacePosterior
 from bayeslora.inference.laplace.priors import NormalPrior
@@ -109,16 +110,17 @@ def linear_evidence(posterior: LaplacePosterior) -> LinearEvidence:
     return linear
 
 
-def test_random_directions_keep_inner_products() -> None:
+def test_random_directions_keep_inner_products(monkeypatch: pytest.MonkeyPatch) -> None:
     # 64 layers of 200 columns, each seen in 16 directions: an inner product of rows is off by about
     # sqrt(2 / (16 * 64)) = 4.4 % of their lengths, and 5 standard errors are allowed.
+    monkeypatch.setattr(evidence, "DIRECTIONS", 16 * 64)
     generator = torch.Generator().manual_seed(1)
     mode = {"a": torch.zeros(64, 200, 2)}
     prior = NormalPrior({"a": torch.zeros(64, 200, 2)}, {"a": torch.eye(2).double().expand(64, 2, 2)})
     wide, narrow = torch.randn(64, 6, 1, 200, generator=generator), torch.randn(64, 6, 1, 2, generator=generator)
     seen = torch.ones(6, 1, dtype=torch.bool)
     products = {("a", place): Products(wide[place], narrow[place], seen, 200, True) for place in range(64)}
-    linear = LinearEvidence(mode, prior, rows=6, vectors=1, directions=16 * 64)
+    linear = LinearEvidence(mode, prior, rows=6, vectors=1)
     linear.add(products, 0, torch.arange(6), torch.zeros(6).double())
     gradients = torch.einsum("lntc,lntr->nlcr", wide, narrow).flatten(1).double()
     exact = gradients @ gradients.mT
