@@ -20,6 +20,9 @@ from bayeslora.settings import Count, NotNegative, Part, Positive
 
 __all__ = ["SVI"]
 
+#: Of weights that are point estimates, if nothing else is said.
+LEAST_RATE = 2e-3
+
 
 @dataclass(frozen=True)
 class SVI(TrainingSettings):
@@ -41,8 +44,9 @@ class SVI(TrainingSettings):
         kl_warmup: part of all steps in which that weight rises linearly from zero (0.5: .840 / .361 / .027).
         learning_rate: of the means of random weights, for AdamW.
         scale_learning_rate: learning rate of what shapes the noise: scales, Wishart and Dirichlet parameters.
-        point_learning_rate: learning rate of weights that are point estimates, by default B and the head. The noise of
-            A dilutes their gradient, so that they need this rate also where plain LoRA does with a smaller one.
+        point_learning_rate: learning rate of weights that are point estimates, such as B and the head; by default
+            ``learning_rate``, but no less than 2e-3: the noise of A dilutes their gradient, so that they hardly learn
+            at rates that plain LoRA does well with.
         init_scale: standard deviation that Pyro's autoguides start from, in their unconstrained space.
 
     References:
@@ -59,7 +63,7 @@ class SVI(TrainingSettings):
     temperature: Positive = 1.0
     kl_warmup: Part = 0.0
     scale_learning_rate: NotNegative = 1e-2
-    point_learning_rate: NotNegative = 2e-3
+    point_learning_rate: NotNegative | None = None
     init_scale: Positive = 1e-2
 
     def __post_init__(self) -> None:
@@ -80,10 +84,11 @@ class SVI(TrainingSettings):
             _check_room(program)
         with isolated(run.seed, program.device):
             guide = make_guide(self.guide, program.model, run.sites(program), self.init_scale)
+        points = self.point_learning_rate
         rates = {
             "location": self.learning_rate,
             "scale": self.scale_learning_rate,
-            "point": self.point_learning_rate,
+            "point": max(self.learning_rate, LEAST_RATE) if points is None else points,
         }
         groups = [
             {"params": parameters, "lr": rates[name], "weight_decay": 0.0}

@@ -149,7 +149,7 @@ def test_learning_rates_are_by_group() -> None:
     program: Program = tiny_program()
     start = program.model.guide(program.sites).state_dict()
 
-    def moved(**rates: float) -> set[str]:
+    def moved(**rates: float | None) -> set[str]:
         rates = {"learning_rate": 1e-30, "scale_learning_rate": 0.0, "point_learning_rate": 0.0} | rates
         found = fit(program, tiny_rows(12), epochs=1, batch_size=6, warmup=0.0, progress=False, **rates).state()
         return {name.rpartition(".")[2] for name, value in found.items() if not torch.equal(value, start[name])}
@@ -159,6 +159,8 @@ def test_learning_rates_are_by_group() -> None:
     with pytest.warns(UserWarning, match="Nothing was learned of"):
         points = moved(point_learning_rate=1e-2)
     assert {name.rpartition("/")[2] for name in points} == {"B", "bias", "weight"}
+    with pytest.warns(UserWarning, match="Nothing was learned of"):
+        assert moved(point_learning_rate=None) == points  # which learn, however small the rate of A's mean is
     # The likelihood says nothing of A where B is zero.
     assert moved(point_learning_rate=1e-2, learning_rate=1e-2) == points | {"mu"}
 
