@@ -25,7 +25,7 @@ from bayeslora.inference.laplace.forms import make_curvature
 from bayeslora.inference.laplace.jacobians import Tape, matrices_of
 from bayeslora.inference.laplace.posterior import LaplacePosterior
 from bayeslora.inference.laplace.priors import HyperPrior, NormalPrior, normal_prior
-from bayeslora.inference.laplace.tuning import best_width, tuned_hyper, tuned_scales, tuned_width
+from bayeslora.inference.laplace.tuning import best_width, intact_width, tuned_hyper, tuned_scales, tuned_width
 from bayeslora.inference.training.process import available, cost_of, peak, reset_peak
 from bayeslora.inference.training.trainer import TrainingSettings
 from bayeslora.inference.variational.point import point_estimate
@@ -66,9 +66,11 @@ class Laplace(TrainingSettings):
         subset: "all" random sites, or "last-layer": the head's last layer alone.
         head: count the head among the random sites, with the prior that the model gives it.
         tune: "evidence" maximises that of the linear model around the mode; "mode-evidence" does as published, and
-            takes the weights for a mode under every prior; "heldout" takes the prior so many times as wide that rows
-            which `fit` was given as ``heldout`` are predicted best; "none" keeps the model's prior. See
-            `bayeslora.inference.laplace.evidence`.
+            takes the weights for a mode under every prior (see `bayeslora.inference.laplace.evidence`); "heldout" takes
+            the prior so many times as wide that rows which `fit` was given as ``heldout`` are predicted best; "intact"
+            narrows the model's prior until a draw of the weights adds at most a hundredth to the mode's loss on some
+            training rows; "none" keeps the model's prior. "auto" is "intact" for texts, which are predicted by draws of
+            the weights in the network as it is, of which the linear model knows nothing; and else "evidence".
         scales: what the evidence tunes: one prior scale for "all" sites, for each "site", for each "layer", or the
             hyper-sites of the model ("hyper": Sigma and pi, under their own priors).
         temperature: weight of the log prior against the whole data's log-likelihood; 1 is Bayes' rule.
@@ -89,14 +91,14 @@ class Laplace(TrainingSettings):
     sharing: Literal["sum", "expand", "reduce"] = "sum"
     subset: Literal["all", "last-layer"] = "all"
     head: bool = False
-    tune: Literal["evidence", "mode-evidence", "heldout", "none"] = "evidence"
+    tune: Literal["auto", "evidence", "mode-evidence", "heldout", "intact", "none"] = "auto"
     scales: Literal["all", "site", "layer", "hyper"] = "all"
     temperature: Positive = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.scales != "all" and self.tune not in EVIDENCES:
-            raise SettingError(f"scales='{self.scales}' is tuned by an evidence, and tune is '{self.tune}'.")
+        if self.tune != "auto":
+            self._check_scales(self.tune)
         if self.sharing != "sum" and self.curvature != "kron":
             raise SettingError(
                 f"sharing='{self.sharing}' is for curvature='kron': '{self.curvature}' takes every token."
@@ -127,21 +129,35 @@ class Laplace(TrainingSettings):
         fixed = latents.keys() - prior.roots.keys()
         record = run.record(self.name, asdict(self), len(data), self.temperature, fixed)
         make = partial(LaplacePosterior, program, record, curvature=curvature, log_likelihood=log_likelihood)
-        if self.tune == "heldout":
+        tune = self._tune(program)
+        if tune == "heldout":
             assert run.heldout is not None  # `_check` refuses
             untuned = make(latents=latents, prior=prior)
             prior, trace = best_width(untuned, run.heldout, self.batch_size, run.progress)
+        elif tune == "intact":
+            untuned = make(latents=latents, prior=prior)
+            prior, trace = intact_width(untuned, data, self.batch_size, run.progress)
         else:
             evidence: Evidence = ModeEvidence(log_likelihood, matrices, curvature) if published else linear
             latents, prior, trace = self._tuned(program, sites, latents, prior, evidence)
         posterior = make(latents=latents, prior=prior, log_evidence=float(linear(prior)), evidence_rows=linear.rows)
-        if not isinstance(program.observation, Curved):
+        if tune != "intact" and not isinstance(program.observation, Curved):
             _warn_of_draws(posterior, data)
         # A mode that was found over several sittings has its own count of seconds.
         own = cost_of(program, time.monotonic() - begun, peak(program.device))
         cost = {name: max(value, cost.get(name, value)) for name, value in own.items()}
         posterior.record = replace(record, cost=cost, history=history + trace, finished=True)
         return posterior
+
+    def _tune(self, program: Program) -> str:
+        """How the prior is tuned: of texts no linear network is predicted with, of which an evidence would be."""
+        if self.tune != "auto":
+            return self.tune
+        return "evidence" if isinstance(program.observation, Curved) else "intact"
+
+    def _check_scales(self, tune: str) -> None:
+        if self.scales != "all" and tune not in EVIDENCES:
+            raise SettingError(f"scales='{self.scales}' is tuned by an evidence, and tune is '{tune}'.")
 
     def _mode(
         self, program: Program, data: Dataset, run: Run
@@ -158,6 +174,7 @@ class Laplace(TrainingSettings):
         self, program: Program, sites: Sequence[Site], curvature: Curvature, rows: int, vectors: int, run: Run
     ) -> None:
         """Refuse what cannot work before the time of training and of a pass is spent."""
+        self._check_scales(self._tune(program))
         latents = program.model.initial(program.sites)
         normal_prior(program, sites, latents)
         if self.scales == "hyper" and not HyperPrior(program, sites, latents).shapes_weights:
@@ -297,8 +314,8 @@ def _warn_of_draws(posterior: LaplacePosterior, data: Dataset) -> None:
     if not lost < TOO_MUCH * found:
         warnings.warn(
             f"Draws of the weights break the network: a text has a negative log-likelihood of {lost:.1f} by draws, and "
-            f"{found:.1f} at the mode. The prior is too wide: set some rows aside and give tune='heldout', or give a "
-            "narrower one (tune='none', model.deviation).",
+            f"{found:.1f} at the mode. The prior is too wide: leave it to tune='auto', the default, or to rows that "
+            "are set aside (tune='heldout'), or give a narrower one (tune='none', model.deviation).",
             stacklevel=2,
         )
 

@@ -1,13 +1,14 @@
 """The prior that maximises an evidence: its width, its scales by site or by layer, or the model's hyper-sites.
 
 Or else the width at which rows that were held out are predicted best: one pass for all widths that are compared, or, of
-texts, a few for each.
+texts, a few for each. Or the widest one whose draws of the weights leave the network intact.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -19,8 +20,9 @@ from bayeslora.inference.laplace.posterior import LaplacePosterior, linearised, 
 from bayeslora.inference.laplace.priors import HyperPrior, NormalPrior
 from bayeslora.observations import Curved
 from bayeslora.passes import Rows, undisturbed
+from bayeslora.program import Program
 
-__all__ = ["MULTIPLES", "best_width", "tuned_hyper", "tuned_scales", "tuned_width"]
+__all__ = ["MULTIPLES", "best_width", "intact_width", "tuned_hyper", "tuned_scales", "tuned_width"]
 
 STEPS = 50
 #: Logs of multiples where the search for a width begins.
@@ -29,6 +31,10 @@ GRID = [number / 2 for number in range(-30, 31)]
 MULTIPLES = torch.logspace(-2, 2, 41, dtype=torch.float64)
 #: The same where each takes passes of the network: two a decade; and the draws by which each predicts.
 FEW_MULTIPLES, FEW_DRAWS = torch.logspace(-3, 1, 9, dtype=torch.float64).tolist(), 3
+#: Rows on which draws of the weights are tried, and the part of the mode's loss there that a draw may add to it.
+TRIED_ROWS, TOLERANCE = 32, 0.01
+#: What the next width is at least of the last one, and of the one at which a quadratic loss would just be tolerated.
+LEAST, LESS = 0.1, 0.9
 
 
 def tuned_width(evidence: Evidence, prior: NormalPrior) -> tuple[NormalPrior, list[dict[str, float]]]:
@@ -136,6 +142,50 @@ def best_width(
             f"The best prior is {best:g} times as wide, the last one that was tried: set another.", stacklevel=2
         )
     return _times(posterior.prior, best), trace
+
+
+def intact_width(
+    posterior: LaplacePosterior, data: Dataset, batch_size: int, progress: bool
+) -> tuple[NormalPrior, list[dict[str, float]]]:
+    """The prior, narrowed until a draw of the weights adds at most `TOLERANCE` to the mode's loss on some rows.
+
+    The widest noise within a tolerance of the loss is the criterion of Shi, Wang, Han, Zhang, Wang and Wang,
+    *Training-free Bayesianization for low-rank adapters of large language models*, NeurIPS 2025. Here the loss is that
+    of one draw, not of an average over draws: however many draws predict or write, each is a sound model by itself.
+    Rows that the mode was trained on are good enough, since a network that is broken is so on them as well; but they
+    say little of how unsure a mode is that they are all but certain under. Then rows that are held out say more.
+
+    Args:
+        posterior: under the prior as it is, the widest that is tried.
+        data: tokenised rows with labels.
+        batch_size: rows a pass.
+        progress: show a bar.
+
+    Returns:
+        The prior, and for each width ``multiple``, ``mode_nll`` and ``draw_nll``, in nats an example.
+    """
+    chosen = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:TRIED_ROWS].tolist()
+    rows = Rows.of(posterior.program, data.select(chosen), batch_size, progress)
+    trace, multiple = [], 1.0
+    with undisturbed(posterior.program), torch.no_grad():
+        mode = _loss(rows, posterior.program, [posterior.mean()])
+        allowed = TOLERANCE * abs(mode)
+        while True:  # the end comes for certain: noise below rounding adds nothing
+            draws = posterior.under(_times(posterior.prior, multiple)).draws(FEW_DRAWS)
+            drawn = _loss(rows, posterior.program, draws)
+            trace.append({"multiple": multiple, "mode_nll": mode, "draw_nll": drawn})
+            if drawn - mode <= allowed:
+                return _times(posterior.prior, multiple), trace
+            # Near the mode the loss rises with the square of the width; where it rises faster, there is one more try.
+            factor = LESS * math.sqrt(allowed / (drawn - mode)) if math.isfinite(drawn) else LEAST
+            multiple *= max(LEAST, factor)
+
+
+def _loss(rows: Rows, program: Program, draws: Iterable[Mapping[str, Tensor]]) -> float:
+    """Negative log-likelihood of an example, on average over examples and draws."""
+    outputs, labels = rows.outputs_of(program, draws), rows.labels
+    assert labels is not None  # `labelled` sees to it
+    return -float(rows.observation.log_prob(outputs, labels).double().mean())
 
 
 def _by_links(posterior: LaplacePosterior, rows: Rows) -> Iterator[tuple[float, Tensor]]:

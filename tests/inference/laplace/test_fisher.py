@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -125,10 +126,27 @@ def test_a_posterior_of_completions(curvature: str, tune: str, tmp_path: Path) -
     torch.testing.assert_close(mean.outputs[0], Rows.of(over, rows()).outputs(over, posterior.mean()))
 
 
+def under(deviation: float) -> Program:
+    """The prior of all matrices."""
+    over = program(("down_proj", "q_proj")).network
+    return bl.Program(over, Completions(), Gaussian(deviation=deviation, sites="both", centre="zero"))
+
+
+@cache
+def fine_tuned() -> bl.Posterior:
+    """Plain LoRA on four copies of the rows."""
+    settings = {"epochs": 30, "learning_rate": 0.05, "batch_size": 12, "progress": False, "cpu": True}
+    return bl.fit(under(1.0), rows(4), "mle", **settings)
+
+
+def loss(posterior: bl.Posterior, **settings: Any) -> float:
+    """Nats a row, on average over the rows and draws, each by itself."""
+    return -float(posterior.predict(rows(), progress=False, **settings).outputs.mean())
+
+
 def test_a_width_that_breaks_the_network_is_said_and_held_out_rows_find_a_better_one() -> None:
-    over = bl.Program(program(("down_proj", "q_proj")).network, Completions(), Gaussian(deviation=30.0, sites="both"))
-    learned = bl.fit(over, rows(4), "mle", epochs=30, learning_rate=0.05, batch_size=12, progress=False, cpu=True)
-    settings = {"start": learned, "curvature": "diag", "progress": False, "cpu": True}
+    over = under(30.0)
+    settings = {"start": fine_tuned(), "curvature": "diag", "progress": False, "cpu": True}
     with pytest.warns(UserWarning, match="Draws of the weights break the network: .* by draws, and .* at the mode"):
         wide = bl.fit(over, rows(), "laplace", tune="none", **settings)
     with warnings.catch_warnings():
@@ -143,8 +161,26 @@ def test_a_width_that_breaks_the_network_is_said_and_held_out_rows_find_a_better
     assert -float(again.log_predictive_density.mean()) == pytest.approx(tried[best])
 
 
+@pytest.mark.parametrize("deviation", [0.003, 0.1, 1e14])
+def test_with_nothing_set_a_draw_is_nearly_as_likely_as_the_mode(deviation: float) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Draws of the weights break|By the evidence")
+        posterior = bl.fit(under(deviation), rows(4), "laplace", start=fine_tuned(), progress=False, cpu=True)
+    mode, tried = loss(posterior, method="mean"), posterior.record.history
+    # By other draws than those that the width was found by: chance has its part.
+    assert loss(posterior, draws=50, seed=1) < 1.02 * mode
+    assert posterior.predict(rows(), 50, seed=1, progress=False).metrics()["nll"].value < 1.02 * mode
+    added = [row["draw_nll"] / row["mode_nll"] - 1 for row in tried]
+    assert added[-1] <= 0.01 and all(not each <= 0.01 for each in added[:-1])
+    # A width that does no harm stays, and one that does is not narrowed beyond need.
+    assert (tried[0]["multiple"], len(tried) == 1) == (1.0, deviation == 0.003)
+    assert len(tried) == 1 or added[-1] > 0.004
+
+
 def test_what_makes_no_sense_of_texts_is_refused() -> None:
     over = program()
+    with pytest.raises(SettingError, match="scales='site' is tuned by an evidence, and tune is 'intact'"):
+        given(over, rows(), tune="auto", scales="site")
     with pytest.raises(SettingError, match="fisher='exact' is not to be had for 'completions'"):
         given(over, rows(), fisher="exact")
     with pytest.raises(PosteriorError, match="'probit'"):
