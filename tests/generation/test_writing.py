@@ -280,7 +280,7 @@ class TestRefusals:
 
 
 def test_a_row_is_shown_as_it_is_read() -> None:
-    program, prompt = posterior_of().program, "def f(x) :\n    is it not ?\n"
+    program, prompt = posterior_of(tokenizer="unigram").program, "is it not ?\nis the moon ?\n"
     program.observation = Completions()
     assert program.encoder is not None
     program.encoder.spec = TaskSpec("program", "completion", ("prompt",), completion="completion")
