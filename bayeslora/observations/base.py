@@ -121,6 +121,10 @@ class Observation(ABC):
         """Which tokens are of the text, in each sequence of each example: (examples, sequences, tokens)."""
         return batch["attention_mask"].bool().unsqueeze(1)
 
+    def scored(self, batch: Mapping[str, Tensor]) -> Tensor | None:
+        """Example of each position that the head is given (positions,), where it is given those of all in one row."""
+        return None
+
     def run(self, network: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """Pass a batch through the network: outputs (examples, outputs) in float32."""
         return self.read(network(**self.inputs(batch)), batch)

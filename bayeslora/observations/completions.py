@@ -110,6 +110,10 @@ class Completions(Observation, Sampled):
         """Without the mask of completions."""
         return {key: value for key, value in batch.items() if key not in NOT_INPUTS | {"target"}}
 
+    def scored(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Examples of the tokens of completions."""
+        return batch["target"][:, 1:].nonzero(as_tuple=True)[0]
+
     def run(self, network: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """Log-likelihoods (examples, 1) of the completions."""
         hidden, expected = self.places(network, batch)

@@ -112,6 +112,10 @@ class TextChoices(Choices):
         """Tokens of the packed sequence."""
         return Observation.attended(self, batch)
 
+    def scored(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Examples of the tokens of choices."""
+        return predictors(batch["segments"])[0]
+
     def run(self, network: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """Scores (examples, choices) in float32, minus infinity for choices that do not exist."""
         segments, sizes = batch["segments"], batch["sizes"]

@@ -8,8 +8,8 @@ times all parameters.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain, starmap
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from bayeslora.errors import AdapterError
+from bayeslora.inference.laplace.products import Places, Products
 from bayeslora.passes import Rows, undisturbed
 from bayeslora.program import Program
 from bayeslora.weights import Site, Slot
@@ -47,77 +48,6 @@ def as_value(site: Site, matrices: Tensor) -> Tensor:
 def matrices_of(sites: Sequence[Site], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The values of ``sites`` as stacks of matrices."""
     return {site.name: as_matrices(site, values[site.name]) for site in sites}
-
-
-@dataclass(frozen=True)
-class Products:
-    """Gradients of one function of the logits of each example with respect to one weight matrix.
-
-    The gradient of an example is the sum over its tokens of wide (x) narrow. The narrow side is zero at padding, the
-    wide side anything finite.
-
-    Attributes:
-        wide: the side of the columns, (examples, tokens, columns); or row numbers (examples, tokens) of an embedding,
-            which stand for unit vectors.
-        narrow: the side of the rank, (examples, tokens, rank).
-        counted: true for tokens that are no padding, (examples, tokens).
-        columns: number of columns.
-        wide_is_input: whether the wide side entered the layer, and the narrow one came back; else the other way round.
-        groups: sequences of an example, one after another among its tokens: choices of multiple choice, and passes of a
-            layer that is used again.
-    """
-
-    wide: Tensor
-    narrow: Tensor
-    counted: Tensor
-    columns: int
-    wide_is_input: bool
-    groups: int = 1
-
-    def matrices(self) -> Tensor:
-        """The gradients (examples, columns, rank)."""
-        return self.gathered(self.narrow)
-
-    def of(self, chosen: Tensor) -> Products:
-        """Those of some examples, given whether each is (examples,)."""
-        if chosen.all():
-            return self
-        return replace(self, wide=self.wide[chosen], narrow=self.narrow[chosen], counted=self.counted[chosen])
-
-    def reduced(self) -> Products:
-        """One token a sequence: the mean of what entered, the sum of what came back."""
-        examples = len(self.counted)
-        counted = self.counted.reshape(examples * self.groups, -1)
-        wide, narrow = (side.reshape(*counted.shape, *side.shape[2:]) for side in (self.wide, self.narrow))
-        ones = counted.unsqueeze(-1).to(narrow)
-        share = ones / ones.sum(1, keepdim=True).clamp(min=1)
-        of_wide, of_narrow = (share, ones) if self.wide_is_input else (ones, share)
-        sides = (
-            replace(self, wide=wide).gathered(of_wide).mT,
-            (narrow * of_narrow).sum(1, keepdim=True),
-            counted.any(1, keepdim=True),
-        )
-        wide, narrow, counted = (side.reshape(examples, self.groups, *side.shape[2:]) for side in sides)
-        return replace(self, wide=wide, narrow=narrow, counted=counted)
-
-    def projected(self, basis: Tensor) -> Tensor:
-        """Wide sides in the columns of ``basis`` (columns, k): (examples, tokens, k), zero at padding."""
-        found = self.wide @ basis if self.wide.is_floating_point() else basis[self.wide]
-        return found * self.counted.unsqueeze(-1)
-
-    def gathered(self, values: Tensor) -> Tensor:
-        """Sum over tokens of wide (x) ``values`` (examples, tokens, k), zero at padding: (examples, columns, k)."""
-        if self.wide.is_floating_point():
-            return self.wide.mT @ values
-        found = values.new_zeros(len(values), self.columns, values.shape[-1])
-        return found.scatter_add_(1, self.wide.unsqueeze(-1).expand_as(values), values)
-
-    def summed(self, values: Tensor) -> Tensor:
-        """The same, summed over examples as well: (columns, k)."""
-        if self.wide.is_floating_point():
-            return self.wide.flatten(0, 1).mT @ values.flatten(0, 1)
-        values = values.flatten(0, 1)
-        return values.new_zeros(self.columns, values.shape[-1]).index_add_(0, self.wide.flatten(), values)
 
 
 @dataclass
@@ -151,7 +81,7 @@ class Tape:
             (site, place, slot) for site in sites for place, slot in enumerate(program.weights.slots(site.name))
         ]
         self._network = program.network
-        self._attended = program.observation.attended
+        self._attended, self._scored = program.observation.attended, program.observation.scored
         for site, place, slot in self._places:
             if site.stacked and not site.scaling:
                 raise AdapterError(
@@ -183,7 +113,8 @@ class Tape:
         if isinstance(slot.module, nn.Linear):
 
             def heard(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-                calls.append(_Call(inputs[0].detach(), _awake(output)))
+                if torch.is_grad_enabled():  # else it is no part of what is differentiated
+                    calls.append(_Call(inputs[0].detach(), _awake(output)))
 
             self._handles.append(slot.module.register_forward_hook(heard))
             return
@@ -229,11 +160,18 @@ class Tape:
         calls = [(key, call) for key, heard in self._calls.items() for call in heard]
         outputs = [call.left for _, call in calls]
         # A sequence that begins with padding may leave attention there without a key, and what follows is not finite.
-        attended = self._attended(batch)
-        self._refuse_mixed(attended.flatten(0, 1))
+        attended, scored = self._attended(batch), self._scored(batch)
+        places = None if scored is None else Places(scored, len(logits))
+        picked = {key for key, heard in self._calls.items() if places is not None and _at_places(heard, places)}
+        self._refuse_mixed(attended.flatten(0, 1), picked)
         finite = bool(attended[..., 0].all())
         # What entered a layer is the same for every direction.
-        inputs = {key: self._entered(key, heard, attended, finite) for key, heard in self._calls.items()}
+        inputs = {
+            key: _entered_at(heard, places)
+            if places is not None and key in picked
+            else self._entered(key, heard, attended, finite)
+            for key, heard in self._calls.items()
+        }
         for number, direction in enumerate(directions):
             more = number + 1 < len(directions)
             gradients = torch.autograd.grad(logits, outputs, direction, retain_graph=more, allow_unused=True)
@@ -241,12 +179,15 @@ class Tape:
             for (key, call), gradient in zip(calls, gradients, strict=True):
                 back = (torch.zeros_like(call.left) if gradient is None else gradient).float()
                 back = back if call.factor == 1 else back * call.factor
-                came[key].append(back.reshape(len(logits), -1, back.shape[-1]))
+                came[key].append(back if key in picked else back.reshape(len(logits), -1, back.shape[-1]))
+            if places is not None:
+                came |= {key: [places.spread(came[key])] for key in picked}
             yield {key: self._product(key, *inputs[key], came[key]) for key in came}
 
-    def _refuse_mixed(self, mask: Tensor) -> None:
+    def _refuse_mixed(self, mask: Tensor, picked: Collection[Layer]) -> None:
         """Name all layers that see something other than the rows, such as relative positions."""
-        mixed = {key for key, heard in self._calls.items() if not all(_sees_rows(call, mask) for call in heard)}
+        whole = {key: heard for key, heard in self._calls.items() if key not in picked}
+        mixed = {key for key, heard in whole.items() if not all(_sees_rows(call, mask) for call in heard)}
         if not mixed:
             return
         lora = {(site.name, place): site.layers[place] for site, place, _ in self._places if site.stacked}
@@ -343,6 +284,19 @@ def _joined(parts: list[Tensor]) -> Tensor:
 def _awake(output: Tensor) -> Tensor:
     """The output itself, with a gradient even where no weight before it has one."""
     return output if output.requires_grad else output.requires_grad_()
+
+
+def _at_places(calls: Sequence[_Call], places: Places) -> bool:
+    """Whether a layer was given the scored positions of all examples, in one row of parts."""
+    one_row = all(len(call.entered) == 1 and call.left.dim() == 3 for call in calls)
+    return one_row and sum(call.left.shape[1] for call in calls) == len(places)
+
+
+def _entered_at(calls: Sequence[_Call], places: Places) -> tuple[Tensor, Tensor, int]:
+    """What entered a layer at the scored positions (examples, tokens, ...); which count; one sequence an example."""
+    entered = [call.entered.float() for call in calls]
+    counted = places.spread([torch.ones_like(each[..., :1]) for each in entered])
+    return places.spread(entered), counted.squeeze(-1).bool(), 1
 
 
 def _sees_rows(call: _Call, mask: Tensor) -> bool:

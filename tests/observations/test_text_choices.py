@@ -182,7 +182,15 @@ def test_gradients_are_those_of_one_pass_for_each_choice() -> None:
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize(("network", "targets"), [("llama", ["embed_tokens", "q_proj"]), ("gpt2", ["c_attn", "c_fc"])])
+@pytest.mark.parametrize(
+    ("network", "targets"),
+    [
+        ("llama", ["embed_tokens", "q_proj"]),
+        ("llama", ["lm_head", "q_proj"]),
+        ("qwen2", ["lm_head"]),
+        ("gpt2", ["c_attn", "c_fc"]),
+    ],
+)
 def test_products_of_packed_rows_are_the_jacobian(network: str, targets: list[str], side: str) -> None:
     found = program(network, side=side, targets=targets)
     over = Rows.of(found, rows(), 4)

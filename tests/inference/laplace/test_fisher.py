@@ -17,9 +17,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import bayeslora as bl
-from bayeslora.errors import AdapterError, PosteriorError, SettingError
+from bayeslora.errors import PosteriorError, SettingError
 from bayeslora.models import Gaussian
-from bayeslora.observations import Completions, Sampled
+from bayeslora.observations import Completions, Sampled, completions
 from bayeslora.passes import Rows
 from bayeslora.program import Program
 
@@ -100,9 +100,15 @@ def test_the_score_of_one_token_comes_back_on_average() -> None:
     assert off.square().mean() < 3 and off.abs().max() < 6
 
 
-@pytest.mark.parametrize("temperature", [1.0, 3.0])
-def test_empirical_curvature_is_of_the_tokens_that_are_given(temperature: float) -> None:
-    over = program()
+@pytest.mark.parametrize(
+    ("temperature", "targets", "at_once"),
+    [(1.0, ("q_proj",), 2**24), (3.0, ("q_proj",), 1), (1.0, ("q_proj", "lm_head"), 2**24), (1.0, ("lm_head",), 24)],
+)
+def test_empirical_curvature_is_of_the_tokens_that_are_given(
+    temperature: float, targets: tuple[str, ...], at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(completions, "LOGITS", at_once)  # 24 logits: two tokens
+    over = program(targets)
     posterior = given(over, rows(), curvature="full", fisher="empirical", temperature=temperature)
     scores = torch.stack([of_row(over, number)[1] for number in range(3)])
     torch.testing.assert_close(matrix_of(posterior), scores.mT @ scores / temperature, rtol=1e-3, atol=1e-5)
@@ -112,15 +118,16 @@ def test_empirical_curvature_is_of_the_tokens_that_are_given(temperature: float)
     ("curvature", "tune"),
     [("kron", "evidence"), ("kron", "mode-evidence"), ("diag", "none"), ("full", "none"), ("exact", "evidence")],
 )
+@pytest.mark.parametrize("targets", [("q_proj",), ("lm_head",)])
 @pytest.mark.filterwarnings("ignore:By the evidence")
-def test_a_posterior_of_completions(curvature: str, tune: str, tmp_path: Path) -> None:
-    over = program()
+def test_a_posterior_of_completions(curvature: str, tune: str, targets: tuple[str, ...], tmp_path: Path) -> None:
+    over = program(targets)
     posterior = bl.fit(over, rows(3), "laplace", mode="given", curvature=curvature, tune=tune, progress=False)
     assert posterior.record.settings["fisher"] == "auto" and list(posterior.predictors) == ["sample", "mean"]
     found = posterior.predict(rows(), 4, progress=False)
     assert found.outputs.shape == (4, 3, 1) and found.metrics()["perplexity"].value > 1
     posterior.save(tmp_path / "saved")
-    loaded = bl.load(tmp_path / "saved", program=program())
+    loaded = bl.load(tmp_path / "saved", program=program(targets))
     assert torch.equal(loaded.predict(rows(), 4, progress=False).outputs, found.outputs)
     mean = loaded.predict(rows(), method="mean", progress=False)
     torch.testing.assert_close(mean.outputs[0], Rows.of(over, rows()).outputs(over, posterior.mean()))
@@ -185,5 +192,3 @@ def test_what_makes_no_sense_of_texts_is_refused() -> None:
         given(over, rows(), fisher="exact")
     with pytest.raises(PosteriorError, match="'probit'"):
         given(over, rows()).predict(rows(), method="probit", progress=False)
-    with pytest.raises(AdapterError, match="lm_head"):
-        given(program(("q_proj", "lm_head")), rows())
