@@ -177,8 +177,7 @@ def _resolve(name: str, data_dir: str | Path | None, given: Mapping[str, Any]) -
     """The task of a name, as far as it is known before the data are read, and what is to be said of it."""
     path = Path(name).expanduser()
     is_file = path.suffix.lower() in sources.SUFFIXES
-    is_own = is_file or (name == DEMO and data_dir is not None and "text" in given)
-    known = None if is_own else find_task(name)
+    known = None if is_file else find_task(name)
     if known is not None:
         return replace(known, **given), ()
     here = is_file or path.exists()
