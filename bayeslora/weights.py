@@ -281,11 +281,9 @@ class _Joined:
 
 def _stored(role: str, slots: tuple[Slot, ...], device: torch.device) -> Tensor:
     """What the parameters of a site hold now, in float32: a copy, which does not follow them."""
-    if role in ("A", "B"):
-        value = torch.stack([slot.stored().to(device) for slot in slots])
-    else:
-        value = slots[0].stored()
-    return value.to(device, torch.float32, copy=True).contiguous()
+    values = [slot.stored().to(device) for slot in slots]
+    value = torch.stack(values) if role in ("A", "B") else values[0]
+    return value.to(torch.float32, copy=True).contiguous()
 
 
 def _switches(network: nn.Module) -> Iterator[tuple[str, Any]]:
