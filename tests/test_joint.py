@@ -85,6 +85,7 @@ def test_what_cannot_be_joined_runs_one_after_another() -> None:
 
 def test_a_head_that_is_given_some_tokens_at_a_time_is_not_joined(monkeypatch: pytest.MonkeyPatch) -> None:
     program, split = causal("llama", ["v_proj", "lm_head"])
+    assert not program.weights.joinable  # a pass of all but the head would be for nothing
     size = program.network.config.vocab_size
     monkeypatch.setattr("bayeslora.observations.completions.LOGITS", 4 * size)  # tokens of several draws, were they one
     rows, draws = Rows.of(program, split), draws_of(program, 2)

@@ -90,6 +90,15 @@ def test_logits_stay_in_place_until_others_are_set() -> None:
         assert torch.equal(program.network(**inputs).logits, logits)
 
 
+def test_a_program_around_its_own_values_is_itself() -> None:
+    program = tiny_program()
+    own = {site.name: site.initial.clone() for site in program.sites}
+    assert program.around(own) is program  # which moves with its user's
+    other = program.around({name: value + 1 for name, value in own.items()})
+    assert all(torch.equal(site.initial, own[site.name] + 1) for site in other.sites)
+    assert all(torch.equal(site.initial, own[site.name]) for site in program.sites)
+
+
 def test_a_program_moves_with_the_parameters_of_peft() -> None:
     program = tiny_program()
     before = program.network.state_dict().keys()

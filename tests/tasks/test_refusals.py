@@ -80,10 +80,11 @@ def test_training_rows_without_any_label(tmp_path: Path) -> None:
         load_task("mrpc", tmp_path)
 
 
-def test_multiple_choice_without_rows(tmp_path: Path) -> None:
-    (tmp_path / "quiz.csv").write_text("q,a,b,right\n", encoding="utf-8")
+@pytest.mark.parametrize("columns", [{}, {"choices": ["a", "b"]}, {"choices": "a"}])
+def test_a_file_without_rows(tmp_path: Path, columns: dict[str, Any]) -> None:
+    (tmp_path / "quiz.csv").write_text("text,a,b,label\n", encoding="utf-8")
     with pytest.raises(DataError, match="Split 'train' of task 'quiz' has no rows"):
-        load_task(tmp_path / "quiz.csv", text="q", choices=["a", "b"], label="right")
+        load_task(tmp_path / "quiz.csv", **columns)
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])

@@ -64,6 +64,7 @@ def test_labels_that_come_along_are_read() -> None:
         (ONE, Dataset.from_dict({"text": ["x"]}), "Unknown column 'body'"),
         (ONE, [{"body": "x"}, {"body": None}], "Row 1 of split 'new rows' has no value in column 'body'"),
         (ONE, pd.DataFrame([["x", "y"]], columns=["body", "body"]), "Several columns .* 'body'"),
+        (ONE, [{"body": "x", "label": "great"}], "Row 0 of split 'new rows': label 'great' .* is none of bad, good"),
         (ONE, [], "has no rows"),
         (replace(QUIZ, choices=("choices",)), [], "has no rows"),
     ],

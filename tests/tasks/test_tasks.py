@@ -57,7 +57,8 @@ def test_a_lacking_validation_split_is_replaced_and_this_is_said(mrpc: Path) -> 
         == ("The rows of split 'test' stand in for a validation split.",)
     )
     write_rows(mrpc / "mrpc/test.jsonl", [{**row, "label": -1} for row in sentence_pairs(3)])
-    assert load_task("mrpc", mrpc).validation is None  # hidden labels stand in for nothing
+    hidden = load_task("mrpc", mrpc)
+    assert hidden.validation is None and not hidden.notes  # hidden labels stand in for nothing
 
 
 def test_fit_says_that_there_is_nothing_to_train_on(tmp_path: Path) -> None:
@@ -265,6 +266,16 @@ def test_a_task_comes_back_without_its_training_rows(mrpc: Path) -> None:
     with pytest.raises(TaskError, match="Unknown split of task 'glue/mrpc' 'train'"):
         again.split("train")
     assert "train" not in load_task("mrpc", mrpc).roles
+
+
+def test_a_record_is_read_where_the_data_are_now(tmp_path: Path) -> None:
+    for name in ("then", "now"):
+        write_rows(tmp_path / name / "train.jsonl", [{"text": name, "label": label} for label in (0, 1)])
+    record = load_task(tmp_path / "then").to_dict()
+    assert [reload_task(record, place).train.render(1) for place in (None, tmp_path / "now")] == [
+        "then\n-> 1",
+        "now\n-> 1",
+    ]
 
 
 def test_a_record_keeps_the_order_of_the_classes(reviews: Path) -> None:

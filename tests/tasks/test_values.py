@@ -38,6 +38,7 @@ def infer(values: list[Any]) -> tuple[str, ...]:
         (["true", "false"], ("false", "true")),
         ([f"c{number:03}" for number in range(300)] * 2, tuple(f"c{number:03}" for number in range(300))),
         ([None, " "], ()),
+        ([-1, -1], ()),
     ],
 )
 def test_names_that_values_imply(values: list[Any], names: tuple[str, ...]) -> None:
