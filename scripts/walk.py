@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections import Counter
+from inspect import CO_OPTIMIZED
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -29,12 +30,12 @@ class Walk:
     def __call__(self, frame: FrameType, event: str, _: Any) -> None:
         """Note a call of a function, if it comes straight from another file of the package."""
         called = frame.f_code
-        if event != "call" or not called.co_filename.startswith(ROOMS) or called.co_name == "<module>":
-            return
+        if event != "call" or not called.co_filename.startswith(ROOMS) or not called.co_flags & CO_OPTIMIZED:
+            return  # modules and bodies of classes run while something is imported
         self.files.add(called.co_filename)
         caller = frame.f_back
         if caller is not None and caller.f_code.co_filename.startswith(ROOMS):
-            if caller.f_code.co_filename != called.co_filename and caller.f_code.co_name != "<module>":
+            if caller.f_code.co_filename != called.co_filename and caller.f_code.co_flags & CO_OPTIMIZED:
                 self.calls.add((caller.f_code, called))
 
 
