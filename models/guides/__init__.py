@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bayeslora.models.guides.auto import GUIDES, AutoGuide, check_kind, make_guide
-from bayeslora.models.guides.base import Guide, GuideList, PointGuide, decoded, encoded
+from bayeslora.models.guides.auto import GUIDES, make_guide
+from bayeslora.models.guides.base import Guide, GuideList, PointGuide
 
-__all__ = ["GUIDES", "AutoGuide", "Guide", "GuideList", "PointGuide", "check_kind", "decoded", "encoded", "make_guide"]
+__all__ = ["GUIDES", "Guide", "GuideList", "PointGuide", "make_guide"]
