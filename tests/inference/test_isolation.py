@@ -94,3 +94,22 @@ def test_a_start_of_another_network_is_refused() -> None:
     start = fit(other, lora_regression().rows, "mle", epochs=1, progress=False)
     with pytest.raises(AdapterError, match="weights do not fit the network"):
         fitted(program(), "mle", start=start)
+
+
+class Told(Exception):
+    """Where a program was to go."""
+
+
+@pytest.mark.parametrize("backend", ["laplace", "sgld"])
+@pytest.mark.parametrize(("cpu", "gpu", "where"), [(True, True, "cpu"), (False, True, "cuda"), (False, False, "cpu")])
+def test_a_fit_stays_on_the_cpu_if_asked_for(
+    monkeypatch: pytest.MonkeyPatch, backend: str, cpu: bool, gpu: bool, where: str
+) -> None:
+    def told(_: Program, device: str) -> None:
+        raise Told(device)
+
+    here = program()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(Program, "to", told)
+    with pytest.raises(Told, match=where):
+        fitted(here, backend, cpu=cpu)

@@ -173,23 +173,6 @@ class TestScale:
             layers = squares.mean((-2, -1)).flatten()
             assert (layers.mean() - 1).abs() <= ERRORS * layers.std() / math.sqrt(len(layers))
 
-    def test_sigma0_is_relative_to_each_layer_and_absolute_at_zero(self, sites: tuple[Site, ...]) -> None:
-        model = MonteCLoRA(sites="both", scale=0.5, zero_scale=0.07)
-        found = model.sigma0(sites[0])
-        torch.testing.assert_close(found[:, 0, 0], 0.5 * sites[0].initial.square().mean((1, 2)).sqrt())
-        torch.testing.assert_close(model.sigma0(sites[1]), torch.full((3, 1, 1), 0.07, dtype=torch.float64))
-
-    def test_deviation_is_absolute_in_every_layer(self, sites: tuple[Site, ...]) -> None:
-        model = MonteCLoRA(sites="both", deviation=0.3)
-        for site in sites[:2]:
-            torch.testing.assert_close(model.sigma0(site), torch.full((3, 1, 1), 0.3, dtype=torch.float64))
-        with pytest.raises(SettingError, match="deviation should be greater than 0, found 0.0"):
-            MonteCLoRA(deviation=0.0)
-
-    def test_centre(self, sites: tuple[Site, ...]) -> None:
-        assert (MonteCLoRA(centre="zero").prior_mean(sites[0]) == 0).all()
-        assert (MonteCLoRA().prior_mean(sites[0]) == sites[0].initial).all()
-
     def test_eps_scales_the_guides_noise(self, sites: tuple[Site, ...]) -> None:
         torch.manual_seed(3)
         wide = MonteCLoRA(eps=1.0).guide(sites)()[A] - sites[0].initial
@@ -349,13 +332,6 @@ class TestSettings:
             models.build("montclora")
         with pytest.raises(SettingError, match="components"):
             models.build("monteclora", component=3)
-
-
-def test_half_precision_regions_are_left(sites: tuple[Site, ...]) -> None:
-    single = tuple(replace(site, initial=site.initial.float()) for site in sites)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        values = MonteCLoRA().sample(single).values()
-    assert {value.dtype for value in values} == {torch.float32}
 
 
 def test_layers_are_independent_of_their_order(sites: tuple[Site, ...]) -> None:
