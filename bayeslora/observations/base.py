@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from bayeslora.predict.prediction import Prediction
     from bayeslora.tasks import Task, TaskSpec
 
-__all__ = ["LENGTH", "Curved", "Drawn", "Observation", "Sampled"]
+__all__ = ["LENGTH", "Causal", "Curved", "Drawn", "Observation", "Sampled"]
 
 #: Most tokens of a row, where nothing else is said.
 LENGTH = 256
@@ -42,6 +42,7 @@ class Observation(ABC):
         network: Auto class of transformers that has the right head.
         peft_task: PEFT's name for such a network, or None.
         causal: whether the network is a causal language model with its own head.
+        apart: columns of a batch that are not arguments of the network, beside labels and index.
     """
 
     name: ClassVar[str]
@@ -49,6 +50,7 @@ class Observation(ABC):
     network: ClassVar[str] = "AutoModelForSequenceClassification"
     peft_task: ClassVar[str | None] = "SEQ_CLS"
     causal: ClassVar[bool] = False
+    apart: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     @abstractmethod
@@ -115,7 +117,7 @@ class Observation(ABC):
 
     def inputs(self, batch: Mapping[str, Tensor]) -> Batch:
         """The network's arguments among the tensors of a batch."""
-        return {key: value for key, value in batch.items() if key not in NOT_INPUTS}
+        return {key: value for key, value in batch.items() if key not in NOT_INPUTS | self.apart}
 
     def attended(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Which tokens are of the text, in each sequence of each example: (examples, sequences, tokens)."""
@@ -185,6 +187,23 @@ class Observation(ABC):
     def to_dict(self) -> dict[str, Any]:
         """Plain data from which `bayeslora.observations.build` makes the same observation."""
         return {"name": self.name, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class Causal(Observation):
+    """An observation of a causal language model, whose head is its own: nothing is to be said of it, nor learned."""
+
+    network: ClassVar[str] = "AutoModelForCausalLM"
+    peft_task: ClassVar[str | None] = "CAUSAL_LM"
+    causal: ClassVar[bool] = True
+
+    def head(self, spec: TaskSpec) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def trained_in_full(self, base: nn.Module) -> list[str]:
+        """Nothing."""
+        return []
 
 
 class Curved(ABC):

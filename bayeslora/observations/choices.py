@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from bayeslora.errors import DataError
-from bayeslora.observations.base import NOT_INPUTS
 from bayeslora.observations.batches import Batch, Collator, Padding
 from bayeslora.observations.classes import Classes
 
@@ -34,6 +33,7 @@ class Choices(Classes):
     kinds: ClassVar[tuple[str, ...]] = ("multiple-choice",)
     network: ClassVar[str] = "AutoModelForMultipleChoice"
     peft_task: ClassVar[str | None] = None
+    apart: ClassVar[frozenset[str]] = frozenset({"choice_mask"})
 
     @classmethod
     def of(cls, spec: TaskSpec) -> Choices:
@@ -58,10 +58,6 @@ class Choices(Classes):
     def collator(self, padding: Padding, multiple_of: int = 1) -> Collator:
         """Pads rows to the same number of choices as well."""
         return ChoiceCollator(padding, multiple_of, self.classes)
-
-    def inputs(self, batch: Mapping[str, Tensor]) -> Batch:
-        """Without the mask of choices."""
-        return {key: value for key, value in batch.items() if key not in NOT_INPUTS | {"choice_mask"}}
 
     def attended(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Tokens of the choices that a row has."""

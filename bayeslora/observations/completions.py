@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from bayeslora.errors import DataError
-from bayeslora.observations.base import NOT_INPUTS, Drawn, Observation, Sampled, refuse
+from bayeslora.observations.base import Causal, Drawn, Sampled, refuse
 from bayeslora.observations.batches import Batch, Collator, Padding
 from bayeslora.observations.decoder import head_of, hidden_states, logits_at
 from bayeslora.observations.transcripts import tokens_of, transcript
@@ -35,7 +35,7 @@ LOGITS = 2**24
 
 
 @dataclass(frozen=True)
-class Completions(Observation, Sampled):
+class Completions(Causal, Sampled):
     """The tokens of a row's completion, each with the probability that the network gives it after all those before.
 
     The one output of a row is the summed log-likelihood of its completion, and its label the number of tokens that it
@@ -48,9 +48,7 @@ class Completions(Observation, Sampled):
 
     name: ClassVar[str] = "completions"
     kinds: ClassVar[tuple[str, ...]] = ("completion",)
-    network: ClassVar[str] = "AutoModelForCausalLM"
-    peft_task: ClassVar[str | None] = "CAUSAL_LM"
-    causal: ClassVar[bool] = True
+    apart: ClassVar[frozenset[str]] = frozenset({"target"})
 
     chat: bool = False
 
@@ -73,10 +71,6 @@ class Completions(Observation, Sampled):
                 while len(before) + len(after) > most:
                     most *= 2
         return most
-
-    def trained_in_full(self, base: nn.Module) -> list[str]:
-        """Nothing: the head is the network's own."""
-        return []
 
     def columns(self, spec: TaskSpec) -> tuple[str, ...]:
         """With those of the completion, whose likelihood is predicted."""
@@ -105,10 +99,6 @@ class Completions(Observation, Sampled):
     def collator(self, padding: Padding, multiple_of: int = 1) -> Collator:
         """Marks the tokens of completions as well."""
         return CompletionCollator(padding, multiple_of)
-
-    def inputs(self, batch: Mapping[str, Tensor]) -> Batch:
-        """Without the mask of completions."""
-        return {key: value for key, value in batch.items() if key not in NOT_INPUTS | {"target"}}
 
     def scored(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Examples of the tokens of completions."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora.errors import DataError, SettingError
-from bayeslora.observations.base import NOT_INPUTS
+from bayeslora.observations.base import Causal
 from bayeslora.observations.batches import Batch, Collator, Padding
 from bayeslora.observations.classes import Classes
 from bayeslora.observations.decoder import hidden_states, logits_at
@@ -35,7 +35,7 @@ OTHER = "(other)"
 
 
 @dataclass(frozen=True)
-class Prompted(Classes):
+class Prompted(Causal, Classes):
     """The label's token after a prompt, of a causal language model; each class or lettered choice has one.
 
     Attributes:
@@ -52,9 +52,7 @@ class Prompted(Classes):
 
     name: ClassVar[str] = "prompted"
     kinds: ClassVar[tuple[str, ...]] = ("classification", "multiple-choice")
-    network: ClassVar[str] = "AutoModelForCausalLM"
-    peft_task: ClassVar[str | None] = "CAUSAL_LM"
-    causal: ClassVar[bool] = True
+    apart: ClassVar[frozenset[str]] = frozenset({"choice_mask"})
 
     words: tuple[str, ...] = ()
     label_tokens: tuple[int, ...] = ()
@@ -132,14 +130,6 @@ class Prompted(Classes):
         """One of each label; with the whole vocabulary one more, of all other tokens together."""
         return self.classes + (self.likelihood == "vocabulary")
 
-    def head(self, spec: TaskSpec) -> dict[str, Any]:
-        """The network's own: nothing to say."""
-        return {}
-
-    def trained_in_full(self, base: nn.Module) -> list[str]:
-        """Nothing: the head is the language model's own."""
-        return []
-
     def shown(self, spec: TaskSpec, row: Mapping[str, Any], label: float | None = None) -> str:
         """The prompt, and the word that answers it."""
         words = self.words or _words(spec)
@@ -161,10 +151,6 @@ class Prompted(Classes):
     def collator(self, padding: Padding, multiple_of: int = 1) -> Collator:
         """Says which choices a row has as well."""
         return PromptCollator(padding, multiple_of, self.classes)
-
-    def inputs(self, batch: Mapping[str, Tensor]) -> Batch:
-        """Without the mask of choices."""
-        return {key: value for key, value in batch.items() if key not in NOT_INPUTS | {"choice_mask"}}
 
     def run(self, network: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """Logits of the labels' tokens behind the prompt, (examples, outputs); minus infinity where a row has none."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora.errors import DataError, SettingError, unknown
-from bayeslora.observations.base import Observation
+from bayeslora.observations.base import Causal, Observation
 from bayeslora.observations.batches import Collator, Padding
 from bayeslora.observations.choices import Choices
 from bayeslora.observations.completions import log_likelihoods
@@ -34,7 +34,7 @@ SIZES = {
 
 
 @dataclass(frozen=True)
-class TextChoices(Choices):
+class TextChoices(Causal, Choices):
     """The number of the right choice, with probabilities softmax(scores) over the choices that a row has.
 
     The score of a choice is the log-likelihood of its tokens after the question, log p(choice | question).
@@ -48,9 +48,6 @@ class TextChoices(Choices):
     """
 
     name: ClassVar[str] = "text-choices"
-    network: ClassVar[str] = "AutoModelForCausalLM"
-    peft_task: ClassVar[str | None] = "CAUSAL_LM"
-    causal: ClassVar[bool] = True
 
     likelihood: Literal["sum", "token", "byte"] = "sum"
 
@@ -66,10 +63,6 @@ class TextChoices(Choices):
             AdapterError: it does not.
         """
         check_packing(network, self.name)
-
-    def trained_in_full(self, base: nn.Module) -> list[str]:
-        """Nothing: the head is the network's own."""
-        return []
 
     def shown(self, spec: TaskSpec, row: Mapping[str, Any], label: float | None = None) -> str:
         """The question, and a line for each text that may follow, with a mark at the right one."""
