@@ -15,7 +15,7 @@ from bayeslora.errors import DataError, SettingError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["PADDING", "Batch", "Collator", "Padding", "batches", "numbered", "transposed"]
+__all__ = ["PADDING", "Batch", "Collator", "Padding", "batches", "choice_mask", "numbered", "transposed"]
 
 #: Tensors by name: the network's inputs, "labels", "index", and what an observation adds.
 Batch = dict[str, Tensor]
@@ -134,6 +134,18 @@ def numbered(data: Dataset, name: str = "tokenised rows") -> Dataset:
         raise DataError(f"Row {lengths.index(0)} of split '{name}' has no tokens: its text is empty.")
     table = table.append_column("index", pa.array(range(len(lengths)), pa.int64()))
     return Dataset(table.append_column("length", pa.array(lengths, pa.int64())))
+
+
+def choice_mask(counts: Sequence[int], most: int) -> Tensor:
+    """Which of so many choices there are, of rows with some each: (rows, most).
+
+    Raises:
+        DataError: a row has more.
+    """
+    widths = torch.tensor(counts)
+    if int(widths.max()) > most:
+        raise DataError(f"A row has {int(widths.max())} choices, expected at most {most}.")
+    return torch.arange(most) < widths[:, None]
 
 
 def transposed(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from bayeslora.errors import DataError
-from bayeslora.observations.batches import Batch, Collator, Padding
+from bayeslora.observations.batches import Batch, Collator, Padding, choice_mask
 from bayeslora.observations.classes import Classes
 
 if TYPE_CHECKING:
@@ -88,13 +87,10 @@ class ChoiceCollator(Collator):
         Raises:
             DataError: a row has too many choices.
         """
-        rows = len(columns["input_ids"])
-        widths = torch.tensor([len(row) for row in columns["input_ids"]])
-        if int(widths.max()) > self.choices:
-            raise DataError(f"A row has {int(widths.max())} choices, expected at most {self.choices}.")
+        there = choice_mask([len(row) for row in columns["input_ids"]], self.choices)
         flat = {name: self._filled(name, values) for name, values in columns.items()}
-        batch = {name: value.unflatten(0, (rows, -1)) for name, value in super().padded(flat).items()}
-        return {"choice_mask": torch.arange(self.choices) < widths[:, None], **batch}
+        batch = {name: value.unflatten(0, there.shape) for name, value in super().padded(flat).items()}
+        return {"choice_mask": there, **batch}
 
     def _filled(self, name: str, rows: Sequence[Sequence[Sequence[int]]]) -> list[Sequence[int]]:
         """Sequences of all choices of all rows, those that do not exist in place."""

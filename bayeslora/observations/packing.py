@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora.errors import AdapterError, DataError
-from bayeslora.observations.batches import Batch, Collator
+from bayeslora.observations.batches import Batch, Collator, choice_mask
 from bayeslora.observations.decoder import hidden_states
 
 __all__ = ["PackedCollator", "check_packing", "check_window", "packed", "predictors"]
@@ -51,13 +51,13 @@ class PackedCollator(Collator):
                 raise DataError(
                     f"The tokenised rows have no column '{name}': expected 'input_ids', 'segments', 'sizes'."
                 )
-        most = max(len(row["sizes"]) for row in rows)
-        if most > self.choices:
-            raise DataError(f"A row has {most} choices, expected at most {self.choices}.")
+        there = choice_mask([len(row["sizes"]) for row in rows], self.choices)
         values = {"input_ids": self.padding.values["input_ids"], "attention_mask": 0, "segments": 0}
         batch = Collator(replace(self.padding, values=values), self.multiple_of)(rows)
         batch["position_ids"] = _positions(batch["segments"], batch["attention_mask"])
-        batch["sizes"] = torch.tensor([[*row["sizes"], *[0] * (self.choices - len(row["sizes"]))] for row in rows])
+        batch["sizes"] = there.long().masked_scatter(
+            there, torch.tensor([size for row in rows for size in row["sizes"]])
+        )
         return batch
 
 
@@ -73,9 +73,8 @@ def packed(network: nn.Module, batch: Mapping[str, Tensor]) -> Batch:
     segments = batch["segments"]
     whose, of_whom = segments.unsqueeze(2), segments.unsqueeze(1)
     tokens = segments.shape[1]
-    itself = torch.eye(
-        tokens, dtype=torch.bool, device=segments.device
-    )  # a token that sees none is NaN in some kernels
+    # A token that sees none, not even itself, is NaN in some kernels.
+    itself = torch.eye(tokens, dtype=torch.bool, device=segments.device)
     before = itself.new_ones(tokens, tokens).tril()
     seen = itself | (before & batch["attention_mask"].bool().unsqueeze(1) & ((of_whom == 0) | (whose == of_whom)))
     mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bayeslora.errors import DataError, SettingError
 from bayeslora.observations.base import Causal
-from bayeslora.observations.batches import Batch, Collator, Padding
+from bayeslora.observations.batches import Batch, Collator, Padding, choice_mask
 from bayeslora.observations.classes import Classes
 from bayeslora.observations.decoder import hidden_states, logits_at
 from bayeslora.observations.prompts import rendered, tokens
@@ -204,12 +204,9 @@ class PromptCollator(Collator):
             DataError: a row has too many choices.
         """
         batch = super().__call__(rows)
-        if "choices" not in rows[0]:
-            return batch
-        widths = torch.tensor([row["choices"] for row in rows])
-        if int(widths.max()) > self.choices:
-            raise DataError(f"A row has {int(widths.max())} choices, expected at most {self.choices}.")
-        return batch | {"choice_mask": torch.arange(self.choices) < widths[:, None]}
+        if "choices" in rows[0]:
+            batch["choice_mask"] = choice_mask([row["choices"] for row in rows], self.choices)
+        return batch
 
 
 def _words(spec: TaskSpec) -> tuple[str, ...]:
