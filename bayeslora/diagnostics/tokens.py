@@ -18,15 +18,7 @@ from bayeslora.observations.decoder import logits_at
 from bayeslora.passes import Rows, undisturbed
 from bayeslora.posterior import Posterior
 from bayeslora.predict.metrics import BINS
-from bayeslora.predict.resampling import (
-    Interval,
-    Statistic,
-    bootstrap,
-    calibration,
-    calibration_of_parts,
-    once,
-    ratio,
-)
+from bayeslora.predict.resampling import Interval, Statistic, bootstrap, calibration, once, ratio
 from bayeslora.program import Program
 
 __all__ = ["METHODS", "TokenCalibration", "token_calibration"]
@@ -75,8 +67,7 @@ class TokenCalibration:
 
         table = {"token_accuracy": mean(self.correct), "token_confidence": mean(self.confidence)}
         for bins in BINS:
-            statistic = calibration_of_parts(self.confidence, self.correct, bins, self.row)
-            table[f"token_ece_{bins}"] = (statistic, 0.0, 1.0)
+            table[f"token_ece_{bins}"] = (calibration(self.confidence, self.correct, bins, self.row), 0.0, 1.0)
         return bootstrap(table, len(sizes), seed, intervals)
 
 

@@ -110,9 +110,7 @@ class Prediction(ABC):
         Raises:
             DataError: the labels are not known.
         """
-        labels = self._known()
-        density = [self.distribution(part.double()).log_prob(labels[rows]) for rows, part in self._chunks()]
-        return torch.cat(density, dim=1)
+        return self._by_rows(lambda part, labels: self.distribution(part).log_prob(labels), self._known(), dim=1)
 
     @property
     def log_predictive_density(self) -> Tensor:
@@ -177,15 +175,11 @@ class Prediction(ABC):
         plain = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
         return KINDS[metadata["kind"]](**plain | tensors)
 
-    def _chunks(self) -> list[tuple[slice, Tensor]]:
-        """Rows and their outputs, some at a time: all in double precision may not fit."""
+    def _by_rows(self, made: Callable[..., Tensor], *more: Tensor, dim: int = 0) -> Tensor:
+        """What a function makes of the outputs of some rows, and more of these: all in double precision may not fit."""
         step = max(1, CHUNK // max(1, self.draws * self.outputs.shape[-1]))
-        starts = range(0, max(1, len(self)), step)
-        return [(slice(start, start + step), self.outputs[:, start : start + step]) for start in starts]
-
-    def _by_rows(self, reduce: Callable[[Tensor], Tensor]) -> Tensor:
-        """Apply a function that removes the dimension of draws to the outputs of some rows at a time."""
-        return torch.cat([reduce(part.double()) for _, part in self._chunks()])
+        parts = zip(self.outputs.split(step, 1), *(each.split(step) for each in more), strict=True)
+        return torch.cat([made(part.double(), *rest) for part, *rest in parts], dim)
 
     def _known(self) -> Tensor:
         if self.labels is None:

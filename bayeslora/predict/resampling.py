@@ -124,27 +124,17 @@ def perplexity(scores: Floats, tokens: Floats) -> Statistic:
     return lambda counts: np.exp(mean_score(counts) / mean_tokens(counts))
 
 
-def calibration(confidence: Floats, correctness: Floats, bins: int) -> Statistic:
-    """Sum over bins of |sum of (correctness - confidence)| / rows, in bins of equal width.
-
-    Args:
-        confidence: probability of the predicted class (rows,).
-        correctness: 1 where it was the label, else 0, or its true probability (rows,).
-        bins: their number; a bin includes its upper edge.
-    """
-    gaps = indicator(bin_of(confidence, bins), bins) * (correctness - confidence)[:, None]
-    return lambda counts: np.abs(counts @ gaps).sum(1) / counts.sum(1)
-
-
-def calibration_of_parts(confidence: Floats, correctness: Floats, bins: int, rows: NDArray[np.int64]) -> Statistic:
-    """The same over parts of rows, such as tokens of texts, each of which counts as often as its row.
+def calibration(confidence: Floats, correctness: Floats, bins: int, rows: NDArray[np.int64] | None = None) -> Statistic:
+    """Sum over bins of |sum of (correctness - confidence)| / parts, in bins of equal width.
 
     Args:
         confidence: probability of what is predicted (parts,).
-        correctness: 1 where it came, else 0 (parts,).
+        correctness: 1 where it was the label, else 0, or its true probability (parts,).
         bins: their number; a bin includes its upper edge.
-        rows: number of the row that each is a part of (parts,).
+        rows: number of the row that each is a part of (parts,), as tokens are of texts: it counts as often as its row.
+            By default each is a row.
     """
+    rows = np.arange(len(confidence)) if rows is None else rows
     sizes = np.bincount(rows)
     cells = bins * rows + bin_of(confidence, bins)
     gaps = np.bincount(cells, correctness - confidence, minlength=bins * len(sizes)).reshape(-1, bins)

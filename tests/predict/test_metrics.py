@@ -181,7 +181,7 @@ def test_parts_of_rows_count_as_often_as_their_row() -> None:
     counts = np.stack([np.bincount(each, minlength=12) for each in drawn]).astype(float)
     parts = [np.concatenate([np.flatnonzero(row == number) for number in each]) for each in drawn]
     expected = [resampling.once(resampling.calibration(confidence[at], correct[at], 10), len(at)) for at in parts]
-    assert resampling.calibration_of_parts(confidence, correct, 10, row)(counts) == pytest.approx(expected)
+    assert resampling.calibration(confidence, correct, 10, row)(counts) == pytest.approx(expected)
     ratio = resampling.ratio(np.bincount(row, correct), np.bincount(row).astype(float))
     assert ratio(counts) == pytest.approx([correct[at].mean() for at in parts])
 
