@@ -22,6 +22,8 @@ __all__ = [
     "Method",
     "Model",
     "MovedBase",
+    "MovedData",
+    "Run",
     "Split",
     "TaskName",
     "TrainSize",
@@ -69,6 +71,10 @@ ConfigFile = Annotated[
 Split = Annotated[str, typer.Option(help="Rows to predict: validation, test, heldout or another split of the data.")]
 Draws = Annotated[int, typer.Option(help="Number of weight draws; the links of laplace take none.", min=1)]
 BatchSize = Annotated[int, typer.Option(help="Rows a pass: less takes less memory.", min=1)]
+Run = Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)]
+MovedData = Annotated[
+    str | None, typer.Option(help="Where the task's files are now, if they have moved.", show_default=False)
+]
 MovedBase = Annotated[
     str | None, typer.Option("--base", help="Where the base network is now, if it has moved.", show_default=False)
 ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bayeslora import files, store
 from bayeslora.app.config import RunConfig, differences, read_config, resolve
+from bayeslora.app.terminal import say
 from bayeslora.errors import SettingError, TaskError
 from bayeslora.identity import differing
 from bayeslora.record import RECORD
@@ -22,6 +23,7 @@ __all__ = [
     "build_program",
     "check_same",
     "fit",
+    "opened",
     "saved_config",
     "saved_task",
     "task_of",
@@ -95,7 +97,6 @@ def fit(
         PosteriorError: the folder holds a posterior that is damaged.
     """
     from bayeslora import inference
-    from bayeslora.app.terminal import say
 
     if resume and overwrite:
         raise SettingError("A run is either resumed or overwritten: give one of both.")
@@ -184,6 +185,21 @@ def saved_config(folder: Path) -> RunConfig:
     if not path.is_file():
         raise SettingError(f"There is no run in '{folder}': expected a file {CONFIG}.")
     return read_config(path)
+
+
+def opened(folder: Path, base: str | None = None) -> Posterior:
+    """The posterior of the run in a folder; that its fit was stopped is said.
+
+    Args:
+        folder: of the run.
+        base: where the base network is now, if it has moved.
+    """
+    from bayeslora.inference import load
+
+    posterior = load(folder, base)
+    if not posterior.record.finished:
+        say(f"The fit in {folder} was stopped: what is shown is how far it had come.")
+    return posterior
 
 
 def saved_task(

@@ -129,7 +129,7 @@ def test_a_fit_that_was_stopped_is_evaluated_as_such(
     finish(folder, False)
     assert call("evaluate", folder, "--draws", 1, "--json", tmp_path / "m.json") == 0
     shown = capsys.readouterr()
-    assert "was stopped: what is evaluated is how far it had come" in shown.err and "(not finished)" in shown.out
+    assert "was stopped: what is shown is how far it had come" in shown.err and "(not finished)" in shown.out
     assert json.loads((tmp_path / "m.json").read_text())["finished"] is False
 
 

@@ -8,14 +8,14 @@ from typing import Annotated
 import typer
 
 from bayeslora.app.commands.evaluate import of_another_task
-from bayeslora.app.options import Assignments, BatchSize, MovedBase, Split, new_folder
+from bayeslora.app.options import Assignments, BatchSize, MovedBase, MovedData, Run, Split, new_folder
 from bayeslora.app.terminal import say, show
 
 __all__ = ["diagnose"]
 
 
 def diagnose(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)],
+    run: Run,
     output: Annotated[
         Path, typer.Option(parser=new_folder, metavar="FOLDER", help="Folder of the report.", show_default=False)
     ],
@@ -23,9 +23,7 @@ def diagnose(
         str | None,
         typer.Option(help="Another task with the same classes, to report on.", show_default="the run's own"),
     ] = None,
-    data_dir: Annotated[
-        str | None, typer.Option(help="Where the tasks' files are now, if they have moved.", show_default=False)
-    ] = None,
+    data_dir: MovedData = None,
     split: Split = "validation",
     other: Annotated[
         str | None,
@@ -49,15 +47,12 @@ def diagnose(
     """
     from bayeslora.app import runs
     from bayeslora.diagnostics import diagnose as ask
-    from bayeslora.inference import load
 
     settings = of_another_task("diagnose", assignments, task)
-    posterior = load(run, base)
+    posterior = runs.opened(run, base)
     own = runs.saved_task(posterior, None, data_dir)
     reported = own if task is None else runs.saved_task(posterior, task, data_dir, settings)
     say(*reported.notes)
-    if not posterior.record.finished:
-        say(f"The fit in {run} was stopped: what is diagnosed is how far it had come.")
     found = ask(
         posterior,
         reported.split(split),

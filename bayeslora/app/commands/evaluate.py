@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bayeslora.app.options import Assignments, BatchSize, Draws, Method, MovedBase, Split, new_file
+from bayeslora.app.options import Assignments, BatchSize, Draws, Method, MovedBase, MovedData, Run, Split, new_file
 from bayeslora.app.terminal import metrics_table, say, show
 from bayeslora.errors import SettingError
 
@@ -16,13 +16,11 @@ __all__ = ["evaluate", "of_another_task"]
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)],
+    run: Run,
     task: Annotated[
         str | None, typer.Option(help="Another task with the same classes.", show_default="the run's own")
     ] = None,
-    data_dir: Annotated[
-        str | None, typer.Option(help="Where the task's files are now, if they have moved.", show_default=False)
-    ] = None,
+    data_dir: MovedData = None,
     split: Split = "validation",
     draws: Draws = 10,
     method: Method = None,
@@ -48,7 +46,6 @@ def evaluate(
     from bayeslora import files
     from bayeslora.app import runs
     from bayeslora.diagnostics.tokens import METHODS, token_calibration
-    from bayeslora.inference import load
     from bayeslora.observations import Completions
     from bayeslora.predict.measure import measure, true_probabilities
     from bayeslora.predict.plots import figure_format, reliability_diagram, save_figure
@@ -56,7 +53,7 @@ def evaluate(
     settings = of_another_task("evaluate", assignments, task)
     if plot is not None:
         figure_format(plot)  # before the work
-    posterior = load(run, base)
+    posterior = runs.opened(run, base)
     reported = runs.saved_task(posterior, task, data_dir, settings)
     say(*reported.notes)
     rows = reported.split(split)
@@ -66,8 +63,6 @@ def evaluate(
         tokens = token_calibration(posterior, rows, draws, method, seed=seed, batch_size=batch_size)
         found = replace(found, intervals={**found, **tokens.measured(seed=seed)})
     title = f"{posterior.record.backend} on {rows.spec.name}, {split}" + ("" if finished else " (not finished)")
-    if not finished:
-        say(f"The fit in {run} was stopped: what is evaluated is how far it had come.")
     show(metrics_table(found, title))  # first: what it took so long to find is not lost with a file
     if json is not None:
         files.write_json(json, found.to_dict() | {"finished": finished})

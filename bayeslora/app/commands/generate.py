@@ -7,15 +7,15 @@ from typing import Annotated
 
 import typer
 
-from bayeslora.app.options import BatchSize, Draws, MovedBase, check_apart, new_file
-from bayeslora.app.terminal import say, show
+from bayeslora.app.options import BatchSize, Draws, MovedBase, MovedData, Run, check_apart, new_file
+from bayeslora.app.terminal import show
 from bayeslora.errors import SettingError
 
 __all__ = ["generate"]
 
 
 def generate(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)],
+    run: Run,
     prompt: Annotated[
         list[str] | None, typer.Option(help="What the network reads; repeatable.", show_default=False)
     ] = None,
@@ -46,9 +46,7 @@ def generate(
     run_programs: Annotated[
         bool, typer.Option("--run-programs", help="Run what is written on this machine, under limits.")
     ] = False,
-    data_dir: Annotated[
-        str | None, typer.Option(help="Where the task's files are now, if they have moved.", show_default=False)
-    ] = None,
+    data_dir: MovedData = None,
     output: Annotated[
         Path | None,
         typer.Option(parser=new_file, metavar="FILE", help="Write JSON lines, one a prompt.", show_default=False),
@@ -73,7 +71,6 @@ def generate(
     """Go on after prompts, and say how sure the posterior is of each text."""
     from bayeslora.app import runs
     from bayeslora.app.generations import check_score, generate_file, generate_here, generate_split
-    from bayeslora.inference import load
 
     if sum(map(bool, (prompt, file, split))) != 1:
         raise SettingError("generate takes prompts, a file or a split of them: give one of --prompt, --file, --split.")
@@ -84,7 +81,7 @@ def generate(
     check_score(score, split, run_programs)
     if file is not None and output is not None:
         check_apart(file, output)
-    posterior = load(run, base)
+    posterior = runs.opened(run, base)
     settings = {
         "samples": samples,
         "method": method,
@@ -104,5 +101,3 @@ def generate(
     elif file is not None and output is not None:
         count = generate_file(posterior, file, output, batch_size=batch_size, **settings)
         show(f"{count:,} prompts of {file} answered by {posterior.record.backend}. Written into {output}")
-    if posterior.record.finished is False:
-        say(f"The fit in {run} was stopped: what writes is how far it had come.")

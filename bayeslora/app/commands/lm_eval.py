@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from bayeslora.app.options import BatchSize, Draws, MovedBase, new_file
-from bayeslora.app.terminal import say, show
+from bayeslora.app.options import BatchSize, Draws, MovedBase, Run, new_file
+from bayeslora.app.terminal import show
 
 __all__ = ["lm_eval"]
 
 
 def lm_eval(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)],
+    run: Run,
     tasks: Annotated[
         list[str],
         typer.Option(help="Task or group of the harness, or a YAML file of one; repeatable.", show_default=False),
@@ -51,15 +51,13 @@ def lm_eval(
     base: MovedBase = None,
 ) -> None:
     """Measure by the tasks of the evaluation harness (lm-eval), with probabilities averaged over draws."""
+    from bayeslora.app import runs
     from bayeslora.harness import PosteriorLM, evaluate, tables, write
-    from bayeslora.inference import load
 
-    posterior = load(run, base)
+    posterior = runs.opened(run, base)
     model = PosteriorLM(posterior, average, draws=draws, method=method, seed=seed, batch_size=batch_size)
     found = evaluate(model, tasks, include_path, limit=limit, num_fewshot=num_fewshot, chat=chat)
     if output is not None:
         write(output, found)
     show(f"{posterior.record.backend}, {model}")
     show(tables(found))
-    if posterior.record.finished is False:
-        say(f"The fit in {run} was stopped: what is measured is how far it had come.")

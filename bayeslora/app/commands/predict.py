@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from bayeslora.app.options import BatchSize, Draws, Method, MovedBase, check_apart, new_file
+from bayeslora.app.options import BatchSize, Draws, Method, MovedBase, Run, check_apart, new_file
 from bayeslora.app.terminal import show
 
 __all__ = ["predict"]
 
 
 def predict(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)],
+    run: Run,
     file: Annotated[
         Path,
         typer.Option(help="New rows: .csv, .tsv, .jsonl, .json or .parquet; no labels needed.", show_default=False),
@@ -32,11 +32,11 @@ def predict(
     base: MovedBase = None,
 ) -> None:
     """Predict the rows of a file: class, probabilities, entropy and mutual information of each, in their order."""
+    from bayeslora.app import runs
     from bayeslora.app.predictions import check_table, predict_file
-    from bayeslora.inference import load
 
     check_table(output)  # before the work
     check_apart(file, output)
-    posterior = load(run, base)
+    posterior = runs.opened(run, base)
     count = predict_file(posterior, file, output, draws=draws, method=method, seed=seed, batch_size=batch_size)
     show(f"{count:,} rows of {file} predicted by {posterior.record.backend}. Written into {output}")
