@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safetensors import SafetensorError
 from torch import nn
 
 from bayeslora.errors import AdapterError
@@ -62,7 +63,7 @@ def load_adapter(base: PreTrainedModel, folder: str | Path) -> PeftModel:
             network: PeftModel = PeftModel.from_pretrained(base, folder, is_trainable=True)
         except KeyError as error:
             raise AdapterError(f"The adapter '{folder}' does not fit '{name}': it lacks {error}.") from error
-        except (OSError, ValueError, RuntimeError, UserWarning) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError, UserWarning) as error:
             raise AdapterError(f"The adapter '{folder}' does not fit '{name}': {error}") from error
     weights = load_peft_weights(str(folder), device="cpu")
     wrong = [f"'{key}' of {value.dtype}" for key, value in weights.items() if not value.is_floating_point()]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from bayeslora.demo import MODEL_PATH
@@ -173,7 +174,7 @@ def _loaded(
             # A head for another number of classes is replaced by one that is drawn, as is a head that is not there.
             arguments = settings.arguments() | {"output_loading_info": True, "ignore_mismatched_sizes": True}
             base, found = kind.from_pretrained(settings.path, config=config, **arguments)
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise AdapterError(f"The base network '{settings.name}' cannot be loaded: {error}") from error
     if read.pad_token is None:
         read.pad_token = read.eos_token

@@ -302,6 +302,18 @@ class TestRefusals:
         with pytest.raises(AdapterError, match=f"base network '{tmp_path}' cannot be loaded"):
             Program.from_pretrained(tmp_path, Task(SPEC, text_rows()))
 
+    def test_files_that_were_not_copied_to_their_end_are_named(self, tmp_path: Path) -> None:
+        program = text_program(saved_base(tmp_path / "base"))
+        program.network.save_pretrained(tmp_path / "adapter")
+        cut = tmp_path / "adapter" / "adapter_model.safetensors"
+        cut.write_bytes(cut.read_bytes()[:-8])
+        with pytest.raises(AdapterError, match="adapter' does not fit .*: Error while deserializing"):
+            text_program(tmp_path / "base", adapter=tmp_path / "adapter")
+        cut = tmp_path / "base" / "model.safetensors"
+        cut.write_bytes(cut.read_bytes()[:-8])
+        with pytest.raises(AdapterError, match="base' cannot be loaded: Error while deserializing"):
+            text_program(tmp_path / "base")
+
     def test_a_network_without_a_head_for_classes_is_named(self, tmp_path: Path) -> None:
         saved_base(tmp_path)
         MambaConfig(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1).save_pretrained(tmp_path)
