@@ -43,6 +43,8 @@ __all__ = ["Laplace"]
 WORSE = 0.5
 #: Rows on which draws of the weights are tried, and how many times the mode's loss is too much for them.
 FEW_ROWS, TOO_MUCH = 16, 1.5
+#: Rows that are held out from which on they say more than an evidence does.
+ENOUGH_ROWS = 30
 #: Ways to tune that maximise an evidence.
 EVIDENCES = ("evidence", "mode-evidence")
 
@@ -69,8 +71,9 @@ class Laplace(TrainingSettings):
             takes the weights for a mode under every prior (see `bayeslora.inference.laplace.evidence`); "heldout" takes
             the prior so many times as wide that rows which `fit` was given as ``heldout`` are predicted best; "intact"
             narrows the model's prior until a draw of the weights adds at most a hundredth to the mode's loss on some
-            training rows; "none" keeps the model's prior. "auto" is "intact" for texts, which are predicted by draws of
-            the weights in the network as it is, of which the linear model knows nothing; and else "evidence".
+            training rows; "none" keeps the model's prior. "auto" is "heldout" where `fit` was given 30 rows or more for
+            it; else "intact" for texts, which are predicted by draws of the weights in the network as it is, of which
+            the linear model knows nothing; and else "evidence".
         scales: what the evidence tunes: one prior scale for "all" sites, for each "site", for each "layer", or the
             hyper-sites of the model ("hyper": Sigma and pi, under their own priors).
         temperature: weight of the log prior against the whole data's log-likelihood; 1 is Bayes' rule.
@@ -129,7 +132,7 @@ class Laplace(TrainingSettings):
         fixed = latents.keys() - prior.roots.keys()
         record = run.record(self.name, asdict(self), len(data), self.temperature, fixed)
         make = partial(LaplacePosterior, program, record, curvature=curvature, log_likelihood=log_likelihood)
-        tune = self._tune(program)
+        tune = self._tune(program, run)
         if tune == "heldout":
             assert run.heldout is not None  # `_check` refuses
             untuned = make(latents=latents, prior=prior)
@@ -149,10 +152,12 @@ class Laplace(TrainingSettings):
         posterior.record = replace(record, cost=cost, history=history + trace, finished=True)
         return posterior
 
-    def _tune(self, program: Program) -> str:
+    def _tune(self, program: Program, run: Run) -> str:
         """How the prior is tuned: of texts no linear network is predicted with, of which an evidence would be."""
         if self.tune != "auto":
             return self.tune
+        if self.scales == "all" and run.heldout is not None and len(run.heldout) >= ENOUGH_ROWS:
+            return "heldout"
         return "evidence" if isinstance(program.observation, Curved) else "intact"
 
     def _check_scales(self, tune: str) -> None:
@@ -174,7 +179,7 @@ class Laplace(TrainingSettings):
         self, program: Program, sites: Sequence[Site], curvature: Curvature, rows: int, vectors: int, run: Run
     ) -> None:
         """Refuse what cannot work before the time of training and of a pass is spent."""
-        self._check_scales(self._tune(program))
+        self._check_scales(self._tune(program, run))
         latents = program.model.initial(program.sites)
         normal_prior(program, sites, latents)
         if self.scales == "hyper" and not HyperPrior(program, sites, latents).shapes_weights:

@@ -79,6 +79,16 @@ def test_the_width_is_the_one_that_predicts_held_out_rows_best() -> None:
     assert best["heldout_nll"] < before
 
 
+@pytest.mark.parametrize(("number", "scales", "chosen"), [(30, "all", "heldout"), (29, "all", ""), (30, "site", "")])
+def test_held_out_rows_are_tuned_on_where_there_are_enough(number: int, scales: str, chosen: str) -> None:
+    program, rows, heldout = tiny_program(Gaussian(sites="both", zero_scale=1.0)), tiny_rows(12), tiny_rows(number)
+    found = given(program, rows, tune="auto", scales=scales, heldout=heldout)
+    expected = given(program, rows, tune=chosen or "evidence", scales=scales, heldout=heldout)
+    for name, root in expected.prior.roots.items():
+        torch.testing.assert_close(found.prior.roots[name], root)
+    assert [row for row in found.record.history if "heldout_nll" in row] or not chosen
+
+
 def test_held_out_rows_must_be_given_before_anything_is_trained() -> None:
     with pytest.raises(SettingError, match="tune='heldout' needs rows to tune on"):
         given(tiny(), tiny_rows(6), tune="heldout")
