@@ -293,6 +293,13 @@ class TestRefusals:
             program = Program.from_pretrained(tmp_path, Task(spec, replace(text_rows(), spec=spec)), max_length=16)
         assert program.network.get_parameter("base_model.model.classifier.original_module.weight").shape == (2, 16)
 
+    def test_an_encoder_does_not_go_on_with_a_text(self, tmp_path: Path) -> None:
+        spec = TaskSpec("pairs", "completion", ("prompt",), completion=" {completion}")
+        with pytest.raises(
+            AdapterError, match="is a BertForSequenceClassification, and .* needs a causal language mod"
+        ):
+            load_base(NetworkSettings(str(saved_base(tmp_path))), of_task(spec), spec)
+
     def test_choices_are_of_encoders(self, tmp_path: Path) -> None:
         spec = TaskSpec("quiz", "multiple-choice", ("question",), "answer", ("A", "B"), choices=("choices",))
         found = load_base(NetworkSettings(str(saved_base(tmp_path))), Choices(2), spec)

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
+from harness_scenarios import posterior_of
 from peft import PeftModel
 from pyro import poutine
+from safetensors.torch import load_file
 from scenarios import generators, saved_base, text_program, text_rows, tiny_program, tiny_rows
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
@@ -241,6 +243,11 @@ def test_a_saved_posterior_has_no_pickle_and_no_noise(tmp_path: Path) -> None:
     assert {name: value.shape for name, value in program.network.state_dict().items()} == plain
     state = {name for name in posterior.state()}
     assert state == set(make_guide("structured", program.model, program.sites).state_dict())
+
+
+def test_embeddings_that_lora_is_on_are_not_saved_with_it(tmp_path: Path) -> None:
+    posterior_of("llama", "bytes-bos", "embed_tokens").save(tmp_path)
+    assert all("lora_" in name for name in load_file(tmp_path / "adapter_model.safetensors"))
 
 
 def test_a_fit_says_what_it_cost() -> None:
