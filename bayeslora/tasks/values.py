@@ -105,9 +105,9 @@ def whole(value: Any) -> int | None:
     return None
 
 
-def shown(names: Sequence[str], most: int = 12) -> str:
+def shown(names: Sequence[str]) -> str:
     """The first names of many."""
-    return ", ".join(names[:most]) + (f" ... ({len(names)} in all)" if len(names) > most else "")
+    return ", ".join(names[:12]) + (f" ... ({len(names)} in all)" if len(names) > 12 else "")
 
 
 def _names(values: Sequence[Any], label: str) -> tuple[str, ...]:

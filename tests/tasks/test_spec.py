@@ -27,9 +27,10 @@ def test_data_are_found_in_the_folder_or_below(tmp_path: Path, folder: str) -> N
     assert len(load_task("mrpc", tmp_path).train) == 4
 
 
-def test_a_folder_may_be_named_like_the_task_was_asked_for(tmp_path: Path) -> None:
+@pytest.mark.parametrize("folder", ["winogrande", "winogrande_xl"])
+def test_a_folder_may_be_named_like_the_task_was_asked_for(tmp_path: Path, folder: str) -> None:
     row = {"sentence": "a _ b", "option1": "x", "option2": "y", "answer": "1"}
-    write_rows(tmp_path / "winogrande/train.jsonl", [row])
+    write_rows(tmp_path / folder / "train.jsonl", [row])
     task = load_task("winogrande", tmp_path)
     assert len(reload_task(task.to_dict()).train) == 1
 

@@ -196,7 +196,8 @@ def test_no_training_split(tmp_path: Path) -> None:
     assert "There is no split 'train' to train on: the rows serve to predict alone." in task.notes
     with pytest.raises(TaskError, match="Unknown split .* 'training'. Known: test"):
         load_task("mrpc", tmp_path, train="training")
-    assert len(load_task("mrpc", tmp_path, train="test").train) == 3
+    trained = load_task("mrpc", tmp_path, train="test")
+    assert len(trained.train) == 3 and trained.validation is None  # what is trained on stands in for nothing
 
 
 def test_the_hubs_class_names_win(monkeypatch: pytest.MonkeyPatch) -> None:
