@@ -328,7 +328,7 @@ def quietly() -> Iterator[None]:
 
 def _portable(name: str) -> str:
     """Name of a base network that holds in other folders; the packaged one has the same name everywhere."""
-    path = Path(name).expanduser()
+    path = Path(name)
     if name in ("", "demo") or not path.is_dir():
         return name
     return "demo" if path.resolve() == MODEL_PATH.resolve() else str(path.resolve())
