@@ -26,6 +26,7 @@ import bayeslora as bl
 from bayeslora.files import write_json
 from bayeslora.generation.answers import exact_match
 from bayeslora.networks import NetworkSettings
+from bayeslora.tasks.completion import completion_of
 
 #: Learning rates that are tried; of `svi` those of B, which it learns first.
 RATES = {"mle": (1e-3, 3e-3), "svi": (5e-3, 1e-2)}
@@ -87,7 +88,7 @@ def measured(run: Run, base: str, data_dir: str | None, output: Path) -> dict[st
         return record
     rows = first(task.split(run.split), ANSWERED)
     answers = posterior.generate(rows, 1, "mean", max_new_tokens=TOKENS, temperature=0, batch_size=10, **common)
-    truths = [row[rows.spec.completion] for row in rows.dataset]
+    truths = [completion_of(rows.spec, row) or "" for row in rows.dataset]
     record["arms"][run.backend] |= {name: each.to_dict() for name, each in exact_match(answers, truths).items()}
     (example,) = posterior.generate(PROMPT, SAMPLES, draws=run.samples, max_new_tokens=TOKENS, **common)
     return record | {"answers": [each.to_dict() for each in answers], "example": example.to_dict()}
