@@ -4,9 +4,9 @@
     python benchmarks/language_answers.py report
 
 LoRA of rank 8 on queries and values, 300 training rows, one epoch in batches of 4, seed 0. Perplexity is that of a
-token of the first 100 test rows' answers. The first 20 are answered at the posterior mean, token by token the
+token of the first 60 test rows' answers. The first 10 are answered at the posterior mean, token by token the
 likeliest; an answer is right if its number behind "####" is (strict match) or its last number (flexible). Every arm has
-the learning rate, of those that are tried, at which it predicts 40 held-back training rows best. `laplace` is laid
+the learning rate, of those that are tried, at which it predicts 30 held-back training rows best. `laplace` is laid
 around plain LoRA with nothing set. What is finished is not repeated.
 """
 
@@ -38,8 +38,8 @@ ARMS = {
 }
 #: Variant of the runs that choose a rate: they see the held-back rows alone.
 RATE = "rate"
-TRAINED, HELDOUT, REPORTED, ANSWERED, DRAWS = 300, 40, 100, 20, 4
-TOKENS, SAMPLES = 160, 8
+TRAINED, HELDOUT, REPORTED, ANSWERED, DRAWS = 300, 30, 60, 10, 4
+TOKENS, SAMPLES = 128, 4
 #: Of a text that shows how unsure the posterior is.
 PROMPT = "Question: Tom has 3 boxes with 4 apples each. He eats 2 apples. How many apples are left?\nAnswer:"
 
@@ -89,7 +89,7 @@ def measured(run: Run, base: str, data_dir: str | None, output: Path) -> dict[st
     rows = first(task.split(run.split), ANSWERED)
     answers = posterior.generate(rows, 1, "mean", max_new_tokens=TOKENS, temperature=0, batch_size=10, **common)
     truths = [completion_of(rows.spec, row) or "" for row in rows.dataset]
-    record["arms"][run.backend] |= {name: each.to_dict() for name, each in exact_match(answers, truths).items()}
+    record["arms"][run.backend] |= {name: asdict(each) for name, each in exact_match(answers, truths).items()}
     (example,) = posterior.generate(PROMPT, SAMPLES, draws=run.samples, max_new_tokens=TOKENS, **common)
     return record | {"answers": [each.to_dict() for each in answers], "example": example.to_dict()}
 
