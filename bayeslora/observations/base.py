@@ -111,9 +111,9 @@ class Observation(ABC):
         """Token ids of what a causal language model goes on after, of some rows of a task; answers are left out."""
         raise TypeError(f"The observation '{self.name}' is not of a causal language model: it asks nothing.")
 
-    def collator(self, padding: Padding, multiple_of: int = 1) -> Collator:
+    def collator(self, padding: Padding) -> Collator:
         """What makes batches of encoded rows."""
-        return Collator(padding, multiple_of)
+        return Collator(padding)
 
     def inputs(self, batch: Mapping[str, Tensor]) -> Batch:
         """The network's arguments among the tensors of a batch."""

@@ -45,11 +45,9 @@ class Collator:
 
     Attributes:
         padding: how.
-        multiple_of: pad lengths to a multiple of this.
     """
 
     padding: Padding = field(default_factory=Padding)
-    multiple_of: int = 1
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
         """Tensors (examples, tokens); labels and index (examples,)."""
@@ -77,7 +75,6 @@ class Collator:
     def _pad(self, sequences: Sequence[Sequence[int]], value: int) -> Tensor:
         lengths = torch.tensor([len(sequence) for sequence in sequences])[:, None]
         longest = int(lengths.max())
-        longest += -longest % self.multiple_of
         place = torch.arange(longest)
         kept = place >= longest - lengths if self.padding.side == "left" else place < lengths
         padded = torch.full((len(sequences), longest), value)

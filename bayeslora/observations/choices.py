@@ -54,9 +54,9 @@ class Choices(Classes):
         ends = [0, *torch.tensor([len(each) for each in texts]).cumsum(0).tolist()]
         return {name: [values[start:end] for start, end in pairwise(ends)] for name, values in flat.items()}
 
-    def collator(self, padding: Padding, multiple_of: int = 1) -> Collator:
+    def collator(self, padding: Padding) -> Collator:
         """Pads rows to the same number of choices as well."""
-        return ChoiceCollator(padding, multiple_of, self.classes)
+        return ChoiceCollator(padding, self.classes)
 
     def attended(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Tokens of the choices that a row has."""

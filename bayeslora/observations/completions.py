@@ -96,9 +96,9 @@ class Completions(Causal, Sampled):
         prompts = [replace(transcript(read, row, spec, self.chat), answer=None) for row in rows]
         return [tokens_of(read, prompt, sys.maxsize)[0] for prompt in prompts]
 
-    def collator(self, padding: Padding, multiple_of: int = 1) -> Collator:
+    def collator(self, padding: Padding) -> Collator:
         """Marks the tokens of completions as well."""
-        return CompletionCollator(padding, multiple_of)
+        return CompletionCollator(padding)
 
     def scored(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Examples of the tokens of completions."""

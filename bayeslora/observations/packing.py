@@ -53,7 +53,7 @@ class PackedCollator(Collator):
                 )
         there = choice_mask([len(row["sizes"]) for row in rows], self.choices)
         values = {"input_ids": self.padding.values["input_ids"], "attention_mask": 0, "segments": 0}
-        batch = Collator(replace(self.padding, values=values), self.multiple_of)(rows)
+        batch = Collator(replace(self.padding, values=values))(rows)
         batch["position_ids"] = _positions(batch["segments"], batch["attention_mask"])
         batch["sizes"] = there.long().masked_scatter(
             there, torch.tensor([size for row in rows for size in row["sizes"]])

@@ -148,9 +148,9 @@ class Prompted(Causal, Classes):
         """The prompts."""
         return self.tokens(encoder, rows, spec)["input_ids"]
 
-    def collator(self, padding: Padding, multiple_of: int = 1) -> Collator:
+    def collator(self, padding: Padding) -> Collator:
         """Says which choices a row has as well."""
-        return PromptCollator(padding, multiple_of, self.classes)
+        return PromptCollator(padding, self.classes)
 
     def run(self, network: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """Logits of the labels' tokens behind the prompt, (examples, outputs); minus infinity where a row has none."""

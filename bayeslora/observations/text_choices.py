@@ -97,9 +97,9 @@ class TextChoices(Causal, Choices):
             for ids, segments in zip(columns["input_ids"], columns["segments"], strict=True)
         ]
 
-    def collator(self, padding: Padding, multiple_of: int = 1) -> Collator:
+    def collator(self, padding: Padding) -> Collator:
         """Makes batches of packed rows."""
-        return PackedCollator(padding, multiple_of, self.classes)
+        return PackedCollator(padding, self.classes)
 
     def attended(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Tokens of the packed sequence."""

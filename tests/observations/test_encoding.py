@@ -131,9 +131,9 @@ def test_every_multiple_choice_batch_is_as_wide_as_the_task(tokenizer: PreTraine
 
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_padding(side: Any) -> None:
-    collate = Collator(Padding({"input_ids": 9, "attention_mask": 0}, side), multiple_of=4)
+    collate = Collator(Padding({"input_ids": 9, "attention_mask": 0}, side))
     batch = collate([{"input_ids": [1, 2, 3, 4, 5], "labels": 1}, {"input_ids": [6], "labels": 0}])
-    last = [6] + [9] * 7 if side == "right" else [9] * 7 + [6]
+    last = [6] + [9] * 4 if side == "right" else [9] * 4 + [6]
     assert batch["input_ids"][1].tolist() == last
     assert batch["attention_mask"].sum(-1).tolist() == [5, 1]
     assert batch["attention_mask"][1].bool().tolist() == [number == 6 for number in last]

@@ -11,30 +11,17 @@ import pytest
 import torch
 from causal_scenarios import causal_base
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig
 from scenarios import awake, dense_jacobian, tiny_batch
 from tokenizers import Tokenizer, models
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    BloomConfig,
-    FalconConfig,
-    GPTNeoConfig,
-    Lfm2Config,
-    LlamaConfig,
-    MambaConfig,
-    MistralConfig,
-    PreTrainedConfig,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-)
+from transformers import PreTrainedTokenizerFast
 
 import bayeslora as bl
 from bayeslora.errors import AdapterError, DataError, SettingError
 from bayeslora.inference.laplace.jacobians import jacobians
 from bayeslora.networks import NetworkSettings
 from bayeslora.observations import Encoder, TextChoices, build, of_task
-from bayeslora.observations.packing import check_packing, packed
 from bayeslora.passes import Rows
 from bayeslora.program import Program
 from bayeslora.tasks import Split, Task, TaskSpec
@@ -112,12 +99,11 @@ def test_a_choice_has_the_likelihood_of_its_text_alone(network: str, tokenizer: 
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_padding_counts_for_nothing(side: str) -> None:
     found = program("gpt2", side=side)
-    over = Rows.of(found, rows(), 4)
-    longer = replace(over, collate=over.observation.collator(found.padding, 32))
-    (batch, _), (padded, _) = (next(each.batches(found.device)) for each in (over, longer))
-    assert batch["input_ids"].shape[1] < padded["input_ids"].shape[1] == 32
-    weights = {site.name: site.initial for site in found.sites}
-    torch.testing.assert_close(found.outputs(weights, padded), found.outputs(weights, batch), rtol=1e-5, atol=1e-5)
+    long = {"ask": "moon " * 20, "choices": ["yes", "no"], "label": 0}
+    more = rows(**{name: [*values, long[name]] for name, values in ROWS.items()})
+    lengths = [Rows.of(found, each).dataset["length"][:] for each in (rows(), more)]
+    assert max(lengths[0]) < max(lengths[1])
+    torch.testing.assert_close(scores(found, more, 5)[:4], scores(found, rows()), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("network", ["llama", "qwen2"])
@@ -313,59 +299,11 @@ def test_settings() -> None:
         build({"name": "text-choices", "classes": 3, "likelihood": "bytes"})
 
 
-SMALL: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-LLAMA: dict[str, Any] = {**SMALL, "intermediate_size": 64, "num_key_value_heads": 2}
-REFUSED: dict[str, PreTrainedConfig] = {
-    "state": MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1),
-    "convolution": Lfm2Config(**LLAMA, layer_types=["conv", "full_attention"]),
-    "alibi": BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4),
-    "alibi of a network that takes positions": FalconConfig(**SMALL, alibi=True),
-    "window": MistralConfig(**LLAMA, sliding_window=6),
-    "local": GPTNeoConfig(
-        vocab_size=64, hidden_size=32, num_layers=2, num_heads=4, window_size=6, attention_types=[[["local"], 2]],
-        bos_token_id=0, eos_token_id=0,
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", REFUSED)
-def test_networks_that_would_read_packed_choices_otherwise_are_refused(kind: str) -> None:
-    torch.manual_seed(0)
-    network = AutoModelForCausalLM.from_config(REFUSED[kind])
-    with pytest.raises(AdapterError, match=f"A {REFUSED[kind].model_type} network does not read choices"):
-        check_packing(network, "text-choices")
-
-
-def test_a_program_asks_its_network_at_once() -> None:
-    network = get_peft_model(AutoModelForCausalLM.from_config(REFUSED["alibi"]), LoraConfig(r=2))
-    with pytest.raises(AdapterError, match="A bloom network does not read choices"):
-        Program(network, TextChoices(3))
-
-
-def test_a_network_is_as_before_when_it_was_asked() -> None:
-    network = AutoModelForCausalLM.from_config(Qwen2Config(**LLAMA)).train()
-    state = torch.get_rng_state()
-    batch = {
-        name: torch.ones(1, 1, dtype=torch.long) for name in ("input_ids", "segments", "position_ids", "attention_mask")
-    }
-    for dtype in (torch.float32, torch.bfloat16):
-        check_packing(network.to(dtype), "text-choices")
-        assert packed(network, batch)["attention_mask"].dtype == dtype
-    assert network.training and torch.equal(torch.get_rng_state(), state)
-
-
 def test_a_window_has_to_reach_over_all_choices() -> None:
     found = program()
     found.network.config.sliding_window = 20
     with pytest.raises(AdapterError, match=r"\d\d tokens, and the attention of this llama network has a window of 20"):
         scores(found, rows())
-
-
-def test_attention_without_a_mask_of_its_own_is_refused() -> None:
-    network = AutoModelForCausalLM.from_config(LlamaConfig(**LLAMA))
-    network.config._attn_implementation = "flash_attention_2"
-    with pytest.raises(AdapterError, match="'flash_attention_2' does not take.*network.attention=sdpa"):
-        check_packing(network, "text-choices")
 
 
 def test_kernels_agree() -> None:
