@@ -28,7 +28,6 @@ def rendered(
     row: Mapping[str, Any],
     room: int,
     chat: bool = False,
-    whole: Collection[str] = (),
 ) -> str:
     """A template with the fields of a row, in no more than so many tokens.
 
@@ -41,14 +40,13 @@ def rendered(
         row: the fields by name.
         room: most tokens that the text may have.
         chat: put it into the tokenizer's chat template, as what a user says.
-        whole: fields that are never cut.
 
     Raises:
-        DataError: what is never cut alone is longer, or the tokenizer has no chat template.
+        DataError: the template's own words alone are longer, or the tokenizer has no chat template.
     """
     said = partial(_said, tokenizer, template, chat=chat)
     values = {name: str(pick(dict(row), name)) for name in fields_of(template)}
-    return said(fitted(tokenizer, values, said, room, whole))
+    return said(fitted(tokenizer, values, said, room))
 
 
 def fitted(
@@ -56,7 +54,6 @@ def fitted(
     values: Mapping[str, str],
     said: Callable[[Mapping[str, str]], str],
     room: int,
-    whole: Collection[str] = (),
 ) -> dict[str, str]:
     """Texts by name, cut so that what is made of them has no more than so many tokens.
 
@@ -65,17 +62,16 @@ def fitted(
         values: the texts.
         said: what is made of them.
         room: most tokens that it may have.
-        whole: names of texts that are never cut.
 
     Raises:
-        DataError: what is never cut alone is longer.
+        DataError: what is said around them alone is longer.
     """
     found = dict(values)
     # What is cut may be tokenised otherwise than before, so that it may take more than one cut.
     while (over := len(tokens(tokenizer, said(found))) - room) > 0:
-        lengths = {name: len(_plain(tokenizer, value)) for name, value in found.items() if name not in whole}
+        lengths = {name: len(_plain(tokenizer, value)) for name, value in found.items()}
         if not any(lengths.values()):
-            words = said({name: found[name] if name in whole else f"{{{name}}}" for name in found})
+            words = said({name: f"{{{name}}}" for name in found})
             raise DataError(
                 f"What is never cut of the template {words!r} has {room + over} tokens, and there is room for "
                 f"{room}: shorten it, or raise max_length if the network has positions for more."
