@@ -156,7 +156,7 @@ def test_a_network_without_keys_and_values_does_not_write() -> None:
 
 def test_a_text_ends_and_others_go_on() -> None:
     table = torch.full((3, 1, 4), -math.inf).double()
-    table[..., 1] = 0.0
+    table[..., 1:3] = -math.log(2)
 
     def reader(batch: dict[str, Tensor]) -> Tensor:
         return table
@@ -175,7 +175,10 @@ def test_a_text_ends_and_others_go_on() -> None:
         lambda text: len(text) == ends[next(rows)],
         lambda row, text: heard.append((row, len(text))),
     )
-    assert [len(text) for text in texts] == [2, 1, 3] and log_probs.eq(0).all()
+    assert [len(text) for text in texts] == [2, 1, 3]
+    # Two tokens are as probable; a uniform number of zero takes the first of those that are possible.
+    assert {token for text in texts for token in text} == {1}
+    assert log_probs.squeeze(1).tolist() == pytest.approx([-2 * math.log(2), -math.log(2), -3 * math.log(2)])
     assert heard == [(0, 1), (1, 1), (2, 1), (0, 2), (2, 2), (2, 3)]
 
 
