@@ -23,6 +23,7 @@ __all__ = [
     "digests",
     "hidden",
     "locked",
+    "make",
     "move",
     "remove",
     "replaced",
@@ -41,9 +42,9 @@ def replaced(path: Path) -> Iterator[Path]:
     looks for `path` between the two finds the old one at ``hidden(path, "old")``.
 
     Raises:
-        SettingError: another process is writing there.
+        SettingError: another process is writing there, or there can be no such place.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make(path.parent)
     new = hidden(path, "new")
     with locked(hidden(path, "lock")):
         settle(path)
@@ -52,6 +53,18 @@ def replaced(path: Path) -> Iterator[Path]:
             move(new, path)
         finally:
             settle(path)
+
+
+def make(folder: Path) -> None:
+    """Make a folder and those that it is in, as far as they are not there.
+
+    Raises:
+        SettingError: there can be none.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingError(f"There can be no folder '{folder}': {error.strerror}.") from error
 
 
 def move(source: Path, target: Path) -> None:

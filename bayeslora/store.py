@@ -160,13 +160,13 @@ def opened(folder: Path) -> Iterator[None]:
     Of several processes that a launcher started, the main one does that for all.
 
     Raises:
-        SettingError: another process holds it, or a link is where a run would write.
+        SettingError: another process holds it, a link is where a run would write, or there can be no such folder.
     """
     if not is_main_process():
         yield
         return
     made = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make(folder)
     try:
         with files.locked(folder / LOCK):
             _settle(folder)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bayeslora import files
+from bayeslora import files, store
 from bayeslora.errors import SettingError
 
 
@@ -45,6 +45,13 @@ def test_a_folder_is_not_replaced_by_a_file(tmp_path: Path) -> None:
         new.write_text("new")
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
     assert (tmp_path / "a.txt").is_dir()
+
+
+def test_a_place_within_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for way in (files.replaced(tmp_path / "file" / "a.txt"), store.opened(tmp_path / "file")):
+        with pytest.raises(SettingError, match=f"There can be no folder '{tmp_path / 'file'}': File exists"), way:
+            pass
 
 
 HOLD = """

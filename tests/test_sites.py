@@ -128,4 +128,4 @@ def test_a_network_that_is_split_stays_where_it_is() -> None:
     assert program.to("meta").device.type == "cpu"
     program.weights.base.hf_device_map = {"": "cpu"}
     assert Weights(program.network).sites
-    assert program.to("meta").device.type == "meta"
+    assert program.to("meta").device.type == "meta" and all(site.initial.is_meta for site in program.sites)
