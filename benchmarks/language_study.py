@@ -46,7 +46,7 @@ ARMS = {
     "mle+temperature": "plain LoRA, temperature fitted on 60 more rows",
     "map": "`map`, the mode under `svi`'s prior",
     "svi": "`svi`, 5 draws",
-    "laplace": "`laplace`, prior by the evidence (default)",
+    "laplace": "`laplace`, prior by the evidence",
     "laplace+heldout": "`laplace`, prior by 60 more rows",
 }
 BLOCKS = {"nll": "NLL", "ece_15": "ECE (15 bins)", "accuracy": "accuracy, %"}
