@@ -10,7 +10,7 @@ from pyro.infer import mcmc
 from pyro.infer.autoguide.initialization import init_to_sample, init_to_value
 from torch import Tensor
 
-from bayeslora.errors import SettingError
+from bayeslora.errors import SettingError, TrainingError
 from bayeslora.inference.base import Run
 from bayeslora.inference.mcmc.chains import ChainSettings
 from bayeslora.inference.training.process import available
@@ -74,7 +74,13 @@ class NUTS(ChainSettings):
                 disable_progbar=True,
                 hook_fn=lambda *_: shown.update(),
             )
-            sampler.run()
+            try:
+                sampler.run()
+            except ValueError as error:  # Pyro has found no place to start from
+                raise TrainingError(
+                    f"The log density is not finite where a chain could start ({error}): give a narrower prior "
+                    "(model.scale, model.deviation)."
+                ) from error
         found = sampler.diagnostics()
         return sampler.get_samples(), {
             "acceptance": float(found["acceptance rate"]["chain 0"]),

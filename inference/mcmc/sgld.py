@@ -57,7 +57,7 @@ class SGLD(ChainSettings):
     batch_size: Count = 32
 
     def chain(self, program: Program, data: Dataset, run: Run) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Run one chain; the mean of log p(y, weights) over the draws comes with it."""
+        """Run one chain; the mean of log p(y, weights) along it comes with it."""
         space = Unconstrained(program)
         spread = space.spread()
         start = space.draw() if run.start is None else space.at(program.model.initial(run.sites(program)))
@@ -74,7 +74,8 @@ class SGLD(ChainSettings):
                     gradients = torch.autograd.grad(log_joint, list(place.values()))
                 if not torch.isfinite(log_joint):
                     raise TrainingError(
-                        f"The log density is {log_joint.item()} at step {step}: try a smaller step_size."
+                        f"The log density is {log_joint.item()} at step {step}: try a smaller step_size, or, at the "
+                        "first one, a narrower prior (model.scale, model.deviation)."
                     )
                 with torch.no_grad():
                     move(gradients)

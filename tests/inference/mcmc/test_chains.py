@@ -16,7 +16,7 @@ from bayeslora.inference import fit, load
 from bayeslora.inference.mcmc import nuts
 from bayeslora.inference.mcmc.posterior import EmpiricalPosterior
 from bayeslora.inference.mcmc.sgld import Unconstrained
-from bayeslora.models import MonteCLoRA
+from bayeslora.models import Gaussian, MonteCLoRA
 from bayeslora.passes import undisturbed
 from bayeslora.rng import isolated
 
@@ -60,8 +60,8 @@ def test_sgld_has_the_variance_of_its_step(known: Regression, batch_size: int) -
     variances = 1 / (precisions * (1 - h * precisions / 4))
     if batch_size == 40:
         assert_moments(draws, variances)
-    else:  # and the noise of a batch's gradient widens it further
-        assert float((draws.square().mean(0) / variances).mean()) > 1
+    else:  # the noise of a batch's gradient widens it a little; a batch that stood for itself alone would by far more
+        assert 1 < float((draws.square().mean(0) / variances).mean()) < 1.5
 
 
 def test_sghmc_has_the_variance_of_its_step(known: Regression) -> None:
@@ -104,6 +104,8 @@ def test_a_chain_comes_back_from_disk(backend: str, tmp_path: Path) -> None:
     assert torch.equal(state, torch.get_rng_state())
     found = load(tmp_path / "run", program=program)
     assert found.record == posterior.record and found.record.finished
+    (told,) = found.record.history
+    assert set(told) == ({"acceptance", "divergences", "step_size"} if backend == "nuts" else {"log_joint"})
     expected = posterior.predict(rows, draws=5, progress=False).logits
     torch.testing.assert_close(found.predict(rows, draws=5, progress=False).logits, expected)
     again = fit(program, rows, backend, output_dir=tmp_path / "run", resume=True, **settings)
@@ -135,6 +137,14 @@ def test_draws_are_those_of_the_chain_in_order() -> None:
 def test_a_step_that_is_too_long_is_an_error() -> None:
     with pytest.raises(TrainingError, match="step_size"):
         fit(tiny_program(), tiny_rows(8), "sgld", step_size=1e30, draws=20, progress=False)
+
+
+@pytest.mark.parametrize("backend", ["nuts", "sgld"])
+@pytest.mark.filterwarnings("ignore:Encountered NaN")
+def test_a_prior_that_is_too_wide_to_start_from_is_said(backend: str) -> None:
+    program = tiny_program(Gaussian(sites="both", deviation=1e12, head_scale=1e12))
+    with pytest.raises(TrainingError, match="narrower prior"):
+        fit(program, tiny_rows(8), backend, draws=4, warmup=1, progress=False)
 
 
 @pytest.mark.parametrize(
