@@ -65,7 +65,7 @@ class MonteCLoRA(WeightModel):
     prior: Literal["hierarchical", "paper"] = "hierarchical"
     wishart_on: Literal["covariance", "precision"] = "covariance"
     collapse: bool = True
-    nu: float | None = None
+    nu: Positive | None = None
     alpha0: Positive = 1.0
     learn_eps: bool = False
     cooperation: NotNegative = 0.0

@@ -303,6 +303,7 @@ class TestSettings:
         ("settings", "message"),
         [
             ({"components": 0}, "components should be greater"),
+            ({"nu": math.inf}, "nu should be a finite number"),
             ({"prior": "flat"}, "prior should be 'hierarchical' or 'paper'"),
             ({"wishart_on": "both"}, "wishart_on should be"),
             ({"centre": "mean"}, "centre should be 'init' or 'zero'"),
