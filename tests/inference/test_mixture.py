@@ -41,6 +41,9 @@ def test_chains_are_the_fits_with_consecutive_seeds(backend: str, tmp_path: Path
         for name, value in alone.state().items():
             # This adapter was not fresh: all members start from it.
             torch.testing.assert_close(member.state()[name], value)
+    costs = [member.cost for member in posterior.members]
+    assert posterior.cost["seconds"] == pytest.approx(sum(cost["seconds"] for cost in costs))
+    assert posterior.cost["peak_memory_bytes"] == max(cost["peak_memory_bytes"] for cost in costs)
     means = [member.mean()["linear_16x16.A"] for member in posterior.members]
     assert not torch.equal(*means)
     torch.testing.assert_close(posterior.mean()["linear_16x16.A"], (means[0] + means[1]) / 2)
@@ -151,6 +154,7 @@ def test_the_density_is_the_mixtures_and_draws_take_turns() -> None:
 def test_as_many_draws_are_had_as_of_every_member_alike() -> None:
     posterior = fit(program(), ROWS, "sgld", chains=2, draws=2, warmup=1, thin=1, progress=False)
     assert posterior.most_draws == len(posterior.sample(4)["linear_16x16.A"]) == 4
+    assert posterior.predict(ROWS, draws=3, progress=False).draws == 4  # of one no more than of another
     with pytest.raises(PosteriorError, match="has 2 draws, and 3 were asked for"):
         posterior.sample(5)
     assert fit(program(), ROWS, "map", chains=2, epochs=1, progress=False).most_draws is None

@@ -131,6 +131,17 @@ def test_the_optimisers_context_is_around_forward_and_backward() -> None:
     assert toy.place.item() == pytest.approx(float(labels.mean()) - 1, abs=0.1)
 
 
+def test_a_step_that_lacks_a_batch_is_as_long_as_its_rows_say() -> None:
+    toy = Toy()
+    optimiser = torch.optim.SGD(toy.parameters(), lr=1e-9)
+    outcome = train(toy, optimiser, toy_rows(), Quick(epochs=1, gradient_accumulation_steps=2), Run(progress=False))
+    labels = torch.as_tensor(toy_rows().dataset["labels"][:]).float()
+    one, two, three = (labels[rows] for rows in toy.rows)
+    logged = [(entry["loss"], entry["grad_norm"]) for entry in outcome.history if "loss" in entry]
+    for found, rows in zip(logged, (torch.cat([one, two]), three), strict=True):
+        assert found == pytest.approx((float(rows.square().mean()), 2 * float(rows.mean())), rel=1e-4)
+
+
 @pytest.mark.parametrize("kept", [False, True])
 @pytest.mark.parametrize(("epochs", "steps", "ends"), [(3, 9, [1, 2, 3]), (1.5, 5, [1, 1 + 2 / 3])])
 def test_hooks_fire_with_and_without_a_folder(
