@@ -104,10 +104,11 @@ def test_the_density_is_that_of_the_guides_trace(guide: str) -> None:
     assert posterior.log_prob(elsewhere) < density
 
 
-def test_a_point_estimate_has_no_density() -> None:
+def test_a_point_estimate_has_one_draw_and_no_density() -> None:
     posterior = untrained(tiny_program(), "delta")
     with pytest.raises(PosteriorError, match="no density"):
         posterior.log_prob(posterior.mean())
+    assert logits(posterior, tiny_rows(2), draws=5).shape == (1, 2, 3)  # which all draws are
 
 
 def test_predictions_and_metrics_do_not_depend_on_the_batch_size(posterior: Posterior) -> None:

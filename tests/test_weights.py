@@ -294,6 +294,14 @@ def test_a_second_program_over_a_network_finds_what_the_first_found() -> None:
     assert torch.equal(logits(network), expected)
 
 
+def test_a_second_program_may_be_of_another_adapter() -> None:
+    network = bert()
+    Weights(network)
+    choose_second(network)
+    layers = {layer for site in Weights(network).sites if site.stacked for layer in site.layers}
+    assert layers and all(layer.endswith("query") for layer in layers)
+
+
 def test_the_base_is_the_network_without_peft() -> None:
     adapted, plain = bert(), tiny_bert()
     assert Weights(adapted).base is adapted.get_base_model() and Weights(plain).base is plain
