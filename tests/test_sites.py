@@ -122,6 +122,12 @@ def test_a_layer_may_be_on_another_device_than_its_stack() -> None:
     assert values[NAME].grad is not None
 
 
+def test_a_size_that_is_first_asked_for_in_inference_mode_may_be_in_a_graph_later() -> None:
+    site = tiny_program().sites[0]
+    with torch.inference_mode():
+        assert not site.size.is_inference()
+
+
 def test_a_network_that_is_split_stays_where_it_is() -> None:
     program = tiny_program()
     program.weights.base.hf_device_map = {"bert": 0, "classifier": "cpu"}
