@@ -121,8 +121,8 @@ class Laplace(TrainingSettings):
         latents, history, cost = self._mode(program, data, run)
         weights = program.weights_at(latents)
         matrices, prior = matrices_of(sites, weights), normal_prior(program, sites, latents)
-        published = self.tune == "mode-evidence"
-        if published:
+        tune = self._tune(program, run)
+        if tune == "mode-evidence":
             _check_distance(prior, matrices)
         reset_peak(program.device)
         linear = LinearEvidence(matrices, prior, len(data), fisher.vectors)
@@ -132,16 +132,14 @@ class Laplace(TrainingSettings):
         fixed = latents.keys() - prior.roots.keys()
         record = run.record(self.name, asdict(self), len(data), self.temperature, fixed)
         make = partial(LaplacePosterior, program, record, curvature=curvature, log_likelihood=log_likelihood)
-        tune = self._tune(program, run)
         if tune == "heldout":
             assert run.heldout is not None  # `_check` refuses
-            untuned = make(latents=latents, prior=prior)
-            prior, trace = best_width(untuned, run.heldout, self.batch_size, run.progress)
+            prior, trace = best_width(make(latents=latents, prior=prior), run.heldout, self.batch_size, run.progress)
         elif tune == "intact":
-            untuned = make(latents=latents, prior=prior)
-            prior, trace = intact_width(untuned, data, self.batch_size, run.progress)
+            prior, trace = intact_width(make(latents=latents, prior=prior), data, self.batch_size, run.progress)
         else:
-            evidence: Evidence = ModeEvidence(log_likelihood, matrices, curvature) if published else linear
+            as_published = ModeEvidence(log_likelihood, matrices, curvature)
+            evidence: Evidence = as_published if tune == "mode-evidence" else linear
             latents, prior, trace = self._tuned(program, sites, latents, prior, evidence)
         posterior = make(latents=latents, prior=prior, log_evidence=float(linear(prior)), evidence_rows=linear.rows)
         if tune != "intact" and not isinstance(program.observation, Curved):
