@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from bayeslora.generation import confined
+from bayeslora.generation.sandbox import LIMITS
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="what is tested are calls of the Linux kernel: namespaces and Landlock"
@@ -83,3 +87,34 @@ confined.limit(9, 2**30, 1000, 20)
 print(resource.getrlimit(resource.RLIMIT_NOFILE)[1])
 """
     assert said(source, tmp_path) == "10"
+
+
+def test_a_program_is_refused_by_the_system_as_well_as_by_its_guard(tmp_path: Path) -> None:
+    able = said("print(confined.leave_network(), confined.confine_files(os.getcwd(), sys.path))", tmp_path)
+    if "False" in able:
+        pytest.skip("this system has no namespaces for this account, or no Landlock: the audit hook is alone")
+    (tmp_path / "kept").write_text("kept")
+    (tmp_path / "own").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        program = f"""
+import socket
+done = []
+for act in (open, {str(tmp_path / "kept")!r}), (socket.create_connection, ("127.0.0.1", {server.getsockname()[1]})):
+    try:
+        act[0](act[1])
+        done.append(act)
+    except OSError:
+        pass
+assert not done, done
+"""
+        (tmp_path / "own" / "program.py").write_text(program)
+        unguarded = "confined.guard = lambda *_: lambda *_: None\n"
+        found = said(f"{unguarded}confined.main('program.py', {asdict(LIMITS)})", tmp_path / "own")
+    assert json.loads(found) == ["passed", ""]
+
+
+def test_a_program_ends_though_nobody_is_left_to_stop_it(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text("import time\ntime.sleep(60)")
+    limits = json.dumps(asdict(LIMITS) | {"seconds": 0})
+    ended = subprocess.run([sys.executable, confined.__file__, "program.py", limits], cwd=tmp_path, timeout=30)
+    assert ended.returncode == -signal.SIGALRM
