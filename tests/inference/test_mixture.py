@@ -76,6 +76,16 @@ def test_members_have_initial_matrices_of_their_own_as_peft_draws_them(init: boo
         assert torch.allclose(*others, atol=1e-6) is not drawn
 
 
+def test_members_that_are_told_where_to_start_have_one_prior() -> None:
+    here = fresh()
+    start = fit(here, ROWS, "mle", epochs=1, progress=False)
+    found = fit(here, ROWS, "map", chains=2, start=start, epochs=1, learning_rate=1e-9, progress=False)
+    for member in found.chains:
+        assert member.program is here
+        for name, value in start.mean().items():
+            torch.testing.assert_close(member.mean()[name], value, rtol=0, atol=1e-6)
+
+
 def test_members_of_an_epoch_of_svi_are_as_far_apart_as_those_of_other_programs(tmp_path: Path) -> None:
     here = fresh(r=8)
     posterior = fit(here, ROWS, "svi", chains=2, epochs=1, batch_size=4, progress=False, output_dir=tmp_path / "run")
