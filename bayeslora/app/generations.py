@@ -30,13 +30,15 @@ PROGRAMS = "humaneval"
 def generate_here(posterior: Posterior, prompts: Sequence[str], output: Path | None, **settings: Any) -> None:
     """Show each text while it is written, then what the draws say of it."""
     found: list[Generation] = []
-    for number, prompt in enumerate(prompts):
-        stream = _Stream()
-        found += posterior.generate(prompt, first=number, batch_size=1, progress=False, said=stream, **settings)
-        stream.end()
-        show(summary(found[-1]))
-    if output is not None:
-        _write(output, [each.to_dict() for each in found])
+    try:
+        for number, prompt in enumerate(prompts):
+            stream = _Stream()
+            found += posterior.generate(prompt, first=number, batch_size=1, progress=False, said=stream, **settings)
+            stream.end()
+            show(summary(found[-1]))
+    finally:  # what was written before an error or Ctrl-C is not lost
+        if output is not None and found:
+            _write(output, [each.to_dict() for each in found])
 
 
 def generate_file(posterior: Posterior, source: Path, target: Path, **settings: Any) -> int:

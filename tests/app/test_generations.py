@@ -47,6 +47,12 @@ def test_texts_grow_on_the_terminal(folder: Path, tmp_path: Path, capsys: pytest
         assert json.loads(line) == found.to_dict()
 
 
+def test_texts_before_an_error_are_kept(folder: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out.jsonl"
+    assert call("generate", folder, "--prompt", PROMPTS[0], "--prompt", "", *DECODING, "--output", target) == 2
+    assert [json.loads(line)["prompt"] for line in target.read_text("utf-8").splitlines()] == PROMPTS[:1]
+
+
 def test_a_file_of_prompts_is_answered_some_at_a_time(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
