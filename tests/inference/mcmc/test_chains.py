@@ -198,6 +198,22 @@ def test_dropout_is_off_in_predictions() -> None:
     assert torch.equal(*found)
 
 
+def test_settings_of_nuts_reach_the_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Told(Exception):
+        pass
+
+    def told(*_: Any, **given: Any) -> None:
+        raise Told(given)
+
+    monkeypatch.setattr(nuts.mcmc, "NUTS", told)
+    with pytest.raises(Told) as found:
+        fit(
+            tiny_program(), tiny_rows(8), "nuts", target_accept=0.7, max_tree_depth=3, dense_mass=True, progress=False
+        )  # fmt: skip
+    expected = {"target_accept_prob": 0.7, "max_tree_depth": 3, "full_mass": True}
+    assert expected.items() <= found.value.args[0].items()
+
+
 def test_too_many_weights_are_refused_before_a_chain_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingError, match=r"nuts would sample [\d,]+ weights: up to 1,024,000 passes .* over 8 rows"):
         fit(tiny_program(rank=64), tiny_rows(8), "nuts", progress=False)
