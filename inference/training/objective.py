@@ -19,6 +19,8 @@ class Objective(nn.Module):
     """
 
     keep_parts: bool = True
+    #: The Trainer divides by the batches of a step; it would not, were ``forward`` to take further arguments.
+    accepts_loss_kwargs: bool = False
 
     def parts(self) -> dict[str, float]:
         """What the log tells of the last loss beside its value."""

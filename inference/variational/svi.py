@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from datasets import Dataset
 
-from bayeslora.errors import SettingError
+from bayeslora.errors import SettingError, unknown
 from bayeslora.inference.base import Run, check_random
 from bayeslora.inference.training.process import available
 from bayeslora.inference.training.trainer import TrainingSettings
 from bayeslora.inference.variational.elbo import ELBOS
 from bayeslora.inference.variational.posterior import VariationalPosterior, optimise
 from bayeslora.models.guides.auto import KINDS, check_kind, make_guide
+from bayeslora.models.guides.base import Guide
 from bayeslora.program import Program
 from bayeslora.rng import isolated
 from bayeslora.settings import Count, NotNegative, Part, Positive
@@ -45,8 +46,8 @@ class SVI(TrainingSettings):
         learning_rate: of the means of random weights, for AdamW.
         scale_learning_rate: learning rate of what shapes the noise: scales, Wishart and Dirichlet parameters.
         point_learning_rate: learning rate of weights that are point estimates, such as B and the head; by default
-            ``learning_rate``, but no less than 2e-3: the noise of A dilutes their gradient, so that they hardly learn
-            at rates that plain LoRA does well with.
+            ``learning_rate``, but no less than 2e-3 beside weights that are random: their noise dilutes the gradient,
+            and points hardly learn at rates that plain LoRA does well with.
         init_scale: standard deviation that Pyro's autoguides start from, in their unconstrained space.
 
     References:
@@ -84,28 +85,32 @@ class SVI(TrainingSettings):
             _check_room(program)
         with isolated(run.seed, program.device):
             guide = make_guide(self.guide, program.model, run.sites(program), self.init_scale)
-        points = self.point_learning_rate
-        rates = {
-            "location": self.learning_rate,
-            "scale": self.scale_learning_rate,
-            "point": max(self.learning_rate, LEAST_RATE) if points is None else points,
-        }
-        groups = [
-            {"params": parameters, "lr": rates[name], "weight_decay": 0.0}
-            for name, parameters in guide.parameter_groups().items()
-            if parameters
-        ]
         return optimise(
             program,
             guide,
             data,
             self,
             run,
-            groups=groups,
+            groups=self._groups(guide),
             elbo=ELBOS[self.elbo](num_particles=self.particles),
             temperature=self.temperature,
             kl_warmup=self.kl_warmup,
         )
+
+    def _groups(self, guide: Guide) -> list[dict[str, Any]]:
+        """The optimiser's groups of parameters, each with its learning rate."""
+        least = LEAST_RATE if guide.random else 0.0
+        points = self.point_learning_rate
+        rates = {
+            "location": self.learning_rate,
+            "scale": self.scale_learning_rate,
+            "point": max(self.learning_rate, least) if points is None else points,
+        }
+        found = {name: parameters for name, parameters in guide.parameter_groups().items() if parameters}
+        for name in found:
+            if name not in rates:
+                raise SettingError(unknown(f"group of parameters of guide='{self.guide}'", name, rates))
+        return [{"params": found[name], "lr": rates[name], "weight_decay": 0.0} for name in found]
 
 
 def _check_room(program: Program) -> None:

@@ -14,6 +14,8 @@ from bayeslora.inference.variational import svi
 from bayeslora.inference.variational.elbo import ELBOS, NegativeELBO
 from bayeslora.inference.variational.svi import SVI
 from bayeslora.models import MonteCLoRA
+from bayeslora.models.guides.auto import make_guide
+from bayeslora.models.guides.base import MatrixGuide
 from bayeslora.posterior import Posterior
 from bayeslora.program import Program
 
@@ -163,6 +165,21 @@ def test_learning_rates_are_by_group() -> None:
         assert moved(point_learning_rate=None) == points  # which learn, however small the rate of A's mean is
     # The likelihood says nothing of A where B is zero.
     assert moved(point_learning_rate=1e-2, learning_rate=1e-2) == points | {"mu"}
+
+
+def test_without_noise_there_is_no_least_rate() -> None:
+    settings = {"guide": "delta", "epochs": 1, "batch_size": 12, "warmup": 0.0, "progress": False}
+    program: Program = tiny_program()
+    start = make_guide("delta", program.model, program.sites).state_dict()
+    with pytest.warns(UserWarning, match="Nothing was learned of"):
+        still = fit(program, tiny_rows(12), learning_rate=1e-30, **settings).state()
+    assert all(torch.allclose(still[name], start[name], rtol=0, atol=1e-20) for name in start)
+
+
+def test_a_group_of_parameters_without_a_rate_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MatrixGuide, "parameter_groups", lambda guide: {"locations": [guide.mu]})
+    with pytest.raises(SettingError, match="guide='structured' 'locations'. Did you mean 'location'"):
+        fit(tiny_program(), tiny_rows(4), epochs=1, progress=False)
 
 
 def test_a_negative_rate_is_refused() -> None:
