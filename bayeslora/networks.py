@@ -277,13 +277,16 @@ def positions(network: nn.Module) -> int | None:
 def vocabulary(network: nn.Module) -> int | None:
     """Number of tokens that a network has an embedding for, where that can be known."""
     ask: Any = getattr(network, "get_input_embeddings", None)
-    try:
-        return int(ask().weight.shape[0])
-    except (AttributeError, NotImplementedError, TypeError):
-        # AttributeError and TypeError: no network of transformers, or an embedding that is more than one table.
-        # NotImplementedError: how transformers answers for a network of theirs that embeds no tokens; there is no
-        # other way to ask. The check of token ids is then left out, since it has no bound.
+    if ask is None:  # no network of transformers
         return None
+    try:
+        table = ask()
+    except NotImplementedError:
+        # How transformers answers for a network of theirs that embeds no tokens, and the only way to ask. The check of
+        # token ids is then left out, since it has no bound.
+        return None
+    weight = getattr(table, "weight", None)  # an embedding may be more than one table
+    return None if weight is None else int(weight.shape[0])
 
 
 def numbered_from_mask(network: nn.Module) -> bool:

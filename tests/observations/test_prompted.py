@@ -234,7 +234,7 @@ def test_task_and_base_choose_unless_one_is_named(
 
 def test_settings() -> None:
     with pytest.raises(SettingError, match="likelihood is 'all', expected 'restricted' or 'vocabulary'"):
-        Prompted(2, likelihood="all")  # type: ignore[arg-type]
+        Prompted(2, likelihood="all")
     found = Prompted(2, ("a", "b"), (3, 4), "vocabulary", chat=True)
     assert build(found.to_dict()) == found == build({**found.to_dict(), "label_tokens": [3, 4], "words": ["a", "b"]})
     assert found.outputs == 3

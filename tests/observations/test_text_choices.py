@@ -157,7 +157,7 @@ def test_gradients_are_those_of_one_pass_for_each_choice() -> None:
         [scored[label] for scored, label in zip(found.outputs(weights, batch), batch["labels"], strict=True)]
     )
     mine = torch.autograd.grad(at.sum(), list(weights.values()))
-    tokenizer: Any = found.encoder.tokenizer  # type: ignore[union-attr]
+    tokenizer: Any = found.encoder.tokenizer
     total = torch.zeros(())
     for ask, choices, label in zip(ROWS["ask"], ROWS["choices"], ROWS["label"], strict=True):
         one, two = (tokenizer(f"Question: {ask}\nAnswer:{more}")["input_ids"] for more in ("", f" {choices[label]}"))
@@ -196,7 +196,7 @@ def test_rows_of_another_task_have_choices_and_templates_of_their_own() -> None:
     found, split = program(), Split(Dataset.from_dict(columns), other)
     over = Rows.of(found, split, 2)
     assert scores(found, split).isfinite().sum(-1).tolist() == [4, 2]
-    tokenizer: Any = found.encoder.tokenizer  # type: ignore[union-attr]
+    tokenizer: Any = found.encoder.tokenizer
     assert tokenizer.decode(over.dataset[0]["input_ids"]) == "Is it: yes no A B"
 
 
@@ -216,7 +216,7 @@ def test_what_is_too_long_loses_the_end_of_its_question() -> None:
     found = program(max_length=40)
     long = rows(ask=["moon " * 60, *ROWS["ask"][1:]])
     encoded = Rows.of(found, long).dataset
-    tokenizer: Any = found.encoder.tokenizer  # type: ignore[union-attr]
+    tokenizer: Any = found.encoder.tokenizer
     parts = [tokenizer.decode(part) for part in parts_of(encoded[0])]
     assert parts[0].startswith("Question: moon moon") and parts[0].endswith("moon\nAnswer:")
     assert parts[1:] == [" yes", " it is not good"]
@@ -244,9 +244,9 @@ def test_a_choice_fills_the_blank() -> None:
     spec = TaskSpec("blanks", "multiple-choice", ("ask",), "label", ("A", "B"), choices=("one", "two"), blank="_")
     columns = {"ask": ["Is the _ dull", "The moon _"], "one": ["sun", "no"], "two": ["dull moon", "A"], "label": [0, 1]}
     found = program()
-    found.encoder.spec = spec  # type: ignore[union-attr]
+    found.encoder.spec = spec
     encoded = Rows.of(found, Split(Dataset.from_dict(columns), spec)).dataset
-    tokenizer: Any = found.encoder.tokenizer  # type: ignore[union-attr]
+    tokenizer: Any = found.encoder.tokenizer
     assert [tokenizer.decode(part) for part in parts_of(encoded[0])] == ["Is the", " sun dull", " dull moon dull"]
     assert [tokenizer.decode(part) for part in parts_of(encoded[1])] == ["The moon", " no", " A"]
     with pytest.raises(DataError, match="The question '' has no tokens that choices could follow"):
@@ -257,8 +257,8 @@ def test_a_task_has_a_template_of_its_own() -> None:
     spec = TaskSpec(**{**SPEC.to_dict(), "question": "{hint} {ask}?"})
     split = Split(Dataset.from_dict(ROWS | {"hint": ["A stone"] * 4}), spec)
     found = program()
-    found.encoder.spec = spec  # type: ignore[union-attr]
-    tokenizer: Any = found.encoder.tokenizer  # type: ignore[union-attr]
+    found.encoder.spec = spec
+    tokenizer: Any = found.encoder.tokenizer
     encoded = Rows.of(found, split).dataset
     assert tokenizer.decode(parts_of(encoded[0])[0]) == "A stone Is the film good?"
     given = {"text": "ask", "choices": "choices"}

@@ -124,7 +124,7 @@ def test_several_columns_of_one_name(tmp_path: Path) -> None:
 
 
 def test_one_name_of_several_is_given_as_it_is() -> None:
-    spec = TaskSpec("t", text="body", labels=[0, 1], choice_keys="key")  # type: ignore[arg-type]  # as a user may
+    spec = TaskSpec("t", text="body", labels=[0, 1], choice_keys="key")
     assert (spec.text, spec.labels, spec.choice_keys) == (("body",), ("0", "1"), ("key",))
 
 
