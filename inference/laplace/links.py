@@ -2,8 +2,12 @@
 
 With f the logits at the mode and V their covariance:
 
-- ``probit``: softmax(f_i / sqrt(1 + pi V_ii / 8)), after MacKay, *The evidence framework applied to classification
-  networks*, Neural Computation 1992.
+- ``probit``: p_i in proportion to 1 / sum_j exp(-m_ij / sqrt(1 + pi v_ij / 8)), with m_ij and v_ij the mean and the
+  variance of the difference f_i - f_j. Of two classes that is MacKay's formula, *The evidence framework applied to
+  classification networks*, Neural Computation 1992; of more, his formula for each pair, as in Daunizeau,
+  *Semi-analytical approximations to statistical moments of sigmoid and softmax mappings of normal variables*, 2017, and
+  Lu, Ie and Sha, *Mean-field approximation to Gaussian-softmax integral*, 2020. Published code of Laplace-LoRA divides
+  each logit by sqrt(1 + pi V_ii / 8): that depends on what all logits have in common, which the softmax does not.
 - ``bridge``: the Dirichlet that matches the Gaussian in the logits' space (Hobbhahn, Kristiadi and Hennig, *Fast
   predictive uncertainty for classification with Bayesian deep networks*, UAI 2022), its mean. As published: for two
   classes the mean does not depend on the size of V, and for more it is not the softmax where V vanishes.
@@ -38,8 +42,15 @@ def centred(mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def probit(mean: Tensor, covariance: Tensor) -> Tensor:
-    """Logits (examples, classes) of the probabilities, given logits (examples, classes) and their covariance."""
-    return mean / (1 + math.pi / 8 * covariance.diagonal(dim1=-2, dim2=-1)).sqrt()
+    """Log of the probabilities (examples, classes), given logits (examples, classes) and their covariance."""
+    present = mean.isfinite()
+    known = torch.where(present, mean, 0.0)
+    variance = covariance.diagonal(dim1=-2, dim2=-1)
+    # Entry (i, j) is of the difference f_i - f_j.
+    spread = (variance.unsqueeze(-1) + variance.unsqueeze(-2) - 2 * covariance).clamp(min=0)
+    against = (known.unsqueeze(-2) - known.unsqueeze(-1)) / (1 + math.pi / 8 * spread).sqrt()
+    odds = torch.where(present.unsqueeze(-2), against, -torch.inf).logsumexp(-1)
+    return torch.where(present, -odds, -torch.inf).log_softmax(-1)
 
 
 def bridge(mean: Tensor, covariance: Tensor) -> Tensor:
