@@ -154,6 +154,13 @@ class Observation(ABC):
         """
         return self.log_prob(torch.where(outputs.isneginf(), outputs, 0.0), labels)
 
+    def constant(self, labels: Tensor) -> Tensor | None:
+        """The outputs (outputs,) that explain labels (examples,) best if all rows have the same; None: not known.
+
+        How well they do is what the base rate of the labels tells without the texts.
+        """
+        return None
+
     def observe(self, outputs: Tensor, batch: Mapping[str, Tensor], size: int) -> None:
         """The Pyro model of the labels: site ``y`` in a plate that scales a batch up to ``size`` examples."""
         labels = batch["labels"]

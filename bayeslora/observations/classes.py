@@ -75,6 +75,10 @@ class Classes(Observation, Curved):
         """A prediction of classes."""
         return ClassPrediction(outputs, labels, label_names=names, **made)
 
+    def constant(self, labels: Tensor) -> Tensor:
+        """Logarithms of the classes' shares."""
+        return (labels.bincount(minlength=self.outputs) / len(labels)).log()
+
     def score(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """One-hot label less probabilities."""
         return nn.functional.one_hot(labels, outputs.shape[-1]) - outputs.softmax(-1)

@@ -67,6 +67,10 @@ class Value(Observation, Curved):
         """A prediction of real labels, which have no names."""
         return ValuePrediction(outputs, labels, scale=self.scale, **made)
 
+    def constant(self, labels: Tensor) -> Tensor:
+        """The mean label."""
+        return labels.mean().reshape(1)
+
     def score(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Distance of the label in units of the noise's variance."""
         return (labels.unsqueeze(-1) - outputs) / self.scale**2

@@ -106,7 +106,12 @@ class NegativeELBO(Objective):
         elbo: a bound of `ELBOS`.
         size: number of training examples N.
         kl_weight: of the latent sites; 1 is Bayes' rule.
+
+    Attributes:
+        explained: log-likelihoods of all examples, as estimated by each step since this was set to zero.
     """
+
+    explained: Tensor | float = 0.0
 
     def __init__(self, program: Program, guide: nn.Module, elbo: ELBO, size: int, kl_weight: float = 1.0) -> None:
         super().__init__()
@@ -131,6 +136,7 @@ class NegativeELBO(Objective):
             loss: Tensor = self.elbo.differentiable_loss(model, self._guide, batch)
             if isinstance(self.elbo, _Remembered):
                 traces = self.elbo.take()
+                self.explained = self.explained + _log_density(traces[0].nodes["y"]).detach()
                 if self.keep_parts:
                     self._parts = self._measure(*traces)
         return loss / self.size

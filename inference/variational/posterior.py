@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from bayeslora.errors import PosteriorError
 from bayeslora.inference.base import Run
-from bayeslora.inference.training.objective import Hook, Outcome
+from bayeslora.inference.training.objective import Hook, Outcome, State
 from bayeslora.inference.training.process import cost_of, restored_network
 from bayeslora.inference.training.trainer import TrainingSettings, train
 from bayeslora.inference.variational.elbo import KLWarmup, NegativeELBO
@@ -27,6 +28,9 @@ from bayeslora.program import Program
 from bayeslora.store import POSTERIOR
 
 __all__ = ["VariationalPosterior", "optimise"]
+
+#: Nats a row by which a fit has to be better than the base rate of the labels.
+MARGIN = 0.01
 
 
 class VariationalPosterior(Posterior):
@@ -134,9 +138,11 @@ def optimise(
     warmup = [KLWarmup(objective, temperature, kl_warmup)] if kl_warmup else []
     optimiser = torch.optim.AdamW(groups, lr=settings.learning_rate)
     with restored_network(program, settings.gradient_checkpointing):
-        kept.describe(train(objective, optimiser, Rows.of(program, data), settings, run, [*warmup, kept]))
+        explained = _Explained(objective)
+        kept.describe(train(objective, optimiser, Rows.of(program, data), settings, run, [*warmup, explained, kept]))
     kept.posterior.record = replace(kept.posterior.record, finished=True)
     _warn_of_unmoved(kept.posterior, run)
+    explained.warn(data["labels"][:])
     return kept.posterior
 
 
@@ -150,6 +156,39 @@ def _warn_of_unmoved(posterior: VariationalPosterior, run: Run) -> None:
             "steps, or with a narrower prior, whose noise lets something of the data be seen (model.scale).",
             stacklevel=2,
         )
+
+
+@dataclass
+class _Explained(Hook):
+    """How well the training rows were explained in the last epoch: nats an example, NaN before the first."""
+
+    objective: NegativeELBO
+    begun: int | None = None
+    nats: float = math.nan
+
+    def before_step(self, state: State) -> None:
+        """Remember where a run, or what is gone on with of it, began."""
+        if self.begun is None:
+            self.begun = state.step
+
+    def on_epoch(self, state: State) -> None:
+        """Take the mean over its steps."""
+        steps = state.step - (self.begun or 0)
+        self.nats = float(self.objective.explained) / steps / self.objective.size
+        self.begun, self.objective.explained = state.step, 0.0
+
+    def warn(self, labels: Sequence[Any]) -> None:
+        """Say if the labels' base rate explains them as well."""
+        observation, given = self.objective.program.observation, torch.as_tensor(labels)
+        same = observation.constant(given)
+        base_rate = math.nan if same is None else float(observation.log_prob(same.expand(len(given), -1), given).mean())
+        if self.nats < base_rate + MARGIN:
+            warnings.warn(
+                f"Nothing was learned of the labels: in the last epoch the training rows had a log-likelihood of "
+                f"{self.nats:.3f} a row, and by the base rate of the labels alone it is {base_rate:.3f}. Train for "
+                "more steps or, if it was better before (the log tells), with a lower learning rate.",
+                stacklevel=2,
+            )
 
 
 @dataclass(frozen=True)

@@ -87,3 +87,11 @@ def test_no_logits_gain_more_than_the_gain(observation: Observation) -> None:
     best = 60 * torch.eye(3)[labels] if observation.outputs == 3 else labels.unsqueeze(-1)
     rise = observation.distribution(best.double()).log_prob(labels) - observation.distribution(logits).log_prob(labels)
     torch.testing.assert_close(gain, rise)
+
+
+def test_the_best_constant_outputs_are_base_rates() -> None:
+    labels = torch.tensor([0, 2, 2, 2])
+    classes = Classes(3)
+    assert classes.constant(labels).softmax(-1).tolist() == pytest.approx([0.25, 0.0, 0.75])
+    values = torch.tensor([1.0, 2.0, 6.0])
+    assert Value().constant(values).tolist() == [3.0]

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import math
+import warnings
+
 import pytest
 import torch
 from scenarios import Regression, lora_regression, tiny_program, tiny_rows
 
 from bayeslora.errors import PosteriorError, SettingError
 from bayeslora.inference import fit
+from bayeslora.inference.training.objective import State
 from bayeslora.models import MonteCLoRA
 
 EXACT = {
@@ -76,3 +80,35 @@ def test_impossible_settings_are_refused(backend: str, setting: str, value: floa
 def test_draws_of_a_point_are_no_parameters() -> None:
     posterior = fit(tiny_program(), tiny_rows(12), "map", epochs=1, progress=False)
     assert not any(value.requires_grad for value in [*posterior.draw().values(), *posterior.sample(2).values()])
+
+
+@pytest.mark.parametrize(("rate", "learned"), [(0.1, True), (1e-9, False)])
+def test_a_fit_no_better_than_the_base_rate_is_said(rate: float, learned: bool) -> None:
+    known = lora_regression(noise=0.5)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(known.program, known.rows, "mle", **{**EXACT, "learning_rate": rate, "epochs": 30})
+    said = [str(each.message) for each in caught if "Nothing was learned of the labels" in str(each.message)]
+    assert len(said) == (not learned)
+    if said:
+        labels = torch.tensor(known.rows["labels"][:])
+        deviations = (labels - labels.mean()) / known.program.observation.scale
+        density = -deviations.square() / 2 - math.log(known.program.observation.scale * math.sqrt(2 * math.pi))
+        assert f"{density.mean():.3f}" in said[0]
+
+
+def test_only_the_last_epoch_is_compared_with_the_base_rate(known: Regression) -> None:
+    """A fit that has explained its labels and loses that again is said to have."""
+    from bayeslora.inference.variational.posterior import _Explained  # no public way leads to a fit that dies
+
+    class Objective:
+        program, size, explained = known.program, len(known.rows), 0.0
+
+    said = _Explained(Objective())
+    said.before_step(State(3, 9, 1.0))
+    for step, found in ((6, 0.0), (9, -1e6)):
+        said.objective.explained = 3 * found * len(known.rows)
+        said.on_epoch(State(step, 9, step / 3))
+        assert said.nats == found
+    with pytest.warns(UserWarning, match="Nothing was learned of the labels"):
+        said.warn(known.rows["labels"][:])
