@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from bayeslora.app.config import RunConfig
     from bayeslora.app.plugins import register
     from bayeslora.generation import Generation
-    from bayeslora.inference import fit, load
+    from bayeslora.inference import fit, load, preset
     from bayeslora.networks import NetworkSettings
     from bayeslora.posterior import Posterior
     from bayeslora.predict import metrics, plots
@@ -35,6 +35,7 @@ __all__ = [  # noqa: RUF022  # grouped as the README groups them
     # fitting, and what it gives
     "fit",
     "load",
+    "preset",
     "inference",
     "Posterior",
     "Prediction",
@@ -60,7 +61,7 @@ _HOMES = {
     "bayeslora.app.comparison": ("compare",),
     "bayeslora.app.config": ("RunConfig",),
     "bayeslora.generation": ("Generation",),
-    "bayeslora.inference": ("fit", "load"),
+    "bayeslora.inference": ("fit", "load", "preset"),
     "bayeslora.networks": ("NetworkSettings",),
     "bayeslora.app.plugins": ("register",),
     "bayeslora.posterior": ("Posterior",),

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from bayeslora.inference.base import Backend, Run
     from bayeslora.inference.fitting import fit
     from bayeslora.inference.loading import load
+    from bayeslora.inference.presets import PRESETS, Preset, preset
 
-__all__ = ["BACKENDS", "Backend", "Run", "fit", "load"]
+__all__ = ["BACKENDS", "PRESETS", "Backend", "Preset", "Run", "fit", "load", "preset"]
 
 #: Every backend by its name.
 BACKENDS: Registry[type[Backend]] = Registry("backend", {
@@ -34,7 +35,9 @@ BACKENDS: Registry[type[Backend]] = Registry("backend", {
 
 #: Classes of backends, by their own names, as attributes of this module.
 CLASSES = {name.upper(): name for name in ("map", "mle", "nuts", "sghmc", "sgld", "svi")} | {"Laplace": "laplace"}
-HOMES = {"Backend": "base", "Run": "base", "fit": "fitting", "load": "loading"}
+HOMES = {"Backend": "base", "Run": "base", "fit": "fitting", "load": "loading"} | dict.fromkeys(
+    ("PRESETS", "Preset", "preset"), "presets"
+)
 
 
 def __getattr__(name: str) -> Any:

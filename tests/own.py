@@ -1,4 +1,4 @@
-"""A file of a user's own: a model, guide, backend, posterior, observation and task, each registered under a name."""
+"""A file of a user's own: a model, guide, backend, posterior, observation, preset and task, each under a name."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 import bayeslora as bl
+from bayeslora.inference import Preset
 from bayeslora.inference.mcmc.posterior import EmpiricalPosterior
 from bayeslora.models import Gaussian, Guide
 from bayeslora.observations import Classes
+from bayeslora.settings import Settings
 from bayeslora.tasks import TaskSpec
 
 
@@ -34,16 +36,29 @@ class Wide(Gaussian):
         return self.width * super().sigma0(site)
 
 
+@dataclass(frozen=True)
+class FixedSettings(Settings):
+    """Of `Fixed`.
+
+    Attributes:
+        spread: logarithm of the spread at the start.
+    """
+
+    name: ClassVar[str] = "fixed"
+    spread: float = -6.0
+
+
 @bl.register
 class Fixed(Guide):
     """Normal around the start with a spread that is learned, one for all."""
 
     name = "fixed"
+    settings = FixedSettings
 
-    def __init__(self, model: Any, sites: Any) -> None:
+    def __init__(self, model: Any, sites: Any, settings: FixedSettings) -> None:
         super().__init__([site.name for site in sites])
         self.places = nn.ParameterList(site.initial.clone() for site in sites)
-        self.spread = nn.Parameter(torch.tensor(-6.0))
+        self.spread = nn.Parameter(torch.tensor(settings.spread))
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         pairs = zip(self.latents, self.places, strict=True)
@@ -93,4 +108,14 @@ class Flat(Classes):
         return super().read(output, batch) / 2
 
 
+bl.register(
+    Preset(
+        name="published",
+        paper="Nobody, 1900",
+        note="Elsewhere the width was another.",
+        settings={"guide": "fixed", "guide_settings": {"spread": -4.0}, "epochs": 2.0},
+        model="wide",
+        model_settings={"width": 2.0, "head_scale": 0.5},
+    )
+)
 bl.register(TaskSpec("mine", text=("sentence",), label="verdict", labels=("no", "yes"), validation=None, test=None))

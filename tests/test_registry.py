@@ -13,7 +13,7 @@ from scenarios import saved_base, text_program, text_rows
 import bayeslora as bl
 from bayeslora import registry
 from bayeslora.errors import PosteriorError, SettingError
-from bayeslora.inference import BACKENDS
+from bayeslora.inference import BACKENDS, PRESETS
 from bayeslora.inference.loading import POSTERIORS
 from bayeslora.inference.variational.svi import SVI
 from bayeslora.models import MODELS, Gaussian
@@ -23,7 +23,7 @@ from bayeslora.registry import Registry, load_file
 from bayeslora.tasks.spec import TASKS
 
 OWN = Path(__file__).with_name("own.py")
-ALL: list[Registry] = [BACKENDS, POSTERIORS, MODELS, GUIDES, OBSERVATIONS, TASKS]
+ALL: list[Registry] = [BACKENDS, POSTERIORS, MODELS, GUIDES, OBSERVATIONS, PRESETS, TASKS]
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +56,37 @@ def test_a_model_guide_and_observation_of_ones_own_from_the_shell(
     posterior = bl.load(run)
     assert posterior.program.model.width == 2.0 and posterior.program.observation.name == "flat"
     assert "own.py" not in (run / "config.yaml").read_text()
+
+
+def test_a_preset_of_ones_own_from_the_shell_and_settings_of_its_guide(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, plugin = tmp_path / "run", ["--plugin", OWN]
+    command = [*FIT[:5], "--train-size", "48", *QUICK, "--output", run, *plugin]
+    assert call(*command, "--preset", "published", "--set", "guide.spread=-3", "--set", "model.width=4") == 0
+    posterior = bl.load(run)
+    settings, model = posterior.record.settings, posterior.program.model
+    assert settings["guide"] == "fixed" and settings["guide_settings"] == {"spread": -3.0}
+    assert settings["epochs"] == 1.0  # what is said goes over what is published
+    assert (model.name, model.width, model.head_scale) == ("wide", 4.0, 0.5)
+    spread = posterior.guide.parts[0].spread.detach()
+    assert float(spread) == pytest.approx(-3, abs=0.1) and spread != -3  # three steps of a hundredth
+    assert call("fit", "--resume", "--output", run, *plugin) == 0, capsys.readouterr().err
+    assert call("list", "presets", "-v", *plugin) == 0
+    shown = capsys.readouterr().out
+    assert all(each in shown for each in ("published", "Nobody, 1900", "guide_settings", "Elsewhere the width"))
+    assert call("list", "guides", "-v", *plugin) == 0 and "logarithm of the spread" in capsys.readouterr().out
+
+
+def test_a_preset_of_ones_own_in_python() -> None:
+    load_file(OWN)
+    found = bl.preset("published")
+    assert found.build_backend() == SVI(guide="fixed", guide_settings={"spread": -4.0}, epochs=2.0)
+    assert found.build_backend(guide_settings={"spread": -2}, epochs=3).guide_settings == {"spread": -2.0}
+    assert found.build_backend(guide="structured") == SVI(epochs=2.0)  # settings of one guide are none of another
+    assert found.build_model(width=1).width == 1.0 and found.build_model().head_scale == 0.5
+    with pytest.raises(SettingError, match="Unknown preset 'publishd'. Did you mean 'published'"):
+        bl.preset("publishd")
 
 
 def test_a_backend_and_posterior_of_ones_own(tmp_path: Path) -> None:

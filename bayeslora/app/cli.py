@@ -18,7 +18,13 @@ from bayeslora.app.commands.diagnose import diagnose
 from bayeslora.app.commands.evaluate import evaluate
 from bayeslora.app.commands.fit import fit
 from bayeslora.app.commands.generate import generate
-from bayeslora.app.commands.listing import list_backends, list_models, list_tasks
+from bayeslora.app.commands.listing import (
+    list_backends,
+    list_guides,
+    list_models,
+    list_presets,
+    list_tasks,
+)
 from bayeslora.app.commands.lm_eval import lm_eval
 from bayeslora.app.commands.predict import predict
 from bayeslora.app.commands.tasks import show_task
@@ -90,7 +96,7 @@ def options(
 
 for command in (fit, predict, generate, evaluate, lm_eval, diagnose, compare):
     app.command()(command)
-for shown in (list_backends, list_models, list_tasks):
+for shown in (list_backends, list_guides, list_models, list_presets, list_tasks):
     listing.command(shown.__name__.removeprefix("list_"))(shown)
 tasks.command("show")(show_task)
 

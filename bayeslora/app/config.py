@@ -33,11 +33,12 @@ __all__ = [
 
 #: Where an assignment with a prefix goes; one without goes to the settings of the backend.
 PREFIXES = {
-    "model": "model_settings",
-    "network": "network",
-    "lora": "lora",
-    "task": "task_settings",
-    "observation": "observation_settings",
+    "guide": ("settings", "guide_settings"),
+    "model": ("model_settings",),
+    "network": ("network",),
+    "lora": ("lora",),
+    "task": ("task_settings",),
+    "observation": ("observation_settings",),
 }
 
 #: Former spellings, of flags, keys of a configuration and prefixes of assignments, and those of today.
@@ -89,7 +90,8 @@ class RunConfig(Settings):
         adapter: PEFT LoRA adapter to start from, in place of a fresh one; ``lora`` is then not looked at.
         task: name of a known task, or path or hub name of your own data (with ``task_settings``).
         data_dir: folder with the task's files; without it they come from the hub.
-        backend: inference algorithm.
+        preset: published settings, over which those that are given here go.
+        backend: inference algorithm; by default "svi".
         train_size: number of training rows; all by default.
         heldout_size: number of training rows to set aside.
         seed: of the choice of rows, the initial weights and the fit.
@@ -113,7 +115,8 @@ class RunConfig(Settings):
     task: str
     adapter: str | None = None
     data_dir: str | None = None
-    backend: str = "svi"
+    preset: str | None = None
+    backend: str | None = None
     train_size: int | None = None
     heldout_size: int = 0
     seed: Seed = 0
@@ -179,9 +182,9 @@ def read_config(
 def assign(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
     """Fields of a `RunConfig` with assignments put in.
 
-    ``epochs=3`` is a setting of the backend; ``model.components=4``, ``network.dtype=bfloat16``, ``lora.r=16`` and
-    ``task.label=answer`` are settings of the Pyro model, the base network, the LoRA layers and the task;
-    ``max_length=128`` is a field of `RunConfig` itself.
+    ``epochs=3`` is a setting of the backend; ``guide.flow=true`` is one of its guide; ``model.components=4``,
+    ``network.dtype=bfloat16``, ``lora.r=16`` and ``task.label=answer`` are settings of the Pyro model, the base
+    network, the LoRA layers and the task; ``max_length=128`` is a field of `RunConfig` itself.
     Values stay text: the setting knows its type.
 
     Raises:
@@ -200,9 +203,15 @@ def assign(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, A
         if prefix in RunConfig.__dataclass_fields__ and not dot:
             merged[prefix] = value
             continue
-        group, name = (PREFIXES[prefix], name) if dot else ("settings", prefix)
-        merged[group] = {**(merged.get(group) or {}), name: value}
+        path = (*PREFIXES[prefix], name) if dot else ("settings", prefix)
+        merged = _put(merged, path, value)
     return merged
+
+
+def _put(values: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
+    """Nested mappings with a value put in."""
+    name, *rest = path
+    return {**values, name: _put(values.get(name) or {}, rest, value) if rest else value}
 
 
 def resolve(config: RunConfig) -> RunConfig:
@@ -211,11 +220,14 @@ def resolve(config: RunConfig) -> RunConfig:
     Two runs with equal resolved configurations are the same run.
 
     Raises:
-        SettingError: an unknown backend, Pyro model or setting, a value of another type, or a folder that is not there.
+        SettingError: an unknown backend, preset, Pyro model or setting, a value of another type, or a folder that is
+            not there.
     """
     from bayeslora.inference import BACKENDS
     from bayeslora.models import MODELS
 
+    config = _with_preset(config)
+    assert config.backend is not None
     # What is spelled wrong is told at once: no class is imported for it.
     BACKENDS.check(config.backend, config.settings)
     if config.model is not None:
@@ -239,6 +251,20 @@ def resolve(config: RunConfig) -> RunConfig:
         network=_typed(build(NetworkSettings, config.network), config.network),
         task_settings=of_task,
     )
+
+
+def _with_preset(config: RunConfig) -> RunConfig:
+    """The same configuration with its preset's backend and model, and their settings, where it does not say others."""
+    if config.preset is None:
+        return replace(config, backend=config.backend or "svi")
+    from bayeslora.inference.presets import PRESETS, over
+
+    found = PRESETS[config.preset]
+    if config.backend in (None, found.backend):
+        config = replace(config, backend=found.backend, settings=over(found.settings, config.settings))
+    if config.model in (None, found.model):
+        config = replace(config, model=found.model, model_settings=over(found.model_settings, config.model_settings))
+    return config
 
 
 def _model(config: RunConfig, algorithm: Backend) -> tuple[str, dict[str, Any]]:

@@ -23,6 +23,7 @@ __all__ = [
     "Model",
     "MovedBase",
     "MovedData",
+    "Preset",
     "Run",
     "Split",
     "TaskName",
@@ -52,6 +53,7 @@ Model = Annotated[
         show_default="monteclora; gaussian for laplace",
     ),
 ]
+Preset = Annotated[str | None, typer.Option(help="Published settings, over which all others go.", show_default=False)]
 TrainSize = Annotated[int | None, typer.Option(help="Number of training rows.", show_default="all")]
 HeldoutSize = Annotated[int | None, typer.Option(help="Training rows to set aside.", show_default="0")]
 Assignments = Annotated[
@@ -59,8 +61,8 @@ Assignments = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="A setting of the backend (epochs=3), or of model., network., observation., lora. or task. (lora.r=16); "
-        "repeatable.",
+        help="A setting of the backend (epochs=3), or of guide., model., network., observation., lora. or task. "
+        "(lora.r=16); repeatable.",
         show_default=False,
     ),
 ]

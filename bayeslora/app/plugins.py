@@ -17,7 +17,7 @@ def register(thing: T) -> T:
 
     Args:
         thing: a class that extends `WeightModel`, `Guide`, `Observation` (each with a ``name``) or `Posterior` (with a
-            ``kind``); a backend: a dataclass with ``name``, ``paper`` and ``fit``; or a `TaskSpec`.
+            ``kind``); a backend: a dataclass with ``name``, ``paper`` and ``fit``; a `Preset`; or a `TaskSpec`.
 
     Returns:
         The same, so that it decorates a class.
@@ -35,6 +35,7 @@ def register(thing: T) -> T:
 def _place(thing: Any) -> tuple[Registry[Any], Any]:
     from bayeslora.inference import BACKENDS
     from bayeslora.inference.loading import POSTERIORS
+    from bayeslora.inference.presets import PRESETS, Preset
     from bayeslora.models import MODELS, WeightModel
     from bayeslora.models.guides import GUIDES, Guide
     from bayeslora.observations import OBSERVATIONS, Observation
@@ -44,6 +45,8 @@ def _place(thing: Any) -> tuple[Registry[Any], Any]:
 
     if isinstance(thing, TaskSpec):
         return TASKS, thing.name
+    if isinstance(thing, Preset):
+        return PRESETS, thing.name
     if isinstance(thing, type):
         if issubclass(thing, Posterior):
             return POSTERIORS, getattr(thing, "kind", None)
@@ -57,5 +60,5 @@ def _place(thing: Any) -> tuple[Registry[Any], Any]:
             return BACKENDS, getattr(thing, "name", None)
     raise SettingError(
         f"Nothing of its sort can be registered: {thing!r}. Expected a class that extends WeightModel, Guide, "
-        "Observation or Posterior, a backend with name, paper and fit, or a TaskSpec."
+        "Observation or Posterior, a backend with name, paper and fit, a Preset, or a TaskSpec."
     )

@@ -111,6 +111,7 @@ def fit(
         program = build_program(config, task)
         if progress:
             say(*_chosen(config, program, task))
+        assert config.backend is not None
         with store.place(folder, anew=overwrite) as place:
             if store.is_main_process():
                 files.write_text(place / CONFIG, HEADER + config.to_yaml())

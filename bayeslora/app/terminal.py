@@ -15,6 +15,7 @@ from bayeslora.errors import BayesLoraError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from bayeslora.inference.presets import Preset
     from bayeslora.predict.metrics import Metrics
     from bayeslora.predict.resampling import Interval
 
@@ -32,6 +33,7 @@ __all__ = [
     "say",
     "show",
     "show_classes",
+    "show_presets",
 ]
 
 
@@ -47,6 +49,23 @@ def show_classes(title: str, classes: Any, papers: dict[str, str], verbose: bool
         table = new_table(f"{name}: {_first_line(cls)}", ["setting", "type", "default", "meaning"])
         for row in described(cls):
             table.add_row(*row)
+        show(table)
+
+
+def show_presets(presets: Mapping[str, Preset], verbose: bool) -> None:
+    """A table of presets with their papers, or each with what it sets and what its note says."""
+    if not verbose:
+        table = new_table("presets", ["name", "backend", "model", "paper"])
+        for name, preset in presets.items():
+            table.add_row(name, preset.backend, preset.model, preset.paper)
+        show(table)
+        return
+    for name, preset in presets.items():
+        table = new_table(f"{name}: {preset.paper}", ["of", "setting", "value"])
+        table.caption, table.caption_justify = preset.note, "left"
+        for of, settings in ((preset.backend, preset.settings), (preset.model, preset.model_settings)):
+            for setting, value in settings.items():
+                table.add_row(of, setting, str(value))
         show(table)
 
 

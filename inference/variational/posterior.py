@@ -92,8 +92,8 @@ class VariationalPosterior(Posterior):
         Raises:
             PosteriorError: the parameters do not fit the guide.
         """
-        kind = record.settings.get("guide", "delta")
-        guide = make_guide(kind, program.model, program.sites, record.settings.get("init_scale", 1e-2))
+        kind, init_scale = record.settings.get("guide", "delta"), record.settings.get("init_scale", 1e-2)
+        guide = make_guide(kind, program.model, program.sites, init_scale, record.settings.get("guide_settings"))
         try:
             guide.load_state_dict(dict(state))
             for name, value in guide.state_dict().items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from datasets import Dataset
@@ -13,7 +13,7 @@ from bayeslora.inference.training.process import available
 from bayeslora.inference.training.trainer import TrainingSettings
 from bayeslora.inference.variational.elbo import ELBOS
 from bayeslora.inference.variational.posterior import VariationalPosterior, optimise
-from bayeslora.models.guides.auto import KINDS, check_kind, make_guide
+from bayeslora.models.guides.auto import KINDS, guide_settings, make_guide
 from bayeslora.models.guides.base import Guide
 from bayeslora.program import Program
 from bayeslora.rng import isolated
@@ -36,6 +36,7 @@ class SVI(TrainingSettings):
         guide: ``"structured"`` (the model's own), ``"mean-field"``, ``"low-rank"``, ``"full"`` (its covariance has an
             entry for each pair of weights: small adapters), ``"delta"`` (point estimates), or the name of one of Pyro's
             autoguides that need no more than a name.
+        guide_settings: settings of the guide by name, of those of the library and of plug-ins.
         elbo: ``"mean-field"`` (divergences in closed form where one is known), ``"trace"``, or ``"renyi"`` (order 1/2,
             two particles or more).
         particles: weight draws a step; each costs a pass of the network.
@@ -59,6 +60,7 @@ class SVI(TrainingSettings):
     paper: ClassVar[str] = "Hoffman et al., JMLR 2013; Kingma and Welling, ICLR 2014"
 
     guide: str = "structured"
+    guide_settings: dict[str, Any] = field(default_factory=dict)
     elbo: Literal["mean-field", "trace", "renyi"] = "mean-field"
     particles: Count = 1
     temperature: Positive = 1.0
@@ -69,7 +71,7 @@ class SVI(TrainingSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_kind(self.guide)
+        object.__setattr__(self, "guide_settings", guide_settings(self.guide, self.guide_settings))
         if self.particles > 1 and self.gradient_checkpointing:
             raise SettingError(
                 "gradient_checkpointing needs particles=1: what the backward pass computes again of all particles "
@@ -84,7 +86,7 @@ class SVI(TrainingSettings):
         if KINDS.get(self.guide, self.guide) == KINDS["full"]:
             _check_room(program)
         with isolated(run.seed, program.device):
-            guide = make_guide(self.guide, program.model, run.sites(program), self.init_scale)
+            guide = make_guide(self.guide, program.model, run.sites(program), self.init_scale, self.guide_settings)
         return optimise(
             program,
             guide,

@@ -20,6 +20,7 @@ from bayeslora.errors import PosteriorError, SettingError, unknown
 from bayeslora.models.guides.base import Guide, GuideList, PointGuide, decoded, encoded
 from bayeslora.registry import Registry
 from bayeslora.rng import isolated
+from bayeslora.settings import Settings, build
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,10 +28,10 @@ if TYPE_CHECKING:
     from bayeslora.models.base import WeightModel
     from bayeslora.weights import Site
 
-__all__ = ["GUIDES", "KINDS", "AutoGuide", "check_kind", "make_guide"]
+__all__ = ["GUIDES", "KINDS", "AutoGuide", "guide_settings", "make_guide", "settings_class"]
 
-#: Guides of a user's own, each made of a model and the sites that are random.
-GUIDES: Registry[Callable[[WeightModel, Sequence[Site]], Guide]] = Registry("guide", {})
+#: Guides beside the model's own and Pyro's, each made of a model, the sites that are random, and its settings.
+GUIDES: Registry[Callable[..., Guide]] = Registry("guide", {})
 
 #: Short names of guides, beside "structured" and "delta" and the names of Pyro's classes.
 KINDS = {
@@ -176,7 +177,13 @@ class AutoGuide(Guide):
         return groups
 
 
-def make_guide(kind: str, model: WeightModel, sites: Sequence[Site], init_scale: float = 0.1) -> Guide:
+def make_guide(
+    kind: str,
+    model: WeightModel,
+    sites: Sequence[Site],
+    init_scale: float = 0.1,
+    settings: Mapping[str, Any] | None = None,
+) -> Guide:
     """Make a guide of a model over all its latent sites.
 
     Args:
@@ -187,10 +194,12 @@ def make_guide(kind: str, model: WeightModel, sites: Sequence[Site], init_scale:
         model: model of the weights.
         sites: the weights.
         init_scale: standard deviation of an automatic guide at the start, in unconstrained space.
+        settings: of a guide of `GUIDES`, by name.
 
     Raises:
-        SettingError: nothing is called ``kind``, or the class cannot guide this model.
+        SettingError: nothing is called ``kind``, the class cannot guide this model, or a setting is wrong.
     """
+    own = _own_settings(kind, settings or {})
     if kind == "structured":
         return model.guide(sites)
     initial = model.initial(sites)
@@ -199,18 +208,39 @@ def make_guide(kind: str, model: WeightModel, sites: Sequence[Site], init_scale:
     stochastic = model.stochastic(sites)
     points = PointGuide({name: value for name, value in initial.items() if name not in stochastic})
     if kind in GUIDES:
-        return GuideList([GUIDES[kind](model, model.split(sites)[0]), points])
+        return GuideList([GUIDES[kind](model, model.split(sites)[0], *own), points])
     return GuideList([AutoGuide(_autoguide(kind), model, sites, init_scale), points])
 
 
-def check_kind(kind: str) -> None:
-    """Make sure that there is such a guide.
+def guide_settings(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings of a guide, in their types.
+
+    Args:
+        kind: as in `make_guide`.
+        values: those that are not to be as by default, by name.
 
     Raises:
-        SettingError: there is none.
+        SettingError: nothing is called ``kind``, or a setting is wrong.
     """
     if kind not in ("structured", "delta") and kind not in GUIDES:
         _autoguide(kind)
+    return {name: value for own in _own_settings(kind, values) for name, value in vars(own).items()}
+
+
+def _own_settings(kind: str, values: Mapping[str, Any]) -> tuple[Settings, ...]:
+    """The settings that a guide is made of: one dataclass, or nothing."""
+    cls = settings_class(kind)
+    if cls is not None:
+        return (build(cls, values),)
+    if values:
+        known = ", ".join(name for name in GUIDES if settings_class(name) is not None) or "none"
+        raise SettingError(f"guide='{kind}' has no settings, found {', '.join(values)}. Guides with settings: {known}.")
+    return ()
+
+
+def settings_class(kind: str) -> type[Settings] | None:
+    """The dataclass of a guide's settings, if it has any."""
+    return getattr(GUIDES[kind], "settings", None) if kind in GUIDES else None
 
 
 def _autoguide(kind: str) -> type[autoguide.AutoGuide]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import pyro
 import pyro.distributions as dist
@@ -18,6 +18,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from bayeslora.errors import PosteriorError
+from bayeslora.settings import Settings
 from bayeslora.weights import Site
 
 Combine = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
@@ -33,11 +34,13 @@ class Guide(nn.Module, ABC):
         random: whether any of them is more than a point.
         dense: whether `log_prob` gives a density.
         independent_layers: whether it has no correlations between the network's layers.
+        settings: dataclass of its settings, which is what it is made of beside a model and sites, if it has any.
     """
 
     random: bool = True
     dense: bool = True
     independent_layers: bool = True
+    settings: ClassVar[type[Settings] | None] = None
 
     def __init__(self, latents: Iterable[str]) -> None:
         super().__init__()

@@ -9,6 +9,7 @@ import yaml
 
 from bayeslora.app.config import LoraSettings, RunConfig, assign, differences, read_config, resolve
 from bayeslora.errors import SettingError
+from bayeslora.inference import PRESETS, Preset
 
 
 def test_file_then_flags_then_assignments(tmp_path: Path) -> None:
@@ -63,6 +64,23 @@ def test_a_backend_may_have_a_model_of_its_own_by_default() -> None:
     assert found(backend="laplace", model="monteclora") == ("monteclora", {})
 
 
+def test_a_preset_is_of_the_backend_and_model_that_it_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Preset(name="a", paper="", settings={"epochs": 2.0}, model_settings={"deviation": 0.1, "sites": "both"})
+    monkeypatch.setattr(PRESETS, "_homes", {"a": whole})
+
+    def found(**fields: Any) -> tuple[Any, ...]:
+        config = resolve(RunConfig(base="demo", task="demo", preset="a", **fields))
+        assert resolve(config) == config
+        return config.backend, config.settings, config.model, config.model_settings
+
+    of_model = {"deviation": 0.1, "sites": "both"}
+    assert found() == ("svi", {"epochs": 2.0}, "gaussian", of_model)
+    assert found(settings={"batch_size": "8"}) == ("svi", {"epochs": 2.0, "batch_size": 8}, "gaussian", of_model)
+    assert found(backend="map") == ("map", {}, "gaussian", of_model)
+    assert found(model="monteclora") == ("svi", {"epochs": 2.0}, "monteclora", {})
+    assert found(model_settings={"sites": "A"}) == ("svi", {"epochs": 2.0}, "gaussian", of_model | {"sites": "A"})
+
+
 def test_yaml_and_json_give_the_same_configuration_back(tmp_path: Path) -> None:
     lora = LoraSettings(target_modules=("query", "value"))
     config = RunConfig("demo", "demo", lora=lora, settings={"learning_rate": 1e-5, "epochs": 1.0}, output="é")
@@ -79,6 +97,9 @@ def test_yaml_and_json_give_the_same_configuration_back(tmp_path: Path) -> None:
         ({}, ["epochs"], "Cannot read the setting 'epochs': expected key=value"),
         ({}, ["modle.nu=3"], "Unknown prefix of a setting 'modle'. Did you mean 'model'"),
         ({}, ["lora.rank=3"], "Unknown setting of lora 'rank'"),
+        ({}, ["guide.spread=3"], "guide='structured' has no settings, found spread"),
+        ({"backend": "map"}, ["guide.spread=3"], "Unknown setting of map 'guide_settings'"),
+        ({"preset": "a"}, [], "Unknown preset 'a'"),
         ({}, ["lora.r=0"], "lora: r should be greater than or equal to 1, found '0'"),
         ({}, ["lora.dropout=1"], "lora: dropout should be less than 1"),
         ({"seed": "x"}, [], "a run: seed should be a valid integer"),

@@ -15,6 +15,7 @@ from bayeslora.app.options import (
     DataDir,
     HeldoutSize,
     Model,
+    Preset,
     TaskName,
     TrainSize,
     new_folder,
@@ -33,6 +34,7 @@ def fit(
     adapter: AdapterFolder = None,
     task: TaskName = None,
     data_dir: DataDir = None,
+    preset: Preset = None,
     backend: Annotated[str | None, typer.Option(help="Inference algorithm.", show_default="svi")] = None,
     model: Model = None,
     observation: Annotated[
@@ -58,9 +60,9 @@ def fit(
     from bayeslora.app.config import read_config
 
     flags = {
-        "base": base, "adapter": adapter, "task": task, "data_dir": data_dir, "backend": backend, "model": model,
-        "observation": observation, "train_size": train_size, "heldout_size": heldout_size, "seed": seed,
-        "chains": chains, "output": str(output),
+        "base": base, "adapter": adapter, "task": task, "data_dir": data_dir, "preset": preset, "backend": backend,
+        "model": model, "observation": observation, "train_size": train_size, "heldout_size": heldout_size,
+        "seed": seed, "chains": chains, "output": str(output),
     }  # fmt: skip
     given = config or assignments or any(flags[name] is not None for name in flags if name != "output")
     run = read_config(config, flags, assignments or ()) if given or not resume else runs.saved_config(output)
@@ -68,4 +70,4 @@ def fit(
     context.obj["resume"] = lambda: again if (output / store.CONFIG).exists() else "Nothing was fitted yet."
     posterior = runs.fit(run, output, resume=resume, overwrite=overwrite)
     spent = cost_line(posterior.record.cost)
-    show(f"{run.backend} on {posterior.record.n_data:,} rows of {run.task}: {spent}. Saved in {output}")
+    show(f"{posterior.record.backend} on {posterior.record.n_data:,} rows of {run.task}: {spent}. Saved in {output}")

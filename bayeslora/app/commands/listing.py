@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from bayeslora.app.terminal import show, show_classes
+from bayeslora.app.terminal import show, show_classes, show_presets
 
-__all__ = ["list_backends", "list_models", "list_tasks"]
+__all__ = ["list_backends", "list_guides", "list_models", "list_presets", "list_tasks"]
 
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the settings of each.")]
 
@@ -19,6 +19,22 @@ def list_backends(verbose: Verbose = False) -> None:
 
     classes = {name: BACKENDS[name] for name in BACKENDS}
     show_classes("backends", classes, {name: cls.paper for name, cls in classes.items()}, verbose)
+
+
+def list_guides(verbose: Verbose = False) -> None:
+    """Guides beside the model's own and Pyro's (--set guide=NAME), and with -v their settings."""
+    from bayeslora.models.guides import GUIDES
+    from bayeslora.models.guides.auto import settings_class
+
+    found = {name: settings_class(name) if verbose else GUIDES[name] for name in GUIDES}
+    show_classes("guides", {name: cls for name, cls in found.items() if cls is not None}, {}, verbose)
+
+
+def list_presets(verbose: Verbose = False) -> None:
+    """Published settings (--preset), and with -v what each stands for."""
+    from bayeslora.inference.presets import PRESETS
+
+    show_presets({name: PRESETS[name] for name in PRESETS}, verbose)
 
 
 def list_models(verbose: Verbose = False) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import dataclass
 from functools import partial
 
 import pyro
@@ -13,6 +14,9 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
 from bayeslora.errors import PosteriorError, SettingError
 from bayeslora.models import Gaussian, Guide, MonteCLoRA, WeightModel, make_guide
+from bayeslora.models.guides.auto import GUIDES, guide_settings
+from bayeslora.models.guides.base import PointGuide
+from bayeslora.settings import Count, Settings
 from bayeslora.weights import Site
 
 A, B, HEAD = "linear_5x4.A", "linear_5x4.B", "head.classifier.weight"
@@ -164,6 +168,39 @@ def test_a_covariance_that_does_not_fit_into_memory_is_an_error() -> None:
     large = Site("linear.A", "A", "linear", torch.ones(1, 500_000, 4), ("layer",))  # 16 TB of covariance
     with pytest.raises(SettingError, match="AutoMultivariateNormal cannot guide this model: .*memory"):
         make_guide("full", Gaussian(), (large,))
+
+
+def test_a_guide_is_made_of_its_settings_if_it_has_any(
+    sites: tuple[Site, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Plain(PointGuide):
+        def __init__(self, model: WeightModel, sites: tuple[Site, ...]) -> None:
+            super().__init__({site.name: site.initial for site in sites})
+
+    @dataclass(frozen=True)
+    class Numbers(Settings):
+        name = "set"
+        number: Count = 3
+
+    class Set(Plain):
+        settings = Numbers
+
+        def __init__(self, model: WeightModel, sites: tuple[Site, ...], settings: Numbers) -> None:
+            super().__init__(model, sites)
+            self.number = settings.number
+
+    monkeypatch.setattr(GUIDES, "_homes", {"plain": Plain, "set": Set})
+    model = Gaussian()
+    assert type(make_guide("plain", model, sites).parts[0]) is Plain and guide_settings("plain", {}) == {}
+    numbers = [make_guide("set", model, sites, settings=each).parts[0].number for each in (None, {"number": "4"})]
+    assert numbers == [3, 4] and guide_settings("set", {}) == {"number": 3}
+    for kind in ("plain", "structured", "mean-field", "delta"):
+        with pytest.raises(SettingError, match=f"guide='{kind}' has no settings, found n. Guides with settings: set."):
+            make_guide(kind, model, sites, settings={"n": 1})
+    with pytest.raises(SettingError, match="Unknown setting of set 'nmber'. Did you mean 'number'"):
+        make_guide("set", model, sites, settings={"nmber": 1})
+    with pytest.raises(SettingError, match="set: number should be greater than or equal to 1, found '0'"):
+        guide_settings("set", {"number": "0"})
 
 
 def test_unknown_and_unfit_kinds(sites: tuple[Site, ...]) -> None:
