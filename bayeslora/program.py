@@ -6,7 +6,7 @@ part of it that samples weights, `Program.outputs` the network at given weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import replace
@@ -31,6 +31,7 @@ from bayeslora.networks import (
     positions,
 )
 from bayeslora.observations import Encoder, Observation, Padding, of_task
+from bayeslora.sites import Value
 from bayeslora.store import adapter_at
 from bayeslora.weights import Apart, Site, Weights
 
@@ -39,7 +40,10 @@ if TYPE_CHECKING:
 
     from bayeslora.tasks import Task
 
-__all__ = ["Program"]
+__all__ = ["Estimator", "Program"]
+
+#: What is put into the network for weights by site and a batch: a tensor for each site, or functions for its layers.
+Estimator = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Mapping[str, Value]]
 
 
 class Program(nn.Module):
@@ -218,7 +222,7 @@ class Program(nn.Module):
             found: dict[str, Tensor] = poutine.condition(self.prior, data=dict(latents))()
         return found
 
-    def outputs(self, weights: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
+    def outputs(self, weights: Mapping[str, Value], batch: Mapping[str, Tensor]) -> Tensor:
         """Outputs (examples, outputs) in float32 at ``weights``, which stay in place until the next call."""
         self.weights.install(weights)
         return self.observation.run(self.network, batch)
@@ -235,9 +239,16 @@ class Program(nn.Module):
                 return self.observation.run(self.network, repeated).unflatten(0, (len(draws), -1))
         return torch.stack([self.outputs(each, batch) for each in draws])
 
-    def forward(self, batch: Mapping[str, Tensor], size: int) -> Tensor:
-        """The whole Pyro model of a batch out of ``size`` examples; returns the outputs (examples, outputs)."""
-        outputs = self.outputs(self.prior(), batch)
+    def forward(self, batch: Mapping[str, Tensor], size: int, estimator: Estimator | None = None) -> Tensor:
+        """The whole Pyro model of a batch out of ``size`` examples; returns the outputs (examples, outputs).
+
+        Args:
+            batch: with labels.
+            size: number of examples.
+            estimator: what stands for the weights in the network; they themselves, if left out.
+        """
+        weights = self.prior()
+        outputs = self.outputs(weights if estimator is None else estimator(weights, batch), batch)
         self.observation.observe(outputs, batch, size)
         return outputs
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +83,11 @@ class Slot:
     transposed: bool = False
     own: bool = True
 
+    @property
+    def linear(self) -> bool:
+        """Whether it is the matrix of a linear layer that is used as such, so that a function can stand for it."""
+        return isinstance(self.module, nn.Linear) and self.name == "weight" and self.own
+
     def stored(self) -> Tensor:
         """PEFT's own parameter in the layout of the site: the rank last."""
         value = self.parameter.detach()
@@ -105,14 +110,14 @@ class Slot:
                 del state["_parameters"][self.name]
             state[self.name] = value
             return
-        if not (isinstance(self.module, nn.Linear) and self.name == "weight" and self.own):
+        if not self.linear:
             raise AdapterError(
                 f"A function cannot stand for '{self.name}' of a {type(self.module).__name__}: only for the matrix of "
                 "a linear layer that is used as such. Give a tensor."
             )
         self.restore()
         before = self.module.__dict__.get("forward")
-        self.module.__dict__["forward"] = _StandIn(self.module, value, before)
+        self.module.__dict__["forward"] = _StandIn(cast("nn.Linear", self.module), value, before)
 
     def restore(self) -> None:
         """Let the network use the parameter again."""

@@ -177,7 +177,7 @@ class Weights:
         head = getattr(self.base, "get_output_embeddings", lambda: None)()
         apart = set() if head is None else set(head.modules())
         return all(
-            site.stacked and isinstance(slot.module, nn.Linear) and slot.module not in apart and slot.own
+            site.stacked and slot.linear and slot.module not in apart
             for site in self.sites
             for slot in self._slots[site.name]
         )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bayeslora.models.base import WeightModel
 from bayeslora.models.distributions import ColumnNormal
-from bayeslora.models.guides.base import MatrixGuide
+from bayeslora.models.guides.base import MatrixGuide, Spread
 from bayeslora.weights import Site
 
 __all__ = ["Gaussian", "GaussianGuide"]
@@ -64,6 +64,10 @@ class GaussianGuide(MatrixGuide):
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Sample the matrix."""
         return {self.name: pyro.sample(self.name, self._law())}
+
+    def spreads(self) -> dict[str, Spread]:
+        """Independent normal entries."""
+        return {self.name: Spread(self.mu, self.sigma0 * self.log_eps.exp())}
 
     def _law(self) -> dist.TorchDistribution:
         eps = self.log_eps.exp()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from bayeslora.errors import SettingError
 from bayeslora.models.base import WeightModel
 from bayeslora.models.distributions import ColumnNormal
-from bayeslora.models.guides.base import MatrixGuide
+from bayeslora.models.guides.base import MatrixGuide, Spread
 from bayeslora.models.wishart import DiagonalWishartCholesky
 from bayeslora.settings import Count, NotNegative, Positive
 from bayeslora.weights import Site
@@ -197,6 +197,10 @@ class MonteCLoRAGuide(MatrixGuide):
         law = self.model.column_law(self.mu, self.unit * self.log_eps.exp(), mixture, factor)
         columns = pyro.sample(self.latents[-1], law)
         return dict(zip(self.latents, (factor, mixture, columns), strict=True))
+
+    def spreads(self) -> dict[str, Spread]:
+        """Independent columns around mu, given Sigma and pi."""
+        return {self.name: Spread(self.mu)}
 
 
 @lru_cache(maxsize=128)

@@ -20,7 +20,7 @@ from torch.distributions import kl_divergence
 from bayeslora.inference.training.objective import Hook, Objective, State
 from bayeslora.models.base import full_precision
 from bayeslora.models.joining import joined, kind_of
-from bayeslora.program import Program
+from bayeslora.program import Estimator, Program
 
 __all__ = ["ELBOS", "KLWarmup", "NegativeELBO"]
 
@@ -106,6 +106,7 @@ class NegativeELBO(Objective):
         elbo: a bound of `ELBOS`.
         size: number of training examples N.
         kl_weight: of the latent sites; 1 is Bayes' rule.
+        estimator: what stands for a draw of the weights in the network; the draw itself, if left out.
 
     Attributes:
         explained: log-likelihoods of all examples, as estimated by each step since this was set to zero.
@@ -113,13 +114,22 @@ class NegativeELBO(Objective):
 
     explained: Tensor | float = 0.0
 
-    def __init__(self, program: Program, guide: nn.Module, elbo: ELBO, size: int, kl_weight: float = 1.0) -> None:
+    def __init__(
+        self,
+        program: Program,
+        guide: nn.Module,
+        elbo: ELBO,
+        size: int,
+        kl_weight: float = 1.0,
+        estimator: Estimator | None = None,
+    ) -> None:
         super().__init__()
         self.program = program
         self.guide = guide
         self.elbo = elbo
         self.size = size
         self.kl_weight = kl_weight
+        self.estimator = estimator
         self._parts: dict[str, Tensor] = {}
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -130,7 +140,7 @@ class NegativeELBO(Objective):
 
         def model(batch: Mapping[str, Tensor]) -> None:
             with ambient, self._weighted():
-                self.program(batch, self.size)
+                self.program(batch, self.size, self.estimator)
 
         with full_precision(device):
             loss: Tensor = self.elbo.differentiable_loss(model, self._guide, batch)

@@ -24,7 +24,7 @@ from bayeslora.models.guides.auto import make_guide
 from bayeslora.models.guides.base import Guide
 from bayeslora.passes import Rows
 from bayeslora.posterior import Posterior, Record
-from bayeslora.program import Program
+from bayeslora.program import Estimator, Program
 from bayeslora.store import POSTERIOR
 
 __all__ = ["VariationalPosterior", "optimise"]
@@ -115,6 +115,7 @@ def optimise(
     elbo: ELBO,
     temperature: float,
     kl_warmup: float = 0.0,
+    estimator: Estimator | None = None,
 ) -> VariationalPosterior:
     """Train a guide, leaving a posterior in the run's folder at every checkpoint.
 
@@ -128,11 +129,12 @@ def optimise(
         elbo: the bound to maximise.
         temperature: weight of the latent sites; 0 is maximum likelihood.
         kl_warmup: part of all steps in which that weight rises linearly from zero.
+        estimator: what stands for a draw of the weights in the network; the draw itself, if left out.
 
     Raises:
         TrainingError: the loss became infinite or not a number.
     """
-    objective = NegativeELBO(program, guide, elbo, len(data), temperature)
+    objective = NegativeELBO(program, guide, elbo, len(data), temperature, estimator)
     record = run.record(settings.name, asdict(settings), len(data), temperature, guide.point_sites)
     kept = _Kept(VariationalPosterior(program, record, guide), run)
     warmup = [KLWarmup(objective, temperature, kl_warmup)] if kl_warmup else []

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import pyro
 import pyro.distributions as dist
@@ -23,7 +23,22 @@ from bayeslora.weights import Site
 
 Combine = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
-__all__ = ["Guide", "GuideList", "MatrixGuide", "PointGuide", "decoded", "encoded"]
+__all__ = ["Guide", "GuideList", "MatrixGuide", "PointGuide", "Spread", "decoded", "encoded"]
+
+
+class Spread(NamedTuple):
+    """How draws of a random matrix lie around its mean, given those of the guide's other sites.
+
+    Its columns are independent, and each is as likely as its mirror image on the other side of the mean.
+
+    Attributes:
+        mean: (layers, columns, rank), a function of the guide's parameters.
+        deviation: standard deviation of each entry, broadcastable to the mean, if entries are independent and normal;
+            None if those of a column depend on each other.
+    """
+
+    mean: Tensor
+    deviation: Tensor | None = None
 
 
 class Guide(nn.Module, ABC):
@@ -71,6 +86,10 @@ class Guide(nn.Module, ABC):
 
     def noise_scales(self) -> dict[str, Tensor]:
         """Size of the noise in each layer as a multiple of the prior's, by name, where the guide keeps that."""
+        return {}
+
+    def spreads(self) -> dict[str, Spread]:
+        """How random matrices lie around their means, by site, as far as all is known that `Spread` says."""
         return {}
 
     @abstractmethod
@@ -147,6 +166,10 @@ class GuideList(Guide):
     def noise_scales(self) -> dict[str, Tensor]:
         """That of all parts."""
         return _merged(part.noise_scales() for part in self._guides())
+
+    def spreads(self) -> dict[str, Spread]:
+        """Those of all parts."""
+        return {name: spread for part in self._guides() for name, spread in part.spreads().items()}
 
     def log_prob(self, values: Mapping[str, Tensor]) -> Tensor:
         """Sum over the parts that are more than points.

@@ -53,14 +53,15 @@ def interrupted(folder: Path, step: int, monkeypatch: pytest.MonkeyPatch, data: 
             fit(text_program(folder.parent / "base"), data, output_dir=folder, **settings)
 
 
-@pytest.mark.parametrize("step", [3, 4])
+@pytest.mark.parametrize(("step", "estimator"), [(3, "draw"), (4, "flipout")])
 @pytest.mark.parametrize("grouped", [True, False])
 def test_a_resumed_fit_is_the_uninterrupted_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, grouped: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, estimator: str, grouped: bool
 ) -> None:
     # Stopped at the end of the first epoch (step 3) and inside the second (step 4).
     saved_base(tmp_path / "base", dropout=0.1)
-    data, settings = text_rows(12), {**QUICK, "group_by_length": grouped, "kl_warmup": 0.5}
+    data = text_rows(12)
+    settings = {**QUICK, "group_by_length": grouped, "kl_warmup": 0.5, "estimator": estimator}
     whole = fit(text_program(tmp_path / "base"), data, **settings)
     interrupted(tmp_path / "run", step, monkeypatch, data, **settings)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [f"checkpoint-{step}"]

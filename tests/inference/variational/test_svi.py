@@ -62,8 +62,9 @@ def test_the_full_guide_recovers_the_exact_posterior_and_evidence(known: Regress
     assert z.abs().max() < 3.5 * float(ratio.max().sqrt())
 
 
-def test_the_structured_guide_finds_the_best_bound_of_its_family(known: Regression) -> None:
-    posterior = fit(known.program, known.rows, **EXACT)
+@pytest.mark.parametrize("estimator", ["draw", "local"])
+def test_the_structured_guide_finds_the_best_bound_of_its_family(known: Regression, estimator: str) -> None:
+    posterior = fit(known.program, known.rows, estimator=estimator, **EXACT)
     found, standard_error = evidence_bound(posterior, known.rows)
     # Noise of one scale for each direction of the rank cannot have the posterior's correlations between columns: the
     # closest such law has the variances columns / sum_i precision_ir, and its divergence is the distance of the bound.
