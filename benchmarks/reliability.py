@@ -1,6 +1,6 @@
 """Reliability diagrams side by side: how often a prediction is right, against how sure it was. quality.py draws them.
 
-What a bin holds is said by `bayeslora.predict.plots.bin_predictions`; here it is laid out as one panel a task.
+What a bin holds is said by `bayeslora.predict.reliability.bin_guesses`; here it is laid out as one panel a task.
 The rows of all seeds are pooled; they are the same rows, so a bin's share of right answers gets no interval here.
 """
 
@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from bayeslora.predict.metrics import ece
-from bayeslora.predict.plots import bin_predictions, save_figure
+from bayeslora.predict.plots import save_figure
 from bayeslora.predict.prediction import ClassPrediction
+from bayeslora.predict.reliability import bin_guesses, guesses_of
 
 BINS = 15
 #: Of the arms in their order; the colour-blind tell them apart (Okabe and Ito).
@@ -58,7 +59,7 @@ def _panel(upper: Any, lower: Any, arms: Mapping[str, ClassPrediction]) -> None:
     # The arms' bars stand side by side, each a part of the bin.
     width = 0.8 / BINS / len(arms)
     for number, ((arm, prediction), colour) in enumerate(zip(arms.items(), COLOURS, strict=False)):
-        found = bin_predictions(prediction, BINS)
+        found = bin_guesses(guesses_of(prediction), BINS)
         share = found.rows / found.rows.sum()
         assert prediction.labels is not None
         error = ece(prediction.probabilities, prediction.labels, BINS)

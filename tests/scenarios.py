@@ -37,6 +37,7 @@ from bayeslora.models.guides.base import Guide, GuideList
 from bayeslora.networks import NetworkSettings
 from bayeslora.observations import Choices, Classes, Value, batches
 from bayeslora.passes import Rows
+from bayeslora.predict.prediction import ClassPrediction
 from bayeslora.program import Program
 from bayeslora.tasks import Split, Task, TaskSpec
 from bayeslora.weights import Site
@@ -117,6 +118,15 @@ def saved_base(folder: Path, dropout: float = 0.0, seed: int = 0) -> Path:
         tiny_bert(len(SPEC.labels), dropout).save_pretrained(folder)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)
     return folder
+
+
+def class_prediction(n: int = 300, draws: int = 4, seed: int = 0) -> tuple[ClassPrediction, Tensor]:
+    """A prediction of three classes, whose draws are noise around what is true, and the true probabilities."""
+    generator = torch.Generator().manual_seed(seed)
+    true = 1.5 * torch.randn(n, 3, generator=generator)
+    labels = torch.multinomial(true.softmax(-1), 1, generator=generator).squeeze(1)
+    noise = torch.randn(draws, n, 3, generator=generator)
+    return ClassPrediction(true + noise, labels), true.softmax(-1)
 
 
 def text_program(folder: Path, model: WeightModel | None = None, dtype: str = "float32", **settings: Any) -> Program:

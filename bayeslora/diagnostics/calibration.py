@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from bayeslora.errors import DataError
-from bayeslora.predict.prediction import ClassPrediction
+from bayeslora.predict.prediction import ClassPrediction, Prediction
+from bayeslora.predict.reliability import Guesses, guesses_of
 from bayeslora.predict.resampling import Floats, bin_of, indicator
 
 __all__ = ["ClassBins", "RiskCoverage", "auroc", "by_class", "risk_coverage"]
@@ -33,8 +34,8 @@ class RiskCoverage:
         return float(self.risk.mean())
 
 
-def risk_coverage(prediction: ClassPrediction) -> RiskCoverage:
-    """The risk at each coverage, if rows are left unanswered by the probability of their best class.
+def risk_coverage(found: Prediction | Guesses) -> RiskCoverage:
+    """The risk at each coverage, if rows are left unanswered by the probability of their best class, or token.
 
     Raises:
         DataError: the labels are not known, or are no classes.
@@ -42,9 +43,9 @@ def risk_coverage(prediction: ClassPrediction) -> RiskCoverage:
     References:
         Geifman and El-Yaniv, *Selective classification for deep neural networks*, NeurIPS 2017.
     """
-    probabilities, labels = _known(prediction)
-    _, tied = np.unique(-probabilities.max(1), return_inverse=True)
-    wrong = np.bincount(tied, probabilities.argmax(1) != labels) / np.bincount(tied)
+    guesses = guesses_of(found)
+    _, tied = np.unique(-guesses.confidence, return_inverse=True)
+    wrong = np.bincount(tied, 1 - guesses.correct) / np.bincount(tied)
     # Rows of which it is equally sure come in no order: each counts as the average of them.
     wrong = wrong[np.sort(tied)]
     answered = np.arange(1, len(tied) + 1)

@@ -10,13 +10,17 @@ import numpy as np
 
 from bayeslora.diagnostics.calibration import auroc, by_class, risk_coverage
 from bayeslora.predict.plots import COLOURS, GREY, MARKERS
+from bayeslora.predict.reliability import guesses_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from torch import Tensor
 
     from bayeslora.diagnostics.simulation import Ranks
-    from bayeslora.predict.prediction import ClassPrediction
+    from bayeslora.predict.prediction import ClassPrediction, Prediction
+    from bayeslora.predict.reliability import Guesses
+    from bayeslora.predict.sequences import SequencePrediction
 
 __all__ = [
     "class_calibration",
@@ -25,9 +29,11 @@ __all__ = [
     "loss_trace",
     "pareto_k",
     "prior_predictive",
+    "prior_texts",
     "rank_histograms",
     "risk_curves",
     "shift_histograms",
+    "text_scatter",
     "uncertainty_scatter",
 ]
 
@@ -72,11 +78,13 @@ def pareto_k(shapes: np.ndarray, good: float) -> Figure:
     return figure
 
 
-def risk_curves(predictions: Mapping[str, ClassPrediction]) -> Figure:
-    """Share of wrong answers against the share of rows that are answered, the surest first."""
-    figure, axes = _one("share of rows that are answered, the surest first", "share of wrong answers")
-    for (name, prediction), colour in zip(predictions.items(), cycle(COLOURS), strict=False):
-        found = risk_coverage(prediction)
+def risk_curves(predictions: Mapping[str, Prediction | Guesses]) -> Figure:
+    """Share of wrong answers against the share of rows (or tokens) that are answered, the surest first."""
+    guesses = {name: guesses_of(each) for name, each in predictions.items()}
+    unit = next(iter(guesses.values())).unit
+    figure, axes = _one(f"share of {unit} that are answered, the surest first", "share of wrong answers")
+    for (name, each), colour in zip(guesses.items(), cycle(COLOURS), strict=False):
+        found = risk_coverage(each)
         axes.plot(found.coverage, found.risk, color=colour, label=f"{name}  (area {found.area:.3f})")
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
@@ -122,6 +130,25 @@ def prior_predictive(data: Any) -> Figure:
     return figure
 
 
+def prior_texts(data: Any) -> Figure:
+    """How likely texts are under draws of the prior and of the posterior, in nats a token."""
+    figure, axes = _one("negative log-likelihood, nats a token", "share of rows and draws")
+    found = {name: -data[f"{name}_predictive"]["mean"].values.ravel() for name in ("prior", "posterior")}
+    bins = np.linspace(0, max(float(values.max()) for values in found.values()), 31).tolist()
+    for (name, values), colour in zip(found.items(), (GREY, COLOURS[0]), strict=True):
+        axes.hist(values, bins, weights=np.full(len(values), 1 / len(values)), color=colour, alpha=0.5, label=name)
+    axes.legend(frameon=False)
+    return figure
+
+
+def text_scatter(prediction: SequencePrediction) -> Figure:
+    """How much draws disagree about each text, against how unlikely it is."""
+    figure, axes = _one("negative log-likelihood, nats a token", "disagreement of draws, nats a text")
+    by_token = (-prediction.log_predictive_density / prediction.tokens).numpy()
+    axes.plot(by_token, prediction.disagreement.numpy(), "o", color=COLOURS[0], markersize=4, alpha=0.5)
+    return figure
+
+
 def label_shares(data: Any) -> Figure:
     """Share of each class among labels that are drawn from the posterior predictive, and among the observed ones."""
     figure, axes = _one("", "share of rows")
@@ -162,23 +189,21 @@ def rank_histograms(ranks: Ranks, bins: int = 10) -> Figure:
     return figure
 
 
-def shift_histograms(known: ClassPrediction, other: ClassPrediction, names: tuple[str, str]) -> Figure:
-    """Uncertainty about known rows and about rows of another kind, and how well it tells them apart."""
+def shift_histograms(values: Mapping[str, tuple[Tensor, Tensor]], names: tuple[str, str]) -> Figure:
+    """Kinds of uncertainty about known rows and about rows of another kind, and how well each tells them apart."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8.6, 3.6), dpi=150, layout="constrained")
-    for axes, title, here, there in (
-        (figure.add_subplot(1, 2, 1), "entropy", known.entropy, other.entropy),
-        (figure.add_subplot(1, 2, 2), "mutual information", known.mutual_information, other.mutual_information),
-    ):
+    figure = Figure(figsize=(4.3 * len(values), 3.6), dpi=150, layout="constrained")
+    panels = figure.subplots(1, len(values), squeeze=False)[0]
+    for axes, (title, (here, there)) in zip(panels, values.items(), strict=True):
         bins = np.linspace(0, max(float(here.max()), float(there.max()), 1e-9), 31).tolist()
-        for values, colour, name in ((here, COLOURS[0], names[0]), (there, COLOURS[1], names[1])):
-            weights = np.full(len(values), 1 / len(values))
-            axes.hist(values.numpy(), bins, weights=weights, color=colour, alpha=0.5, label=name)
-        axes.set_xlabel(f"{title}, nats (AUROC {auroc(here, there):.3f})")
+        for each, colour, name in ((here, COLOURS[0], names[0]), (there, COLOURS[1], names[1])):
+            weights = np.full(len(each), 1 / len(each))
+            axes.hist(each.numpy(), bins, weights=weights, color=colour, alpha=0.5, label=name)
+        axes.set_xlabel(f"{title} (AUROC {auroc(here, there):.3f})")
         axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].set_ylabel("share of rows")
-    figure.axes[0].legend(frameon=False)
+    panels[0].set_ylabel("share of rows")
+    panels[0].legend(frameon=False)
     return figure
 
 

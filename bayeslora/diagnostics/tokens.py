@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,7 +18,8 @@ from bayeslora.observations.decoder import logits_at
 from bayeslora.passes import Rows, undisturbed
 from bayeslora.posterior import Posterior
 from bayeslora.predict.metrics import BINS
-from bayeslora.predict.resampling import Interval, Statistic, bootstrap, calibration, once, ratio
+from bayeslora.predict.reliability import Guesses
+from bayeslora.predict.resampling import Interval, Statistic, bootstrap, calibration, ratio
 from bayeslora.program import Program
 
 __all__ = ["METHODS", "TokenCalibration", "token_calibration"]
@@ -28,27 +29,22 @@ METHODS = ("sample", "mean")
 
 
 @dataclass(frozen=True)
-class TokenCalibration:
+class TokenCalibration(Guesses):
     """How sure the likeliest token was at each place of the completions, and whether it came.
 
     Attributes:
-        confidence: its probability (tokens,).
-        correct: 1 where it came, else 0 (tokens,).
-        row: number of the row whose completion it is of (tokens,).
+        row: number of the row whose completion each is of (tokens,).
     """
 
-    confidence: NDArray[np.float64]
-    correct: NDArray[np.float64]
+    of: ClassVar[str] = "likeliest token"
+    unit: ClassVar[str] = "tokens"
+
     row: NDArray[np.int64]
 
     @property
-    def accuracy(self) -> float:
-        """Share of tokens that were the likeliest."""
-        return float(self.correct.mean())
-
-    def ece(self, bins: int = 15) -> float:
-        """Expected calibration error in bins of equal width."""
-        return once(calibration(self.confidence, self.correct, bins), len(self.correct))
+    def groups(self) -> NDArray[np.int64]:
+        """The rows."""
+        return self.row
 
     def measured(self, intervals: bool = True, seed: int = 0) -> dict[str, Interval]:
         """All metrics of tokens, with intervals over texts: those of one text depend on each other.

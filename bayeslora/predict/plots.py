@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from bayeslora import files
 from bayeslora.errors import DataError
-from bayeslora.predict.prediction import ClassPrediction, Prediction
-from bayeslora.predict.resampling import Floats, bin_of, indicator
+from bayeslora.predict.prediction import Prediction
+from bayeslora.predict.reliability import Bins, Guesses, bin_guesses, guesses_of
+from bayeslora.predict.resampling import Floats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
-__all__ = ["Bins", "bin_predictions", "figure_format", "reliability_diagram", "save_figure"]
+__all__ = ["figure_format", "reliability_diagram", "save_figure"]
 
 #: Colours that the colour-blind tell apart (Okabe and Ito).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -29,75 +30,8 @@ GREY = "#808080"
 LONGEST_OF_TWO = 40  # characters, of an entry of a legend that has another one beside it
 
 
-class Bins(NamedTuple):
-    """Rows of a prediction by the confidence of the predicted class, in the bins that have rows.
-
-    Attributes:
-        rows: number of rows (bins,).
-        confidence: mean probability of the predicted class.
-        accuracy: share of rows whose label it was.
-        low: lower end of the 95 % Wilson interval of the accuracy.
-        high: upper end.
-        truth: mean true probability of the predicted class, if that is known.
-        centre: middle of the bin.
-    """
-
-    rows: Floats
-    confidence: Floats
-    accuracy: Floats
-    low: Floats
-    high: Floats
-    truth: Floats | None
-    centre: Floats
-
-    @property
-    def ece(self) -> float:
-        """Expected calibration error over these bins."""
-        return float(self.rows @ np.abs(self.accuracy - self.confidence) / self.rows.sum())
-
-
-def bin_predictions(prediction: Prediction, bins: int = 15, truth: ArrayLike | None = None) -> Bins:
-    """What a reliability diagram shows.
-
-    Args:
-        prediction: of classes, with labels.
-        bins: number of bins of equal width.
-        truth: true class probabilities (examples, classes), where they are known.
-
-    Raises:
-        DataError: the prediction has no labels or no classes, or the true probabilities have another shape.
-    """
-    from scipy.stats import binomtest
-
-    if prediction.labels is None or not isinstance(prediction, ClassPrediction) or not len(prediction):
-        raise DataError("A reliability diagram needs predicted classes and their labels.")
-    probabilities = prediction.probabilities.numpy()
-    predicted, labels = probabilities.argmax(1), prediction.labels.numpy()
-    members = indicator(bin_of(probabilities.max(1), bins), bins)
-    filled = members.sum(0) > 0
-    rows = members.sum(0)[filled]
-
-    def mean(values: NDArray[Any]) -> Floats:
-        return np.asarray((values @ members)[filled] / rows)
-
-    correct = (predicted == labels) @ members
-    intervals = [
-        binomtest(int(right), int(n)).proportion_ci(method="wilson")
-        for right, n in zip(correct[filled], rows, strict=True)
-    ]
-    low, high = np.transpose(intervals)
-    known = None
-    if truth is not None:
-        true = np.asarray(truth, dtype=np.float64)
-        if true.shape != probabilities.shape:
-            raise DataError(f"True probabilities have the shape {true.shape}, predictions {probabilities.shape}.")
-        known = mean(true[np.arange(len(true)), predicted])
-    centre = ((np.arange(bins) + 0.5) / bins)[filled]
-    return Bins(rows, mean(probabilities.max(1)), correct[filled] / rows, low, high, known, centre)
-
-
 def reliability_diagram(
-    predictions: Prediction | Mapping[str, Prediction],
+    predictions: Prediction | Guesses | Mapping[str, Prediction | Guesses],
     *,
     bins: int = 15,
     truth: ArrayLike | None = None,
@@ -110,7 +44,7 @@ def reliability_diagram(
     the calibration without the noise of the labels.
 
     Args:
-        predictions: one prediction, or several by name (at most seven).
+        predictions: one prediction or guesses, such as those of tokens; or several by name (at most seven).
         bins: number of bins of equal width.
         truth: true class probabilities (examples, classes) of the rows, where they are known.
         title: of the figure.
@@ -125,8 +59,8 @@ def reliability_diagram(
         raise DataError(f"A reliability diagram shows 1 to {len(COLOURS)} predictions, found {len(several)}.")
     figure = Figure(figsize=(5.2, 6.4), dpi=150, layout="constrained")
     diagram, histogram = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
-    binned = {name: bin_predictions(each, bins, truth) for name, each in several.items()}
-    chance = 1 / max(each.outputs.shape[-1] for each in several.values())
+    guesses = {name: guesses_of(each, truth) for name, each in several.items()}
+    binned = {name: bin_guesses(each, bins) for name, each in guesses.items()}
 
     diagram.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="perfect calibration")
     if len(several) == 1:
@@ -138,11 +72,11 @@ def reliability_diagram(
         if found.truth is not None:
             crosses = colour if len(several) > 1 else "black"
             diagram.scatter(found.confidence, found.truth, marker="x", s=32, color=crosses, zorder=5, clip_on=False)
-        _draw_histogram(histogram, cast("ClassPrediction", several[name]), bins, colour, filled=len(several) == 1)
-    if truth is not None:
+        _draw_histogram(histogram, guesses[name].confidence, bins, colour, filled=len(several) == 1)
+    if any(each.truth is not None for each in guesses.values()):
         diagram.scatter([], [], marker="x", s=32, color="black", label="true probability")
     histogram.plot([], [], color=GREY, linestyle=":", linewidth=1.2, label="mean confidence")
-    _finish(diagram, histogram, chance, title)
+    _finish(diagram, histogram, list(guesses.values()), title)
     _legend(figure)
     return figure
 
@@ -207,8 +141,7 @@ def _draw_accuracy(axes: Axes, found: Bins, colour: str, style: str, label: str)
     )
 
 
-def _draw_histogram(axes: Axes, prediction: ClassPrediction, bins: int, colour: str, filled: bool) -> None:
-    confidence = prediction.probabilities.max(-1).values.numpy()
+def _draw_histogram(axes: Axes, confidence: Floats, bins: int, colour: str, filled: bool) -> None:
     weights = np.full(len(confidence), 1 / len(confidence))
     edges = np.linspace(0, 1, bins + 1).tolist()
     style: dict[str, Any] = {"histtype": "step", "linewidth": 1.5, "edgecolor": colour}
@@ -218,13 +151,13 @@ def _draw_histogram(axes: Axes, prediction: ClassPrediction, bins: int, colour: 
     axes.axvline(float(confidence.mean()), color=colour, linestyle=":", linewidth=1.2)
 
 
-def _finish(diagram: Axes, histogram: Axes, chance: float, title: str | None) -> None:
-    start = max(0.0, chance - 0.04)  # no class of K can be predicted with less than 1 / K
+def _finish(diagram: Axes, histogram: Axes, guesses: Sequence[Guesses], title: str | None) -> None:
+    start = max(0.0, min(each.least for each in guesses) - 0.04)
     diagram.set_xlim(start, 1.015)
     diagram.set_ylim(0, 1.03)
     diagram.set_ylabel("accuracy")
-    histogram.set_ylabel("share of rows")
-    histogram.set_xlabel("confidence: probability of the predicted class")
+    histogram.set_ylabel(f"share of {guesses[0].unit}")
+    histogram.set_xlabel(f"confidence: probability of the {guesses[0].of}")
     for axes in (diagram, histogram):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="#E5E5E5", linewidth=0.6)

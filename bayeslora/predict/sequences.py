@@ -79,6 +79,15 @@ class SequencePrediction(Prediction):
         return (-self.log_predictive_density / self.tokens).exp()
 
     @property
+    def disagreement(self) -> Tensor:
+        """What each sequence tells of which draw it is from (examples,), in nats: 0 if all find it as likely.
+
+        log mean_s p_s(y) - mean_s log p_s(y), the divergence of no preference from how draws count once y was seen, and
+        what is gained by averaging probabilities in place of taking a draw.
+        """
+        return (self.log_predictive_density - self.log_likelihood.mean(0)).clamp(min=0)
+
+    @property
     def predictions(self) -> Tensor:
         """Refuse.
 

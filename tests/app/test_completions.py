@@ -59,6 +59,19 @@ def test_tokens_of_completions_are_judged_as_texts_are(
             assert name in shown and found[name] == pytest.approx(vars(interval), abs=1e-6)
 
 
+def test_reliability_of_tokens_is_drawn(run: Path, tmp_path: Path) -> None:
+    assert call("evaluate", run, "--draws", 2, "--plot", tmp_path / "picture.png") == 0
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_posterior_of_completions_is_diagnosed(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("diagnose", run, "--output", tmp_path / "report", "--draws", 30, "--other", "train") == 0
+    shown = capsys.readouterr().out
+    assert "k-hat" in shown and "elpd_loo" in shown and "3 texts of validation: nll" in shown
+    assert "# svi on" in (tmp_path / "report" / "diagnosis.md").read_text()
+    assert (tmp_path / "report" / "reliability.png").exists()
+
+
 def test_completions_of_a_file_are_predicted(run: Path, tmp_path: Path) -> None:
     source, target = write_rows(tmp_path / "new.jsonl", ROWS[:2]), tmp_path / "found.jsonl"
     assert call("predict", run, "--file", source, "--output", target, "--draws", 3, "--seed", 5) == 0
@@ -71,11 +84,6 @@ def test_completions_of_a_file_are_predicted(run: Path, tmp_path: Path) -> None:
 def test_what_is_not_to_be_had_of_completions_is_refused(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call("diagnose", run, "--output", tmp_path / "report", "--draws", 3) == 2
-    assert "for what 'completions' predicts there is to_inference_data" in capsys.readouterr().err
-    assert call("evaluate", run, "--draws", 2, "--plot", tmp_path / "picture.png") == 2
-    said = capsys.readouterr()
-    assert "needs predicted classes" in said.err and "perplexity" in said.out  # what was measured is not lost
     prompts = write_rows(tmp_path / "prompts.jsonl", [{"prompt": "Question: what is sun"}])
     assert call("predict", run, "--file", prompts, "--output", tmp_path / "out.jsonl") == 2
     assert "completion" in capsys.readouterr().err

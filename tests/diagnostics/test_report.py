@@ -7,12 +7,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from causal_scenarios import causal_base
+from datasets import Dataset
+from peft import LoraConfig
 from scenarios import lora_regression, saved_base, text_program, text_rows
 
-from bayeslora.diagnostics import diagnose, plots, read, report
+from bayeslora.diagnostics import diagnose, plots, read, report, token_calibration
 from bayeslora.errors import PosteriorError
 from bayeslora.inference import fit
 from bayeslora.models import Gaussian
+from bayeslora.predict.sequences import SequencePrediction
+from bayeslora.program import Program
+from bayeslora.tasks import Split, Task, TaskSpec
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "map": {"epochs": 2, "batch_size": 4},
@@ -90,10 +96,81 @@ def test_blocks_when_asked_for(tmp_path: Path) -> None:
     assert {"bert.encoder.layer.0", "bert.encoder.layer.1"} <= set(found.figures["khat_by_block"])
 
 
+WORDS = ["sun", "moon", "water", "stone"]
+CAUSAL: dict[str, tuple[TaskSpec, dict[str, list[Any]]]] = {
+    "completions": (
+        TaskSpec("pairs", "completion", ("prompt",), completion="completion"),
+        {"prompt": [f"Question: what is {word}" for word in WORDS], "completion": [f" {word}" for word in WORDS]},
+    ),
+    "text-choices": (
+        TaskSpec("quiz", "multiple-choice", ("text",), "label", ("A", "B", "C"), choices=("choices",)),
+        {"text": WORDS, "choices": [["yes", "it is not"], ["no", "A", "one"]] * 2, "label": [1, 2, 0, 1]},
+    ),
+    "prompted": (TaskSpec("films", labels=("bad", "good")), {"text": WORDS, "label": [1, 0, 1, 1]}),
+}
+
+
+def causal(kind: str) -> tuple[Program, dict[str, Split]]:
+    """A causal language model with rows of each split: of completions, text choices or prompted classes."""
+    spec, columns = CAUSAL[kind]
+    rows = {
+        name: Split(Dataset.from_dict(columns).select(chosen), spec, name)
+        for name, chosen in (("train", [0, 1, 2, 3]), ("validation", [0, 1, 2]), ("test", [3, 0]))
+    }
+    lora, task = LoraConfig(r=2, target_modules=["q_proj"]), Task(spec, rows["train"])
+    model = Gaussian(deviation=0.3)
+    return Program.from_pretrained(str(causal_base()), task, lora=lora, model=model, observation=kind), rows
+
+
+@pytest.mark.parametrize("backend", ["map", "svi", "laplace", "sgld"])
+def test_a_diagnosis_of_completions(backend: str, tmp_path: Path) -> None:
+    program, rows = causal("completions")
+    settings = {name: min(value, 1) if name == "batch_size" else value for name, value in SETTINGS[backend].items()}
+    posterior = fit(program, rows["train"], backend, progress=False, **settings)
+    found = diagnose(posterior, rows["validation"], rows["train"], rows["test"], draws=30, progress=False)
+    found.save(tmp_path, "of texts")
+    text, figures = (tmp_path / "diagnosis.md").read_text(), json.loads((tmp_path / "diagnosis.json").read_text())
+    random, dense = backend != "map", backend in ("svi", "laplace")
+    assert ("khat" in figures) == dense and ("elpd_loo" in figures) == random
+    assert ("rests at the end" in text or "still falls" in text or "rises" in text) == (backend == "svi")
+    assert ("are effective for every text" in text) == (backend == "sgld")
+    prediction = posterior.predict(rows["validation"], 30, progress=False)
+    assert isinstance(prediction, SequencePrediction)
+    expected = prediction.metrics(intervals=False)
+    assert figures["perplexity"] == pytest.approx(expected["perplexity"].value, abs=1e-6)
+    alone = -prediction.log_likelihood.mean()
+    assert ("A draw alone has nll" in text) == random
+    assert expected["nll"].value + figures.get("disagreement", 0) == pytest.approx(float(alone), abs=1e-6)
+    tokens = token_calibration(posterior, rows["validation"], 30, progress=False)
+    assert figures["token_accuracy"] == pytest.approx(tokens.accuracy) and f"Of {len(tokens.correct)} tokens" in text
+    assert figures["token_ece_15"] == pytest.approx(tokens.ece()) and figures["auroc_nll"] is not None
+    assert ("auroc_disagreement" in figures) == random
+    assert figures["prior_nll_token"] > 0 and f"(all of {program.network.vocab_size} tokens alike" in text
+    pictures = {path.stem for path in tmp_path.glob("*.png")}
+    assert pictures == set(found.pictures) and {"reliability", "risk", "shift", "prior_predictive"} <= pictures
+    assert ("uncertainty" in pictures) == random
+    assert read(tmp_path / "posterior.nc")["log_likelihood"]["y"].sizes["example"] == 4
+
+
+@pytest.mark.parametrize("kind", ["text-choices", "prompted"])
+def test_a_diagnosis_of_what_a_causal_language_model_chooses(kind: str, tmp_path: Path) -> None:
+    program, rows = causal(kind)
+    posterior = fit(program, rows["train"], "svi", progress=False, **SETTINGS["svi"])
+    found = diagnose(posterior, rows["validation"], rows["train"], rows["test"], draws=30, progress=False)
+    found.save(tmp_path, "of choices")
+    text, figures = (tmp_path / "diagnosis.md").read_text(), json.loads((tmp_path / "diagnosis.json").read_text())
+    assert program.observation.name == kind
+    assert {"khat", "elpd_loo", "accuracy", "nll", "ece_15", "aurc", "auroc_entropy", "prior_confidence"} <= set(
+        figures
+    )
+    prediction = posterior.predict(rows["validation"], 30, progress=False)
+    assert figures["nll"] == pytest.approx(prediction.metrics()["nll"].value, abs=1e-6) and "3 rows of" in text
+
+
 def test_real_labels_are_refused() -> None:
     known = lora_regression()
     posterior = fit(known.program, known.rows, "svi", progress=False, epochs=1)
-    with pytest.raises(PosteriorError, match="A diagnosis is of class probabilities"):
+    with pytest.raises(PosteriorError, match="A diagnosis is of class probabilities or of completions"):
         diagnose(posterior, known.rows, progress=False)
 
 

@@ -7,56 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binomtest
+from scenarios import class_prediction
 
+from bayeslora.diagnostics import TokenCalibration
 from bayeslora.errors import DataError
 from bayeslora.predict import metrics
-from bayeslora.predict.plots import bin_predictions, reliability_diagram, save_figure
+from bayeslora.predict.plots import reliability_diagram, save_figure
 from bayeslora.predict.prediction import ClassPrediction, ValuePrediction
-
-
-def prediction(n: int = 300, draws: int = 4, seed: int = 0) -> tuple[ClassPrediction, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    true = 1.5 * torch.randn(n, 3, generator=generator)
-    labels = torch.multinomial(true.softmax(-1), 1, generator=generator).squeeze(1)
-    noise = torch.randn(draws, n, 3, generator=generator)
-    return ClassPrediction(true + noise, labels), true.softmax(-1)
-
-
-def test_bins_hold_the_rows_of_their_confidence() -> None:
-    found, truth = prediction()
-    assert found.labels is not None
-    binned = bin_predictions(found, 10, truth)
-    confidence, predicted = (each.numpy() for each in found.probabilities.max(-1))
-    correct = predicted == found.labels.numpy()
-    inside = (confidence > 0.6) & (confidence <= 0.7)
-    place = int(np.flatnonzero(np.isclose(binned.centre, 0.65))[0])
-    assert binned.rows.sum() == 300 and binned.rows[place] == inside.sum()
-    assert binned.confidence[place] == pytest.approx(confidence[inside].mean())
-    assert binned.accuracy[place] == pytest.approx(correct[inside].mean())
-    assert binned.truth is not None
-    expected = truth.numpy()[np.arange(300), predicted][inside].mean()
-    assert binned.truth[place] == pytest.approx(expected)
-    assert binned.ece == pytest.approx(metrics.ece(found.probabilities, found.labels, 10))
-
-
-@pytest.mark.parametrize("labels", [[0, 0, 0, 1], [0] * 5, [1] * 5])
-def test_intervals_are_those_of_wilson(labels: list[int]) -> None:
-    certain = ClassPrediction(torch.tensor([[[100.0, -100.0]] * len(labels)]), torch.tensor(labels))
-    binned = bin_predictions(certain)
-    expected = binomtest(labels.count(0), len(labels)).proportion_ci(confidence_level=0.95, method="wilson")
-    assert (binned.low[0], binned.high[0]) == pytest.approx((expected.low, expected.high))
 
 
 def test_a_confidence_of_one_is_drawn() -> None:
     certain = ClassPrediction(torch.tensor([[[100.0, -100.0]] * 4]), torch.tensor([0, 0, 0, 1]))
-    binned = bin_predictions(certain)
-    assert binned.rows.tolist() == [4] and binned.accuracy.tolist() == [0.75]
     reliability_diagram(certain).draw_without_rendering()
 
 
 def test_one_prediction_shows_bars_gaps_and_a_histogram() -> None:
-    found, truth = prediction()
+    found, truth = class_prediction()
     figure = reliability_diagram(found, truth=truth, title="demo")
     diagram, histogram = figure.axes
     names = diagram.get_legend_handles_labels()[1]
@@ -67,15 +33,25 @@ def test_one_prediction_shows_bars_gaps_and_a_histogram() -> None:
     assert sum(heights) == pytest.approx(1)
 
 
+def test_tokens_are_drawn_as_rows_are() -> None:
+    confidence, right = np.linspace(0.01, 0.99, 60), np.arange(60) % 2.0
+    tokens = TokenCalibration(confidence, right, np.arange(60) // 5)
+    diagram, histogram = reliability_diagram(tokens, title="texts").axes
+    assert histogram.get_ylabel() == "share of tokens" and "likeliest token" in histogram.get_xlabel()
+    # The likeliest of a vocabulary may be as improbable as it likes.
+    assert diagram.get_xlim()[0] == 0 and reliability_diagram(class_prediction()[0]).axes[0].get_xlim()[0] > 0.2
+    assert f"95 % interval  (ECE {tokens.ece():.3f})" in diagram.get_legend_handles_labels()[1]
+
+
 def test_several_predictions_are_lines_over_each_other() -> None:
-    figure = reliability_diagram({"map": prediction()[0], "svi": prediction(seed=1)[0]})
+    figure = reliability_diagram({"map": class_prediction()[0], "svi": class_prediction(seed=1)[0]})
     labels = figure.axes[0].get_legend_handles_labels()[1]
     assert [label.split("  ")[0] for label in labels] == ["perfect calibration", "map", "svi"]
 
 
 @pytest.mark.parametrize("name", ["plain LoRA", "laplace around plain LoRA, prior by the evidence as published"])
 def test_the_legend_covers_nothing_and_is_not_cut(name: str) -> None:
-    figure = reliability_diagram({name: prediction(20)[0]} | {each: prediction()[0] for each in "abcdef"})
+    figure = reliability_diagram({name: class_prediction(20)[0]} | {each: class_prediction()[0] for each in "abcdef"})
     figure.draw_without_rendering()
     (legend,) = figure.legends
     assert legend.get_texts()[-1].get_text() == "mean confidence"
@@ -86,7 +62,7 @@ def test_the_legend_covers_nothing_and_is_not_cut(name: str) -> None:
 
 
 def test_figures_are_saved_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    figure = reliability_diagram(prediction()[0])
+    figure = reliability_diagram(class_prediction()[0])
     for name, start in [("a.png", b"\x89PNG"), ("new/b.pdf", b"%PDF"), ("c.svg", b"<?xml")]:
         save_figure(figure, tmp_path / name)
         assert (tmp_path / name).read_bytes().startswith(start)
@@ -101,7 +77,7 @@ def test_figures_are_saved_in_one_step(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_what_cannot_be_drawn_is_refused() -> None:
-    found, _ = prediction()
+    found, _ = class_prediction()
     with pytest.raises(DataError, match="needs predicted classes and their labels"):
         reliability_diagram(ClassPrediction(found.logits, None))
     with pytest.raises(DataError, match="needs predicted classes"):

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bayeslora.app.options import Assignments, BatchSize, Draws, Method, MovedBase, MovedData, Run, Split, new_file
 from bayeslora.app.terminal import metrics_table, say, show
 from bayeslora.errors import SettingError
+
+if TYPE_CHECKING:
+    from bayeslora.predict.prediction import Prediction
+    from bayeslora.predict.reliability import Guesses
 
 __all__ = ["evaluate", "of_another_task"]
 
@@ -41,7 +45,7 @@ def evaluate(
 ) -> None:
     """Predict the rows of a split and measure accuracy and calibration, each with a 95 % interval.
 
-    Of completions the calibration is that of their tokens.
+    Of completions the calibration is that of their tokens, and so is the reliability diagram.
     """
     from bayeslora import files
     from bayeslora.app import runs
@@ -59,15 +63,16 @@ def evaluate(
     rows = reported.split(split)
     prediction = posterior.predict(rows, draws, method, seed, batch_size)
     found, finished = measure(prediction, rows, seed), posterior.record.finished
+    guesses: Prediction | Guesses = prediction
     if isinstance(posterior.program.observation, Completions) and prediction.method in METHODS:
-        tokens = token_calibration(posterior, rows, draws, method, seed=seed, batch_size=batch_size)
+        guesses = tokens = token_calibration(posterior, rows, draws, method, seed=seed, batch_size=batch_size)
         found = replace(found, intervals={**found, **tokens.measured(seed=seed)})
     title = f"{posterior.record.backend} on {rows.spec.name}, {split}" + ("" if finished else " (not finished)")
     show(metrics_table(found, title))  # first: what it took so long to find is not lost with a file
     if json is not None:
         files.write_json(json, found.to_dict() | {"finished": finished})
     if plot is not None:
-        save_figure(reliability_diagram(prediction, truth=true_probabilities(rows, prediction), title=title), plot)
+        save_figure(reliability_diagram(guesses, truth=true_probabilities(rows, prediction), title=title), plot)
 
 
 def of_another_task(command: str, assignments: list[str] | None, task: str | None) -> dict[str, Any]:
