@@ -24,10 +24,10 @@ def say_risk(found: Diagnosis, name: str, guesses: Prediction | Guesses) -> None
     """How often the surest guesses are wrong, in words and as a picture, where the line has a name."""
     risk = risk_coverage(guesses)
     at = float(risk.risk[int(0.8 * len(risk.risk)) - 1])
-    tokens = "tokens " if isinstance(guesses, Guesses) else ""
+    whose = "of tokens " if isinstance(guesses, Guesses) else ""
     found.say(
         WORTH,
-        f"Of the surest 80 % {tokens}{at:.1%} are wrong, of all {risk.risk[-1]:.1%}; area under the risk "
+        f"Of the surest 80 % {whose}{at:.1%} are wrong, of all {risk.risk[-1]:.1%}; area under the risk "
         f"{risk.area:.3f}.",
         aurc=risk.area, risk_80=at,
     )  # fmt: skip

@@ -88,7 +88,7 @@ def _tokens(found: Diagnosis, posterior: Posterior, rows: Split, draws: int, set
 def _shift(found: Diagnosis, known: SequencePrediction, other: SequencePrediction, names: tuple[str, str]) -> None:
     each = {"nats a token": (_by_token(known), _by_token(other))}
     if known.draws > 1:
-        each["disagreement of draws, nats"] = known.disagreement, other.disagreement
+        each["nats of disagreement between draws"] = known.disagreement, other.disagreement
     told = {name: auroc(*values) for name, values in each.items()}
     listed = ", and ".join(f"{value:.3f} by {name}" for name, value in told.items())
     found.say(
