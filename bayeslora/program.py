@@ -78,13 +78,12 @@ class Program(nn.Module):
     ) -> None:
         super().__init__()
         self.network = network
-        self.observation = observation
+        self.observation = observation.for_network(network)
         self.model = model or MonteCLoRA()
         self.encoder = encoder
         self.weights = Weights(network)
         self.base = base or NetworkSettings.of(network)
         self._drawn = drawn
-        observation.check_network(network)
         config = getattr(network, "config", None)
         if config is not None and getattr(config, "pad_token_id", 0) is None:
             # A decoder looks for padding to find the last token of a text.

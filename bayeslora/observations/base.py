@@ -74,13 +74,13 @@ class Observation(ABC):
         """Most tokens of a row, where nobody says how many; texts that are longer are cut."""
         return LENGTH
 
-    def check_network(self, network: nn.Module) -> None:
-        """Make sure that a network can be read so.
+    def for_network(self, network: nn.Module) -> Observation:
+        """The observation as a network can be read; what that costs is said in a warning.
 
         Raises:
-            AdapterError: it cannot.
+            SettingError: it cannot.
         """
-        return
+        return self
 
     def head(self, spec: TaskSpec) -> dict[str, Any]:
         """What the network's configuration has to say of its head."""

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from bayeslora.errors import AdapterError, DataError
 from bayeslora.observations.batches import Batch, Collator, choice_mask
+from bayeslora.observations.choices import ChoiceCollator
 from bayeslora.observations.decoder import hidden_states
 
-__all__ = ["PackedCollator", "check_packing", "check_window", "packed", "predictors"]
+__all__ = ["ApartCollator", "PackedCollator", "check_window", "packed", "predictors", "refuses_packing"]
 
 #: Attention that takes a mask of one's own, as transformers names it.
 KERNELS = ("eager", "sdpa")
@@ -46,19 +47,29 @@ class PackedCollator(Collator):
         Raises:
             DataError: a row has too many choices, or the rows are not packed.
         """
-        for name in ("segments", "sizes"):
-            if name not in rows[0]:
-                raise DataError(
-                    f"The tokenised rows have no column '{name}': expected 'input_ids', 'segments', 'sizes'."
-                )
-        there = choice_mask([len(row["sizes"]) for row in rows], self.choices)
+        sizes = _sizes(rows, self.choices)
         values = {"input_ids": self.padding.values["input_ids"], "attention_mask": 0, "segments": 0}
         batch = Collator(replace(self.padding, values=values))(rows)
         batch["position_ids"] = _positions(batch["segments"], batch["attention_mask"])
-        batch["sizes"] = there.long().masked_scatter(
-            there, torch.tensor([size for row in rows for size in row["sizes"]])
-        )
-        return batch
+        return {**batch, "sizes": sizes}
+
+
+@dataclass(frozen=True)
+class ApartCollator(ChoiceCollator):
+    """Makes batches of packed rows that are taken apart again: a sequence of the question with each of its choices."""
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
+        """Tensors (examples, choices, tokens), ``segments`` among them; sizes (examples, choices); labels and index.
+
+        Raises:
+            DataError: a row has too many choices, or the rows are not packed.
+        """
+        sizes = _sizes(rows, self.choices)
+        values = {"input_ids": self.padding.values["input_ids"], "attention_mask": 0, "segments": 0}
+        # To the right it moves no token of a text, whatever counts them.
+        padding = replace(self.padding, values=values, side="right", positions=False)
+        batch = ChoiceCollator(padding, self.choices)([{**row, **_apart(row)} for row in rows])
+        return {**batch, "sizes": sizes}
 
 
 def packed(network: nn.Module, batch: Mapping[str, Tensor]) -> Batch:
@@ -97,7 +108,8 @@ def check_window(network: nn.Module, tokens: int) -> None:
     if tokens > window:
         raise AdapterError(
             f"A question with its choices has {tokens} tokens, and the attention of this {config.model_type} network "
-            f"has a window of {window}: lower max_length, or choose another base."
+            f"has a window of {window}: lower max_length, or read choices one by one, with the observation's setting "
+            "packed=False (in a shell --set observation.packed=false)."
         )
 
 
@@ -117,34 +129,32 @@ def predictors(segments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return rows, places, torch.where(begins, last[rows], places - 1)
 
 
-@torch.no_grad()
-def check_packing(network: nn.Module, name: str) -> None:
-    """Make sure that a network reads a packed choice as it reads the choice alone: it is asked to, once.
+def refuses_packing(network: nn.Module) -> str | None:
+    """Why a network does not read a packed choice as it reads the choice alone, if it does not: it is asked to, once.
+
+    So it is with states that go on from token to token (Mamba), with attention that counts tokens itself (ALiBi), and
+    where the kernel of attention takes no mask of one's own.
 
     Args:
         network: a causal language model.
-        name: of the observation that packs.
-
-    Raises:
-        AdapterError: it does not, as with states that go on from token to token (Mamba) and with attention that counts
-            tokens itself (ALiBi); or its kernel of attention takes no mask of one's own.
     """
     given: Any = network
     base: Any = given.get_base_model() if hasattr(given, "get_base_model") else given
     kind, kernel = base.config.model_type, getattr(base.config, "_attn_implementation", None)
     if kernel not in (None, *KERNELS):
-        raise AdapterError(
-            f"The observation '{name}' needs attention with a mask of its own, which '{kernel}' does not take: load "
-            "the base with attention='sdpa' (in a shell --set network.attention=sdpa)."
+        return (
+            f"Choices can share a question by attention with a mask of its own, which '{kernel}' does not take "
+            "(attention='sdpa' does; in a shell --set network.attention=sdpa)"
         )
     if STATES & set(getattr(base.config, "layer_types", None) or ()) or not _reads_packed(base):
-        raise AdapterError(
+        return (
             f"A {kind} network does not read choices that share a question as it reads each alone (its state goes on "
-            f"from token to token, or it counts tokens itself), which the observation '{name}' needs: choose another "
-            "base, or another observation."
+            "from token to token, or it counts tokens itself)"
         )
+    return None
 
 
+@torch.no_grad()
 def _reads_packed(base: Any) -> bool:
     """Whether the last of two packed choices is to a network what it is alone."""
     device, length, size = base.get_input_embeddings().weight.device, 4, base.config.vocab_size
@@ -165,6 +175,23 @@ def _reads_packed(base: Any) -> bool:
         base.train(training)
     differ = (found - expected).float().norm() / expected.float().norm()
     return bool(differ < ROUNDING[found.dtype])
+
+
+def _sizes(rows: Sequence[Mapping[str, Any]], most: int) -> Tensor:
+    """What the likelihood of each choice is divided by (rows, most), zero for those that a row lacks."""
+    for name in ("segments", "sizes"):
+        if name not in rows[0]:
+            raise DataError(f"The tokenised rows have no column '{name}': expected 'input_ids', 'segments', 'sizes'.")
+    there = choice_mask([len(row["sizes"]) for row in rows], most)
+    return there.long().masked_scatter(there, torch.tensor([size for row in rows for size in row["sizes"]]))
+
+
+def _apart(row: Mapping[str, Any]) -> dict[str, list[list[int]]]:
+    """Token ids and segments of the question with each choice."""
+    tokens = list(zip(row["input_ids"], row["segments"], strict=True))
+    each = [[pair for pair in tokens if pair[1] in (0, choice)] for choice in range(1, len(row["sizes"]) + 1)]
+    ids, segments = ([[pair[part] for pair in sequence] for sequence in each] for part in (0, 1))
+    return {"input_ids": ids, "segments": segments, "attention_mask": [[1] * len(sequence) for sequence in ids]}
 
 
 def _positions(segments: Tensor, attended: Tensor) -> Tensor:

@@ -113,8 +113,8 @@ class Prompted(Causal, Classes):
             )
         return replace(self, classes=spec.max_choices)
 
-    def check_network(self, network: nn.Module) -> None:
-        """Make sure that the token of every label is known.
+    def for_network(self, network: nn.Module) -> Prompted:
+        """Itself, if the token of every label is known.
 
         Raises:
             SettingError: it is not.
@@ -124,6 +124,7 @@ class Prompted(Causal, Classes):
                 f"Of {self.classes} labels {len(self.label_tokens)} have a token: give Prompted(label_tokens=...), or "
                 "make the program by Program.from_pretrained, which asks the tokenizer."
             )
+        return self
 
     @property
     def outputs(self) -> int:

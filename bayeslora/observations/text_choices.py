@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -15,7 +16,14 @@ from bayeslora.observations.batches import Collator, Padding
 from bayeslora.observations.choices import Choices
 from bayeslora.observations.completions import log_likelihoods
 from bayeslora.observations.decoder import hidden_states
-from bayeslora.observations.packing import PackedCollator, check_packing, check_window, packed, predictors
+from bayeslora.observations.packing import (
+    ApartCollator,
+    PackedCollator,
+    check_window,
+    packed,
+    predictors,
+    refuses_packing,
+)
 from bayeslora.observations.prompts import continuation, rendered
 from bayeslora.tasks.sources import render
 
@@ -42,27 +50,35 @@ class TextChoices(Causal, Choices):
     Attributes:
         likelihood: of a choice: the "sum" over its tokens, or that for each "token" or for each "byte" of its text,
             which does not favour short choices.
+        packed: run the question once for all choices of a row, in one sequence with them; else with each of them. The
+            scores are the same, up to rounding. A network that cannot be asked the first way is asked the second.
 
     Raises:
         SettingError: the likelihood is none of these.
     """
 
     name: ClassVar[str] = "text-choices"
+    apart: ClassVar[frozenset[str]] = frozenset({"choice_mask", "segments", "sizes"})
 
     likelihood: Literal["sum", "token", "byte"] = "sum"
+    packed: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.likelihood not in SIZES:
             raise SettingError(unknown("likelihood of a choice", str(self.likelihood), SIZES))
 
-    def check_network(self, network: nn.Module) -> None:
-        """Make sure that a network reads choices that share a question as it reads each alone.
-
-        Raises:
-            AdapterError: it does not.
-        """
-        check_packing(network, self.name)
+    def for_network(self, network: nn.Module) -> TextChoices:
+        """Read choices one by one if the network does not read packed ones as it reads each alone."""
+        reason = refuses_packing(network) if self.packed else None
+        if reason is None:
+            return self
+        warnings.warn(
+            f"{reason}: each choice is run with its question by itself, which costs the question once for each choice "
+            "and changes no score.",
+            stacklevel=2,
+        )
+        return replace(self, packed=False)
 
     def shown(self, spec: TaskSpec, row: Mapping[str, Any], label: float | None = None) -> str:
         """The question, and a line for each text that may follow, with a mark at the right one."""
@@ -98,25 +114,28 @@ class TextChoices(Causal, Choices):
         ]
 
     def collator(self, padding: Padding) -> Collator:
-        """Makes batches of packed rows."""
-        return PackedCollator(padding, self.classes)
+        """Makes batches of packed rows, or takes these apart."""
+        return PackedCollator(padding, self.classes) if self.packed else ApartCollator(padding, self.classes)
 
     def attended(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Tokens of the packed sequence."""
-        return Observation.attended(self, batch)
+        """Tokens of the packed sequence, or of the choices that a row has."""
+        return Observation.attended(self, batch) if self.packed else super().attended(batch)
 
     def scored(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Examples of the tokens of choices."""
-        return predictors(batch["segments"])[0]
+        segments = batch["segments"].flatten(0, -2)
+        return predictors(segments)[0] // (len(segments) // len(batch["sizes"]))
 
     def run(self, network: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """Scores (examples, choices) in float32, minus infinity for choices that do not exist."""
-        segments, sizes = batch["segments"], batch["sizes"]
-        check_window(network, segments.shape[1])
-        hidden = hidden_states(network, packed(network, batch))
+        if self.packed:
+            check_window(network, batch["segments"].shape[1])
+        flat = {name: batch[name].flatten(0, -2) for name in ("input_ids", "attention_mask", "segments")}
+        hidden = hidden_states(network, packed(network, batch) if self.packed else super().inputs(flat))
+        sizes, segments = batch["sizes"], flat["segments"]
         rows, places, before = predictors(segments)
-        found = log_likelihoods(network, hidden[rows, before], batch["input_ids"][rows, places])
-        choice = rows * sizes.shape[1] + segments[rows, places] - 1
+        found = log_likelihoods(network, hidden[rows, before], flat["input_ids"][rows, places])
+        choice = self.scored(batch) * sizes.shape[1] + segments[rows, places] - 1
         sums = found.new_zeros(sizes.numel()).index_add(0, choice, found).reshape(sizes.shape)
         return (sums / sizes.clamp(min=1)).masked_fill(sizes == 0, -torch.inf)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
@@ -20,9 +23,9 @@ from transformers import (
     Qwen2Config,
 )
 
-from bayeslora.errors import AdapterError
-from bayeslora.observations import TextChoices
-from bayeslora.observations.packing import check_packing, packed
+from bayeslora.observations import TextChoices, build
+from bayeslora.observations.packing import packed, refuses_packing
+from bayeslora.passes import Rows
 from bayeslora.program import Program
 
 SMALL: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -41,17 +44,10 @@ REFUSED: dict[str, PreTrainedConfig] = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_networks_that_would_read_packed_choices_otherwise_are_refused(kind: str) -> None:
+def test_networks_that_would_read_packed_choices_otherwise_are_known(kind: str) -> None:
     torch.manual_seed(0)
     network = AutoModelForCausalLM.from_config(REFUSED[kind])
-    with pytest.raises(AdapterError, match=f"A {REFUSED[kind].model_type} network does not read choices"):
-        check_packing(network, "text-choices")
-
-
-def test_a_program_asks_its_network_at_once() -> None:
-    network = get_peft_model(AutoModelForCausalLM.from_config(REFUSED["alibi"]), LoraConfig(r=2))
-    with pytest.raises(AdapterError, match="A bloom network does not read choices"):
-        Program(network, TextChoices(3))
+    assert f"A {REFUSED[kind].model_type} network does not read choices" in str(refuses_packing(network))
 
 
 def test_a_network_is_as_before_when_it_was_asked() -> None:
@@ -61,13 +57,54 @@ def test_a_network_is_as_before_when_it_was_asked() -> None:
         name: torch.ones(1, 1, dtype=torch.long) for name in ("input_ids", "segments", "position_ids", "attention_mask")
     }
     for dtype in (torch.float32, torch.bfloat16):
-        check_packing(network.to(dtype), "text-choices")
+        assert refuses_packing(network.to(dtype)) is None
         assert packed(network, batch)["attention_mask"].dtype == dtype
     assert network.training and torch.equal(torch.get_rng_state(), state)
 
 
-def test_attention_without_a_mask_of_its_own_is_refused() -> None:
+def test_attention_without_a_mask_of_its_own_is_known() -> None:
     network = AutoModelForCausalLM.from_config(LlamaConfig(**LLAMA))
     network.config._attn_implementation = "flash_attention_2"
-    with pytest.raises(AdapterError, match="'flash_attention_2' does not take.*network.attention=sdpa"):
-        check_packing(network, "text-choices")
+    reason = str(refuses_packing(network))
+    assert "'flash_attention_2' does not take" in reason and "network.attention=sdpa" in reason
+
+
+def rows() -> Dataset:
+    """Packed rows of two choices and of three."""
+    parts = [[[5, 6, 7], [8, 9], [10]], [[11, 12], [13], [14, 15, 16], [17, 18]], [[19], [20, 21]]]
+    return Dataset.from_dict(
+        {
+            "input_ids": [[token for part in row for token in part] for row in parts],
+            "segments": [[number for number, part in enumerate(row) for _ in part] for row in parts],
+            "sizes": [[number + 1 for number in range(len(row) - 1)] for row in parts],
+            "labels": [0, 2, 0],
+        }
+    )
+
+
+@pytest.mark.parametrize("kind", ["state", "convolution", "alibi", "local", "window"])
+def test_a_network_that_reads_no_packed_choices_reads_one_by_one(kind: str) -> None:
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_config(REFUSED[kind])
+    names = {name.rpartition(".")[2] for name, module in base.named_modules() if type(module) is nn.Linear}
+    network = get_peft_model(
+        base, LoraConfig(r=2, target_modules=sorted(names - {"lm_head", "out_proj"}), init_lora_weights=False)
+    )
+    with pytest.warns(UserWarning, match="does not read choices.*each choice is run with its question by itself"):
+        program = Program(network, TextChoices(3)).eval()
+    assert program.observation == TextChoices(3, packed=False) == build(program.observation.to_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it is said once
+        over = Rows.of(Program(network, program.observation).eval(), rows(), 2)
+    with torch.no_grad():
+        found = over.outputs(program, {site.name: site.initial for site in program.sites})
+        for row, scores in zip(rows(), found, strict=True):
+            pairs = list(zip(row["input_ids"], row["segments"], strict=True))
+            question = [token for token, number in pairs if number == 0]
+            for place, size in enumerate(row["sizes"]):
+                choice = [token for token, number in pairs if number == place + 1]
+                ids = torch.tensor([question + choice])
+                logs = network(input_ids=ids).logits[0, len(question) - 1 : -1].log_softmax(-1)
+                expected = logs.gather(1, torch.tensor(choice)[:, None]).sum() / size
+                torch.testing.assert_close(scores[place], expected, rtol=1e-4, atol=1e-4)
+            assert scores[len(row["sizes"]) :].isneginf().all()

@@ -188,6 +188,39 @@ def test_products_of_packed_rows_are_the_jacobian(network: str, targets: list[st
         torch.testing.assert_close(gradient, expected[name][:, :, place], rtol=1e-3, atol=1e-3)
 
 
+APART = {"packed": False}
+
+
+@pytest.mark.parametrize(("network", "side"), [("llama", "left"), ("gpt2", "right")])
+@pytest.mark.parametrize("targets", [(), ("lm_head",)])
+def test_choices_that_are_read_one_by_one_have_the_same_scores(network: str, side: str, targets: tuple[str]) -> None:
+    targets = targets and (*targets, "c_attn" if network == "gpt2" else "q_proj")
+    found = program(network, side=side, targets=targets)
+    apart = program(network, side=side, targets=targets, observation_settings=APART)
+    assert apart.observation == TextChoices(3, packed=False)
+    expected = scores(found, rows())
+    torch.testing.assert_close(scores(apart, rows()), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(scores(apart, rows(), 1), expected, rtol=1e-5, atol=1e-5)
+    assert Rows.of(apart, rows()).dataset[:] == Rows.of(found, rows()).dataset[:]
+    # What a row of three choices has entered is of its own choices and of no padding.
+    over = [Rows.of(each, rows(), 4) for each in (found, apart)]
+    weights = {site.name: site.initial for site in found.sites}
+    (one,), (other,) = (
+        list(jacobians(each, each.sites, weights, some)) for each, some in zip((found, apart), over, strict=True)
+    )
+    for key, gradient in one[2].items():
+        torch.testing.assert_close(other[2][key], gradient, rtol=1e-4, atol=1e-4)
+
+
+def test_draws_are_run_at_once_when_choices_are_read_one_by_one() -> None:
+    apart = program(observation_settings=APART)
+    batch = tiny_batch(apart, rows())
+    draws = [{site.name: (1 + number) * site.initial for site in apart.sites} for number in range(2)]
+    with torch.no_grad():
+        expected = torch.stack([apart.outputs(each, batch) for each in draws])
+        torch.testing.assert_close(apart.joint_outputs(draws, batch), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_rows_of_another_task_have_choices_and_templates_of_their_own() -> None:
     other = TaskSpec(
         "other", "multiple-choice", ("ask",), "label", ("A", "B", "C", "D"), choices=("choices",), question="{ask}:"
@@ -302,8 +335,11 @@ def test_settings() -> None:
 def test_a_window_has_to_reach_over_all_choices() -> None:
     found = program()
     found.network.config.sliding_window = 20
-    with pytest.raises(AdapterError, match=r"\d\d tokens, and the attention of this llama network has a window of 20"):
+    with pytest.raises(AdapterError, match=r"\d\d tokens, and the attention of this llama .* of 20.*packed=false"):
         scores(found, rows())
+    apart = program(observation_settings=APART)
+    apart.network.config.sliding_window = 20
+    assert scores(apart, rows()).isfinite().any()  # a network's own mask knows the window
 
 
 def test_kernels_agree() -> None:
