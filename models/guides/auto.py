@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 __all__ = ["GUIDES", "KINDS", "AutoGuide", "guide_settings", "make_guide", "settings_class"]
 
 #: Guides beside the model's own and Pyro's, each made of a model, the sites that are random, and its settings.
-GUIDES: Registry[Callable[..., Guide]] = Registry("guide", {})
+GUIDES: Registry[Callable[..., Guide]] = Registry("guide", {
+    "inducing": "bayeslora.models.guides.inducing:Inducing",
+})  # fmt: skip
 
 #: Short names of guides, beside "structured" and "delta" and the names of Pyro's classes.
 KINDS = {

@@ -1,0 +1,216 @@
+"""Sparse Gaussian-process posteriors of LoRA matrices: a few inducing values a matrix carry what is learned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import pyro
+import torch
+from pydantic import Field
+from pyro import poutine
+from torch import Tensor, nn
+from torch.distributions import Independent
+
+from bayeslora.errors import PosteriorError, SettingError
+from bayeslora.models.distributions import ColumnNormal
+from bayeslora.models.guides.base import Guide, GuideList
+from bayeslora.models.guides.inducing_flow import Flow
+from bayeslora.models.guides.inducing_laws import AugmentedNormal, DrawnNormal, Frames, InducedNormal
+from bayeslora.rng import isolated
+from bayeslora.settings import Count, Positive, Settings
+
+if TYPE_CHECKING:
+    from bayeslora.models.base import WeightModel
+    from bayeslora.weights import Site
+
+__all__ = ["Inducing", "InducingGuide", "InducingSettings"]
+
+#: Draws of a flow whose average stands for its mean, which is not known in closed form.
+MEAN_DRAWS = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class InducingSettings(Settings):
+    """Settings of the guide "inducing".
+
+    Attributes:
+        m: inducing values of either side of a matrix, as many as the side has entries at most.
+        sd: standard deviation of the inducing values at the start, as a multiple of the prior's.
+        lam: standard deviation of a matrix given its inducing values at the start, as a multiple of the prior's.
+        explained: part of a direction's variance that inducing values explain at the start, on either side.
+        bound: divergence in the bound of ``elbo="mean-field"`` where there is no flow: "marginal", that of the matrix,
+            or "augmented", which is larger: that of matrix and inducing values jointly, as published.
+        flow: hidden units of a masked autoregressive flow of the inducing values; none by default. The divergence is
+            then the augmented one, estimated, and no density is known.
+    """
+
+    name: ClassVar[str] = "inducing"
+
+    m: Count = 9
+    sd: Positive = 1.0
+    lam: Positive = 1.0
+    explained: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    bound: Literal["marginal", "augmented"] = "marginal"
+    flow: Count | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.flow is not None and self.flow < self.m:
+            raise SettingError(f"flow needs at least as many hidden units as there are values, m={self.m}.")
+
+
+class Inducing(GuideList):
+    """Inducing matrices for LoRA matrices whose entries are normal and independent under the prior.
+
+    Under the prior inducing values are auxiliary (`bayeslora.models.guides.inducing_laws`), so this is a family of
+    posteriors for the model that the other guides are for. Without a flow it is a normal law with independent noise in
+    m x m rotated directions of a layer's matrix, and with noise of one size, ``lam``, in all others. Towards ``sd`` and
+    ``lam`` zero it is LoRA.
+
+    Otherwise than published: frames and spectra are parameters in place of inducing inputs; inducing values are
+    independent in the frames; the mean has an offset, which starts at LoRA's own start and learns as LoRA does; ``lam``
+    and the spread of inducing values have no upper limit. A flow is evaluated without dropout.
+
+    Args:
+        model: of the weights.
+        sites: that are random.
+        settings: of the guide.
+
+    Raises:
+        SettingError: the prior of a matrix is another one.
+
+    References:
+        Lin et al., *Bayesian-LoRA*, arXiv 2601.21003, ICML 2026; Ritter, Kukla, Zhang and Li, *Sparse uncertainty
+        representation in deep learning with inducing weights*, NeurIPS 2021.
+    """
+
+    name: ClassVar[str] = "inducing"
+    settings = InducingSettings
+
+    def __init__(self, model: WeightModel, sites: Sequence[Site], settings: InducingSettings) -> None:
+        scales = _prior_scales(model, sites)
+        with torch.random.fork_rng(devices=[]):
+            super().__init__([InducingGuide(site, scales[site.name], settings) for site in sites])
+
+
+class InducingGuide(Guide):
+    """Posterior family of one site.
+
+    Args:
+        site: of the matrix.
+        scale: prior standard deviation of an entry, (layers, 1, 1).
+        settings: of the guide.
+    """
+
+    scale: Tensor
+
+    def __init__(self, site: Site, scale: Tensor, settings: InducingSettings) -> None:
+        super().__init__([site.name])
+        self.name = site.name
+        self.law = AugmentedNormal if settings.bound == "augmented" else InducedNormal
+        self.dense = settings.flow is None
+        layers, *sides = site.initial.shape
+        columns, rank = (min(settings.m, side) for side in sides)
+        logit = math.log(settings.explained / (1 - settings.explained))
+        self.register_buffer("scale", scale.detach().clone())
+        self.mu = nn.Parameter(site.start.clone())
+        self.inducing_mean = nn.Parameter(site.initial.new_zeros(layers, columns, rank))
+        self.log_sd = nn.Parameter(torch.full_like(self.inducing_mean, math.log(settings.sd)))
+        self.log_lam = nn.Parameter(torch.full_like(scale, math.log(settings.lam)))
+        self.columns = nn.Parameter(_directions(site.initial, sides[0], columns))
+        self.rank = nn.Parameter(_directions(site.initial, sides[1], rank))
+        self.column_logits = nn.Parameter(site.initial.new_full((layers, columns, 1), logit))
+        self.rank_logits = nn.Parameter(site.initial.new_full((layers, 1, rank), logit))
+        self.flow = None if settings.flow is None else Flow(self.inducing_mean.detach(), settings.flow)
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Sample the matrix."""
+        law: InducedNormal
+        if self.flow is None:
+            law = self.marginal()
+        else:
+            drawn, density = self.flow(self.inducing_mean, self.log_sd.exp())
+            law = DrawnNormal(
+                self.mu, self.scale, self.frames(), drawn, density, self.log_lam.exp(), validate_args=False
+            )
+        return {self.name: pyro.sample(self.name, law.to_event(1))}
+
+    def marginal(self) -> InducedNormal:
+        """The law of the matrix where there is no flow, (layers,) of events (columns, rank)."""
+        frames, sd, lam = self.frames(), self.log_sd.exp(), self.log_lam.exp()
+        return self.law(self.mu, self.scale, frames, self.inducing_mean, sd, lam, validate_args=False)
+
+    def frames(self) -> Frames:
+        """Directions of both sides, and the parts of their variance that inducing values explain."""
+        explained = self.column_logits.sigmoid() * self.rank_logits.sigmoid()
+        return Frames(_orthonormal(self.columns), _orthonormal(self.rank), explained)
+
+    def mean(self) -> dict[str, Tensor]:
+        """The posterior means (layers, columns, rank); of a flow by the average of some draws."""
+        with torch.no_grad():
+            if self.flow is None:
+                return {self.name: self.marginal().mean}
+            frames, many = self.frames(), self.inducing_mean.expand(MEAN_DRAWS, *self.inducing_mean.shape)
+            with isolated(0, self.mu.device):
+                values, _ = self.flow(many, self.log_sd.exp())
+            return {self.name: self.mu + self.scale * frames.matrix(frames.explained.sqrt() * values.mean(0))}
+
+    def log_prob(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Log density, a scalar, at a value of the matrix.
+
+        Raises:
+            PosteriorError: there is a flow, or the value is missing.
+        """
+        if self.flow is not None:
+            raise PosteriorError("With a flow of the inducing values the density of the weights is not known.")
+        return super().log_prob(values)
+
+    def noise_scales(self) -> dict[str, Tensor]:
+        """Lam (layers, 1, 1), and the standard deviation of the inducing values (layers, k_c, k_r), before a flow."""
+        return {f"{self.name}.lam": self.log_lam.detach().exp(), f"{self.name}.sd": self.log_sd.detach().exp()}
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """What the mean is made of under "location", all else under "scale"."""
+        location = {"mu", "inducing_mean"}
+        named = list(self.named_parameters())
+        return {
+            "location": [value for name, value in named if name in location],
+            "scale": [value for name, value in named if name not in location],
+        }
+
+
+def _prior_scales(model: WeightModel, sites: Sequence[Site]) -> dict[str, Tensor]:
+    """Prior standard deviation of an entry, (layers, 1, 1), by site."""
+    with torch.random.fork_rng():
+        trace = poutine.block(poutine.trace(model.sample).get_trace)(sites)
+    laws = {name: node["fn"] for name, node in trace.iter_stochastic_nodes()}
+    scales = {}
+    for name, law in laws.items():
+        while isinstance(law, Independent):
+            law = law.base_dist
+        if isinstance(law, ColumnNormal) and law.scale_tril is law.precision_tril is law.mixture is None:
+            scales[name] = law.scale
+    if scales.keys() != laws.keys() or scales.keys() != {site.name for site in sites}:
+        raise SettingError(
+            "guide='inducing' is for LoRA matrices whose entries are normal and independent given nothing else, as "
+            f"under the model 'gaussian'; those of '{model.name}' are not. Choose that model, or guide='structured'."
+        )
+    return scales
+
+
+def _directions(like: Tensor, side: int, number: int) -> Tensor:
+    """Random orthogonal directions (layers, side, number), of entries with root mean square one."""
+    # Drawn where every device draws the same.
+    drawn = torch.randn(len(like), side, number, dtype=torch.float64)
+    return (torch.linalg.qr(drawn).Q * math.sqrt(side)).to(like)
+
+
+def _orthonormal(directions: Tensor) -> Tensor:
+    """Orthonormal frames (..., side, number) of the same spaces: by Gram's matrix, without waiting for the device."""
+    for _ in range(2):  # the second time takes away what rounding has left, however skew the directions were
+        factor = torch.linalg.cholesky_ex(directions.mT @ directions).L
+        directions = torch.linalg.solve_triangular(factor.mT, directions, upper=True, left=False)
+    return directions
