@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from scenarios import saved_base
 
 import bayeslora as bl
 from bayeslora.errors import PosteriorError, SettingError
-from bayeslora.inference import BACKENDS
+from bayeslora.inference import BACKENDS, PRESETS
 from bayeslora.inference.loading import POSTERIORS
 from bayeslora.models import MODELS
 from bayeslora.models.guides import GUIDES
@@ -95,12 +96,16 @@ def rows(kind: str) -> Split:
 
 
 def program(
-    base: Path, kind: str = "classification", model: str = "gaussian", observation: str | None = None
+    base: Path,
+    kind: str = "classification",
+    model: str = "gaussian",
+    observation: str | None = None,
+    model_settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> Program:
     causal = observation is not None and OBSERVATIONS[observation].causal
     lora = LoraConfig(r=1, lora_alpha=2, target_modules=["q_proj" if causal else "query"])
     task = Task(TASKS[kind][0], train=rows(kind))
-    settings = {"lora": lora, "model": bl.models.build(model), "observation": observation}
+    settings = {"lora": lora, "model": bl.models.build(model, **model_settings), "observation": observation}
     return Program.from_pretrained(causal_base() if causal else base, task, max_length=64 if causal else 16, **settings)
 
 
@@ -193,6 +198,15 @@ def test_models(base: Path, tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("guide", ["structured", "delta", *KINDS, *GUIDES])
 def test_guides(base: Path, tmp_path: Path, guide: str) -> None:
     keeps_the_protocol(fitted(base, "svi", guide=guide), tmp_path / "saved")
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_presets(base: Path, tmp_path: Path, name: str) -> None:
+    found = bl.preset(name)
+    assert found.name == name and found.paper and found.note
+    program_of_preset = program(base, model=found.model, model_settings=found.model_settings)
+    backend = found.build_backend(**quick(found.backend))
+    keeps_the_protocol(bl.fit(program_of_preset, rows("classification"), backend, progress=False), tmp_path / "saved")
 
 
 @pytest.mark.parametrize("cls", CLASSES)
