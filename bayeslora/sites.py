@@ -56,6 +56,12 @@ class Site:
         with torch.inference_mode(False):  # a tensor of that mode could be in no graph later
             return self.initial.detach().square().mean((-2, -1), keepdim=True).sqrt()
 
+    @cached_property
+    def singular_values(self) -> Tensor:
+        """Singular values (layers, rank) of LoRA matrices in `initial`, the largest first."""
+        with torch.inference_mode(False):
+            return torch.linalg.svdvals(self.initial.detach())
+
     @property
     def stacked(self) -> bool:
         """Whether it holds LoRA matrices, layer by layer."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bayeslora.models.guides.auto import make_guide
     from bayeslora.models.guides.base import Guide
     from bayeslora.models.monteclora import MonteCLoRA
+    from bayeslora.models.scalabl import ScalaBL
     from bayeslora.models.wishart import WishartCholesky
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Gaussian",
     "Guide",
     "MonteCLoRA",
+    "ScalaBL",
     "WeightModel",
     "WishartCholesky",
     "build",
@@ -35,6 +37,7 @@ __all__ = [
 MODELS: Registry[type[WeightModel]] = Registry("model", {
     "gaussian": "bayeslora.models.gaussian:Gaussian",
     "monteclora": "bayeslora.models.monteclora:MonteCLoRA",
+    "scalabl": "bayeslora.models.scalabl:ScalaBL",
 })  # fmt: skip
 
 #: Where public names are; each is imported when it is first used.
@@ -43,6 +46,7 @@ HOMES = {
     "Gaussian": "gaussian",
     "Guide": "guides.base",
     "MonteCLoRA": "monteclora",
+    "ScalaBL": "scalabl",
     "WeightModel": "base",
     "WishartCholesky": "wishart",
     "make_guide": "guides.auto",

@@ -93,7 +93,10 @@ def _normal_prior(trace: poutine.Trace, sites: Sequence[Site]) -> NormalPrior:
 def _moments(site: Site, node: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """Mean, and covariance (layers, rank, rank) of a column."""
     if node["infer"].get("_deterministic"):
-        raise PosteriorError(f"Site '{site.name}' is a sum of draws, not a draw: give the model collapse=True.")
+        raise PosteriorError(
+            f"Site '{site.name}' is made of other sites' draws, and no draw itself: choose another model of the "
+            "weights, or give monteclora collapse=True."
+        )
     law: TorchDistribution = node["fn"]
     while isinstance(law, Independent):
         law = law.base_dist

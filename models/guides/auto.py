@@ -110,7 +110,6 @@ class AutoGuide(Guide):
         super().__init__(initial)
         self.dense = issubclass(kind, DENSE)
         self.independent_layers = issubclass(kind, autoguide.AutoNormal | autoguide.AutoDiagonalNormal)
-        self._combine = model.weights
         # "." separates modules in Pyro's attributes: "g.A" and "g.A.scale_tril" could not both exist.
         target = _Rename(encoded)(poutine.block(partial(model.sample, sites), expose=list(latents)))
         # Copies: a parameter that shared the memory of its start would move the prior's centre in training.
@@ -131,17 +130,16 @@ class AutoGuide(Guide):
             return {decoded(name): value for name, value in self.auto().items()}
 
     def mean(self) -> dict[str, Tensor]:
-        """The weights at the median, for a normal guide the mean; mixture weights at the image of their median."""
+        """The latent sites at the median, for a normal guide the mean; mixture weights at the image of their median."""
         if isinstance(self.auto, autoguide.AutoNormalizingFlow):  # no median in closed form: draws have a mean
             return self._average()
         with pyro.settings.context(module_local_params=True):
-            medians = {decoded(name): value.detach() for name, value in self.auto.median().items()}
-        return self._combine(medians)
+            return {decoded(name): value.detach() for name, value in self.auto.median().items()}
 
     def _average(self) -> dict[str, Tensor]:
         """The mean of some draws, for a guide without a median."""
         with torch.no_grad(), isolated(0, next(self.parameters()).device):
-            draws = [self._combine(self()) for _ in range(MEAN_DRAWS)]
+            draws = [self() for _ in range(MEAN_DRAWS)]
         return {name: torch.stack([draw[name] for draw in draws]).mean(0) for name in draws[0]}
 
     def log_prob(self, values: Mapping[str, Tensor]) -> Tensor:
@@ -211,7 +209,7 @@ def make_guide(
     points = PointGuide({name: value for name, value in initial.items() if name not in stochastic})
     if kind in GUIDES:
         return GuideList([GUIDES[kind](model, model.split(sites)[0], *own), points])
-    return GuideList([AutoGuide(_autoguide(kind), model, sites, init_scale), points])
+    return GuideList([AutoGuide(_autoguide(kind), model, sites, init_scale), points], model.weights)
 
 
 def guide_settings(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:

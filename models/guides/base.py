@@ -138,10 +138,16 @@ class MatrixGuide(Guide):
 
 
 class GuideList(Guide):
-    """Independent guides over different sites, sampled one after another."""
+    """Independent guides over different sites, sampled one after another.
 
-    def __init__(self, parts: Sequence[Guide]) -> None:
+    Args:
+        parts: the guides.
+        combine: map from the means of their sites to the weights they determine; themselves, if left out.
+    """
+
+    def __init__(self, parts: Sequence[Guide], combine: Combine = dict) -> None:
         super().__init__(name for part in parts for name in part.latents)
+        self._combine = combine
         self.parts = nn.ModuleList(parts)
         self.random = any(part.random for part in parts)
         self.dense = self.random and all(part.dense for part in parts if part.random)
@@ -161,7 +167,7 @@ class GuideList(Guide):
 
     def mean(self) -> dict[str, Tensor]:
         """The means of all parts."""
-        return _merged(part.mean() for part in self._guides())
+        return self._combine(_merged(part.mean() for part in self._guides()))
 
     def noise_scales(self) -> dict[str, Tensor]:
         """That of all parts."""

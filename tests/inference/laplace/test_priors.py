@@ -16,7 +16,7 @@ from bayeslora.weights import Site
 
 def test_a_prior_of_a_sum_is_named() -> None:
     program = awake(tiny_program(MonteCLoRA(collapse=False, components=2)))
-    with pytest.raises(PosteriorError, match="Site 'linear_16x16.A' is a sum of draws.*collapse=True"):
+    with pytest.raises(PosteriorError, match="Site 'linear_16x16.A' is made of other sites' draws.*collapse=True"):
         given(program, tiny_rows(6))
 
 

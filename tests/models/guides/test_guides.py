@@ -13,7 +13,7 @@ from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
 from bayeslora.errors import PosteriorError, SettingError
-from bayeslora.models import Gaussian, Guide, MonteCLoRA, WeightModel, make_guide
+from bayeslora.models import Gaussian, Guide, MonteCLoRA, ScalaBL, WeightModel, make_guide
 from bayeslora.models.guides.auto import GUIDES, guide_settings
 from bayeslora.models.guides.base import PointGuide
 from bayeslora.settings import Count, Settings
@@ -22,7 +22,7 @@ from bayeslora.weights import Site
 A, B, HEAD = "linear_5x4.A", "linear_5x4.B", "head.classifier.weight"
 WITH_DENSITY = ["structured", "mean-field", "low-rank", "full", "AutoDiagonalNormal"]
 WITHOUT = ["delta"]
-MODELS = [MonteCLoRA(), MonteCLoRA(collapse=False, wishart_on="precision"), Gaussian(sites="both")]
+MODELS = [MonteCLoRA(), MonteCLoRA(collapse=False, wishart_on="precision"), Gaussian(sites="both"), ScalaBL()]
 
 
 def loss(model: WeightModel, guide: Guide, sites: tuple[Site, ...], bound=Trace_ELBO) -> torch.Tensor:
