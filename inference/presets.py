@@ -93,8 +93,58 @@ BAYESIAN_LORA = Preset(
     model_settings={"sites": "both", "scale": 0.1 * math.sqrt(3), "zero_scale": 0.1 / math.sqrt(8)},
 )
 
+#: Published rho, the root of the deviation, starts uniform between 0.05 / sqrt(2) and 0.05; the mean of its square is
+#: `eps` times the deviation of the prior.
+BLOB = Preset(
+    name="blob",
+    paper="Wang et al., NeurIPS 2024, arXiv 2406.11675 (BLoB)",
+    note=(
+        "Published with LoRA of rank 8, alpha 16, without dropout, on q_proj, v_proj and lm_head, for 5,000 steps of "
+        "AdamW, here 20 epochs, which are as many at 1,000 rows; with RoBERTa at a rate of 5e-4, 32 rows a step and "
+        "alpha 8; and 10 draws. Otherwise here: the signs of flipout are a row's own, where those of the released code "
+        "are each token's, so that no pass is by a draw of the weights. The divergence is part of the one loss with a "
+        "weight of 1. In the released code it has steps of SGD to itself (rate 0.01, with RoBERTa 0.002), weighted by "
+        "2^i / (2^(M + 1) - 1) in cycles of M steps, half of it all in the last step of each; and M is 100 N^(pi / 8) "
+        "over the rows a step, not the number of steps an epoch. A deviation is learned by its logarithm, not by its "
+        "root, at a rate that moves it as far at the start, and all start at the mean of where they do."
+    ),
+    settings={
+        "estimator": "flipout",
+        "epochs": 20.0,
+        "batch_size": 4,
+        "learning_rate": 1e-4,
+        "scale_learning_rate": 4.7e-3,
+        "point_learning_rate": 1e-4,
+        "max_grad_norm": 1e9,
+    },
+    model_settings={"noise": "entry", "centre": "zero", "deviation": 0.2, "eps": 9.2e-3},
+)
+
+#: Published deviations start uniform between 0.05 / sqrt(2) and 0.05.
+SCALABL = Preset(
+    name="scalabl",
+    paper="Samplawski et al., UAI 2025, arXiv 2506.21408 (ScalaBL)",
+    note=(
+        "Published with LoRA of rank 8, alpha 16, without dropout, on q_proj, v_proj and lm_head, for 5,000 steps of "
+        "AdamW, here 20 epochs, which are as many at 1,000 rows; and 10 draws. Otherwise here: the divergence is "
+        "KL(q || p) in the one loss, with a weight of 1; in the released code it is KL(p || q), in steps of SGD to "
+        "itself with the weights of BLoB at a rate of 0.2. The singular values are learned, not their logarithms, and "
+        "all deviations start at the mean of where they do."
+    ),
+    settings={
+        "epochs": 20.0,
+        "batch_size": 4,
+        "learning_rate": 1e-4,
+        "scale_learning_rate": 1e-4,
+        "point_learning_rate": 1e-4,
+        "max_grad_norm": 1e9,
+    },
+    model="scalabl",
+    model_settings={"centre": "zero", "deviation": 1.0, "eps": 0.043},
+)
+
 #: Every preset by its name.
-PRESETS: Registry[Preset] = Registry("preset", {each.name: each for each in (BAYESIAN_LORA,)})
+PRESETS: Registry[Preset] = Registry("preset", {each.name: each for each in (BAYESIAN_LORA, BLOB, SCALABL)})
 
 
 def preset(name: str) -> Preset:
