@@ -33,7 +33,7 @@ from bayeslora.observations import Curved
 from bayeslora.passes import Rows, undisturbed
 from bayeslora.program import Program
 from bayeslora.rng import isolated
-from bayeslora.settings import Count, Positive
+from bayeslora.settings import Count, NotNegative, Positive
 from bayeslora.weights import Site
 
 __all__ = ["Laplace"]
@@ -77,6 +77,7 @@ class Laplace(TrainingSettings):
         scales: what the evidence tunes: one prior scale for "all" sites, for each "site", for each "layer", or the
             hyper-sites of the model ("hyper": Sigma and pi, under their own priors).
         temperature: weight of the log prior against the whole data's log-likelihood; 1 is Bayes' rule.
+        point_learning_rate: of weights that are not random in the model; see `map`.
     """
 
     name: ClassVar[str] = "laplace"
@@ -97,6 +98,7 @@ class Laplace(TrainingSettings):
     tune: Literal["auto", "evidence", "mode-evidence", "heldout", "intact", "none"] = "auto"
     scales: Literal["all", "site", "layer", "hyper"] = "all"
     temperature: Positive = 1.0
+    point_learning_rate: NotNegative | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -169,7 +171,9 @@ class Laplace(TrainingSettings):
         known = run.start is not None or not program.weights.fresh
         if self.mode == "given" or (self.mode == "auto" and known):
             return program.model.initial(run.sites(program)), [], {}
-        trained = point_estimate(self, program, data, run, prior_weight=self.temperature, weight_decay=0.0)
+        trained = point_estimate(
+            self, program, data, run, prior_weight=self.temperature, points=self.point_learning_rate
+        )
         latents = {name: value.detach().clone() for name, value in trained.draw().items()}
         return latents, trained.record.history, trained.record.cost
 

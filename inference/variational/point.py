@@ -11,6 +11,7 @@ from bayeslora.inference.base import Run
 from bayeslora.inference.training.trainer import TrainingSettings
 from bayeslora.inference.variational.elbo import MeanFieldBound
 from bayeslora.inference.variational.posterior import VariationalPosterior, optimise
+from bayeslora.inference.variational.rates import groups_of
 from bayeslora.models.guides.auto import make_guide
 from bayeslora.program import Program
 from bayeslora.settings import NotNegative, Positive
@@ -25,16 +26,21 @@ class MAP(TrainingSettings):
     Attributes:
         temperature: weight of the log prior against the whole data's log-likelihood; 1 is Bayes' rule. Without
             a prior there is `mle`.
+        learning_rate: of the matrices A, if they are random in the model, for AdamW.
+        point_learning_rate: learning rate of all others, such as B and the head; by default ``learning_rate``, but no
+            less than 2e-3 beside weights that are random: their prior pulls at A from the first step, when A learns
+            nothing of the data yet since B is zero.
     """
 
     name: ClassVar[str] = "map"
     paper: ClassVar[str] = "the posterior mode; MacKay, Neural Computation 1992"
 
     temperature: Positive = 1.0
+    point_learning_rate: NotNegative | None = None
 
     def fit(self, program: Program, data: Dataset, run: Run) -> VariationalPosterior:
         """Maximise log p(y, weights) over the weights."""
-        return point_estimate(self, program, data, run, prior_weight=self.temperature, weight_decay=0.0)
+        return point_estimate(self, program, data, run, prior_weight=self.temperature, points=self.point_learning_rate)
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,9 @@ class MLE(TrainingSettings):
 
     def fit(self, program: Program, data: Dataset, run: Run) -> VariationalPosterior:
         """Maximise log p(y | weights) over the weights."""
-        return point_estimate(self, program, data, run, prior_weight=0.0, weight_decay=self.weight_decay)
+        return point_estimate(
+            self, program, data, run, prior_weight=0.0, weight_decay=self.weight_decay, points=self.learning_rate
+        )
 
 
 def point_estimate(
@@ -65,22 +73,28 @@ def point_estimate(
     run: Run,
     *,
     prior_weight: float,
-    weight_decay: float,
+    weight_decay: float = 0.0,
+    points: float | None = None,
 ) -> VariationalPosterior:
-    """Maximise log p(y | weights) + prior_weight log p(weights) over all weights, by AdamW."""
+    """Maximise log p(y | weights) + prior_weight log p(weights) over all weights, by AdamW.
+
+    Args:
+        settings: of the optimisation; its ``learning_rate`` is that of the matrices A.
+        program: the Pyro model.
+        data: tokenised rows with labels.
+        run: seed, output folder, resume.
+        prior_weight: of the log prior.
+        weight_decay: AdamW's.
+        points: learning rate of all other weights; see `groups_of`.
+    """
     guide = make_guide("delta", program.model, run.sites(program))
-    weights = {
-        "params": guide.parameter_groups()["point"],
-        "lr": settings.learning_rate,
-        "weight_decay": weight_decay,
-    }
     return optimise(
         program,
         guide,
         data,
         settings,
         run,
-        groups=[weights],
+        groups=groups_of(guide, settings.learning_rate, points, weight_decay=weight_decay),
         elbo=MeanFieldBound(),
         temperature=prior_weight,
     )

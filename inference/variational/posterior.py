@@ -186,8 +186,8 @@ class _Explained(Hook):
         base_rate = math.nan if same is None else float(observation.log_prob(same.expand(len(given), -1), given).mean())
         if self.nats < base_rate + MARGIN:
             warnings.warn(
-                f"Nothing was learned of the labels: in the last epoch the training rows had a log-likelihood of "
-                f"{self.nats:.3f} a row, and by the base rate of the labels alone it is {base_rate:.3f}. Train for "
+                f"The fit ends no better than the base rate: in the last epoch the training rows had a log-likelihood "
+                f"of {self.nats:.3f} a row, and by the shares of the labels alone it is {base_rate:.3f}. Train for "
                 "more steps or, if it was better before (the log tells), with a lower learning rate.",
                 stacklevel=2,
             )

@@ -7,23 +7,20 @@ from typing import Any, ClassVar, Literal
 
 from datasets import Dataset
 
-from bayeslora.errors import SettingError, unknown
+from bayeslora.errors import SettingError
 from bayeslora.inference.base import Run, check_random
 from bayeslora.inference.training.process import available
 from bayeslora.inference.training.trainer import TrainingSettings
 from bayeslora.inference.variational.elbo import ELBOS
 from bayeslora.inference.variational.estimators import make_estimator
 from bayeslora.inference.variational.posterior import VariationalPosterior, optimise
+from bayeslora.inference.variational.rates import groups_of
 from bayeslora.models.guides.auto import KINDS, guide_settings, make_guide
-from bayeslora.models.guides.base import Guide
 from bayeslora.program import Program
 from bayeslora.rng import isolated
 from bayeslora.settings import Count, NotNegative, Part, Positive
 
 __all__ = ["SVI"]
-
-#: Of weights that are point estimates, if nothing else is said.
-LEAST_RATE = 2e-3
 
 
 @dataclass(frozen=True)
@@ -104,27 +101,12 @@ class SVI(TrainingSettings):
             data,
             self,
             run,
-            groups=self._groups(guide),
+            groups=groups_of(guide, self.learning_rate, self.point_learning_rate, self.scale_learning_rate),
             elbo=ELBOS[self.elbo](num_particles=self.particles),
             temperature=self.temperature,
             kl_warmup=self.kl_warmup,
             estimator=make_estimator(self.estimator, program, guide),
         )
-
-    def _groups(self, guide: Guide) -> list[dict[str, Any]]:
-        """The optimiser's groups of parameters, each with its learning rate."""
-        least = LEAST_RATE if guide.random else 0.0
-        points = self.point_learning_rate
-        rates = {
-            "location": self.learning_rate,
-            "scale": self.scale_learning_rate,
-            "point": max(self.learning_rate, least) if points is None else points,
-        }
-        found = {name: parameters for name, parameters in guide.parameter_groups().items() if parameters}
-        for name in found:
-            if name not in rates:
-                raise SettingError(unknown(f"group of parameters of guide='{self.guide}'", name, rates))
-        return [{"params": found[name], "lr": rates[name], "weight_decay": 0.0} for name in found]
 
 
 def _check_room(program: Program) -> None:

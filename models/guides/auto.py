@@ -204,7 +204,8 @@ def make_guide(
         return model.guide(sites)
     initial = model.initial(sites)
     if kind == "delta":
-        return GuideList([PointGuide(initial, _constrained(model, sites), model.weights)])
+        columns = {name for site in model.split(sites)[0] if site.role == "A" for name in model.latents(site)}
+        return GuideList([PointGuide(initial, _constrained(model, sites), columns, model.weights)])
     stochastic = model.stochastic(sites)
     points = PointGuide({name: value for name, value in initial.items() if name not in stochastic})
     if kind in GUIDES:

@@ -199,13 +199,21 @@ class PointGuide(Guide):
     Args:
         values: starting value of each site.
         fixed: names of sites that keep it.
+        located: names of sites whose points learn at the rate of means.
         combine: map from the values of the sites to the weights they determine; themselves, if left out.
     """
 
     random = dense = False
 
-    def __init__(self, values: Mapping[str, Tensor], fixed: Collection[str] = (), combine: Combine = dict) -> None:
+    def __init__(
+        self,
+        values: Mapping[str, Tensor],
+        fixed: Collection[str] = (),
+        located: Collection[str] = (),
+        combine: Combine = dict,
+    ) -> None:
         super().__init__(values)
+        self._located = {encoded(name) for name in located}
         self._combine = combine
         self.points = nn.ParameterDict(
             {
@@ -238,8 +246,12 @@ class PointGuide(Guide):
         raise PosteriorError("This guide is a point estimate of every site: it has no density to evaluate.")
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The points that learn, under "point"."""
-        return {"point": [value for value in self.points.values() if value.requires_grad]}
+        """The points that learn: those that stand for means under "location", and the others under "point"."""
+        groups: dict[str, list[nn.Parameter]] = {"location": [], "point": []}
+        for name, value in self.points.items():
+            if value.requires_grad:
+                groups["location" if name in self._located else "point"].append(value)
+        return groups
 
 
 def encoded(name: str) -> str:

@@ -88,7 +88,7 @@ def test_a_fit_no_better_than_the_base_rate_is_said(rate: float, learned: bool) 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         fit(known.program, known.rows, "mle", **{**EXACT, "learning_rate": rate, "epochs": 30})
-    said = [str(each.message) for each in caught if "Nothing was learned of the labels" in str(each.message)]
+    said = [str(each.message) for each in caught if "no better than the base rate" in str(each.message)]
     assert len(said) == (not learned)
     if said:
         labels = torch.tensor(known.rows["labels"][:])
@@ -110,5 +110,24 @@ def test_only_the_last_epoch_is_compared_with_the_base_rate(known: Regression) -
         said.objective.explained = 3 * found * len(known.rows)
         said.on_epoch(State(step, 9, step / 3))
         assert said.nats == found
-    with pytest.warns(UserWarning, match="Nothing was learned of the labels"):
+    with pytest.warns(UserWarning, match="no better than the base rate"):
         said.warn(known.rows["labels"][:])
+
+
+def test_what_is_not_random_has_a_rate_of_its_own() -> None:
+    """A prior holds A where it is from the first step: at a rate for it, B and the head still learn; not under mle."""
+
+    def moved(backend: str) -> set[str]:
+        program = tiny_program()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            settings = {"epochs": 1, "warmup": 0.0, "learning_rate": 1e-30, "progress": False}
+            posterior = fit(program, tiny_rows(12), backend, **settings)
+        return {
+            site.role
+            for site in program.sites
+            if not torch.allclose(posterior.mean()[site.name], site.initial, rtol=0, atol=1e-20)
+        }
+
+    assert moved("map") == {"B", "head"}
+    assert not moved("mle")

@@ -12,10 +12,10 @@ from bayeslora.errors import SettingError
 from bayeslora.inference import fit
 from bayeslora.inference.variational import svi
 from bayeslora.inference.variational.elbo import ELBOS, NegativeELBO
+from bayeslora.inference.variational.rates import groups_of
 from bayeslora.inference.variational.svi import SVI
 from bayeslora.models import MonteCLoRA
-from bayeslora.models.guides.auto import make_guide
-from bayeslora.models.guides.base import MatrixGuide
+from bayeslora.models.guides.base import MatrixGuide, PointGuide
 from bayeslora.posterior import Posterior
 from bayeslora.program import Program
 
@@ -168,18 +168,16 @@ def test_learning_rates_are_by_group() -> None:
     assert moved(point_learning_rate=1e-2, learning_rate=1e-2) == points | {"mu"}
 
 
-def test_without_noise_there_is_no_least_rate() -> None:
-    settings = {"guide": "delta", "epochs": 1, "batch_size": 12, "warmup": 0.0, "progress": False}
-    program: Program = tiny_program()
-    start = make_guide("delta", program.model, program.sites).state_dict()
-    with pytest.warns(UserWarning, match="Nothing was learned of"):
-        still = fit(program, tiny_rows(12), learning_rate=1e-30, **settings).state()
-    assert all(torch.allclose(still[name], start[name], rtol=0, atol=1e-20) for name in start)
+def test_without_random_weights_there_is_no_least_rate() -> None:
+    guide = PointGuide({"a": torch.zeros(2), "b": torch.zeros(3)})
+    assert [group["lr"] for group in groups_of(guide, 1e-9)] == [1e-9]
+    beside = PointGuide({"a": torch.zeros(2), "b": torch.zeros(3)}, located=["a"])
+    assert [(group["lr"], len(group["params"][0])) for group in groups_of(beside, 1e-9)] == [(1e-9, 2), (2e-3, 3)]
 
 
 def test_a_group_of_parameters_without_a_rate_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MatrixGuide, "parameter_groups", lambda guide: {"locations": [guide.mu]})
-    with pytest.raises(SettingError, match="guide='structured' 'locations'. Did you mean 'location'"):
+    with pytest.raises(SettingError, match="GuideList 'locations'. Did you mean 'location'"):
         fit(tiny_program(), tiny_rows(4), epochs=1, progress=False)
 
 

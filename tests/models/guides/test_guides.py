@@ -143,7 +143,7 @@ def test_delta_keeps_hyper_sites_where_they_start(sites: tuple[Site, ...]) -> No
     model = MonteCLoRA()
     guide = make_guide("delta", model, sites)
     groups = guide.parameter_groups()
-    assert {name: len(values) for name, values in groups.items()} == {"point": 3}
+    assert {name: len(values) for name, values in groups.items()} == {"location": 1, "point": 2}
     loss(model, guide, sites).backward()
     assert {name for name, value in guide.named_parameters() if value.grad is None} == {
         "parts.0.points.linear_5x4/A/scale_tril",
