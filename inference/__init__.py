@@ -24,6 +24,7 @@ __all__ = ["BACKENDS", "PRESETS", "Backend", "Preset", "Run", "fit", "load", "pr
 
 #: Every backend by its name.
 BACKENDS: Registry[type[Backend]] = Registry("backend", {
+    "ivon": "bayeslora.inference.variational.ivon:IVON",
     "laplace": "bayeslora.inference.laplace.laplace:Laplace",
     "map": "bayeslora.inference.variational.point:MAP",
     "mle": "bayeslora.inference.variational.point:MLE",
@@ -34,7 +35,9 @@ BACKENDS: Registry[type[Backend]] = Registry("backend", {
 })  # fmt: skip
 
 #: Classes of backends, by their own names, as attributes of this module.
-CLASSES = {name.upper(): name for name in ("map", "mle", "nuts", "sghmc", "sgld", "svi")} | {"Laplace": "laplace"}
+CLASSES = {name.upper(): name for name in ("ivon", "map", "mle", "nuts", "sghmc", "sgld", "svi")} | {
+    "Laplace": "laplace"
+}
 HOMES = {"Backend": "base", "Run": "base", "fit": "fitting", "load": "loading"} | dict.fromkeys(
     ("PRESETS", "Preset", "preset"), "presets"
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -10,12 +11,16 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor, nn
 
+from bayeslora.errors import SettingError
 from bayeslora.models.base import WeightModel
 from bayeslora.models.distributions import ColumnNormal
-from bayeslora.models.guides.base import MatrixGuide, Spread
+from bayeslora.models.guides.base import Guide, GuideList, MatrixGuide, Spread
 from bayeslora.weights import Site
 
-__all__ = ["Gaussian", "GaussianGuide"]
+__all__ = ["Gaussian", "GaussianGuide", "entry_guide"]
+
+#: What shares one standard deviation: a direction of a layer's rank, a layer, or nothing.
+Noise = Literal["rank", "layer", "entry"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +37,7 @@ class Gaussian(WeightModel):
 
     name: ClassVar[str] = "gaussian"
 
-    noise: Literal["rank", "layer", "entry"] = "rank"
+    noise: Noise = "rank"
 
     def sample_weight(self, site: Site) -> Tensor:
         """Sample one site; (layers, columns, rank)."""
@@ -45,7 +50,7 @@ class Gaussian(WeightModel):
 
     def site_guide(self, site: Site) -> GaussianGuide:
         """Normal with learned means and scales: see `GaussianGuide`."""
-        return GaussianGuide(self, site)
+        return GaussianGuide(self, site, self.noise)
 
 
 class GaussianGuide(MatrixGuide):
@@ -53,11 +58,11 @@ class GaussianGuide(MatrixGuide):
 
     sigma0: Tensor
 
-    def __init__(self, model: Gaussian, site: Site) -> None:
+    def __init__(self, model: WeightModel, site: Site, noise: Noise) -> None:
         super().__init__(site, [site.name])
         layers, columns, rank = site.initial.shape
-        shape = {"rank": (layers, 1, rank), "layer": (layers, 1, 1), "entry": (layers, columns, rank)}[model.noise]
-        self.noise = model.noise
+        shape = {"rank": (layers, 1, rank), "layer": (layers, 1, 1), "entry": (layers, columns, rank)}[noise]
+        self.noise = noise
         self.log_eps = nn.Parameter(site.initial.new_full(shape, math.log(model.eps)))
         self.register_buffer("sigma0", model.sigma0(site))
 
@@ -77,3 +82,18 @@ class GaussianGuide(MatrixGuide):
             return ColumnNormal(self.mu, self.sigma0 * eps, validate_args=False).to_event(1)
         factor = eps.squeeze(-2).diag_embed()
         return ColumnNormal(self.mu, self.sigma0, factor, validate_args=False).to_event(1)
+
+
+def entry_guide(model: WeightModel, sites: Sequence[Site]) -> Guide:
+    """A standard deviation for each entry of the random matrices, whatever ``noise`` a model has for its own guide.
+
+    Raises:
+        SettingError: the model has further sites, which this guide is not of.
+    """
+    others = sorted(model.stochastic(sites) - {site.name for site in sites})
+    if others:
+        raise SettingError(
+            f"guide='entry' is of the entries of LoRA matrices alone, and the model '{model.name}' has {others[0]} "
+            f"({len(others)} such sites): choose model='gaussian', or another guide."
+        )
+    return GuideList([GaussianGuide(model, site, "entry") for site in sites])

@@ -97,8 +97,8 @@ class RunConfig(Settings):
         seed: of the choice of rows, the initial weights and the fit.
         chains: number of independent fits, whose seeds follow one another; the posterior is their mixture.
         max_length: longest sequence in tokens; by default 256, for completions as many as the longest row needs.
-        model: Pyro model of the LoRA weights; by default "monteclora", but for `laplace` "gaussian", isotropic around
-            zero over both matrices, as in Laplace-LoRA.
+        model: Pyro model of the LoRA weights; by default "monteclora", but "gaussian" for `ivon`, and for `laplace`,
+            isotropic around zero over both matrices, as in Laplace-LoRA.
         model_settings: settings of that model.
         network: how the base network is loaded: fields of `bayeslora.networks.NetworkSettings`.
         observation: what is read of the network's output; by default what task and base call for.

@@ -50,7 +50,7 @@ Model = Annotated[
     typer.Option(
         "--model",
         help="Pyro model of the weights.",
-        show_default="monteclora; gaussian for laplace",
+        show_default="monteclora; gaussian for laplace and ivon",
     ),
 ]
 Preset = Annotated[str | None, typer.Option(help="Published settings, over which all others go.", show_default=False)]

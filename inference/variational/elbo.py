@@ -22,7 +22,7 @@ from bayeslora.models.base import full_precision
 from bayeslora.models.joining import joined, kind_of
 from bayeslora.program import Estimator, Program
 
-__all__ = ["ELBOS", "KLWarmup", "NegativeELBO"]
+__all__ = ["ELBOS", "KLWarmup", "NegativeELBO", "ProgramLoss"]
 
 
 class _Remembered(ELBO):
@@ -95,7 +95,21 @@ class RenyiBound(_Remembered, Trace_ELBO):
 ELBOS: dict[str, type[ELBO]] = {"mean-field": MeanFieldBound, "trace": TraceBound, "renyi": RenyiBound}
 
 
-class NegativeELBO(Objective):
+class ProgramLoss(Objective):
+    """Loss of a batch per example, out of ``size`` examples of a program.
+
+    Attributes:
+        program: the Pyro model.
+        size: number of training examples N.
+        explained: log-likelihoods of all examples, as estimated by each step since this was set to zero.
+    """
+
+    program: Program
+    size: int
+    explained: Tensor | float = 0.0
+
+
+class NegativeELBO(ProgramLoss):
     """Loss of stochastic variational inference: the negative bound of a batch, scaled to N examples, divided by N.
 
     The parameters that learn are the guide's alone, and so is the state that is saved: the network is frozen.
@@ -107,12 +121,7 @@ class NegativeELBO(Objective):
         size: number of training examples N.
         kl_weight: of the latent sites; 1 is Bayes' rule.
         estimator: what stands for a draw of the weights in the network; the draw itself, if left out.
-
-    Attributes:
-        explained: log-likelihoods of all examples, as estimated by each step since this was set to zero.
     """
-
-    explained: Tensor | float = 0.0
 
     def __init__(
         self,

@@ -13,13 +13,14 @@ from datasets import Dataset
 from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor
+from torch.optim import Optimizer
 
 from bayeslora.errors import PosteriorError
 from bayeslora.inference.base import Run
 from bayeslora.inference.training.objective import Hook, Outcome, State
 from bayeslora.inference.training.process import cost_of, restored_network
 from bayeslora.inference.training.trainer import TrainingSettings, train
-from bayeslora.inference.variational.elbo import KLWarmup, NegativeELBO
+from bayeslora.inference.variational.elbo import KLWarmup, NegativeELBO, ProgramLoss
 from bayeslora.models.guides.auto import make_guide
 from bayeslora.models.guides.base import Guide
 from bayeslora.passes import Rows
@@ -27,7 +28,7 @@ from bayeslora.posterior import Posterior, Record
 from bayeslora.program import Estimator, Program
 from bayeslora.store import POSTERIOR
 
-__all__ = ["VariationalPosterior", "optimise"]
+__all__ = ["VariationalPosterior", "learn", "optimise"]
 
 #: Nats a row by which a fit has to be better than the base rate of the labels.
 MARGIN = 0.01
@@ -136,16 +137,42 @@ def optimise(
     """
     objective = NegativeELBO(program, guide, elbo, len(data), temperature, estimator)
     record = run.record(settings.name, asdict(settings), len(data), temperature, guide.point_sites)
-    kept = _Kept(VariationalPosterior(program, record, guide), run)
     warmup = [KLWarmup(objective, temperature, kl_warmup)] if kl_warmup else []
     optimiser = torch.optim.AdamW(groups, lr=settings.learning_rate)
+    return learn(VariationalPosterior(program, record, guide), objective, optimiser, data, settings, run, warmup)
+
+
+def learn(
+    posterior: VariationalPosterior,
+    objective: ProgramLoss,
+    optimiser: Optimizer,
+    data: Dataset,
+    settings: TrainingSettings,
+    run: Run,
+    hooks: Sequence[Hook] = (),
+) -> VariationalPosterior:
+    """Train the guide of a posterior, which is left in the run's folder at every checkpoint.
+
+    Args:
+        posterior: of the guide where training starts.
+        objective: of which the guide's parameters, or some of them, are the parameters.
+        optimiser: of these.
+        data: tokenised rows with labels.
+        settings: of the backend.
+        run: seed, output folder, resume.
+        hooks: called before the posterior is saved.
+
+    Raises:
+        TrainingError: the loss became infinite or not a number.
+    """
+    program, kept = posterior.program, _Kept(posterior, run)
     with restored_network(program, settings.gradient_checkpointing):
         explained = _Explained(objective)
-        kept.describe(train(objective, optimiser, Rows.of(program, data), settings, run, [*warmup, explained, kept]))
-    kept.posterior.record = replace(kept.posterior.record, finished=True)
-    _warn_of_unmoved(kept.posterior, run)
+        kept.describe(train(objective, optimiser, Rows.of(program, data), settings, run, [*hooks, explained, kept]))
+    posterior.record = replace(posterior.record, finished=True)
+    _warn_of_unmoved(posterior, run)
     explained.warn(data["labels"][:])
-    return kept.posterior
+    return posterior
 
 
 def _warn_of_unmoved(posterior: VariationalPosterior, run: Run) -> None:
@@ -164,7 +191,7 @@ def _warn_of_unmoved(posterior: VariationalPosterior, run: Run) -> None:
 class _Explained(Hook):
     """How well the training rows were explained in the last epoch: nats an example, NaN before the first."""
 
-    objective: NegativeELBO
+    objective: ProgramLoss
     begun: int | None = None
     nats: float = math.nan
 

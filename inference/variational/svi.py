@@ -32,8 +32,9 @@ class SVI(TrainingSettings):
 
     Attributes:
         guide: ``"structured"`` (the model's own), ``"mean-field"``, ``"low-rank"``, ``"full"`` (its covariance has an
-            entry for each pair of weights: small adapters), ``"delta"`` (point estimates), or the name of one of Pyro's
-            autoguides that need no more than a name.
+            entry for each pair of weights: small adapters), ``"entry"`` (a standard deviation for each entry, of
+            `Gaussian`), ``"delta"`` (point estimates), or the name of one of Pyro's autoguides that need no more than a
+            name.
         guide_settings: settings of the guide by name, of those of the library and of plug-ins.
         elbo: ``"mean-field"`` (divergences in closed form where one is known), ``"trace"``, or ``"renyi"`` (order 1/2,
             two particles or more).

@@ -32,6 +32,7 @@ __all__ = ["GUIDES", "KINDS", "AutoGuide", "guide_settings", "make_guide", "sett
 
 #: Guides beside the model's own and Pyro's, each made of a model, the sites that are random, and its settings.
 GUIDES: Registry[Callable[..., Guide]] = Registry("guide", {
+    "entry": "bayeslora.models.gaussian:entry_guide",
     "inducing": "bayeslora.models.guides.inducing:Inducing",
 })  # fmt: skip
 

@@ -1,0 +1,133 @@
+"""An optimiser that is variational inference: IVON, for a normal posterior with a deviation for each weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+__all__ = ["IVON"]
+
+
+class IVON(AdamW):
+    r"""Improved variational online Newton over N(m, s^2), s^-2 = ess (h + d), against the prior N(m0, (ess d)^-1).
+
+    The gradient g of the loss per example is taken at m + e, with e drawn once a step. With weights that decay as b_1
+    and b_2, and both sides of the division by entry,
+
+        g' <- b_1 g' + (1 - b_1) g,    h^ = ess (h + d) e g,
+        h  <- b_2 h + (1 - b_2) h^ + (1 - b_2)^2 (h - h^)^2 / (2 (h + d)),
+        m  <- m - lr clip((g' / (1 - b_1^t) + d (m - m0)) / (h + d), -radius, radius).
+
+    The last term of h keeps s real. Parameters of groups without a ``precision`` are points: AdamW moves them.
+
+    The ``ivon-opt`` package has the same update, and tests compare the two. It is not used since its prior is around
+    zero and of one width, several batches of a step count twice there, a resumed run begins its count of steps anew,
+    and its licence is another one. Here the noise of a step is drawn by the seed and the step's number: batches of one
+    step share it as one batch would, processes of a launcher do as well, and nothing else is random.
+
+    Args:
+        groups: of parameters. One of random weights has ``precision``, the prior's, and ``centre``, its mean m0, each
+            broadcastable to the parameter, of which it has one.
+        lr: of groups that do not say.
+        ess: number of examples that the loss counts for, N / temperature.
+        hessian: h at the start.
+        betas: b_1 and b_2.
+        radius: longest step of an entry, before it is multiplied by lr.
+        seed: of the noise.
+
+    References:
+        Shen et al., *Variational learning is effective for large deep networks*, ICML 2024, algorithm 1; Lin, Schmidt
+        and Khan, *Handling the positive-definite constraint in the Bayesian learning rule*, ICML 2020 (the term).
+    """
+
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        lr: float,
+        *,
+        ess: float,
+        hessian: float,
+        betas: tuple[float, float],
+        radius: float,
+        seed: int,
+    ) -> None:
+        super().__init__(groups, lr=lr, weight_decay=0.0)
+        self._ess, self._hessian, self._newton, self._radius, self._seed = ess, hessian, betas, radius, seed
+        self._noise: dict[nn.Parameter, Tensor] = {}
+
+    @contextmanager
+    def context(self) -> Iterator[None]:
+        """Forward and backward within are at a draw of the weights, the same one until the next step."""
+        self._noise = self._drawn()
+        means = {place: place.data for place in self._noise}
+        for place, noise in self._noise.items():
+            place.data = means[place] + noise
+        try:
+            yield
+        finally:
+            for place, mean in means.items():
+                place.data = mean
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Move the means, their curvatures, and the points, by the gradients that were taken within `context`."""
+        gradients = {place: place.grad for place in self._noise}
+        for place in gradients:
+            place.grad = None  # AdamW passes over it
+        super().step()
+        for group in self._random():
+            (place,) = group["params"]
+            if (gradient := gradients[place]) is not None:
+                self._move(place, gradient, group)
+            place.grad = gradient
+        self._noise = {}
+
+    def deviation(self, place: nn.Parameter) -> Tensor:
+        """Standard deviation of each entry of a random parameter."""
+        (group,) = (group for group in self._random() if group["params"][0] is place)
+        return (self._ess * (self._state_of(place)["hessian"] + self._decay(group, place))).rsqrt()
+
+    def _random(self) -> Iterator[dict[str, Any]]:
+        return (group for group in self.param_groups if "precision" in group)
+
+    def _state_of(self, place: nn.Parameter) -> dict[str, Any]:
+        state: dict[str, Any] = self.state[place]
+        if not state:
+            state |= {"step": torch.zeros(()), "momentum": torch.zeros_like(place.data)}
+            state["hessian"] = torch.full_like(place.data, self._hessian)
+        return state
+
+    def _decay(self, group: dict[str, Any], place: nn.Parameter) -> Tensor:
+        """d, by entry or broadcastable to it."""
+        group["precision"] = group["precision"].to(place.device)
+        return group["precision"] / self._ess
+
+    def _drawn(self) -> dict[nn.Parameter, Tensor]:
+        places = [group["params"][0] for group in self._random()]
+        number = int(self._state_of(places[0])["step"])
+        generator = torch.Generator(places[0].device)
+        generator.manual_seed(int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0]))
+        return {
+            place: self.deviation(place)
+            * torch.randn(place.shape, generator=generator, device=place.device, dtype=place.dtype)
+            for place in places
+        }
+
+    def _move(self, place: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> None:
+        state, decay = self._state_of(place), self._decay(group, place)
+        beta1, beta2 = self._newton
+        hessian, momentum = state["hessian"], state["momentum"]
+        state["step"] += 1
+        momentum.lerp_(gradient, 1 - beta1)
+        curvature = hessian + decay
+        gain = self._ess * curvature * self._noise[place] * gradient - hessian  # h^ - h
+        hessian.add_((1 - beta2) * gain + (1 - beta2) ** 2 * gain.square() / (2 * curvature))
+        group["centre"] = group["centre"].to(place.device)
+        slope = momentum / (1 - beta1 ** int(state["step"])) + decay * (place - group["centre"])
+        place.sub_(group["lr"] * (slope / (hessian + decay)).clamp_(-self._radius, self._radius))
