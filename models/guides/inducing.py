@@ -205,7 +205,7 @@ def _directions(like: Tensor, side: int, number: int) -> Tensor:
     """Random orthogonal directions (layers, side, number), of entries with root mean square one."""
     # Drawn where every device draws the same.
     drawn = torch.randn(len(like), side, number, dtype=torch.float64)
-    return (torch.linalg.qr(drawn).Q * math.sqrt(side)).to(like)
+    return (torch.linalg.qr(drawn).Q * math.sqrt(side)).to(like).contiguous()
 
 
 def _orthonormal(directions: Tensor) -> Tensor:
