@@ -63,6 +63,20 @@ def test_diagnose_writes_verdicts_pictures_and_data(tmp_path: Path, capsys: pyte
     assert not list((tmp_path / "run").glob("chain-*"))
 
 
+def test_a_preset_is_fitted_and_what_is_said_goes_over_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    command = ["fit", "--base", "demo", "--task", "demo", "--train-size", "48", *QUICK, "--preset", "bayesian-lora"]
+    assert call(*command, "--set", "guide.flow=none", "--output", run) == 0, capsys.readouterr().err
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert (config["preset"], config["backend"], config["model"]) == ("bayesian-lora", "svi", "gaussian")
+    assert config["settings"]["temperature"] == 0.6 and config["settings"]["batch_size"] == 16
+    guide = config["settings"]["guide_settings"]
+    assert guide["m"] == 9 and guide["flow"] is None
+    assert call("fit", "--resume", "--output", run) == 0
+    assert call(*command, "--resume", "--output", run) == 2  # with a flow it is another run
+    assert "guide_settings.flow: None and 16" in capsys.readouterr().err
+
+
 def test_diagnose_reports_on_another_task(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"review": "I liked the soup .", "answer": name} for name in ("no", "unsure", "yes", "yes")]
     data = tmp_path / "reviews.jsonl"
@@ -199,6 +213,10 @@ def test_lists(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
     assert "passes over the training data." in capsys.readouterr().out
     assert call("list", "models", "-v") == 0
     assert "components" in capsys.readouterr().out
+    assert call("list", "presets", "-v") == 0
+    assert "bayesian-lora: Lin et al." in capsys.readouterr().out
+    assert call("list", "guides") == 0
+    assert "Inducing matrices for LoRA matrices" in capsys.readouterr().out
     assert call("list", "tasks") == 0
     assert {"demo", "glue/mrpc"} <= set(capsys.readouterr().out.split("\n"))
 
