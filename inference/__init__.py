@@ -32,10 +32,11 @@ BACKENDS: Registry[type[Backend]] = Registry("backend", {
     "sghmc": "bayeslora.inference.mcmc.sghmc:SGHMC",
     "sgld": "bayeslora.inference.mcmc.sgld:SGLD",
     "svi": "bayeslora.inference.variational.svi:SVI",
+    "swag": "bayeslora.inference.posthoc.swag:SWAG",
 })  # fmt: skip
 
 #: Classes of backends, by their own names, as attributes of this module.
-CLASSES = {name.upper(): name for name in ("ivon", "map", "mle", "nuts", "sghmc", "sgld", "svi")} | {
+CLASSES = {name.upper(): name for name in ("ivon", "map", "mle", "nuts", "sghmc", "sgld", "svi", "swag")} | {
     "Laplace": "laplace"
 }
 HOMES = {"Backend": "base", "Run": "base", "fit": "fitting", "load": "loading"} | dict.fromkeys(

@@ -34,6 +34,7 @@ POSTERIORS: Registry[type[Posterior]] = Registry("kind of posterior", {
     "empirical": "bayeslora.inference.mcmc.posterior:EmpiricalPosterior",
     "variational": "bayeslora.inference.variational.posterior:VariationalPosterior",
     "laplace": "bayeslora.inference.laplace.posterior:LaplacePosterior",
+    "swag": "bayeslora.inference.posthoc.swag:SWAGPosterior",
     "mixture": "bayeslora.inference.mixture:MixturePosterior",
 })  # fmt: skip
 

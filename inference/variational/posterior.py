@@ -93,16 +93,22 @@ class VariationalPosterior(Posterior):
         Raises:
             PosteriorError: the parameters do not fit the guide.
         """
-        kind, init_scale = record.settings.get("guide", "delta"), record.settings.get("init_scale", 1e-2)
-        guide = make_guide(kind, program.model, program.sites, init_scale, record.settings.get("guide_settings"))
+        guide = cls.blank(program, record)
         try:
             guide.load_state_dict(dict(state))
             for name, value in guide.state_dict().items():
                 if value.is_floating_point() != state[name].is_floating_point():
                     raise TypeError(f"{name} is of {state[name].dtype}")
         except (RuntimeError, TypeError) as error:
-            raise PosteriorError(f"The saved parameters do not fit the guide '{kind}': {error}") from error
+            name = record.settings.get("guide", record.backend)
+            raise PosteriorError(f"The saved parameters do not fit the guide '{name}': {error}") from error
         return cls(program, record, guide.to(program.device))
+
+    @classmethod
+    def blank(cls, program: Program, record: Record) -> Guide:
+        """The guide that a record names, before its saved parameters are in it."""
+        kind, init_scale = record.settings.get("guide", "delta"), record.settings.get("init_scale", 1e-2)
+        return make_guide(kind, program.model, program.sites, init_scale, record.settings.get("guide_settings"))
 
 
 def optimise(
@@ -196,15 +202,16 @@ class _Explained(Hook):
     nats: float = math.nan
 
     def before_step(self, state: State) -> None:
-        """Remember where a run, or what is gone on with of it, began."""
+        """Begin to count with the first step of an epoch, or of what is gone on with of one."""
         if self.begun is None:
-            self.begun = state.step
+            # The last epoch was followed by a look at the weights that it left.
+            self.begun, self.objective.explained = state.step, 0.0
 
     def on_epoch(self, state: State) -> None:
         """Take the mean over its steps."""
         steps = state.step - (self.begun or 0)
         self.nats = float(self.objective.explained) / steps / self.objective.size
-        self.begun, self.objective.explained = state.step, 0.0
+        self.begun = None
 
     def warn(self, labels: Sequence[Any]) -> None:
         """Say if the labels' base rate explains them as well."""

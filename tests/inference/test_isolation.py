@@ -20,6 +20,7 @@ ROWS = tiny_rows(8)
 SETTINGS: dict[str, dict[str, Any]] = {
     "laplace": {"mode": "given", "tune": "none"},
     "nuts": {"draws": 4, "warmup": 1, "max_tree_depth": 1},
+    "swag": {"epochs": 2, "snapshots": 2, "rank": 2, "collect_from": 0.0},
     **dict.fromkeys(("sgld", "sghmc"), {"draws": 2, "warmup": 0, "thin": 1}),
 }
 

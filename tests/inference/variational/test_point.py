@@ -11,6 +11,7 @@ from bayeslora.errors import PosteriorError, SettingError
 from bayeslora.inference import fit
 from bayeslora.inference.training.objective import State
 from bayeslora.models import MonteCLoRA
+from bayeslora.passes import Rows
 
 EXACT = {
     "batch_size": 40, "epochs": 250, "learning_rate": 0.1, "schedule": "cosine", "warmup": 0.0, "max_grad_norm": 1e9,
@@ -85,16 +86,23 @@ def test_draws_of_a_point_are_no_parameters() -> None:
 @pytest.mark.parametrize(("rate", "learned"), [(0.1, True), (1e-9, False)])
 def test_a_fit_no_better_than_the_base_rate_is_said(rate: float, learned: bool) -> None:
     known = lora_regression(noise=0.5)
+    # The network is near labels of the one sign at its start, and far from those of the other.
+    labels = [-label for label in known.rows["labels"]]
+    rows = known.rows.remove_columns("labels").add_column("labels", labels)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        fit(known.program, known.rows, "mle", **{**EXACT, "learning_rate": rate, "epochs": 30})
+        fit(known.program, rows, "mle", **{**EXACT, "learning_rate": rate, "epochs": 30})
     said = [str(each.message) for each in caught if "no better than the base rate" in str(each.message)]
     assert len(said) == (not learned)
     if said:
-        labels = torch.tensor(known.rows["labels"][:])
-        deviations = (labels - labels.mean()) / known.program.observation.scale
+        values = torch.tensor(labels)
+        deviations = (values - values.mean()) / known.program.observation.scale
         density = -deviations.square() / 2 - math.log(known.program.observation.scale * math.sqrt(2 * math.pi))
         assert f"{density.mean():.3f}" in said[0]
+        # At this rate nothing moves: in every epoch the rows are as likely as at the start.
+        program, over = known.program, Rows.of(known.program, rows)
+        outputs = over.outputs(program, {site.name: site.initial for site in program.sites})
+        assert f"{program.observation.log_prob(outputs, values).mean():.3f} a row" in said[0]
 
 
 def test_only_the_last_epoch_is_compared_with_the_base_rate(known: Regression) -> None:
@@ -105,8 +113,8 @@ def test_only_the_last_epoch_is_compared_with_the_base_rate(known: Regression) -
         program, size, explained = known.program, len(known.rows), 0.0
 
     said = _Explained(Objective())
-    said.before_step(State(3, 9, 1.0))
     for step, found in ((6, 0.0), (9, -1e6)):
+        said.before_step(State(step - 3, 9, step / 3 - 1))
         said.objective.explained = 3 * found * len(known.rows)
         said.on_epoch(State(step, 9, step / 3))
         assert said.nats == found
