@@ -189,7 +189,8 @@ def _blocks(
 def _of_khat(shape: float, draws: int, posterior: Posterior, method: str) -> str:
     """The verdict on a k-hat from so many draws."""
     fixed = posterior.record.point_sites
-    size = sum(site.initial.numel() for site in posterior.program.sites if site.name not in set(fixed))
+    latents = posterior.program.model.initial(posterior.program.sites)
+    size = sum(value.numel() for name, value in latents.items() if name not in set(fixed))
     given = " given its point estimates" if fixed else ""
     target = f"the posterior{' of the linear network' if method == 'linear' else ''}{given}"
     good, error = good_k(draws), khat_error(shape, draws)
@@ -206,7 +207,7 @@ def _of_khat(shape: float, draws: int, posterior: Posterior, method: str) -> str
             f"{good:.2f}, which is within the error. More draws tell."
         )
     return (
-        f"{found}: as a joint law of {size:,} weights the guide is far from {target}, as it is nearly always at this "
+        f"{found}: as a joint law of {size:,} numbers the guide is far from {target}, as it is nearly always at this "
         f"size; {draws} draws can be weighted up to {good:.2f}. Predictions may still be fine: see what the "
         "probabilities are worth."
     )

@@ -188,7 +188,9 @@ def test_real_labels_are_refused() -> None:
     ],
 )
 def test_verdicts_on_khat_weigh_its_error(shape: float, draws: int, verdict: str) -> None:
-    posterior: Any = SimpleNamespace(record=SimpleNamespace(point_sites=()), program=SimpleNamespace(sites=()))
+    posterior: Any = SimpleNamespace(
+        record=SimpleNamespace(point_sites=()), program=SimpleNamespace(sites=(), model=Gaussian())
+    )
     assert verdict in report._of_khat(shape, draws, posterior, "sample")
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 import bayeslora as bl
+from bayeslora.diagnostics.report import _of_khat
 from bayeslora.errors import PosteriorError, SettingError
 from bayeslora.inference import fit
 from bayeslora.models import ScalaBL, make_guide
@@ -96,6 +97,7 @@ def test_k_hat_is_of_the_singular_values_of_a_layer() -> None:
     posterior = fit(tiny_program(ScalaBL(eps=0.5), targets=["query"]), tiny_rows(8), epochs=1, progress=False)
     found = bl.diagnostics.khat_by_block(posterior, tiny_rows(8), 40, progress=False)
     assert len(found) == 2 and all(math.isfinite(shape) for shape in found.values())
+    assert "as a joint law of 4 numbers" in _of_khat(9.0, 40, posterior, "sample")
 
 
 @dataclass(frozen=True, kw_only=True)
