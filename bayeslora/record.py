@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bayeslora import files
 from bayeslora.errors import PosteriorError
 from bayeslora.identity import Identity, adapter_settings, differences
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 __all__ = [
     "RECORD",
@@ -37,6 +40,8 @@ class Record:
         backend: name of the inference backend.
         settings: the backend's settings, by name.
         n_data: number of training examples N.
+        heldout: numbers of the rows, of those that `fit` was given, that it set aside to choose something on; they are
+            none of the training examples.
         data: digest of their token ids and labels.
         seed: seed of the fit.
         temperature: the posterior is p(labels | weights)^(1 / temperature) p(weights), normalised; 1 is Bayes' rule, 0
@@ -67,6 +72,13 @@ class Record:
     start: str = ""
     chains: int = 1
     members: list[dict[str, Any]] = field(default_factory=list)
+    heldout: list[int] = field(default_factory=list)
+
+    def trained(self, rows: Dataset) -> Dataset:
+        """The rows that were trained on, of all that `fit` was given; other rows are left as they are."""
+        if not self.heldout or len(rows) != self.n_data + len(self.heldout):
+            return rows
+        return rows.select(sorted(set(range(len(rows))).difference(self.heldout)))
 
 
 class Description(BaseModel):

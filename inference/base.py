@@ -36,6 +36,7 @@ class Run:
         task: arguments that load the task again, kept with the posterior.
         data: digest of the training rows, kept with the posterior.
         heldout: tokenised rows that nothing is trained on, for what is chosen on such rows.
+        aside: their numbers, where `fit` set them aside of the rows that it was given.
         start: weights by site that learning starts from; the program's initial ones, if left out.
     """
 
@@ -46,6 +47,7 @@ class Run:
     task: dict[str, Any] | None = None
     data: str = ""
     heldout: Dataset | None = None
+    aside: tuple[int, ...] = ()
     start: Mapping[str, Tensor] | None = None
 
     def sites(self, program: Program) -> Sequence[Site]:
@@ -81,6 +83,7 @@ class Run:
             task=self.task,
             start=self.started,
             finished=False,
+            heldout=list(self.aside),
         )
 
 
@@ -92,7 +95,8 @@ class Backend(Protocol):
         paper: source of the algorithm.
 
     A class variable ``default_model`` may name the Pyro model, and its settings, that a run has by default in place of
-    "monteclora".
+    "monteclora". A method ``aside(program, rows, run)`` may say how many of so many training rows are to be set aside
+    as those of `Run.heldout`.
     """
 
     name: ClassVar[str]

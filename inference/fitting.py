@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bayeslora import store
 from bayeslora.errors import SettingError
 from bayeslora.inference import BACKENDS
+from bayeslora.inference.aside import set_aside
 from bayeslora.inference.base import Backend, Run, labelled
 from bayeslora.inference.loading import check_same, load
 from bayeslora.inference.mixture import refitted
@@ -52,7 +53,8 @@ def fit(
         output_dir: new folder for checkpoints and the posterior; without it, nothing is written.
         resume: go on from the last checkpoint in ``output_dir``, to the same result as without the stop.
         progress: show a bar.
-        heldout: rows that the weights are not trained on, for a backend that chooses something on such rows.
+        heldout: rows that the weights are not trained on, for a backend that chooses something on such rows; without
+            it, one that trains the weights itself may set some of the training rows aside (see `Laplace`).
         start: posterior from whose mean learning starts, or around which `laplace` lays its Gaussian; the program's
             initial weights, if left out. The prior stays where it is.
         chains: number of independent fits, with the seeds from ``seed`` on; the posterior is their mixture. Each has
@@ -89,11 +91,11 @@ def fit(
         resume=resume,
         progress=progress,
         task=task,
-        data=digest(rows),
         heldout=None if heldout is None else labelled(program, heldout),
         start=None if start is None else _mean(start, program),
     )
-    return _saved(program, rows, algorithm, run, chains)
+    rows, run = set_aside(algorithm, program, rows, run)
+    return _saved(program, rows, algorithm, replace(run, data=digest(rows)), chains)
 
 
 def _algorithm(backend: str | Backend, settings: dict[str, Any]) -> Backend:

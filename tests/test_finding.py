@@ -58,7 +58,7 @@ def test_dora_has_random_matrices_and_a_magnitude_that_is_learned() -> None:
     outputs = posterior.predict(ROWS, draws=2, progress=False).outputs
     assert not torch.equal(*outputs)
     with pytest.raises(AdapterError, match="query' is a DoRA layer"):
-        fit(program, ROWS, "laplace", mode="train", epochs=1, progress=False)
+        fit(program, ROWS, "laplace", mode="map", epochs=1, progress=False)
 
 
 def test_a_tensor_is_what_peft_itself_would_use() -> None:

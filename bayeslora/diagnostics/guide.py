@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -106,6 +107,7 @@ def khat_by_block(
     for name in sorted(set().union(*(blocks or {}).values()) - known):
         raise PosteriorError(unknown("layer", name, known))
     over = Rows.of(program, data, batch_size, progress)
+    over = replace(over, dataset=posterior.record.trained(over.dataset))
     if over.labels is None:
         raise PosteriorError("k-hat by block needs the rows that it was fitted to, with their labels.")
     rest = _mean(posterior, draws, seed)

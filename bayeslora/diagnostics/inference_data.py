@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,11 +87,13 @@ def to_inference_data(
         if name not in known:
             raise PosteriorError(unknown("site", name, known))
     rows = Rows.of(posterior.program, data, batch_size, progress)
-    fitted = rows.labels is not None and digest(rows.dataset) == posterior.record.data
+    trained = posterior.record.trained(rows.dataset)
+    fitted = rows.labels is not None and digest(trained) == posterior.record.data
+    rows = replace(rows, dataset=trained) if fitted else rows
     chains = []
     for place, chain in enumerate(posterior.chains):
         count, own = chain.differing(draws), seed + place
-        prediction = chain.predict(data, count, method, own, batch_size, progress)
+        prediction = chain.predict(rows.dataset if fitted else data, count, method, own, batch_size, progress)
         chains.append(_followed(chain, predictor, prediction, own, sites))
     noise = [each.noise_scales() for each in posterior.chains]
     groups = _posterior(chains, fitted) | _constant(rows, noise)

@@ -10,10 +10,11 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from datasets import Dataset
+from pydantic import Field
 from torch import Tensor
 
 from bayeslora.errors import SettingError
@@ -28,7 +29,7 @@ from bayeslora.inference.laplace.priors import HyperPrior, NormalPrior, normal_p
 from bayeslora.inference.laplace.tuning import best_width, intact_width, tuned_hyper, tuned_scales, tuned_width
 from bayeslora.inference.training.process import available, cost_of, peak, reset_peak
 from bayeslora.inference.training.trainer import TrainingSettings
-from bayeslora.inference.variational.point import point_estimate
+from bayeslora.inference.variational.point import MLE, point_estimate
 from bayeslora.observations import Curved
 from bayeslora.passes import Rows, undisturbed
 from bayeslora.program import Program
@@ -43,8 +44,9 @@ __all__ = ["Laplace"]
 WORSE = 0.5
 #: Rows on which draws of the weights are tried, and how many times the mode's loss is too much for them.
 FEW_ROWS, TOO_MUCH = 16, 1.5
-#: Rows that are held out from which on they say more than an evidence does.
-ENOUGH_ROWS = 30
+#: Rows that are held out from which on they say more than an evidence does; the part of the training rows that is set
+#: aside for that, and how many there are at most: one number is tuned on them.
+ENOUGH_ROWS, PART, MOST_ROWS = 30, 10, 1000
 #: Ways to tune that maximise an evidence.
 EVIDENCES = ("evidence", "mode-evidence")
 
@@ -54,9 +56,12 @@ class Laplace(TrainingSettings):
     """Laplace's approximation: N(mode, (curvature + prior precision)^-1) over the random sites of the model.
 
     Attributes:
-        mode: "train" finds it here, by `map`; "given" takes the mean of the posterior that `fit` is to ``start`` from,
-            or else the weights that the program was made with, in one pass over the data; "auto" trains if there is
-            nothing to start from and the adapter was fresh, its products B A all zero, and else takes what is given.
+        mode: "mle" finds it here by maximum likelihood, which is LoRA as practised, and the published way; "map" finds
+            that of the model's prior as it is; "given" takes the mean of the posterior that `fit` is to ``start`` from,
+            or else the weights that the program was made with, in one pass over the data. "auto" takes what is given
+            if there is something to start from or the adapter was not fresh, its products B A not all zero; else it is
+            "map" where the prior stays as it is (``tune="none"``), and "mle" where it is tuned afterwards: a prior that
+            was not tuned yet can draw A and B to zero together, where neither has a gradient.
         curvature: "kron", "diag", "full" (small adapters) or "exact" (few examples); see
             `bayeslora.inference.laplace.curvature`. What the last two need is compared with the memory that is
             free before the pass.
@@ -71,13 +76,17 @@ class Laplace(TrainingSettings):
             takes the weights for a mode under every prior (see `bayeslora.inference.laplace.evidence`); "heldout" takes
             the prior so many times as wide that rows which `fit` was given as ``heldout`` are predicted best; "intact"
             narrows the model's prior until a draw of the weights adds at most a hundredth to the mode's loss on some
-            training rows; "none" keeps the model's prior. "auto" is "heldout" where `fit` was given 30 rows or more for
-            it; else "intact" for texts, which are predicted by draws of the weights in the network as it is, of which
-            the linear model knows nothing; and else "evidence".
+            training rows; "none" keeps the model's prior. "auto" is "heldout" where there are 30 rows or more for it;
+            else "intact" for texts, which are predicted by draws of the weights in the network as it is, of which the
+            linear model knows nothing; and else "evidence".
+        heldout_size: training rows that are set aside to tune on and that the mode does not see, where it is found here
+            and `fit` was given no ``heldout``. By default they are a tenth of all, but 1,000 at most, and none where
+            that is less than 30. They are drawn by the run's seed, with each class's share.
         scales: what the evidence tunes: one prior scale for "all" sites, for each "site", for each "layer", or the
             hyper-sites of the model ("hyper": Sigma and pi, under their own priors).
         temperature: weight of the log prior against the whole data's log-likelihood; 1 is Bayes' rule.
-        point_learning_rate: of weights that are not random in the model; see `map`.
+        point_learning_rate: of weights that are not random in the model; of the mode "mle" by default that of all.
+            See `map` for the other.
     """
 
     name: ClassVar[str] = "laplace"
@@ -88,7 +97,7 @@ class Laplace(TrainingSettings):
         {"sites": "both", "centre": "zero", "deviation": 0.1},
     )
 
-    mode: Literal["auto", "train", "given"] = "auto"
+    mode: Literal["auto", "mle", "map", "given"] = "auto"
     curvature: Literal["kron", "diag", "full", "exact"] = "kron"
     curvature_rank: Count = 16
     fisher: FisherName = "auto"
@@ -96,6 +105,7 @@ class Laplace(TrainingSettings):
     subset: Literal["all", "last-layer"] = "all"
     head: bool = False
     tune: Literal["auto", "evidence", "mode-evidence", "heldout", "intact", "none"] = "auto"
+    heldout_size: Annotated[int, Field(ge=0)] | None = None
     scales: Literal["all", "site", "layer", "hyper"] = "all"
     temperature: Positive = 1.0
     point_learning_rate: NotNegative | None = None
@@ -152,13 +162,49 @@ class Laplace(TrainingSettings):
         posterior.record = replace(record, cost=cost, history=history + trace, finished=True)
         return posterior
 
+    def sets_aside(self, program: Program, rows: int, run: Run) -> int:
+        """How many of so many training rows are set aside to tune on: none that a given mode may have seen.
+
+        Raises:
+            SettingError: some are asked for, and there are others, or not enough, or the mode is given.
+        """
+        if self.heldout_size:
+            self._check_aside(program, rows, run)
+            return self.heldout_size
+        tunes = self.tune == "heldout" or (self.tune == "auto" and self.scales == "all")
+        if run.heldout is not None or self.heldout_size == 0 or not tunes or self._found(program, run) == "given":
+            return 0
+        size = min(rows // PART, MOST_ROWS)
+        return size if size >= ENOUGH_ROWS or self.tune == "heldout" else 0
+
+    def _check_aside(self, program: Program, rows: int, run: Run) -> None:
+        asked = f"heldout_size={self.heldout_size} is of training rows that are set aside to tune on"
+        if run.heldout is not None:
+            raise SettingError(f"{asked}, and fit was given heldout=... for that: leave one of both out.")
+        if self._found(program, run) == "given":
+            raise SettingError(
+                f"{asked}, and the mode that was given may have seen them: give fit(..., heldout=...) rows that it has "
+                "not (in a shell --heldout-size, with the --train-size and --seed of the adapter's own run)."
+            )
+        if self.heldout_size is not None and self.heldout_size >= rows:
+            raise SettingError(f"{asked}, and there are {rows} rows: some must be left to train on.")
+
     def _tune(self, program: Program, run: Run) -> str:
         """How the prior is tuned: of texts no linear network is predicted with, of which an evidence would be."""
         if self.tune != "auto":
             return self.tune
-        if self.scales == "all" and run.heldout is not None and len(run.heldout) >= ENOUGH_ROWS:
+        enough = run.heldout is not None and (self.heldout_size or len(run.heldout) >= ENOUGH_ROWS)
+        if self.scales == "all" and enough:
             return "heldout"
         return "evidence" if isinstance(program.observation, Curved) else "intact"
+
+    def _found(self, program: Program, run: Run) -> str:
+        """How the mode is found."""
+        if self.mode != "auto":
+            return self.mode
+        if run.start is not None or not program.weights.fresh:
+            return "given"
+        return "map" if self.tune == "none" else "mle"
 
     def _check_scales(self, tune: str) -> None:
         if self.scales != "all" and tune not in EVIDENCES:
@@ -168,11 +214,16 @@ class Laplace(TrainingSettings):
         self, program: Program, data: Dataset, run: Run
     ) -> tuple[dict[str, Tensor], list[dict[str, float]], dict[str, float]]:
         """The mode of every latent site, and what its training logged and cost."""
-        known = run.start is not None or not program.weights.fresh
-        if self.mode == "given" or (self.mode == "auto" and known):
+        found = self._found(program, run)
+        if found == "given":
             return program.model.initial(run.sites(program)), [], {}
-        trained = point_estimate(
-            self, program, data, run, prior_weight=self.temperature, points=self.point_learning_rate
+        estimate = partial(point_estimate, self, program, data, run)
+        trained = (
+            estimate(
+                prior_weight=0.0, weight_decay=MLE.weight_decay, points=self.point_learning_rate or self.learning_rate
+            )
+            if found == "mle"
+            else estimate(prior_weight=self.temperature, points=self.point_learning_rate)
         )
         latents = {name: value.detach().clone() for name, value in trained.draw().items()}
         return latents, trained.record.history, trained.record.cost
@@ -191,8 +242,8 @@ class Laplace(TrainingSettings):
             )
         if self.tune == "heldout" and run.heldout is None:
             raise SettingError(
-                "tune='heldout' needs rows to tune on: set some of the training rows aside (heldout_size), and give "
-                "fit(..., heldout=task.heldout)."
+                "tune='heldout' needs rows to tune on that the mode has not seen: set some of its training rows aside "
+                "(heldout_size), and give fit(..., heldout=task.heldout)."
             )
         needed, free = curvature.room(rows * vectors), available(program.device)
         if needed > free:

@@ -21,7 +21,7 @@ ROWS = tiny_rows(16)
 BACKENDS: dict[str, dict[str, Any]] = {
     "map": {"epochs": 1, "batch_size": 4},
     "svi": {"epochs": 1, "batch_size": 4},
-    "laplace": {"mode": "train", "epochs": 1, "batch_size": 4},
+    "laplace": {"mode": "map", "epochs": 1, "batch_size": 4},
     "sgld": {"draws": 20, "warmup": 1, "thin": 1},
     "nuts": {"draws": 20, "warmup": 10, "max_tree_depth": 3},
 }
@@ -97,7 +97,7 @@ def test_a_cold_posterior_has_a_tempered_density() -> None:
 def test_log_p_less_log_q_is_the_evidence_where_the_posterior_is_exact() -> None:
     known = lora_regression(noise=2.0)
     posterior = fit(
-        known.program, known.rows, "laplace", mode="train", curvature="full", tune="none", epochs=250, batch_size=40,
+        known.program, known.rows, "laplace", mode="map", curvature="full", tune="none", epochs=250, batch_size=40,
         learning_rate=0.1, schedule="cosine", warmup=0.0, max_grad_norm=1e9, progress=False,
     )  # fmt: skip
     found = posterior.to_inference_data(known.rows, draws=20, progress=False)

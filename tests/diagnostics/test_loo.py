@@ -16,7 +16,7 @@ from bayeslora.models import MonteCLoRA
 from bayeslora.posterior import Posterior
 
 EXACT = {
-    "mode": "train", "curvature": "full", "tune": "none", "epochs": 250, "batch_size": 40, "learning_rate": 0.1,
+    "mode": "map", "curvature": "full", "tune": "none", "epochs": 250, "batch_size": 40, "learning_rate": 0.1,
     "schedule": "cosine", "warmup": 0.0, "max_grad_norm": 1e9, "progress": False,
 }  # fmt: skip
 DRAWS = 1000

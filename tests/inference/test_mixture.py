@@ -20,7 +20,7 @@ from bayeslora.program import Program
 SETTINGS: dict[str, dict[str, Any]] = {
     "map": {"epochs": 1, "batch_size": 4},
     "svi": {"epochs": 1, "batch_size": 4},
-    "laplace": {"mode": "train", "epochs": 1, "batch_size": 4},
+    "laplace": {"mode": "map", "epochs": 1, "batch_size": 4},
     "sgld": {"draws": 4, "warmup": 1, "thin": 1},
 }
 ROWS = tiny_rows(12)

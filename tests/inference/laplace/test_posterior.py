@@ -39,7 +39,7 @@ def known() -> Regression:
 @pytest.fixture(scope="module", params=["full", "exact", "kron"])
 def conjugate(request: pytest.FixtureRequest, known: Regression) -> LaplacePosterior:
     # The gradient on the side of the rank is the same for every row, so that one Kronecker product is exact here.
-    posterior = fit(known.program, known.rows, "laplace", mode="train", curvature=request.param, tune="none", **EXACT)
+    posterior = fit(known.program, known.rows, "laplace", mode="map", curvature=request.param, tune="none", **EXACT)
     assert isinstance(posterior, LaplacePosterior)
     return posterior
 

@@ -19,7 +19,7 @@ from bayeslora.models import Gaussian, MonteCLoRA
 
 def test_the_tuned_scale_has_the_largest_exact_evidence() -> None:
     known = lora_regression(noise=2.0)
-    posterior = fit(known.program, known.rows, "laplace", mode="train", curvature="full", **EXACT)
+    posterior = fit(known.program, known.rows, "laplace", mode="map", curvature="full", **EXACT)
     assert isinstance(posterior, LaplacePosterior)
     steps = [row for row in posterior.record.history if "tuning" in row]
     assert max(row["log_evidence"] for row in steps) == pytest.approx(posterior.log_evidence, abs=1e-6)
@@ -63,7 +63,7 @@ def test_hyper_sites_are_tuned_under_their_own_priors(wishart_on: str) -> None:
 
 def test_the_width_is_the_one_that_predicts_held_out_rows_best() -> None:
     program, rows, heldout = tiny_program(Gaussian(zero_scale=1.0)), tiny_rows(48), tiny_rows(48, seed=5)
-    trained = {"mode": "train", "epochs": 30, "batch_size": 16, "learning_rate": 1e-2, "cpu": True}
+    trained = {"mode": "map", "epochs": 30, "batch_size": 16, "learning_rate": 1e-2, "cpu": True}
     plain = given(program, rows, **trained)
     tuned = given(program, rows, tune="heldout", heldout=heldout, **trained)
     trace = [row for row in tuned.record.history if "heldout_nll" in row]
