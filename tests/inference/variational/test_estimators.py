@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from causal_scenarios import causal_base
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from scenarios import FixedB, LinearNetwork, awake, tiny_choices, tiny_method, tiny_program, tiny_rows
+from scenarios import FixedB, LinearNetwork, awake, tiny_batch, tiny_choices, tiny_method, tiny_program, tiny_rows
 from torch import Tensor
 
 from bayeslora.errors import AdapterError, SettingError
@@ -22,7 +24,9 @@ from bayeslora.models import Gaussian, MonteCLoRA, WeightModel
 from bayeslora.models.guides.auto import make_guide
 from bayeslora.models.guides.base import Guide
 from bayeslora.observations import Value
+from bayeslora.passes import Rows
 from bayeslora.program import Program
+from bayeslora.tasks import Split, Task, TaskSpec
 
 A, B = "linear_16x16.A", "linear_16x16.B"
 KINDS = ["draw", "flipout", "local"]
@@ -187,6 +191,70 @@ def test_all_choices_of_a_row_pass_by_one_draw(kind: str) -> None:
     seen = matrices(found[A][0], 16, 12).unflatten(0, (4, 3))
     torch.testing.assert_close(seen, seen[:, :1].expand_as(seen))
     assert not torch.allclose(seen[0, 0], seen[1, 0], atol=1e-3)
+
+
+TEXTS = TaskSpec("quiz", "multiple-choice", ("ask",), "label", ("A", "B", "C"), choices=("choices",))
+ROWS: dict[str, list[Any]] = {
+    "ask": ["Is the film good", "Which stone is it"],
+    "choices": [["yes", "it is not good"], ["the dull one", "moon stone", "(sun)"]],
+    "label": [0, 2],
+}
+
+
+def text_choices(packed: bool, targets: list[str]) -> tuple[Program, dict[str, Tensor]]:
+    """A causal language model that chooses among texts, and a batch of two rows."""
+    split = Split(Dataset.from_dict(ROWS), TEXTS)
+    program = Program.from_pretrained(
+        str(causal_base()), Task(TEXTS, split), lora=LoraConfig(r=2, target_modules=targets),
+        model=Gaussian(sites="both"), observation="text-choices", observation_settings={"packed": packed},
+    )  # fmt: skip
+    return awake(program), next(Rows.of(program, split).batches(program.device))[0]
+
+
+@pytest.mark.parametrize("kind", ["flipout", "local"])
+@pytest.mark.parametrize("network", ["encoder", "choices", "packed", "apart"])
+def test_the_outputs_of_a_row_are_those_of_a_draw_of_its_own(kind: str, network: str) -> None:
+    torch.manual_seed(0)
+    if network in ("packed", "apart"):
+        program, batch = text_choices(network == "packed", ["q_proj", "down_proj"])
+    else:
+        program = {"encoder": lambda: awake(tiny_program(targets=["key", "value"])), "choices": tiny_choices}[network]()
+        rows = batch_of_choices() if network == "choices" else tiny_batch(program, tiny_rows(3))
+        batch = {name: value for name, value in rows.items() if name != "labels"}
+    program.model = Gaussian(sites="both")
+    guide, count = spread_guide(program), len(batch["input_ids"])
+    draw = {name: value.detach() for name, value in guide().items()}
+    with torch.no_grad():
+        found = make_estimator(kind, program, guide)(draw, batch)
+        outputs = program.outputs(found, batch)
+        sequences = batch["input_ids"].flatten(0, -2).shape[0]
+        for row in range(count):
+            own = dict(draw)
+            for site in program.model.split(program.sites)[0]:
+                columns, rank = site.initial.shape[1:]
+                inputs = columns if site.role == "A" else rank
+                each = torch.stack([matrices(function, inputs, sequences) for function in found[site.name]])
+                value = each[:, row * sequences // count]
+                own[site.name] = value if site.role == "A" else value.mT
+            torch.testing.assert_close(program.outputs(own, batch)[row], outputs[row], rtol=1e-3, atol=1e-4)
+            assert not torch.allclose(program.outputs(draw, batch)[row], outputs[row], atol=1e-3)
+
+
+def batch_of_choices() -> dict[str, Tensor]:
+    """Two rows of three choices, each of four tokens."""
+    ids = torch.randint(1, 30, (2, 3, 4))
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "choice_mask": torch.ones(2, 3, dtype=torch.bool),
+    }
+
+
+def test_a_head_that_is_given_the_tokens_of_all_rows_is_refused() -> None:
+    program, batch = text_choices(True, ["q_proj", "lm_head"])
+    guide = spread_guide(program)
+    with torch.no_grad(), pytest.raises(AdapterError, match=r"lm_head' is given inputs of shape .* 2 sequences"):
+        program.outputs(make_estimator("local", program, guide)(guide(), batch), batch)
 
 
 @pytest.mark.parametrize("kind", ["flipout", "local"])
