@@ -21,6 +21,7 @@ from bayeslora.inference.training.objective import Hook, Objective, State
 from bayeslora.models.base import full_precision
 from bayeslora.models.joining import joined, kind_of
 from bayeslora.program import Estimator, Program
+from bayeslora.rng import isolated
 
 __all__ = ["ELBOS", "KLWarmup", "NegativeELBO", "ProgramLoss"]
 
@@ -112,6 +113,9 @@ class ProgramLoss(Objective):
 class NegativeELBO(ProgramLoss):
     """Loss of stochastic variational inference: the negative bound of a batch, scaled to N examples, divided by N.
 
+    A point has no divergence from its prior, but a density there. It is counted from the density where the point
+    starts: of a prior over many weights the rest is a constant that would hide what is learned.
+
     The parameters that learn are the guide's alone, and so is the state that is saved: the network is frozen.
 
     Args:
@@ -140,6 +144,7 @@ class NegativeELBO(ProgramLoss):
         self.kl_weight = kl_weight
         self.estimator = estimator
         self._parts: dict[str, Tensor] = {}
+        self._starts = _densities_of_points(program, guide)
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Loss per example, a scalar. Under autocast only the network is in reduced precision: no density, no draw."""
@@ -158,7 +163,7 @@ class NegativeELBO(ProgramLoss):
                 self.explained = self.explained + _log_density(traces[0].nodes["y"]).detach()
                 if self.keep_parts:
                     self._parts = self._measure(*traces)
-        return loss / self.size
+        return (loss + self.kl_weight * sum(self._starts.values())) / self.size
 
     def _guide(self, batch: Mapping[str, Tensor]) -> None:
         with self._weighted():
@@ -182,7 +187,7 @@ class NegativeELBO(ProgramLoss):
             found |= {f"factor/{name}": p.nodes[name]["fn"].log_prob(p.nodes[name]["value"]).sum() for name in factors}
             for name in q.stochastic_nodes:
                 if name in p.nodes:
-                    found[f"kl/{name}"] = _divergence(p.nodes[name], q.nodes[name])
+                    found[f"kl/{name}"] = _divergence(p.nodes[name], q.nodes[name]) + self._starts.get(name, 0.0)
                 else:
                     entropy = q.nodes[name]["fn"].log_prob(q.nodes[name]["value"]).sum()
                     found["kl/auxiliary"] = found.get("kl/auxiliary", 0.0) + entropy
@@ -223,6 +228,15 @@ class _weighted_latents(poutine.messenger.Messenger):
         is_prior = not msg["is_observed"] or isinstance(msg["fn"], dist.Unit)
         if is_prior:
             msg["scale"] = msg["scale"] * self.weight
+
+
+def _densities_of_points(program: Program, guide: nn.Module) -> dict[str, float]:
+    """Log density of the prior at each point estimate, by site."""
+    with torch.no_grad(), isolated(0, program.device):
+        q = poutine.trace(guide).get_trace()
+        p = poutine.trace(poutine.replay(program.prior, trace=q)).get_trace()
+        points = [name for name in q.stochastic_nodes if type(q.nodes[name]["fn"]) is dist.Delta and name in p.nodes]
+        return {name: float(_log_density(p.nodes[name])) for name in points}
 
 
 def _mean_field_loss(p: Trace, q: Trace) -> Tensor:

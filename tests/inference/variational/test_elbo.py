@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from weakref import ref
 
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import TraceMeanField_ELBO
@@ -89,7 +90,8 @@ def test_the_loss_is_likelihood_of_all_rows_less_each_divergence_once(model: str
         draw = {name: q.nodes[name]["value"] for name in q.stochastic_nodes}
         weights = loss.program.model.weights(draw)
         log_likelihood = loss.program.outputs(weights, batch).log_softmax(-1)[torch.arange(N), batch["labels"]].sum()
-        divergence = sum(kl_divergence(q.nodes[name]["fn"], p.nodes[name]["fn"]).sum() for name in q.stochastic_nodes)
+        random = [name for name in q.stochastic_nodes if type(q.nodes[name]["fn"]) is not dist.Delta]
+        divergence = sum(kl_divergence(q.nodes[name]["fn"], p.nodes[name]["fn"]).sum() for name in random)
     assert math.isclose(value, float(-log_likelihood / N + divergence / size), rel_tol=1e-5)
 
 
@@ -103,6 +105,24 @@ class _Kernels(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.found[func.__name__.partition(".")[0]] += 1
         return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.25])
+def test_the_density_of_a_point_is_counted_from_where_it_starts(weight: float) -> None:
+    loss = objective(Gaussian(weight_scale=0.5), size=N)
+    loss.kl_weight = weight
+    name, batch = "linear_16x16.B", whole(loss)
+    with torch.no_grad():
+        torch.manual_seed(0)
+        start = float(loss(batch)) * N + float(loss._parts["log_likelihood"])
+        assert loss.parts()[f"kl/{name}"] == pytest.approx(0, abs=1e-6)
+        point = loss.guide.parts[-1].points[name.replace(".", "/")]
+        point.add_(0.1)
+        torch.manual_seed(0)
+        moved = float(loss(batch)) * N + float(loss._parts["log_likelihood"])
+    penalty = float((point.detach().square() - (point.detach() - 0.1).square()).sum() / (2 * 0.5**2))
+    assert loss.parts()[f"kl/{name}"] * N == pytest.approx(penalty, rel=1e-4)
+    assert moved - start == pytest.approx(weight * penalty, rel=1e-3)
 
 
 @pytest.mark.parametrize("model", ["covariance", "expanded"])
