@@ -25,6 +25,7 @@ def benchmarks() -> Iterator[SimpleNamespace]:
         import diagnosis
         import epoch_parts
         import epochs
+        import estimators
         import language_answers
         import language_models
         import language_study
@@ -34,7 +35,7 @@ def benchmarks() -> Iterator[SimpleNamespace]:
         import robustness
         import speed
 
-        modules = common, curvature, diagnosis, epoch_parts, epochs, language_answers, language_models
+        modules = common, curvature, diagnosis, epoch_parts, epochs, estimators, language_answers, language_models
         modules += language_study, overhead, peers, quality, robustness, speed
         scripts = {each.__name__: each for each in modules}
         yield SimpleNamespace(**scripts)
