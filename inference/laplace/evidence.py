@@ -7,6 +7,7 @@ nothing, makes the tuned prior far too wide (Antoran, Janz, Allingham, Daxberger
 Hernandez-Lobato, *Adapting the linearised Laplace model evidence for modern deep learning*, ICML 2022).
 
 `LinearEvidence` is that of the linear model around the weights, whose mode may be elsewhere; `ModeEvidence` the other.
+For the width of the prior there is a third: see `bayeslora.inference.laplace.refitted`.
 """
 
 from __future__ import annotations
@@ -75,18 +76,14 @@ class LinearEvidence:
     """
 
     def __init__(self, mode: Mapping[str, Tensor], prior: NormalPrior, rows: int, vectors: int) -> None:
-        share = max(1, DIRECTIONS // sum(len(value) for value in mode.values()))
         generator = torch.Generator().manual_seed(0)
         self._shapes: dict[str, tuple[int, ...]] = {}
         #: What each matrix's columns meet: the random directions, and the distance of the mode from the centre.
         self._sides: dict[Layer, Tensor] = {}
-        for name, value in mode.items():
-            layers, columns, rank = value.shape
-            wide = min(share, max(LEAST, WIDEST // columns))
-            self._shapes[name] = (layers, min(wide, columns), rank)
-            for place in range(layers):
-                random = _columns_seen(columns, wide, generator).to(value)
-                self._sides[name, place] = torch.cat([random, value[place] - prior.centres[name][place]], dim=1)
+        for (name, place), random in random_directions(mode, generator).items():
+            self._shapes[name] = (len(mode[name]), random.shape[1], mode[name].shape[2])
+            distance = mode[name][place] - prior.centres[name][place]
+            self._sides[name, place] = torch.cat([random, distance], dim=1)
         size = sum(torch.Size(shape).numel() for shape in self._shapes.values())
         most = max(1, min(VECTORS, ROOM // (4 * size)))
         #: Signs (vectors, rows) with which the vectors of a row are added up, if there is no room for all.
@@ -197,6 +194,18 @@ def counted(rows: int, most: int) -> Tensor:
     """Which rows of the data count (rows,): all, or as many as may, at random, but one at least."""
     found = torch.zeros(rows, dtype=torch.bool)
     found[torch.randperm(rows, generator=torch.Generator().manual_seed(0))[: max(1, most)]] = True
+    return found
+
+
+def random_directions(mode: Mapping[str, Tensor], generator: torch.Generator) -> dict[Layer, Tensor]:
+    """Directions (columns, k) of each matrix in which its columns are seen."""
+    share = max(1, DIRECTIONS // sum(len(value) for value in mode.values()))
+    found = {}
+    for name, value in mode.items():
+        columns = value.shape[1]
+        for place in range(len(value)):
+            wide = min(share, max(LEAST, WIDEST // columns))
+            found[name, place] = _columns_seen(columns, wide, generator).to(value)
     return found
 
 

@@ -26,7 +26,15 @@ from bayeslora.inference.laplace.forms import make_curvature
 from bayeslora.inference.laplace.jacobians import Tape, matrices_of
 from bayeslora.inference.laplace.posterior import LaplacePosterior
 from bayeslora.inference.laplace.priors import HyperPrior, NormalPrior, normal_prior
-from bayeslora.inference.laplace.tuning import best_width, intact_width, tuned_hyper, tuned_scales, tuned_width
+from bayeslora.inference.laplace.refitted import RefittedEvidence
+from bayeslora.inference.laplace.tuning import (
+    best_width,
+    intact_width,
+    refitted_width,
+    tuned_hyper,
+    tuned_scales,
+    tuned_width,
+)
 from bayeslora.inference.training.process import available, cost_of, peak, reset_peak
 from bayeslora.inference.training.trainer import TrainingSettings
 from bayeslora.inference.variational.point import MLE, point_estimate
@@ -72,7 +80,8 @@ class Laplace(TrainingSettings):
         sharing: how "kron" treats the tokens of an example, "sum", "expand" or "reduce"; the first is much the nearest.
         subset: "all" random sites, or "last-layer": the head's last layer alone.
         head: count the head among the random sites, with the prior that the model gives it.
-        tune: "evidence" maximises that of the linear model around the mode; "mode-evidence" does as published, and
+        tune: "evidence" maximises that of the linear model around the mode, for the width of the prior at that model's
+            own mode under each (see `bayeslora.inference.laplace.refitted`); "mode-evidence" does as published, and
             takes the weights for a mode under every prior (see `bayeslora.inference.laplace.evidence`); "heldout" takes
             the prior so many times as wide that rows which `fit` was given as ``heldout`` are predicted best; "intact"
             narrows the model's prior until a draw of the weights adds at most a hundredth to the mode's loss on some
@@ -149,6 +158,10 @@ class Laplace(TrainingSettings):
             prior, trace = best_width(make(latents=latents, prior=prior), run.heldout, self.batch_size, run.progress)
         elif tune == "intact":
             prior, trace = intact_width(make(latents=latents, prior=prior), data, self.batch_size, run.progress)
+        elif tune == "evidence" and self.scales == "all" and isinstance(program.observation, Curved):
+            over = Rows.of(program, data, self.batch_size, run.progress)
+            refitted = RefittedEvidence(program, sites, weights, matrices, prior, over, self.temperature)
+            prior, trace = refitted_width(refitted, prior)
         else:
             as_published = ModeEvidence(log_likelihood, matrices, curvature)
             evidence: Evidence = as_published if tune == "mode-evidence" else linear

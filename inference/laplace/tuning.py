@@ -13,20 +13,23 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from bayeslora.inference.laplace.evidence import Evidence
 from bayeslora.inference.laplace.posterior import LaplacePosterior, linearised, linked
 from bayeslora.inference.laplace.priors import HyperPrior, NormalPrior
+from bayeslora.inference.laplace.refitted import RefittedEvidence
 from bayeslora.observations import Curved
 from bayeslora.passes import Rows, undisturbed
 from bayeslora.program import Program
 
-__all__ = ["MULTIPLES", "best_width", "intact_width", "tuned_hyper", "tuned_scales", "tuned_width"]
+__all__ = ["MULTIPLES", "best_width", "intact_width", "refitted_width", "tuned_hyper", "tuned_scales", "tuned_width"]
 
 STEPS = 50
-#: Logs of multiples where the search for a width begins.
+#: Logs of multiples where the search for a width begins; two a decade where each takes steps of Newton's.
 GRID = [number / 2 for number in range(-30, 31)]
+WIDTHS = [number * math.log(10) / 2 for number in range(-4, 7)]
 #: Multiples of the prior's standard deviations that are compared: ten a decade.
 MULTIPLES = torch.logspace(-2, 2, 41, dtype=torch.float64)
 #: The same where each takes passes of the network: two a decade; and the draws by which each predicts.
@@ -49,10 +52,8 @@ def tuned_width(evidence: Evidence, prior: NormalPrior) -> tuple[NormalPrior, li
     grid = [like.new_full((1,), log) for log in GRID]
     log = max(grid, key=lambda each: float(along(each)))
     if float(log) in (GRID[0], GRID[-1]):
-        limit = "no width: the posterior is the point estimate" if float(log) < 0 else "any width: there is no prior"
-        warnings.warn(
-            f"By the evidence the best prior has {limit}. Set one (tune='none'), or tune='heldout'.", stacklevel=2
-        )
+        _warn_of_limit(float(log) < 0)
+        return prior, [{"tuning": 0.0, "log_evidence": float(along(torch.zeros_like(log))), "scale": 1.0}]
 
     log.requires_grad_()
 
@@ -62,6 +63,34 @@ def tuned_width(evidence: Evidence, prior: NormalPrior) -> tuple[NormalPrior, li
 
     trace = _ascend([log], objective)
     return prior.scaled(dict.fromkeys(prior.roots, log.detach())), trace
+
+
+def refitted_width(evidence: RefittedEvidence, prior: NormalPrior) -> tuple[NormalPrior, list[dict[str, float]]]:
+    """The same by the evidence of the linear network's own mode, by Brent's method around the best of a grid."""
+    trace: list[dict[str, float]] = []
+
+    def lack(log: float) -> float:
+        value = evidence(math.exp(log))
+        trace.append({"tuning": float(len(trace)), "log_evidence": value, "scale": math.exp(log)})
+        return -value
+
+    place = min(range(len(WIDTHS)), key=[lack(log) for log in WIDTHS].__getitem__)
+    if place in (0, len(WIDTHS) - 1):
+        _warn_of_limit(place == 0)
+        return prior, trace
+    around = (WIDTHS[place - 1], WIDTHS[place + 1])
+    best = minimize_scalar(lack, bounds=around, method="bounded", options={"xatol": 1e-4})
+    return _times(prior, math.exp(best.x)), trace
+
+
+def _warn_of_limit(none: bool) -> None:
+    """Say that an evidence has no best width, so that the model's prior stays as it is."""
+    limit = "no width, which leaves the point estimate" if none else "any width, which is no prior"
+    warnings.warn(
+        f"By the evidence the best prior has {limit}: that of the model is kept as it is. Give rows that the mode has "
+        "not seen (heldout=...), a prior around zero (model.centre=zero), or a width with tune='none'.",
+        stacklevel=3,
+    )
 
 
 def tuned_scales(evidence: Evidence, prior: NormalPrior, scales: str) -> tuple[NormalPrior, list[dict[str, float]]]:
