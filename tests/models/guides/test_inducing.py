@@ -17,6 +17,7 @@ from torch.distributions import MultivariateNormal, kl_divergence
 
 from bayeslora.errors import PosteriorError, SettingError
 from bayeslora.models import Gaussian, Guide, MonteCLoRA, WeightModel, make_guide
+from bayeslora.models.distributions import ColumnNormal
 from bayeslora.models.guides.inducing import InducingGuide, InducingSettings, _orthonormal
 from bayeslora.models.guides.inducing_laws import AugmentedNormal, DrawnNormal, InducedNormal
 from bayeslora.weights import Site
@@ -75,6 +76,18 @@ def test_it_starts_where_lora_does(settings: dict[str, Any], sites: tuple[Site, 
     for found in (guide.mean(), guide()):  # and without noise it is LoRA
         for site in sites:
             torch.testing.assert_close(found[site.name], site.initial, rtol=0, atol=1e-5)
+
+
+def test_a_rank_above_both_sides_and_more_inducing_values_than_either_has(make_sites: Any) -> None:
+    model, sites = Gaussian(sites="both"), make_sites(rank=7)
+    guide = moved(inducing(model, sites))
+    assert [tuple(part.inducing_mean.shape) for part in parts(guide)] == [(3, 5, 7), (3, 4, 7)]
+    for part, site in zip(parts(guide), sites[:2], strict=True):
+        law, prior = part.marginal(), ColumnNormal(model.prior_mean(site), model.sigma0(site))
+        draws = law.rsample((4000,))
+        ratios = law.log_prob(draws) - prior.log_prob(draws)
+        # Four standard errors of a mean of 4,000 draws, in each of three layers.
+        assert ((ratios.mean(0) - kl_divergence(law, prior)).abs() < 4 * ratios.std(0) / 4000**0.5).all()
 
 
 def test_it_starts_at_a_given_adapter(sites: tuple[Site, ...]) -> None:

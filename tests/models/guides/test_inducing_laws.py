@@ -15,8 +15,9 @@ from bayeslora.models.distributions import ColumnNormal
 from bayeslora.models.guides.inducing_laws import AugmentedNormal, DrawnNormal, Frames, InducedNormal
 from bayeslora.models.wishart import WishartCholesky
 
-#: Columns, rank, and inducing inputs of either side: fewer than the side has entries, as many, and more.
-SIZES = [(5, 3, 2, 2), (4, 2, 4, 2), (4, 2, 3, 5), (3, 1, 2, 4)]
+#: Columns, rank, and inducing inputs of either side: fewer than the side has entries, as many, and more; the rank is
+#: that of no side, or larger.
+SIZES = [(5, 3, 2, 2), (4, 2, 4, 2), (4, 2, 3, 5), (3, 1, 2, 4), (2, 4, 3, 3)]
 EXACT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-10}
 
 
