@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 import pyro
@@ -107,7 +108,7 @@ class WeightModel(Settings, ABC):
         size = site.size
         if self.deviation is not None:
             return torch.full_like(size, self.deviation)
-        return torch.where(size > 0, self.scale * size, self.zero_scale)
+        return deviations(size, self.scale, self.zero_scale)
 
     def prior_mean(self, site: Site) -> Tensor:
         """Prior mean of a random matrix, (layers, columns, rank) or broadcastable to it."""
@@ -129,7 +130,21 @@ class WeightModel(Settings, ABC):
         if site.role == "tensor":  # of a network that was trained before, or a scale of one
             return dist.Normal(site.initial, self.weight_scale, validate_args=False).to_event(site.initial.dim())
         scale = self.head_scale if site.role == "head" else self.weight_scale
-        return IsotropicNormal(site.initial.new_full((), scale), site.initial.shape, validate_args=False)
+        return point_prior(scale, site.initial.shape, site.initial.dtype, site.initial.device)
+
+
+@lru_cache(maxsize=128)
+@torch.inference_mode(False)  # a tensor of that mode could be in no graph later
+def deviations(size: Tensor, scale: float, zero_scale: float) -> Tensor:
+    """Prior standard deviations (layers, 1, 1) by the size of each layer's matrix; made once, since all steps ask."""
+    return torch.where(size > 0, scale * size, zero_scale)
+
+
+@lru_cache(maxsize=128)
+@torch.inference_mode(False)
+def point_prior(scale: float, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> IsotropicNormal:
+    """Law of a point estimate; made once as well."""
+    return IsotropicNormal(torch.full((), scale, dtype=dtype, device=device), shape, validate_args=False)
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:

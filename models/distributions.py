@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -197,10 +198,16 @@ class IsotropicNormal(TorchDistribution):
         """Density (...) of the whole tensor."""
         if self._validate_args:
             self._validate_sample(value)
-        entries = self.event_shape.numel()
         flat = value.reshape(*value.shape[: value.dim() - len(self.event_shape)], -1)
-        squares = torch.linalg.vecdot(flat, flat) / (-2 * self.scale.square())
-        return squares - entries * (self.scale.log() + math.log(2 * math.pi) / 2)
+        divisor, constant = self._constants
+        return torch.linalg.vecdot(flat, flat) / divisor - constant
+
+    @cached_property
+    def _constants(self) -> tuple[Tensor, Tensor]:
+        """What squares are divided by, and what is taken off."""
+        entries = self.event_shape.numel()
+        with torch.inference_mode(False):  # a law that is kept may be asked first in that mode, and then in a graph
+            return -2 * self.scale.square(), entries * (self.scale.log() + math.log(2 * math.pi) / 2)
 
     def _aligned(self, scale: Tensor) -> Tensor:
         return scale.reshape(*scale.shape, *(1 for _ in self.event_shape))

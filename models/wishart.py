@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -164,11 +165,15 @@ class WishartCholesky(TorchDistribution):
 
     def _bartlett(self, sample_shape: torch.Size) -> Tensor:
         """Draws of T, (sample_shape, ..., r, r)."""
-        half = self._shapes
-        squares = Gamma(half, half.new_full((), 0.5), validate_args=False).rsample(sample_shape)
-        factor = torch.randn(self._extended_shape(sample_shape), dtype=half.dtype, device=half.device).tril_(-1)
+        squares = self._chi_squares().rsample(sample_shape)
+        factor = torch.randn(self._extended_shape(sample_shape), dtype=squares.dtype, device=squares.device).tril_(-1)
         factor.diagonal(dim1=-2, dim2=-1).copy_(squares.sqrt())
         return factor
+
+    def _chi_squares(self) -> Gamma:
+        """Laws of the squares of T's diagonal (..., r)."""
+        half = self._shapes
+        return Gamma(half, half.new_full((), 0.5), validate_args=False)
 
     def _log_gamma(self) -> Tensor:
         """Logarithm of the multivariate gamma function at df / 2."""
@@ -208,6 +213,18 @@ class DiagonalWishartCholesky(WishartCholesky):
     def rsample(self, sample_shape: torch.Size = ONE_DRAW) -> Tensor:
         """Draws (sample_shape, ..., r, r)."""
         return self.scale.unsqueeze(-1) * self._bartlett(sample_shape)
+
+    def _chi_squares(self) -> Gamma:
+        scale = self.scale
+        return chi_squares(self.degrees, scale.shape, scale.dtype, scale.device)
+
+
+@lru_cache(maxsize=128)
+@torch.inference_mode(False)  # a tensor of that mode could be in no graph later
+def chi_squares(df: float, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Gamma:
+    """Laws (..., r) of chi^2(df - i), i = 0 ... r - 1; made once, since all steps of training ask for them."""
+    half = (torch.full(shape, df, dtype=dtype, device=device) - torch.arange(shape[-1], dtype=dtype, device=device)) / 2
+    return Gamma(half, torch.full_like(half, 0.5), validate_args=False)
 
 
 @register_kl(WishartCholesky, WishartCholesky)

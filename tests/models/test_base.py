@@ -58,3 +58,16 @@ def test_half_precision_regions_are_left(sites: tuple[Site, ...]) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         values = MonteCLoRA().sample(single).values()
     assert {value.dtype for value in values} == {torch.float32}
+
+
+def test_the_law_of_a_point_that_is_first_asked_in_inference_mode_may_be_in_a_graph_later() -> None:
+    site = Site("head.classifier.bias", "head", "head", torch.ones(11), ("classifier.bias",))
+    model = Gaussian(head_scale=0.5)
+    value = torch.linspace(-1, 1, 11, requires_grad=True)
+    with torch.inference_mode():
+        model._point_prior(site).log_prob(torch.zeros(11))
+    found = model._point_prior(site).log_prob(value)
+    torch.testing.assert_close(found, Normal(0, 0.5).log_prob(value).sum())
+    (gradient,) = torch.autograd.grad(found, value)
+    torch.testing.assert_close(gradient, -value.detach() / 0.25)
+    assert model._point_prior(site) is model._point_prior(site)

@@ -150,11 +150,13 @@ class TestConstants:
         assert found[f"{A}.mixture"] is self.laws(MonteCLoRA(), sites)[f"{A}.mixture"]
 
     def test_a_draw_for_predictions_leaves_what_training_can_use(self, make_sites) -> None:
-        model, sites = MonteCLoRA(nu=11.0), make_sites(layers=4)
+        model, sites = MonteCLoRA(nu=11.0, scale=1.25), make_sites(layers=4)
+        guide = moved(model.guide(sites))
         with torch.inference_mode():
             model.sample(sites)
-        assert not sites[0].size.is_inference()
-        guide = moved(model.guide(sites))
+            guide()
+        assert not sites[0].size.is_inference() and not model.sigma0(sites[0]).is_inference()
+        torch.stack([value.sum() for value in guide().values()]).sum().backward()
         sum(value.sum() for value in site_divergences(model, guide, sites).values()).backward()
         assert all(value.grad is not None for value in guide.parts[0].parameters())
 
