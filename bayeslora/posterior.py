@@ -157,6 +157,18 @@ class Posterior(ABC):
         """How many draws there are to be had; None where there is no end of them."""
         return None
 
+    def check_weights(self) -> None:
+        """Make sure that the network predicts by weights alone, as what writes text or asks for tokens takes it to.
+
+        Raises:
+            PosteriorError: it has passes of its own.
+        """
+        if not any(each.by_draws for each in self.predictors.values()):
+            raise PosteriorError(
+                f"The posterior of '{self.record.backend}' is not a distribution over weights: its passes "
+                f"({', '.join(self.predictors)}) make predictions of rows, and nothing else."
+            )
+
     def predictor(self, method: str | None = None) -> tuple[str, Predictor]:
         """Name and predictor, the first by default.
 
@@ -240,12 +252,13 @@ class Posterior(ABC):
             decoding: fields of `bayeslora.generation.Decoding`, such as ``max_new_tokens=64`` and ``temperature=0``.
 
         Raises:
-            PosteriorError: the network cannot generate, or the method is unknown.
+            PosteriorError: the network cannot generate, the method is unknown, or the posterior is none over weights.
             SettingError: a setting is unknown or out of its bounds, or there are too few positions.
             DataError: a prompt is empty, or neither text nor row.
         """
         from bayeslora.generation import Decoding, generate
 
+        self.check_weights()
         seed = coerce(seed, Seed, "seed")
         return generate(
             self,

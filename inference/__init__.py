@@ -24,6 +24,7 @@ __all__ = ["BACKENDS", "PRESETS", "Backend", "Preset", "Run", "fit", "load", "pr
 
 #: Every backend by its name.
 BACKENDS: Registry[type[Backend]] = Registry("backend", {
+    "c-lora": "bayeslora.inference.variational.clora:CLoRA",
     "ivon": "bayeslora.inference.variational.ivon:IVON",
     "laplace": "bayeslora.inference.laplace.laplace:Laplace",
     "map": "bayeslora.inference.variational.point:MAP",
@@ -37,7 +38,8 @@ BACKENDS: Registry[type[Backend]] = Registry("backend", {
 
 #: Classes of backends, by their own names, as attributes of this module.
 CLASSES = {name.upper(): name for name in ("ivon", "map", "mle", "nuts", "sghmc", "sgld", "svi", "swag")} | {
-    "Laplace": "laplace"
+    "Laplace": "laplace",
+    "CLoRA": "c-lora",
 }
 HOMES = {"Backend": "base", "Run": "base", "fit": "fitting", "load": "loading"} | dict.fromkeys(
     ("PRESETS", "Preset", "preset"), "presets"

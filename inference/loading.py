@@ -31,6 +31,7 @@ NETWORK = ("configuration", "frozen", "observation", "labels")
 
 #: Where the class of each kind of posterior is.
 POSTERIORS: Registry[type[Posterior]] = Registry("kind of posterior", {
+    "c-lora": "bayeslora.inference.variational.clora:CLoRAPosterior",
     "empirical": "bayeslora.inference.mcmc.posterior:EmpiricalPosterior",
     "variational": "bayeslora.inference.variational.posterior:VariationalPosterior",
     "laplace": "bayeslora.inference.laplace.posterior:LaplacePosterior",

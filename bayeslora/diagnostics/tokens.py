@@ -115,6 +115,7 @@ def token_calibration(
 
 def _weights(posterior: Posterior, draws: int, method: str | None, seed: int) -> list[Mapping[str, Tensor]]:
     """Those by whose mixture tokens are predicted."""
+    posterior.check_weights()
     name, _ = posterior.predictor(method)
     fits = len(posterior.chains)
     if name not in METHODS:

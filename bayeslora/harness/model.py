@@ -84,6 +84,7 @@ class PosteriorLM(TemplateLM):
         self.tokenizer = program.encoder.tokenizer
         self._device = program.device
         self._progress = progress
+        posterior.check_weights()
         draws = posterior.differing(coerce(draws, Count, "draws"))
         with torch.no_grad():
             self._draws = [posterior.mean()] if average == "mean" else list(posterior.draws(draws, self.seed))

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from datasets import Dataset
@@ -32,6 +32,9 @@ __all__ = ["VariationalPosterior", "learn", "optimise"]
 
 #: Nats a row by which a fit has to be better than the base rate of the labels.
 MARGIN = 0.01
+
+
+Learned = TypeVar("Learned", bound="VariationalPosterior")
 
 
 class VariationalPosterior(Posterior):
@@ -149,14 +152,14 @@ def optimise(
 
 
 def learn(
-    posterior: VariationalPosterior,
+    posterior: Learned,
     objective: ProgramLoss,
     optimiser: Optimizer,
     data: Dataset,
     settings: TrainingSettings,
     run: Run,
     hooks: Sequence[Hook] = (),
-) -> VariationalPosterior:
+) -> Learned:
     """Train the guide of a posterior, which is left in the run's folder at every checkpoint.
 
     Args:
