@@ -143,8 +143,61 @@ SCALABL = Preset(
     model_settings={"centre": "zero", "deviation": 1.0, "eps": 0.043},
 )
 
+#: The deviation of the prior is so wide that it has no part in a step, as if there were none.
+IVON_LORA = Preset(
+    name="ivon-lora",
+    paper="Cong et al., arXiv 2411.04421 and 2506.14280 (IVON-LoRA)",
+    note=(
+        "Published with LoRA of rank 8, alpha 16 and dropout 0.1, on q_proj and v_proj, for 10,000 steps of 4 rows, "
+        "here 40 epochs, which are as many at 1,000 rows; and 10 draws. Its effective sample size is set by hand: 1e6 "
+        "(ARC, OpenBookQA), 1e7 (BoolQ, small WinoGrande) or 1e8, with h0 at 1e-3 or, at the larger two, 3e-4. The "
+        "temperature of 1e-3 is that of ARC-Challenge, with its 1,119 rows; on small WinoGrande it is 6.4e-5. There is "
+        "no weight decay, and so no prior; and at its beta2 the curvature stays within a tenth of its start, noise of "
+        "one width for all, unless the loss is far more curved than that. Otherwise here: a head that is trained in "
+        "full is a point, and all batches of one step share their noise."
+    ),
+    backend="ivon",
+    settings={
+        "temperature": 1e-3,
+        "learning_rate": 0.03,
+        "curvature": 1e-3,
+        "beta2": 0.99999,
+        "clip_radius": 1e-3,
+        "epochs": 40.0,
+        "batch_size": 4,
+        "warmup": 0.0,
+    },
+    model_settings={"sites": "both", "deviation": 1.0},
+)
+
+C_LORA = Preset(
+    name="c-lora",
+    paper="Rahmati et al., NeurIPS 2025, arXiv 2505.17773 (C-LoRA)",
+    note=(
+        "Published with LoRA of rank 8, alpha 16, without dropout, for 1,500 to 2,000 steps of 4 rows, here 8 epochs, "
+        "which are as many as the latter at 1,000 rows, of which a fifth is held back; and 10 draws. The released code "
+        "keeps the checkpoint of the best accuracy and calibration on held-back rows, evaluates it without noise, and "
+        "counts the likelihood two to four times on some tasks. What it does with noise and divergence, and what here, "
+        "is said of the backend. Its networks have steps of SGD of their own (rate 0.02), here AdamW's "
+        "as the weights; weights have no prior, here one that is as good as none."
+    ),
+    backend="c-lora",
+    settings={
+        "hidden": 64,
+        "deviation": 0.2,
+        "epochs": 8.0,
+        "batch_size": 4,
+        "learning_rate": 1e-4,
+        "scale_learning_rate": 1e-4,
+        "max_grad_norm": 1e9,
+    },
+    model_settings={"deviation": 10.0, "weight_scale": 10.0, "head_scale": 10.0},
+)
+
 #: Every preset by its name.
-PRESETS: Registry[Preset] = Registry("preset", {each.name: each for each in (BAYESIAN_LORA, BLOB, SCALABL)})
+PRESETS: Registry[Preset] = Registry(
+    "preset", {each.name: each for each in (BAYESIAN_LORA, BLOB, SCALABL, IVON_LORA, C_LORA)}
+)
 
 
 def preset(name: str) -> Preset:
