@@ -53,7 +53,9 @@ class TrainingSettings(Settings):
     Attributes:
         epochs: passes over the training data.
         batch_size: rows a step and process; the last batch of an epoch may be smaller and is not dropped.
-        learning_rate: of the weights, for AdamW.
+        learning_rate: of the weights, for AdamW. Plain LoRA overfits or falls back to chance at much higher ones (`mle`
+            with MiniLM on 300 rows of SST-2, 8 epochs, one seed, 800 other rows: accuracy / NLL at 3e-4 .783 / .481,
+            at 5e-4 .805 / .527, at 1e-3 .809 / .777, at 2e-3 .794 / 1.10).
         max_grad_norm: longest gradient of a step; longer ones are shortened.
         warmup: part of all steps in which the learning rate rises from zero.
         schedule: of the learning rate, one of transformers' that need no more than a name.
@@ -71,7 +73,7 @@ class TrainingSettings(Settings):
 
     epochs: Positive = 10.0
     batch_size: Count = 32
-    learning_rate: Positive = 2e-3
+    learning_rate: Positive = 5e-4
     max_grad_norm: Positive = 1.0
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.06
     schedule: Schedule = "linear"

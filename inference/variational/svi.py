@@ -71,6 +71,7 @@ class SVI(TrainingSettings):
     estimator: Literal["draw", "flipout", "local"] = "draw"
     temperature: Positive = 1.0
     kl_warmup: Part = 0.0
+    learning_rate: Positive = 2e-3
     scale_learning_rate: NotNegative = 1e-2
     point_learning_rate: NotNegative | None = None
     init_scale: Positive = 1e-2
