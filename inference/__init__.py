@@ -34,10 +34,11 @@ BACKENDS: Registry[type[Backend]] = Registry("backend", {
     "sgld": "bayeslora.inference.mcmc.sgld:SGLD",
     "svi": "bayeslora.inference.variational.svi:SVI",
     "swag": "bayeslora.inference.posthoc.swag:SWAG",
+    "tfb": "bayeslora.inference.posthoc.tfb:TFB",
 })  # fmt: skip
 
 #: Classes of backends, by their own names, as attributes of this module.
-CLASSES = {name.upper(): name for name in ("ivon", "map", "mle", "nuts", "sghmc", "sgld", "svi", "swag")} | {
+CLASSES = {name.upper(): name for name in ("ivon", "map", "mle", "nuts", "sghmc", "sgld", "svi", "swag", "tfb")} | {
     "Laplace": "laplace",
     "CLoRA": "c-lora",
 }

@@ -36,6 +36,7 @@ POSTERIORS: Registry[type[Posterior]] = Registry("kind of posterior", {
     "variational": "bayeslora.inference.variational.posterior:VariationalPosterior",
     "laplace": "bayeslora.inference.laplace.posterior:LaplacePosterior",
     "swag": "bayeslora.inference.posthoc.swag:SWAGPosterior",
+    "tfb": "bayeslora.inference.posthoc.tfb:TFBPosterior",
     "mixture": "bayeslora.inference.mixture:MixturePosterior",
 })  # fmt: skip
 

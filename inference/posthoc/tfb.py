@@ -1,0 +1,230 @@
+"""Training-free Bayesianization: a trained adapter, and the widest noise that it bears."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from bayeslora.errors import AdapterError, SettingError, TrainingError
+from bayeslora.inference.base import Run
+from bayeslora.inference.training.process import cost_of, peak, reset_peak
+from bayeslora.inference.variational.point import MLE, point_estimate
+from bayeslora.inference.variational.posterior import VariationalPosterior
+from bayeslora.models.guides.base import GuideList, PointGuide
+from bayeslora.models.guides.product import ProductNoise, spectral_noise
+from bayeslora.passes import Rows, undisturbed
+from bayeslora.posterior import Record
+from bayeslora.program import Program
+from bayeslora.settings import Count, NotNegative, Positive
+from bayeslora.weights import Site
+
+__all__ = ["TFB", "TFBPosterior", "widest"]
+
+#: Where the search begins, as the published one; the last width that it tries, and how often it halves the factor of
+#: two that is left: the width is known to four per cent.
+FIRST, LAST, HALVINGS = 1e-3, 1e3, 4
+
+
+@dataclass(frozen=True)
+class TFB(MLE):
+    """The trained adapter as it is, and noise in A by which the products B A have one deviation sigma in all layers.
+
+    Sigma is the largest that the loss of some rows bears, by draws whose noise differs in its size alone: the search
+    doubles sigma while the loss is within the tolerance, and then halves the last step, in logarithms. What is left is
+    the largest one that was tried and was within, and the next larger one that was tried was not.
+
+    The loss may rise by the tolerance over the lowest one of the smaller widths that were tried, the mode's with them.
+    A mode that is all too sure has a loss that noise lowers far before it rises; by the mode's alone, any noise would
+    be borne.
+
+    The released code divides the rise by the number of rows, by which it means nothing, bisects towards widths that
+    break the bound, and looks between 0.001 and 0.015 alone; its labels are those that the mode predicts. Here they are
+    the rows' own, and without held-out rows these are training rows, of which a mode may be too sure to bear much.
+
+    The noise is none that follows from the prior. Diagnostics compare it with the program's posterior of A given all
+    else.
+
+    Attributes:
+        mode: "train" finds it here; "given" takes the mean of the posterior that `fit` is to ``start`` from, or else
+            the weights that the program was made with; "auto" trains if there is nothing to start from and the adapter
+            was fresh, its products B A all zero.
+        prior_weight: of the log prior in what is trained: 0 is `mle`, 1 `map`.
+        tolerance: part of the loss by which it may rise (published: 0.003 of the negative log-likelihood).
+        draws: whose averaged prediction the loss is of.
+        search_rows: at most so many rows, of those that `fit` was given as ``heldout``, or else of the training rows.
+
+    References:
+        Shi, Wang, Han, Zhang, Wang and Wang, *Training-free Bayesianization for low-rank adapters of large language
+        models*, NeurIPS 2025, algorithm 1.
+    """
+
+    name: ClassVar[str] = "tfb"
+    paper: ClassVar[str] = "Shi et al., NeurIPS 2025 (TFB)"
+
+    mode: Literal["auto", "train", "given"] = "auto"
+    prior_weight: NotNegative = 0.0
+    tolerance: Positive = 0.003
+    draws: Count = 10
+    search_rows: Count = 500
+
+    def fit(self, program: Program, data: Dataset, run: Run) -> VariationalPosterior:
+        """Find the mode, if it is not there, and the widest noise around it.
+
+        Raises:
+            AdapterError: there are no LoRA matrices, or all products B A are zero.
+            SettingError: the model has no site for A itself.
+        """
+        begun = time.monotonic()
+        program.to("cuda" if torch.cuda.is_available() and not self.cpu else "cpu")
+        _check(program)
+        latents, history, cost = self._mode(program, data, run)
+        weights = program.weights_at(latents)
+        if not any(bool(weights[b].any()) for _, b in _pairs(program)):
+            raise AdapterError(
+                "All products B A are zero, so that noise in A would change nothing: train the adapter (mode='train'), "
+                "or give one that was."
+            )
+        reset_peak(program.device)
+        names = {a.name for a, _ in _pairs(program)}
+        record = run.record(self.name, asdict(self), len(data), self.prior_weight or 1.0, latents.keys() - names)
+        around = partial(_around, program, record, latents, weights)
+        rows = self._rows(program, data, run)
+        with undisturbed(program), torch.no_grad():
+            sigma, trace = widest(lambda sigma: self._loss(rows, around(sigma), run.seed), self.tolerance)
+        posterior = around(sigma)
+        own = cost_of(program, time.monotonic() - begun, peak(program.device))
+        cost = {name: max(value, cost.get(name, value)) for name, value in own.items()}
+        posterior.record = replace(record, cost=cost, history=history + trace, finished=True)
+        return posterior
+
+    def _mode(
+        self, program: Program, data: Dataset, run: Run
+    ) -> tuple[dict[str, Tensor], list[dict[str, Any]], dict[str, float]]:
+        """The mode of every latent site, and what its training logged and cost."""
+        known = run.start is not None or not program.weights.fresh
+        if self.mode == "given" or (self.mode == "auto" and known):
+            return program.model.initial(run.sites(program)), [], {}
+        points = None if self.prior_weight else self.learning_rate  # as `map` and `mle` have it
+        weights = {"prior_weight": self.prior_weight, "weight_decay": self.weight_decay}
+        trained = point_estimate(self, program, data, run, points=points, **weights)
+        latents = {name: value.detach().clone() for name, value in trained.draw().items()}
+        return latents, trained.record.history, trained.record.cost
+
+    def _rows(self, program: Program, data: Dataset, run: Run) -> Rows:
+        """Rows to look at the loss of."""
+        found = data if run.heldout is None else run.heldout
+        chosen = torch.randperm(len(found), generator=torch.Generator().manual_seed(run.seed))[: self.search_rows]
+        return Rows.of(program, found.select(sorted(chosen.tolist())), self.batch_size, run.progress)
+
+    def _loss(self, rows: Rows, posterior: VariationalPosterior, seed: int) -> float:
+        """Negative log-likelihood of an example, by the average over draws with the same noise at every width."""
+        outputs = rows.outputs_of(posterior.program, posterior.draws(self.draws, seed))
+        return -float(rows.observation.predicted(outputs, rows.labels).log_predictive_density.double().mean())
+
+
+class TFBPosterior(VariationalPosterior):
+    """Noise in A around an adapter, of one size in all directions that its B reaches."""
+
+    kind: ClassVar[str] = "tfb"
+
+    @classmethod
+    def blank(cls, program: Program, record: Record) -> GuideList:
+        """The guide without an adapter."""
+        noise = {}
+        for a, _ in _pairs(program):
+            layers, _, rank = a.initial.shape
+            noise[a.name] = a.initial.new_zeros(layers, rank, rank), a.initial.new_zeros(layers, rank)
+        return _guide(program, program.model.initial(program.sites), noise)
+
+
+def widest(loss: Callable[[float], float], tolerance: float) -> tuple[float, list[dict[str, float]]]:
+    """The largest width whose loss is within a tolerance of the lowest loss of smaller ones, as far as they are tried.
+
+    Args:
+        loss: of a width; that of zero is the first that is asked for.
+        tolerance: as a part of the loss.
+
+    Returns:
+        The width; and ``sigma``, ``search_nll`` and whether it was ``borne`` of each that was tried, in that order.
+
+    Raises:
+        TrainingError: the loss at zero is infinite or not a number.
+    """
+    lowest = loss(0.0)
+    trace = [{"sigma": 0.0, "search_nll": lowest, "borne": 1.0}]
+    if not math.isfinite(lowest):
+        raise TrainingError(f"The loss of the adapter without noise is {lowest}: there is nothing to put noise around.")
+
+    def borne(sigma: float) -> bool:
+        nonlocal lowest
+        found = loss(sigma)
+        within = found <= lowest + tolerance * abs(lowest)
+        lowest = min(lowest, found) if within else lowest
+        trace.append({"sigma": sigma, "search_nll": found, "borne": float(within)})
+        return within
+
+    good, bad = FIRST, math.inf
+    while not borne(good):  # the end comes for certain: noise below rounding changes nothing
+        good, bad = good / 2, good
+    while bad == math.inf and good < LAST:
+        if borne(2 * good):
+            good *= 2
+        else:
+            bad = 2 * good
+    if bad == math.inf:
+        warnings.warn(f"The loss bears noise of any width: the posterior has {good:g}, the last tried.", stacklevel=3)
+        return good, trace
+    for _ in range(HALVINGS):
+        middle = math.sqrt(good * bad)
+        good, bad = (middle, bad) if borne(middle) else (good, middle)
+    return good, trace
+
+
+def _pairs(program: Program) -> list[tuple[Site, str]]:
+    """The sites of A, and the names of those of B."""
+    return [(site, f"{site.group}.B") for site in program.sites if site.role == "A"]
+
+
+def _check(program: Program) -> None:
+    """Make sure that there is an A for noise, and that it is a site of the model.
+
+    Raises:
+        AdapterError: there are no LoRA matrices.
+        SettingError: the model has other sites in place of A.
+    """
+    if not _pairs(program):
+        raise AdapterError(
+            "Training-free Bayesianization is of LoRA matrices, and the network has none. Add LoRA layers, or choose "
+            "'swag', which is of all weights that are trained."
+        )
+    latents = program.model.initial(program.sites)
+    lacking = [a.name for a, _ in _pairs(program) if a.name not in latents]
+    if lacking:
+        raise SettingError(
+            f"The model '{program.model.name}' makes '{lacking[0]}' of other sites, and the noise is in the matrix "
+            "itself: choose model='gaussian', or collapse=True where the model has that."
+        )
+
+
+def _around(
+    program: Program, record: Record, latents: Mapping[str, Tensor], weights: Mapping[str, Tensor], sigma: float
+) -> TFBPosterior:
+    """The posterior of a width."""
+    noise = {a.name: spectral_noise(weights[b], sigma, program.model.sigma0(a)) for a, b in _pairs(program)}
+    return TFBPosterior(program, record, _guide(program, latents, noise))
+
+
+def _guide(program: Program, latents: Mapping[str, Tensor], noise: Mapping[str, tuple[Tensor, Tensor]]) -> GuideList:
+    """Noise in A, of which there are frames and deviations; all other latent sites are points."""
+    noisy = [ProductNoise(a, latents[a.name], *noise[a.name]) for a, _ in _pairs(program)]
+    points = {name: value for name, value in latents.items() if name not in noise}
+    return GuideList([*noisy, PointGuide(points, fixed=points, combine=program.model.weights)])
