@@ -274,6 +274,13 @@ def positions(network: nn.Module) -> int | None:
     return found - _offset(network)
 
 
+def learned_positions(network: nn.Module) -> int | None:
+    """The same for a network that looks positions up in a table; None for one that works them out, as by rotations."""
+    tables = ("position_embeddings", "embed_positions", "wpe")
+    known = any(name.endswith(tables) and isinstance(each, nn.Embedding) for name, each in network.named_modules())
+    return positions(network) if known else None
+
+
 def vocabulary(network: nn.Module) -> int | None:
     """Number of tokens that a network has an embedding for, where that can be known."""
     ask: Any = getattr(network, "get_input_embeddings", None)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bayeslora.errors import DataError
-from bayeslora.networks import vocabulary
+from bayeslora.networks import learned_positions, vocabulary
 from bayeslora.observations import Observation, batches, encode, is_tokenised
 from bayeslora.observations.batches import Batch, Collator
 from bayeslora.observations.encoding import check_tokens
@@ -78,7 +78,7 @@ class Rows:
         collate = observation.collator(program.padding)
         names = () if spec is None or program.encoder is None else program.encoder.names(spec)
         rows = encode(data, observation, program.encoder)
-        check_tokens(rows, vocabulary(program.weights.base))
+        check_tokens(rows, vocabulary(program.weights.base), learned_positions(program.weights.base))
         return cls(rows, observation, collate, names, batch_size, progress)
 
     def __len__(self) -> int:

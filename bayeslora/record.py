@@ -51,6 +51,7 @@ class Record:
         point_sites: latent sites that have the same value in every draw, as point estimates and fixed hyper-sites have.
         finished: false for a fit that was stopped on its way.
         task: arguments of `bayeslora.load_task` that give the task again, where they are known.
+        tuned_on: digest of the rows that the fit could choose something on; empty if there were none.
         start: digest of the weights that the fit was to start from; empty for those of the program.
         chains: number of independent fits of which the posterior is the mixture.
         members: their records, as plain data; the costs of the whole are theirs together.
@@ -73,6 +74,7 @@ class Record:
     chains: int = 1
     members: list[dict[str, Any]] = field(default_factory=list)
     heldout: list[int] = field(default_factory=list)
+    tuned_on: str = ""
 
     def trained(self, rows: Dataset) -> Dataset:
         """The rows that were trained on, of all that `fit` was given; other rows are left as they are."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from bayeslora.errors import AdapterError, DataError
+from bayeslora.observations import digest
 from bayeslora.passes import Rows
 from bayeslora.posterior import Posterior, Record
 from bayeslora.program import Program
@@ -62,6 +63,11 @@ class Run:
         values = (value.detach().float().cpu().numpy().tobytes() for value in (self.start or {}).values())
         return sha256(b"".join(values)).hexdigest()[:16] if self.start else ""
 
+    @property
+    def tuned_on(self) -> str:
+        """Digest of the rows that the weights are not trained on."""
+        return "" if self.heldout is None else digest(self.heldout)
+
     def chain(self, number: int) -> Run:
         """One of several fits with seeds of their own, each in a folder of its own, in which it may have begun."""
         folder = None if self.output_dir is None else self.output_dir / f"{CHAIN}{number}"
@@ -84,6 +90,7 @@ class Run:
             start=self.started,
             finished=False,
             heldout=list(self.aside),
+            tuned_on=self.tuned_on,
         )
 
 

@@ -142,7 +142,8 @@ def _saved(program: Program, rows: Dataset, algorithm: Backend, run: Run, chains
         ended = store.begin(folder, run.resume)
         if run.resume:
             begun = {"backend": algorithm.name, "settings": asdict(algorithm), "seed": run.seed, "chains": chains}
-            check_same(folder, begun | {"n_data": len(rows), "data": run.data, "start": run.started}, program)
+            begun |= {"n_data": len(rows), "data": run.data, "start": run.started, "tuned_on": run.tuned_on}
+            check_same(folder, begun, program)
             if ended:
                 return load(folder, program=program)
         posterior = _fitted(program, rows, algorithm, run, chains)

@@ -338,3 +338,12 @@ class TestRefusals:
         rows = Dataset.from_dict({"input_ids": [[3, 4], [VOCABULARY]], "labels": [0, 1]})
         with pytest.raises(DataError, match="token ids from 3 to 40, and the network knows those from 0 to 39"):
             fit(program, rows, "mle", **QUICK)
+
+    def test_rows_with_more_tokens_than_the_network_has_places_for_are_refused_before_training(
+        self, tmp_path: Path
+    ) -> None:
+        program = text_program(saved_base(tmp_path))
+        rows = Dataset.from_dict({"input_ids": [[3] * 32, [3] * 33], "labels": [0, 1]})
+        with pytest.raises(DataError, match="Row 1 has 33 tokens, and the network has positions for 32"):
+            fit(program, rows, "mle", **QUICK)
+        fit(program, rows.select([0]), "mle", **QUICK)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,7 +45,8 @@ def generate_here(posterior: Posterior, prompts: Sequence[str], output: Path | N
 def generate_file(posterior: Posterior, source: Path, target: Path, **settings: Any) -> int:
     """Answer the prompts of a file, and write a line of JSON for each, in their order.
 
-    A column "prompt" that is none of the task's is read as it is; other rows are read as the task's template says.
+    A column "prompt" that is none of the task's is read as it is; other rows are read as the task's template says. What
+    was written before an error or Ctrl-C is not lost.
 
     Returns:
         The number of prompts.
@@ -55,14 +57,14 @@ def generate_file(posterior: Posterior, source: Path, target: Path, **settings: 
     from bayeslora.tasks.sources import tables
 
     count = 0
-    with files.replaced(target) as new, new.open("w", encoding="utf-8") as file:
+    with _growing(target) as write:
         encoder = posterior.program.encoder
         there = any(COLUMN in rows.column_names for rows in islice(tables(source, (), (COLUMN,), size=1), 1))
         raw = there and (encoder is None or COLUMN not in encoder.spec.columns)
         columns = (COLUMN,) if raw or encoder is None else encoder.spec.columns
         for rows in tables(source, columns, size=CHUNK):
-            for each in posterior.generate(rows[COLUMN][:] if raw else list(rows), first=count, **settings):
-                file.write(_line(each.to_dict()))
+            asked = rows[COLUMN][:] if raw else list(rows)
+            write(each.to_dict() for each in posterior.generate(asked, first=count, **settings))
             count += len(rows)
         if not count:
             raise DataError(f"'{source}' has no rows.")
@@ -97,11 +99,17 @@ def generate_split(posterior: Posterior, rows: Split, target: Path, score: str |
         settings["stop"] = settings.get("stop") or programs.STOPS
     elif score is not None:  # what cannot be scored is said before the work
         check_truths([truth or "" for truth in truths], ANSWERS[score])
-    found = posterior.generate(rows, **settings)
-    lines = [
-        each.to_dict() | ({} if truth is None else {"truth": truth}) for each, truth in zip(found, truths, strict=True)
-    ]
-    _write(target, lines)
+    found: list[Generation] = []
+    lines: list[dict[str, Any]] = []
+    with _growing(target) as write:
+        for start in range(0, len(rows), CHUNK):
+            some = rows.select(range(start, min(start + CHUNK, len(rows))))
+            found += posterior.generate(some, first=start, **settings)
+            lines += [
+                each.to_dict() | ({} if truth is None else {"truth": truth})
+                for each, truth in zip(found[start:], truths[start:], strict=False)
+            ]
+            write(lines[start:])
     if score is None:
         return f"{len(found):,} rows answered by {posterior.record.backend}. Written into {target}"
     if score == PROGRAMS:
@@ -150,6 +158,33 @@ def summary(found: Generation) -> str:
     if len(found) > 1:
         parts.append(f"{vote.share:.0%} of {len(found)} texts agree")
     return f"[{found.draws} draws: {', '.join(parts)}]"
+
+
+@contextmanager
+def _growing(target: Path) -> Iterator[Callable[[Iterable[Mapping[str, Any]]], None]]:
+    """Give what adds lines to a file, which takes the place of an older one at the end of the block, if it has any.
+
+    It does so after an error or Ctrl-C as well. Until then the lines are in a hidden file beside it, where they stay if
+    the process is killed.
+
+    Raises:
+        SettingError: another process is writing there, or there can be no such place.
+    """
+    files.make(target.parent)
+    part = files.hidden(target, "part")
+    with files.locked(files.hidden(target, "lock")), part.open("w", encoding="utf-8") as file:
+
+        def write(lines: Iterable[Mapping[str, Any]]) -> None:
+            file.write("".join(map(_line, lines)))
+            file.flush()
+
+        try:
+            yield write
+        finally:
+            if file.tell():
+                files.move(part, target)
+            else:
+                part.unlink()
 
 
 def _write(target: Path, lines: Sequence[Mapping[str, Any]]) -> None:

@@ -115,12 +115,13 @@ def is_tokenised(data: Any) -> bool:
     return "input_ids" in getattr(data, "column_names", ())
 
 
-def check_tokens(encoded: Dataset, known: int | None) -> None:
-    """Make sure that a network knows every token, which would be an index out of range deep inside.
+def check_tokens(encoded: Dataset, known: int | None, positions: int | None = None) -> None:
+    """Make sure that a network knows every token and its place, which would be an index out of range deep inside.
 
     Args:
         encoded: the rows.
         known: number of tokens that the network has an embedding for, if that can be said.
+        positions: number of places that it has one for, if there is an end of them.
 
     Raises:
         DataError: it does not.
@@ -136,6 +137,14 @@ def check_tokens(encoded: Dataset, known: int | None) -> None:
         raise DataError(
             f"The rows have token ids from {low} to {high}, and the network knows those from 0 to {known - 1}: they "
             "are of another tokenizer, or its vocabulary has grown (network.resize_token_embeddings)."
+        )
+    longest = compute.max(encoded.data.column("length")).as_py()
+    # Choices that share a question are numbered from its end on: they may be more than there are places.
+    if positions is not None and longest > positions and "segments" not in encoded.column_names:
+        row = encoded["length"][:].index(longest)
+        raise DataError(
+            f"Row {row} has {longest} tokens, and the network has positions for {positions}: cut the rows "
+            f"(tokenizer(..., truncation=True, max_length={positions}))."
         )
 
 
@@ -170,9 +179,28 @@ def _tokenised(data: Dataset, observation: Observation) -> Dataset:
     if "labels" not in names and "label" in names:
         data = data.rename_column("label", "labels")
     data = data.with_format(None)
+    _check_ids(data)
     if "labels" in data.column_names:
         observation.check(data["labels"][:])
     return numbered(data)
+
+
+def _check_ids(data: Dataset) -> None:
+    """Make sure that token ids are whole numbers, one for each token.
+
+    Raises:
+        DataError: they are not, or one is missing.
+    """
+    import pyarrow as pa
+
+    flat = data.data.column("input_ids").combine_chunks()
+    missing = flat.null_count
+    while pa.types.is_nested(flat.type):
+        flat = flat.flatten()
+        missing += flat.null_count
+    if len(data) and (missing or not pa.types.is_integer(flat.type)):
+        found = "missing ones (null)" if missing else f"{flat.type}"
+        raise DataError(f"Token ids, 'input_ids', have to be whole numbers, and among them are {found}.")
 
 
 def _numbers(values: Any) -> Any:

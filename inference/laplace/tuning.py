@@ -16,6 +16,7 @@ from datasets import Dataset
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
+from bayeslora.errors import TrainingError
 from bayeslora.inference.laplace.evidence import Evidence
 from bayeslora.inference.laplace.posterior import LaplacePosterior, linearised, linked
 from bayeslora.inference.laplace.priors import HyperPrior, NormalPrior
@@ -192,12 +193,17 @@ def intact_width(
 
     Returns:
         The prior, and for each width ``multiple``, ``mode_nll`` and ``draw_nll``, in nats an example.
+
+    Raises:
+        TrainingError: the loss at the mode is infinite or not a number.
     """
     chosen = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:TRIED_ROWS].tolist()
     rows = Rows.of(posterior.program, data.select(chosen), batch_size, progress)
     trace, multiple = [], 1.0
     with undisturbed(posterior.program), torch.no_grad():
         mode = _loss(rows, posterior.program, [posterior.mean()])
+        if not math.isfinite(mode):
+            raise TrainingError(f"The loss at the mode is {mode}: no width of the prior leaves that as it is.")
         allowed = TOLERANCE * abs(mode)
         while True:  # the end comes for certain: noise below rounding adds nothing
             draws = posterior.under(_times(posterior.prior, multiple)).draws(FEW_DRAWS)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from causal_scenarios import CHAT, causal_base
 from command_line import call
 from datasets import Dataset
 from peft import LoraConfig
+from scenarios import write_rows
 
 import bayeslora as bl
+from bayeslora import files
 from bayeslora.app import generations
 from bayeslora.errors import DataError
 from bayeslora.generation.programs import STOPS
@@ -64,6 +67,47 @@ def test_a_file_of_prompts_is_answered_some_at_a_time(
     found = [json.loads(line) for line in target.read_text("utf-8").splitlines()]
     assert [each["prompt"] for each in found] == PROMPTS and all(each["method"] == "mixture" for each in found)
     assert all(len(each["texts"]) == 1 and each["texts"][0]["log_probability"] < 0 for each in found)
+
+
+@pytest.mark.parametrize("ends", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("source", ["file", "split"])
+def test_what_is_written_of_many_rows_is_not_lost(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, ends: type[BaseException]
+) -> None:
+    posterior, target = load(folder), tmp_path / "out.jsonl"
+    settings = {"samples": 1, "method": "draw", "draws": 2, "max_new_tokens": 3, "progress": False}
+    rows = [{"ask": each, "choices": ["yes", "no"]} for each in PROMPTS]
+    split = Split(Dataset.from_list([{**row, "label": 0} for row in rows]), QUIZ)
+    write_rows(tmp_path / "rows.jsonl", rows)
+
+    def generate() -> None:
+        if source == "file":
+            generations.generate_file(posterior, tmp_path / "rows.jsonl", target, **settings)
+        else:
+            generations.generate_split(posterior, split, target, None, **settings)
+
+    def lines() -> list[str]:
+        return target.read_text("utf-8").splitlines(keepends=True)
+
+    generate()
+    at_once = [json.loads(line)["texts"][0]["text"] for line in lines()]
+    monkeypatch.setattr(generations, "CHUNK", 1)
+    generate()
+    whole = lines()
+    assert [json.loads(line)["texts"][0]["text"] for line in whole] == at_once
+    target.unlink()
+    part, written = files.hidden(target, "part"), posterior.generate
+
+    def stops(*asked: Any, first: int, **given: Any) -> Any:
+        if first == 2:  # a process that is killed leaves what it has written
+            assert part.read_text("utf-8") == "".join(whole[:2])
+            raise ends
+        return written(*asked, first=first, **given)
+
+    monkeypatch.setattr(posterior, "generate", stops)
+    with pytest.raises(ends):
+        generate()
+    assert lines() == whole[:2] and not part.exists()
 
 
 def test_rows_of_the_task_are_asked_by_its_template(folder: Path, tmp_path: Path) -> None:

@@ -317,6 +317,17 @@ def test_another_fit_is_not_resumed(finished: Path, changed: dict[str, Any], mes
         fit(output_dir=finished, resume=True, **arguments)
 
 
+def test_a_fit_that_was_tuned_on_other_rows_is_not_resumed(tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"backend": "laplace", "epochs": 1, "tune": "heldout", "cpu": True, "progress": False}
+    program, rows = tiny_program(Gaussian(sites="both")), tiny_rows(5)
+    fit(program, rows, heldout=tiny_rows(6), output_dir=tmp_path, **arguments)
+    assert fit(program, rows, heldout=tiny_rows(6), output_dir=tmp_path, resume=True, **arguments).record.tuned_on
+    for other in (tiny_rows(6, seed=3), None):
+        arguments |= {} if other else {"tune": "none"}
+        with pytest.raises(SettingError, match="tuned_on: "):
+            fit(program, rows, heldout=other, output_dir=tmp_path, resume=True, **arguments)
+
+
 def test_seconds_of_a_fit_that_was_resumed_add_up(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "run")
     described = json.loads((tmp_path / "run" / "posterior" / "posterior.json").read_text())

@@ -251,3 +251,18 @@ def test_sizes_that_are_no_sizes(tokenizer: PreTrainedTokenizerFast, size: int) 
         Encoder(tokenizer, SENTENCES, max_length=size)
     with pytest.raises(SettingError, match=f"batch_size is {size}"):
         next(batches(Dataset.from_dict({"input_ids": [[1]]}), Collator(), size))
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([[1.0, 2.0]], "'input_ids', have to be whole numbers, and among them are double"),
+        ([["a"]], "among them are string"),
+        ([[1, None]], "among them are missing ones"),
+        ([[1], None], "among them are missing ones"),
+        ([[[1], [2, None]]], "among them are missing ones"),
+    ],
+)
+def test_token_ids_that_are_none(ids: list[Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        encode(Dataset.from_dict({"input_ids": ids}), Classes(2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ import torch
 from curvature_scenarios import EXACT, given, tiny
 from scenarios import awake, lora_regression, saved_base, text_program, text_rows, tiny_program, tiny_rows
 
-from bayeslora.errors import DataError, SettingError
+from bayeslora.errors import DataError, SettingError, TrainingError
 from bayeslora.inference import fit, load
+from bayeslora.inference.laplace import tuning
 from bayeslora.inference.laplace.posterior import LaplacePosterior
 from bayeslora.inference.laplace.priors import normal_prior
 from bayeslora.inference.laplace.tuning import MULTIPLES
@@ -105,3 +107,11 @@ def test_the_width_is_saved(tmp_path: Path) -> None:
     posterior = fit(program, text_rows(), "laplace", heldout=text_rows(16), output_dir=tmp_path / "run", **settings)
     found = load(tmp_path / "run").predict(text_rows(), progress=False)
     assert found.logits.equal(posterior.predict(text_rows(), progress=False).logits)
+
+
+def test_a_mode_that_has_no_loss_is_left_intact_by_no_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    program, rows = tiny_program(Gaussian(), targets=["query"]), tiny_rows(4)
+    posterior = fit(program, rows, "laplace", tune="none", epochs=1, cpu=True, progress=False)
+    monkeypatch.setattr(tuning, "_loss", lambda *_: math.nan)
+    with pytest.raises(TrainingError, match="loss at the mode is nan"):
+        tuning.intact_width(posterior, rows, 4, progress=False)
