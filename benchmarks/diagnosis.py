@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from common import TITLES, Run, command_line, environment, markdown, read_runs, work
+from common import SETTINGS, TITLES, Run, command_line, environment, markdown, read_runs, work
 
 import bayeslora as bl
 from bayeslora.files import write_json
@@ -61,7 +61,16 @@ def measured(run: Run, model: str, data_dir: str | None, output: Path) -> dict[s
 def plan() -> list[Run]:
     """One run for each backend."""
     return [
-        Run(TASK, backend, 0, ROWS, epochs=EPOCHS, samples=DRAWS, program=LAPLACE if backend == "laplace" else {})
+        Run(
+            TASK,
+            backend,
+            0,
+            ROWS,
+            epochs=EPOCHS,
+            samples=DRAWS,
+            program=LAPLACE if backend == "laplace" else {},
+            settings=dict(SETTINGS.get(backend, {})),
+        )
         for backend in ("map", "svi", "laplace")
     ]
 

@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     task = bl.load_task("sst2", data_dir=options.data_dir, train_size=options.train_size)
     program = bl.Program.from_pretrained(options.base, task, model=bl.models.Gaussian())
-    posterior = bl.fit(program, task.train, "svi", epochs=3, point_learning_rate=5e-3, progress=False)
+    posterior = bl.fit(program, task.train, "svi", epochs=3, point_learning_rate=5e-3, noise_warmup=0.0, progress=False)
     rows = Rows.of(program, task.train, 32)
     found = {kind: measured(posterior, rows, kind, options.passes) for kind in KINDS}
     columns = list(found["draw"])

@@ -33,6 +33,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mle": ("", {}),
     "map": ("", {}),
     "svi": ("", {}),
+    "svi, no warm-up": ("", {"noise_warmup": 0.0}),
     "laplace": ("", {}),
     "bayesian-lora": ("bayesian-lora", {}),
     "blob": ("blob", {"scale_learning_rate": 1e-2}),
@@ -89,7 +90,7 @@ def parts(family: str) -> tuple[Any, Any]:
 
     name, settings = FAMILIES[family]
     if not name:
-        algorithm = BACKENDS[family]
+        algorithm = BACKENDS[family.partition(",")[0]]
         model, given = getattr(algorithm, "default_model", ("monteclora", {}))
         return build(model, **given), algorithm(**SAME, **settings)
     found = preset(name)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Run, command_line, environment, markdown, read_runs, work
+from common import SETTINGS, Run, command_line, environment, markdown, read_runs, work
 
 import bayeslora as bl
 from bayeslora.files import write_json
@@ -114,7 +114,7 @@ def fit(run: Run, base: str, task: bl.Task, output: Path) -> bl.Posterior:
         if run.backend == "zero-shot":  # a rate at which nothing is learned, for B stays zero
             common |= {"epochs": run.batch_size / run.train_size, rate: 1e-30}
         else:
-            common |= {"epochs": run.epochs, rate: run.learning_rate}
+            common |= {"epochs": run.epochs, rate: run.learning_rate} | SETTINGS.get(run.backend, {})
         fitted = bl.fit(program, task.train, "svi" if run.backend == "svi" else "mle", **common)
     fitted.save(folder)
     return fitted

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from common import Run, best_temperature, environment, tempered
+from common import SETTINGS, Run, best_temperature, environment, tempered
 
 import bayeslora as bl
 from bayeslora.inference.laplace.posterior import LaplacePosterior, linearised, linked
@@ -128,7 +128,7 @@ def fit(run: Run, base: str, task: bl.Task, output: Path) -> bl.Posterior:
     else:
         # What `svi` learns first is B, at a rate of its own; that of A's mean stays at its default.
         rate = "point_learning_rate" if run.backend == "svi" else "learning_rate"
-        common |= {"epochs": run.epochs, rate: run.learning_rate}
+        common |= {"epochs": run.epochs, rate: run.learning_rate} | SETTINGS.get(run.backend, {})
         fitted = bl.fit(program_of(run, base, task), task.train, run.backend, **common)
     fitted.save(folder)
     return fitted

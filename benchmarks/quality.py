@@ -18,7 +18,20 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from common import ARMS, METRICS, RESULTS, TITLES, TRAIN_SIZES, Run, command_line, markdown, read_runs, value, work
+from common import (
+    ARMS,
+    METRICS,
+    RESULTS,
+    SETTINGS,
+    TITLES,
+    TRAIN_SIZES,
+    Run,
+    command_line,
+    markdown,
+    read_runs,
+    value,
+    work,
+)
 
 from bayeslora.files import write_json
 
@@ -43,7 +56,7 @@ def plan(tasks: Sequence[str], seeds: Sequence[int], backends: Sequence[str]) ->
     later = [backend for backend in backends if backend == "map"]
     first = [backend for backend in backends if backend != "map"]
     return [
-        Run(task, backend, seed, TRAIN_SIZES[task])
+        Run(task, backend, seed, TRAIN_SIZES[task], settings=dict(SETTINGS.get(backend, {})))
         for group in (first, later)
         for seed in seeds
         for task in tasks

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from common import (
     METRICS,
+    SETTINGS,
     TITLES,
     TRAIN_SIZES,
     Run,
@@ -40,7 +41,11 @@ LEARNING_RATES = (2e-4, 5e-4, 1e-3, 2e-3, 5e-3)
 def plan(rates: Sequence[float] = LEARNING_RATES) -> list[Run]:
     """Every learning rate with every backend."""
     size = TRAIN_SIZES[TASK]
-    return [Run(TASK, backend, 0, size, learning_rate=rate) for rate in rates for backend in BACKENDS]
+    return [
+        Run(TASK, backend, 0, size, learning_rate=rate, settings=dict(SETTINGS.get(backend, {})))
+        for rate in rates
+        for backend in BACKENDS
+    ]
 
 
 def spread(figures: Sequence[float]) -> dict[str, float]:

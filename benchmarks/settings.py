@@ -14,7 +14,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
 
-from common import TRAIN_SIZES, Run, command_line, markdown, read_runs, value, work
+from common import SETTINGS, TRAIN_SIZES, Run, command_line, markdown, read_runs, value, work
 
 from bayeslora.files import write_json
 
@@ -47,7 +47,7 @@ def plan(names: Sequence[str]) -> list[Run]:
     """Plain LoRA, MAP, and SVI with each variant."""
     common: dict[str, Any] = {"seed": 0, "train_size": TRAIN_SIZES[TASK], "heldout_size": 1000, "split": "heldout"}
     variants = [
-        Run(TASK, "svi", variant=variant, program=program, settings=settings, **common)
+        Run(TASK, "svi", variant=variant, program=program, settings=SETTINGS["svi"] | settings, **common)
         for variant, (program, settings) in ((name, VARIANTS[name]) for name in names)
     ]
     return [Run(TASK, "mle", **common), Run(TASK, "map", **common), *variants]

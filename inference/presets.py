@@ -80,6 +80,7 @@ BAYESIAN_LORA = Preset(
     settings={
         "guide": "inducing",
         "guide_settings": {"m": 9, "sd": 1e-3, "lam": 1e-3, "explained": 0.999, "flow": 16},
+        "noise_warmup": 0.0,
         "epochs": 6.0,
         "batch_size": 6,
         "learning_rate": 7.39e-4,
@@ -110,6 +111,7 @@ BLOB = Preset(
     ),
     settings={
         "estimator": "flipout",
+        "noise_warmup": 0.0,
         "epochs": 20.0,
         "batch_size": 4,
         "learning_rate": 1e-4,
@@ -132,6 +134,7 @@ SCALABL = Preset(
         "all deviations start at the mean of where they do."
     ),
     settings={
+        "noise_warmup": 0.0,
         "epochs": 20.0,
         "batch_size": 4,
         "learning_rate": 1e-4,

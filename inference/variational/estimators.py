@@ -26,18 +26,19 @@ import torch
 from torch import Tensor
 
 from bayeslora.errors import AdapterError, SettingError
+from bayeslora.inference.training.objective import Hook, State
 from bayeslora.models.guides.base import Guide, Spread
-from bayeslora.program import Estimator, Program
+from bayeslora.program import Program
 from bayeslora.sites import Value
 
-__all__ = ["RowNoise", "make_estimator"]
+__all__ = ["Draw", "NoiseWarmup", "RowNoise", "make_estimator"]
 
 #: The noise of a layer's outputs (rows, vectors, outputs), of its inputs (rows, vectors, inputs).
 Noise = Callable[[Tensor], Tensor]
 
 
-def make_estimator(kind: str, program: Program, guide: Guide) -> Estimator | None:
-    """The estimator of a name; None for "draw", which puts the draw itself into the network.
+def make_estimator(kind: str, program: Program, guide: Guide) -> Draw | RowNoise:
+    """The estimator of a name.
 
     Args:
         kind: "draw", "flipout" or "local".
@@ -48,7 +49,7 @@ def make_estimator(kind: str, program: Program, guide: Guide) -> Estimator | Non
         SettingError: the guide's noise has not the symmetry that is needed, or a layer is not linear.
     """
     if kind == "draw":
-        return None
+        return Draw(guide)
     spreads = guide.spreads()
     for site in program.model.split(program.sites)[0]:
         spread = spreads.get(site.name)
@@ -68,7 +69,27 @@ def make_estimator(kind: str, program: Program, guide: Guide) -> Estimator | Non
     return RowNoise(program, guide, _flips if kind == "flipout" else _owns)
 
 
-@dataclass(frozen=True)
+@dataclass
+class Draw:
+    """The draw itself, or with a part of its noise: M + share (W - M).
+
+    Attributes:
+        guide: of the weights; where it does not say how a matrix lies around its mean, its draws have all their noise.
+        share: of the noise.
+    """
+
+    guide: Guide
+    share: float = 1.0
+
+    def __call__(self, weights: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Mapping[str, Value]:
+        """Values for `Weights.install` of a draw, by site."""
+        if self.share == 1:
+            return weights
+        means = {name: spread.mean for name, spread in self.guide.spreads().items()}
+        return {**weights, **{name: mean.lerp(weights[name], self.share) for name, mean in means.items()}}
+
+
+@dataclass
 class RowNoise:
     """Functions with noise of each row's own, in place of random matrices.
 
@@ -77,11 +98,13 @@ class RowNoise:
         guide: of its weights.
         noises: of each layer of a site, made of a draw, its spread, the number of rows, and whether the matrices are
             (inputs, outputs), not (outputs, inputs).
+        share: of the noise.
     """
 
     program: Program
     guide: Guide
     noises: Callable[[Tensor, Spread, int, bool], Iterator[Noise]]
+    share: float = 1.0
 
     def __call__(self, weights: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> dict[str, Value]:
         """Values for `Weights.install`: functions for random sites, the weights of all others.
@@ -99,8 +122,22 @@ class RowNoise:
             inputs_first = self.program.weights.slots(site.name)[0].transposed
             noises = self.noises(weights[site.name], spread, rows, inputs_first)
             layers = zip(site.layers, _matrices(spread.mean, inputs_first), noises, strict=True)
-            found[site.name] = [_Noisy(layer, mean, noise, rows, sequences) for layer, mean, noise in layers]
+            found[site.name] = [
+                _Noisy(layer, mean, noise, rows, sequences, self.share) for layer, mean, noise in layers
+            ]
         return found
+
+
+@dataclass
+class NoiseWarmup(Hook):
+    """The share of the noise rises linearly from zero to all of it in the first ``part`` of all steps."""
+
+    estimator: Draw | RowNoise
+    part: float
+
+    def before_step(self, state: State) -> None:
+        """Set the share of the step."""
+        self.estimator.share = min(1.0, (state.step + 1) / state.steps / self.part)
 
 
 class _Noisy:
@@ -112,10 +149,12 @@ class _Noisy:
         noise: of the outputs.
         rows: in the batch.
         sequences: in the batch.
+        share: of the noise.
     """
 
-    def __init__(self, layer: str, mean: Tensor, noise: Noise, rows: int, sequences: int) -> None:
+    def __init__(self, layer: str, mean: Tensor, noise: Noise, rows: int, sequences: int, share: float) -> None:
         self._layer, self._mean, self._noise, self._rows, self._sequences = layer, mean, noise, rows, sequences
+        self._share = share
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Outputs (sequences, ..., outputs) of inputs (sequences, ..., inputs).
@@ -130,7 +169,8 @@ class _Noisy:
                 "Give estimator='draw', or leave the layer out (target_modules)."
             )
         parts = inputs.reshape(self._rows, -1, inputs.shape[-1])
-        return (parts @ self._mean.to(inputs) + self._noise(parts)).reshape(*inputs.shape[:-1], -1)
+        found = torch.add(parts @ self._mean.to(inputs), self._noise(parts), alpha=self._share)
+        return found.reshape(*inputs.shape[:-1], -1)
 
 
 class _Flip:

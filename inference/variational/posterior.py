@@ -126,6 +126,7 @@ def optimise(
     temperature: float,
     kl_warmup: float = 0.0,
     estimator: Estimator | None = None,
+    hooks: Sequence[Hook] = (),
 ) -> VariationalPosterior:
     """Train a guide, leaving a posterior in the run's folder at every checkpoint.
 
@@ -140,6 +141,7 @@ def optimise(
         temperature: weight of the latent sites; 0 is maximum likelihood.
         kl_warmup: part of all steps in which that weight rises linearly from zero.
         estimator: what stands for a draw of the weights in the network; the draw itself, if left out.
+        hooks: called before those that keep the posterior.
 
     Raises:
         TrainingError: the loss became infinite or not a number.
@@ -148,7 +150,8 @@ def optimise(
     record = run.record(settings.name, asdict(settings), len(data), temperature, guide.point_sites)
     warmup = [KLWarmup(objective, temperature, kl_warmup)] if kl_warmup else []
     optimiser = torch.optim.AdamW(groups, lr=settings.learning_rate)
-    return learn(VariationalPosterior(program, record, guide), objective, optimiser, data, settings, run, warmup)
+    posterior = VariationalPosterior(program, record, guide)
+    return learn(posterior, objective, optimiser, data, settings, run, [*warmup, *hooks])
 
 
 def learn(

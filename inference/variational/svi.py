@@ -12,7 +12,7 @@ from bayeslora.inference.base import Run, check_random
 from bayeslora.inference.training.process import available
 from bayeslora.inference.training.trainer import TrainingSettings
 from bayeslora.inference.variational.elbo import ELBOS
-from bayeslora.inference.variational.estimators import make_estimator
+from bayeslora.inference.variational.estimators import NoiseWarmup, make_estimator
 from bayeslora.inference.variational.posterior import VariationalPosterior, optimise
 from bayeslora.inference.variational.rates import groups_of
 from bayeslora.models.guides.auto import KINDS, guide_settings, make_guide
@@ -49,6 +49,10 @@ class SVI(TrainingSettings):
             less gives a colder posterior (accuracy / NLL / ECE-15 of `WeightModel`'s example at 1: .842 / .364 / .030;
             at 0.1: .831 / .395 / .063).
         kl_warmup: part of all steps in which that weight rises linearly from zero (0.5: .840 / .361 / .027).
+        noise_warmup: part of all steps in which the noise that the network sees rises linearly from none to all of the
+            guide's: means learn faster without it, and then how to bear it (MiniLM on 300 rows of SST-2, 8 epochs, two
+            seeds, 800 other rows: SEEDS). The divergence is the whole guide's from the first step. Of guides that say
+            how their draws lie around a mean: "structured".
         learning_rate: of the means of random weights, for AdamW.
         scale_learning_rate: learning rate of what shapes the noise: scales, Wishart and Dirichlet parameters.
         point_learning_rate: learning rate of weights that are point estimates, such as B and the head; by default
@@ -71,6 +75,7 @@ class SVI(TrainingSettings):
     estimator: Literal["draw", "flipout", "local"] = "draw"
     temperature: Positive = 1.0
     kl_warmup: Part = 0.0
+    noise_warmup: Part = 0.5
     learning_rate: Positive = 2e-3
     scale_learning_rate: NotNegative = 1e-2
     point_learning_rate: NotNegative | None = None
@@ -99,6 +104,7 @@ class SVI(TrainingSettings):
             _check_room(program)
         with isolated(run.seed, program.device):
             guide = make_guide(self.guide, program.model, run.sites(program), self.init_scale, self.guide_settings)
+        estimator = make_estimator(self.estimator, program, guide)
         return optimise(
             program,
             guide,
@@ -109,7 +115,8 @@ class SVI(TrainingSettings):
             elbo=ELBOS[self.elbo](num_particles=self.particles),
             temperature=self.temperature,
             kl_warmup=self.kl_warmup,
-            estimator=make_estimator(self.estimator, program, guide),
+            estimator=estimator,
+            hooks=[NoiseWarmup(estimator, self.noise_warmup)] if self.noise_warmup else [],
         )
 
 

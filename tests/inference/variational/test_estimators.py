@@ -17,8 +17,9 @@ from torch import Tensor
 
 from bayeslora.errors import AdapterError, SettingError
 from bayeslora.inference import fit
+from bayeslora.inference.training.objective import State
 from bayeslora.inference.variational.elbo import ELBOS, NegativeELBO
-from bayeslora.inference.variational.estimators import make_estimator
+from bayeslora.inference.variational.estimators import Draw, NoiseWarmup, make_estimator
 from bayeslora.inference.variational.svi import SVI
 from bayeslora.models import Gaussian, MonteCLoRA, WeightModel
 from bayeslora.models.guides.auto import make_guide
@@ -335,3 +336,43 @@ def test_a_layer_that_is_not_given_one_part_for_each_row_is_refused() -> None:
     for shape in ((12, 16), (5, 3, 16), (16,)):
         with pytest.raises(AdapterError, match=r"query' is given inputs of shape .* and a batch has 3 sequences"):
             function(torch.ones(shape))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_noise_is_shown_in_part_around_the_same_mean(kind: str, share: float) -> None:
+    torch.manual_seed(0)
+    program: Program = tiny_program(Gaussian(noise="entry"))
+    guide = spread_guide(program)
+    estimator = make_estimator(kind, program, guide)
+    draw, batch = program.model.weights(guide()), {"input_ids": torch.zeros((3, 5), dtype=torch.long)}
+
+    def seen(part: float) -> Tensor:
+        estimator.share = part
+        torch.manual_seed(1)
+        found = estimator(draw, batch)[A]
+        return found if isinstance(found, Tensor) else torch.stack([matrices(each, 16, 3) for each in found])
+
+    mean, whole = guide.spreads()[A].mean, seen(1.0)
+    mean = mean if kind == "draw" else mean.unsqueeze(1)
+    torch.testing.assert_close(seen(share) - mean, share * (whole - mean), rtol=1e-4, atol=1e-5)
+
+
+def test_noise_rises_in_the_first_part_of_training() -> None:
+    estimator = Draw(make_guide("structured", Gaussian(), tiny_program().sites))
+    warmup, shares = NoiseWarmup(estimator, 0.5), []
+    for step in range(8):
+        warmup.before_step(State(step, 8, 0.0))
+        shares.append(estimator.share)
+    assert shares == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0]
+
+
+def test_training_sees_the_noise_rise(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares: list[float] = []
+    call = Draw.__call__
+    monkeypatch.setattr(Draw, "__call__", lambda self, *given: shares.append(self.share) or call(self, *given))
+    fit(tiny_program(), tiny_rows(12), "svi", noise_warmup=0.5, **{**QUICK, "epochs": 2})
+    assert shares[:4] == [0.5, 1.0, 1.0, 1.0]
+    shares.clear()
+    fit(tiny_program(), tiny_rows(12), "svi", noise_warmup=0.0, **QUICK)
+    assert set(shares) == {1.0}
