@@ -102,12 +102,24 @@ class ProgramLoss(Objective):
     Attributes:
         program: the Pyro model.
         size: number of training examples N.
-        explained: log-likelihoods of all examples, as estimated by each step since this was set to zero.
+        explained: sum of the log-likelihoods of all examples, as each batch estimates them.
+        batches: number of these.
     """
 
     program: Program
     size: int
     explained: Tensor | float = 0.0
+    batches: int = 0
+
+    def count(self, log_likelihood: Tensor) -> None:
+        """Add a batch's estimate of the log-likelihood of all examples to the sum."""
+        self.explained, self.batches = self.explained + log_likelihood.detach(), self.batches + 1
+
+    def mean_explained(self) -> float:
+        """Log-likelihood of an example, on average over the batches since this was asked last."""
+        mean = float(self.explained) / max(self.batches, 1) / self.size
+        self.explained, self.batches = 0.0, 0
+        return mean
 
 
 class NegativeELBO(ProgramLoss):
@@ -160,7 +172,7 @@ class NegativeELBO(ProgramLoss):
             loss: Tensor = self.elbo.differentiable_loss(model, self._guide, batch)
             if isinstance(self.elbo, _Remembered):
                 traces = self.elbo.take()
-                self.explained = self.explained + _log_density(traces[0].nodes["y"]).detach()
+                self.count(_log_density(traces[0].nodes["y"]))
                 if self.keep_parts:
                     self._parts = self._measure(*traces)
         return (loss + self.kl_weight * sum(self._starts.values())) / self.size

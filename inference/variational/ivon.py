@@ -147,7 +147,7 @@ class _Loss(ProgramLoss):
             labels = trace.nodes["y"]
             fit = labels["fn"].log_prob(labels["value"]).mean()
             self._log_likelihood = fit.detach()
-            self.explained = self.explained + self.size * self._log_likelihood
+            self.count(self.size * self._log_likelihood)
             prior = [
                 node["fn"].log_prob(node["value"]).sum()
                 for name, node in trace.nodes.items()

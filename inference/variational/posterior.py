@@ -204,20 +204,11 @@ class _Explained(Hook):
     """How well the training rows were explained in the last epoch: nats an example, NaN before the first."""
 
     objective: ProgramLoss
-    begun: int | None = None
     nats: float = math.nan
 
-    def before_step(self, state: State) -> None:
-        """Begin to count with the first step of an epoch, or of what is gone on with of one."""
-        if self.begun is None:
-            # The last epoch was followed by a look at the weights that it left.
-            self.begun, self.objective.explained = state.step, 0.0
-
     def on_epoch(self, state: State) -> None:
-        """Take the mean over its steps."""
-        steps = state.step - (self.begun or 0)
-        self.nats = float(self.objective.explained) / steps / self.objective.size
-        self.begun = None
+        """Take the mean over its batches."""
+        self.nats = self.objective.mean_explained()
 
     def warn(self, labels: Sequence[Any]) -> None:
         """Say if the labels' base rate explains them as well."""

@@ -10,6 +10,7 @@ from scenarios import Regression, lora_regression, tiny_program, tiny_rows
 from bayeslora.errors import PosteriorError, SettingError
 from bayeslora.inference import fit
 from bayeslora.inference.training.objective import State
+from bayeslora.inference.variational.elbo import ProgramLoss
 from bayeslora.models import MonteCLoRA
 from bayeslora.passes import Rows
 
@@ -109,14 +110,13 @@ def test_only_the_last_epoch_is_compared_with_the_base_rate(known: Regression) -
     """A fit that has explained its labels and loses that again is said to have."""
     from bayeslora.inference.variational.posterior import _Explained  # no public way leads to a fit that dies
 
-    class Objective:
-        program, size, explained = known.program, len(known.rows), 0.0
-
-    said = _Explained(Objective())
-    for step, found in ((6, 0.0), (9, -1e6)):
-        said.before_step(State(step - 3, 9, step / 3 - 1))
-        said.objective.explained = 3 * found * len(known.rows)
-        said.on_epoch(State(step, 9, step / 3))
+    loss = ProgramLoss()
+    loss.program, loss.size = known.program, len(known.rows)
+    said = _Explained(loss)
+    for found in (0.0, -1e6):
+        for _ in range(3):  # batches, of which several may be a step
+            loss.count(torch.tensor(found * loss.size))
+        said.on_epoch(State(3, 9, 1.0))
         assert said.nats == found
     with pytest.warns(UserWarning, match="no better than the base rate"):
         said.warn(known.rows["labels"][:])
