@@ -151,7 +151,7 @@ IVON_LORA = Preset(
     name="ivon-lora",
     paper="Cong et al., arXiv 2411.04421 and 2506.14280 (IVON-LoRA)",
     note=(
-        "Published with LoRA of rank 8, alpha 16 and dropout 0.1, on q_proj and v_proj, for 10,000 steps of 4 rows, "
+        "Published with LoRA of rank 8, alpha 16 and dropout 0.1, for 10,000 steps of 4 rows, "
         "here 40 epochs, which are as many at 1,000 rows; and 10 draws. Its effective sample size is set by hand: 1e6 "
         "(ARC, OpenBookQA), 1e7 (BoolQ, small WinoGrande) or 1e8, with h0 at 1e-3 or, at the larger two, 3e-4. The "
         "temperature of 1e-3 is that of ARC-Challenge, with its 1,119 rows; on small WinoGrande it is 6.4e-5. There is "
