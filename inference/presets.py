@@ -236,10 +236,57 @@ LLLA = Preset(
     model_settings=LAPLACE_LORA.model_settings,
 )
 
+SWAG_LORA = Preset(
+    name="swag-lora",
+    paper="Onal et al., AABI 2024, arXiv 2405.03425 (SWAG-LoRA)",
+    note=(
+        "Published with LoRA of rank 8, alpha 16 and dropout 0.1 on query and value, and 15 draws. The covariance is "
+        "twice that of Maddox et al., and in the test after training four times (a scale of 2). Otherwise here: "
+        "collecting begins with the weights after epoch 8, not with those of the lowest loss on a fifth of the rows, "
+        "which is held back; its rate is a tenth from the first step on, where the released code falls to that "
+        "linearly over all of its epochs; five snapshots are taken, not a sixth; and the moments are those of `Swag`."
+    ),
+    backend="swag",
+    settings={
+        "epochs": 13.0,
+        "collect_from": 8 / 13,
+        "snapshots": 5,
+        "rank": 5,
+        "scale": 1.0,
+        "batch_size": 32,
+        "learning_rate": 1e-4,
+        "collecting_rate": 0.1,
+        "weight_decay": 0.0,
+        "warmup": 0.06,
+        "max_grad_norm": 1e9,
+    },
+)
+
+TFB = Preset(
+    name="tfb",
+    paper="Shi et al., NeurIPS 2025, arXiv 2412.05723 (TFB)",
+    note=(
+        "Published with LoRA of rank 8, alpha 16, without dropout, on q_proj, v_proj and lm_head, around adapters that "
+        "were trained for 5,000 steps of plain LoRA, here 20 epochs, which are as many at 1,000 rows; and 10 draws. "
+        "What the search in the released code does otherwise is said of the backend."
+    ),
+    backend="tfb",
+    settings={
+        "tolerance": 3e-3,
+        "draws": 10,
+        "search_rows": 500,
+        "epochs": 20.0,
+        "batch_size": 4,
+        "learning_rate": 1e-4,
+        "warmup": 0.06,
+        "max_grad_norm": 1e9,
+    },
+)
+
 #: Every preset by its name.
 PRESETS: Registry[Preset] = Registry(
     "preset",
-    {each.name: each for each in (BAYESIAN_LORA, BLOB, SCALABL, IVON_LORA, C_LORA, LAPLACE_LORA, LLLA)},
+    {each.name: each for each in (BAYESIAN_LORA, BLOB, SCALABL, IVON_LORA, C_LORA, SWAG_LORA, TFB, LAPLACE_LORA, LLLA)},
 )
 
 
