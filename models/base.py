@@ -29,8 +29,8 @@ class WeightModel(Settings, ABC):
     The random sites are sampled first and the others after them, in the model as in every guide.
 
     Figures below are accuracy / NLL / ECE-15 of `svi` with MonteCLoRA on SST-2 (MiniLM, 1,000 training rows, 10 epochs,
-    one seed, 1,000 other rows, where accuracy has a standard error of 0.012; ``benchmarks/settings.py``). All defaults
-    give .842 / .364 / .030, plain LoRA .836 / .961 / .146.
+    one seed, 1,000 other rows, where accuracy has a standard error of 0.012; ``benchmarks/settings.py``), without
+    `SVI.noise_warmup`. All other defaults give .842 / .364 / .030, plain LoRA at the same rate .836 / .961 / .146.
 
     A Kullback-Leibler weight of 1, Bayes' rule, is usable by a prior around the initial matrix and noise as large as
     the prior's, in one of the two matrices. Neither the hierarchical Sigma (`Gaussian`: .842 / .348 / .024), nor a
