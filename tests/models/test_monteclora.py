@@ -330,7 +330,7 @@ class TestSettings:
 
     def test_build(self) -> None:
         assert models.build("monteclora", components="8") == MonteCLoRA(components=8)
-        assert set(models.MODELS) == {"monteclora", "gaussian"}
+        assert set(models.MODELS) == {"monteclora", "gaussian", "scalabl"}
         with pytest.raises(SettingError, match="Did you mean 'monteclora'"):
             models.build("montclora")
         with pytest.raises(SettingError, match="components"):

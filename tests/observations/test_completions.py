@@ -256,8 +256,6 @@ def test_arviz_is_told_of_likelihoods_and_of_no_other_texts() -> None:
     assert data["observed_data"]["y"].values.tolist() == ROWS["labels"]
     found = bl.diagnostics.loo(data)
     assert len(found.pareto_k) == 4
-    with pytest.raises(PosteriorError, match="class probabilities"):
-        bl.diagnostics.diagnose(posterior, rows())
 
 
 def test_tokens_that_are_as_good_as_impossible_have_finite_scores() -> None:
