@@ -74,6 +74,7 @@ class IVON(AdamW):
             for place, mean in means.items():
                 place.data = mean
 
+    # PyTorch's step is typed as one that may hand on a closure's loss: this one takes no closure's, and has none.
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Move the means, their curvatures, and the points, by the gradients that were taken within `context`."""
