@@ -6,7 +6,6 @@ Yang, Robeyns, Wang and Aitchison, *Bayesian low-rank adaptation for large langu
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from bayeslora.errors import SettingError
 from bayeslora.inference.base import Run, check_random
+from bayeslora.inference.laplace.checks import check_distance, warn_of_draws, warn_of_mode
 from bayeslora.inference.laplace.curvature import Curvature
 from bayeslora.inference.laplace.evidence import Evidence, LinearEvidence, ModeEvidence
 from bayeslora.inference.laplace.fisher import Fisher, FisherName, fisher_of
@@ -48,10 +48,6 @@ from bayeslora.weights import Site
 __all__ = ["Laplace"]
 
 
-#: Nats a row by which a mode may be worse than chance before that is said.
-WORSE = 0.5
-#: Rows on which draws of the weights are tried, and how many times the mode's loss is too much for them.
-FEW_ROWS, TOO_MUCH = 16, 1.5
 #: Rows that are held out from which on they say more than an evidence does; the part of the training rows that is set
 #: aside for that, and how many there are at most: one number is tuned on them.
 ENOUGH_ROWS, PART, MOST_ROWS = 30, 10, 1000
@@ -144,12 +140,12 @@ class Laplace(TrainingSettings):
         matrices, prior = matrices_of(sites, weights), normal_prior(program, sites, latents)
         tune = self._tune(program, run)
         if tune == "mode-evidence":
-            _check_distance(prior, matrices)
+            check_distance(prior, matrices)
         reset_peak(program.device)
         linear = LinearEvidence(matrices, prior, len(data), fisher.vectors)
         log_likelihood, chance = self._measure(program, weights, data, run, tape, fisher, curvature, linear)
         if not cost and isinstance(program.observation, Curved):  # the mode was given
-            _warn_of_mode(log_likelihood * self.temperature / len(data), chance / len(data))
+            warn_of_mode(log_likelihood * self.temperature / len(data), chance / len(data))
         fixed = latents.keys() - prior.roots.keys()
         record = run.record(self.name, asdict(self), len(data), self.temperature, fixed)
         make = partial(LaplacePosterior, program, record, curvature=curvature, log_likelihood=log_likelihood)
@@ -168,7 +164,7 @@ class Laplace(TrainingSettings):
             latents, prior, trace = self._tuned(program, sites, latents, prior, evidence)
         posterior = make(latents=latents, prior=prior, log_evidence=float(linear(prior)), evidence_rows=linear.rows)
         if tune != "intact" and not isinstance(program.observation, Curved):
-            _warn_of_draws(posterior, data)
+            warn_of_draws(posterior, data)
         # A mode that was found over several sittings has its own count of seconds.
         own = cost_of(program, time.monotonic() - begun, peak(program.device))
         cost = {name: max(value, cost.get(name, value)) for name, value in own.items()}
@@ -360,43 +356,3 @@ class Laplace(TrainingSettings):
         values, trace = tuned_hyper(evidence, HyperPrior(program, sites, latents))
         latents = latents | {name: value.to(latents[name]) for name, value in values.items()}
         return latents, normal_prior(program, sites, latents), trace
-
-
-def _check_distance(prior: NormalPrior, matrices: Mapping[str, Tensor]) -> None:
-    """Without distance from its centre, a mode gives the scale of a prior no reason to be larger than zero."""
-    for name, value in prior.whitened(matrices).items():
-        if not value.any():
-            raise SettingError(
-                f"The prior of site '{name}' is centred on the very weights that are given, so that by this evidence "
-                "its best scale is zero: give the model centre='zero' (--set model.centre=zero), or tune='evidence'."
-            )
-
-
-def _warn_of_draws(posterior: LaplacePosterior, data: Dataset) -> None:
-    """Say if draws of the weights, by which texts are predicted, break the network that the curvature is about."""
-    rows = Rows.of(posterior.program, data.select(range(min(FEW_ROWS, len(data)))))
-    with undisturbed(posterior.program), torch.no_grad():
-        mode, *drawn = rows.outputs_of(posterior.program, [posterior.mean(), *posterior.draws(2)])
-    labels = rows.labels
-    found, lost = (
-        -float(rows.observation.predicted(each, labels).log_predictive_density.mean())
-        for each in (mode.unsqueeze(0), torch.stack(drawn))
-    )
-    if not lost < TOO_MUCH * found:
-        warnings.warn(
-            f"Draws of the weights break the network: a text has a negative log-likelihood of {lost:.1f} by draws, and "
-            f"{found:.1f} at the mode. The prior is too wide: leave it to tune='auto', the default, or to rows that "
-            "are set aside (tune='heldout'), or give a narrower one (tune='none', model.deviation).",
-            stacklevel=2,
-        )
-
-
-def _warn_of_mode(found: float, chance: float) -> None:
-    """Say if the mode explains its own rows far worse than a guess, as under swapped class names."""
-    if found < chance - WORSE:
-        warnings.warn(
-            f"The mode explains the training rows far worse than chance does: a log-likelihood of {found:.2f} a row, "
-            f"and {chance:.2f} by guessing. Check that classes are numbered as the adapter numbers them, and "
-            "that it is of this base network.",
-            stacklevel=2,
-        )
