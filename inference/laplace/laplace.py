@@ -37,7 +37,7 @@ from bayeslora.inference.laplace.tuning import (
 )
 from bayeslora.inference.training.process import available, cost_of, peak, reset_peak
 from bayeslora.inference.training.trainer import TrainingSettings
-from bayeslora.inference.variational.point import MLE, point_estimate
+from bayeslora.inference.variational.point import MLE, Mode, mode_of, weights_given
 from bayeslora.observations import Curved
 from bayeslora.passes import Rows, undisturbed
 from bayeslora.program import Program
@@ -211,7 +211,7 @@ class Laplace(TrainingSettings):
         """How the mode is found."""
         if self.mode != "auto":
             return self.mode
-        if run.start is not None or not program.weights.fresh:
+        if weights_given(program, run):
             return "given"
         return "map" if self.tune == "none" else "mle"
 
@@ -219,23 +219,13 @@ class Laplace(TrainingSettings):
         if self.scales != "all" and tune not in EVIDENCES:
             raise SettingError(f"scales='{self.scales}' is tuned by an evidence, and tune is '{tune}'.")
 
-    def _mode(
-        self, program: Program, data: Dataset, run: Run
-    ) -> tuple[dict[str, Tensor], list[dict[str, float]], dict[str, float]]:
-        """The mode of every latent site, and what its training logged and cost."""
-        found = self._found(program, run)
-        if found == "given":
-            return program.model.initial(run.sites(program)), [], {}
-        estimate = partial(point_estimate, self, program, data, run)
-        trained = (
-            estimate(
-                prior_weight=0.0, weight_decay=MLE.weight_decay, points=self.point_learning_rate or self.learning_rate
-            )
-            if found == "mle"
-            else estimate(prior_weight=self.temperature, points=self.point_learning_rate)
-        )
-        latents = {name: value.detach().clone() for name, value in trained.draw().items()}
-        return latents, trained.record.history, trained.record.cost
+    def _mode(self, program: Program, data: Dataset, run: Run) -> Mode:
+        """The mode of every latent site."""
+        found, points = self._found(program, run), self.point_learning_rate
+        mode = partial(mode_of, self, program, data, run, given=found == "given")
+        if found == "mle":
+            return mode(prior_weight=0.0, weight_decay=MLE.weight_decay, points=points or self.learning_rate)
+        return mode(prior_weight=self.temperature, points=points)
 
     def _check(
         self, program: Program, sites: Sequence[Site], curvature: Curvature, rows: int, vectors: int, run: Run

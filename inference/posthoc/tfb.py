@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from datasets import Dataset
@@ -17,7 +17,7 @@ from torch import Tensor
 from bayeslora.errors import AdapterError, SettingError, TrainingError
 from bayeslora.inference.base import Run
 from bayeslora.inference.training.process import cost_of, peak, reset_peak
-from bayeslora.inference.variational.point import MLE, point_estimate
+from bayeslora.inference.variational.point import MLE, Mode, mode_of, weights_given
 from bayeslora.inference.variational.posterior import VariationalPosterior
 from bayeslora.models.guides.base import GuideList, PointGuide
 from bayeslora.models.guides.product import ProductNoise, spectral_noise
@@ -106,18 +106,12 @@ class TFB(MLE):
         posterior.record = replace(record, cost=cost, history=history + trace, finished=True)
         return posterior
 
-    def _mode(
-        self, program: Program, data: Dataset, run: Run
-    ) -> tuple[dict[str, Tensor], list[dict[str, Any]], dict[str, float]]:
-        """The mode of every latent site, and what its training logged and cost."""
-        known = run.start is not None or not program.weights.fresh
-        if self.mode == "given" or (self.mode == "auto" and known):
-            return program.model.initial(run.sites(program)), [], {}
+    def _mode(self, program: Program, data: Dataset, run: Run) -> Mode:
+        """The mode of every latent site."""
+        given = self.mode == "given" or (self.mode == "auto" and weights_given(program, run))
         points = None if self.prior_weight else self.learning_rate  # as `map` and `mle` have it
         weights = {"prior_weight": self.prior_weight, "weight_decay": self.weight_decay}
-        trained = point_estimate(self, program, data, run, points=points, **weights)
-        latents = {name: value.detach().clone() for name, value in trained.draw().items()}
-        return latents, trained.record.history, trained.record.cost
+        return mode_of(self, program, data, run, given=given, points=points, **weights)
 
     def _rows(self, program: Program, data: Dataset, run: Run) -> Rows:
         """Rows to look at the loss of."""

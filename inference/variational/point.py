@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from datasets import Dataset
+from torch import Tensor
 
 from bayeslora.inference.base import Run
 from bayeslora.inference.training.trainer import TrainingSettings
@@ -16,7 +17,7 @@ from bayeslora.models.guides.auto import make_guide
 from bayeslora.program import Program
 from bayeslora.settings import NotNegative, Positive
 
-__all__ = ["MAP", "MLE", "point_estimate"]
+__all__ = ["MAP", "MLE", "Mode", "mode_of", "point_estimate", "weights_given"]
 
 
 @dataclass(frozen=True)
@@ -98,3 +99,48 @@ def point_estimate(
         elbo=MeanFieldBound(),
         temperature=prior_weight,
     )
+
+
+class Mode(NamedTuple):
+    """The mode of every latent site, and what its training logged and cost, which is nothing where it was given."""
+
+    latents: dict[str, Tensor]
+    history: list[dict[str, Any]]
+    cost: dict[str, float]
+
+
+def weights_given(program: Program, run: Run) -> bool:
+    """Whether there is something to start from, or the adapter was not fresh, its products B A not all zero."""
+    return run.start is not None or not program.weights.fresh
+
+
+def mode_of(
+    settings: TrainingSettings,
+    program: Program,
+    data: Dataset,
+    run: Run,
+    *,
+    given: bool,
+    prior_weight: float,
+    weight_decay: float = 0.0,
+    points: float | None = None,
+) -> Mode:
+    """A mode to put a posterior around: the weights that are given, or those that `point_estimate` finds.
+
+    Args:
+        settings: of the optimisation.
+        program: the Pyro model.
+        data: tokenised rows with labels.
+        run: its ``start`` is what is given, or else the weights that the program was made with.
+        given: whether to take these.
+        prior_weight: as for `point_estimate`, like all that follows.
+        weight_decay: see there.
+        points: see there.
+    """
+    if given:
+        return Mode(program.model.initial(run.sites(program)), [], {})
+    found = point_estimate(
+        settings, program, data, run, prior_weight=prior_weight, weight_decay=weight_decay, points=points
+    )
+    latents = {name: value.detach().clone() for name, value in found.draw().items()}
+    return Mode(latents, found.record.history, found.record.cost)
