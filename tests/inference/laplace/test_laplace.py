@@ -135,7 +135,7 @@ def test_what_was_saved_before_does_not_decide_whether_to_train(tmp_path: Path) 
 def test_a_layer_that_cannot_be_split_is_named_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
     lora = LoraConfig(r=2, target_modules=["position_embeddings", "query"], task_type="SEQ_CLS")
     program = Program(get_peft_model(tiny_bert(), lora), Classes(3), Gaussian(deviation=0.1))
-    monkeypatch.setattr(laplace, "point_estimate", lambda *_, **__: pytest.fail("it was trained"))
+    monkeypatch.setattr(laplace, "mode_of", lambda *_, **__: pytest.fail("it was trained"))
     expected = r"1 layers see .* cannot be split .*position_embeddings'. Give .*target_modules=\['query'\]"
     with pytest.raises(AdapterError, match=expected):
         fit(program, tiny_rows(6), "laplace", progress=False)
