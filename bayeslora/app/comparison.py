@@ -19,7 +19,7 @@ import numpy as np
 
 from bayeslora import files, store
 from bayeslora.app import runs
-from bayeslora.app.config import RunConfig, resolve
+from bayeslora.app.config import RunConfig, named, resolve
 from bayeslora.app.terminal import say
 from bayeslora.errors import SettingError
 from bayeslora.predict.measure import measure, true_probabilities
@@ -174,8 +174,8 @@ def compare(
 
     Args:
         config: what the arms share; its seed and output do not count.
-        arms: names of backends; or the fields of `RunConfig` that each arm changes, by the arm's name. Mappings, such
-            as ``settings``, are put over those of ``config``.
+        arms: names of backends or presets; or the fields of `RunConfig` that each arm changes, by the arm's name.
+            Mappings, such as ``settings``, are put over those of ``config``.
         seeds: of the runs.
         output: folder; gets a folder for each run, comparison.json, comparison.md and, for classes, reliability.png.
         evaluation: how predictions are made.
@@ -187,16 +187,16 @@ def compare(
     """
     evaluation = evaluation or Evaluation()
     output = Path(output)
-    named = arms if isinstance(arms, Mapping) else {name: {"backend": name} for name in arms}
-    _check(named, seeds)
-    configs = {name: resolve(_changed(config, changes)) for name, changes in named.items()}
+    changes = arms if isinstance(arms, Mapping) else {name: named(name) for name in arms}
+    _check(changes, seeds)
+    configs = {name: resolve(_changed(config, each)) for name, each in changes.items()}
     shared = resolve(replace(config, output=None))
     task = runs.task_of(replace(shared, seed=seeds[0]))
     task.split(evaluation.split)  # before anything is fitted
     if progress:
         say(*task.notes)
-    planned = [(name, seed) for seed in seeds for name in named]
-    outcomes: dict[str, list[Outcome]] = {name: [] for name in named}
+    planned = [(name, seed) for seed in seeds for name in configs]
+    outcomes: dict[str, list[Outcome]] = {name: [] for name in configs}
     with store.opened(output):
         for name, seed in track(planned, "runs", show=progress):
             run, folder = replace(configs[name], seed=seed, output=None), _folder(output, name, seed)

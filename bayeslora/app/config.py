@@ -25,8 +25,11 @@ __all__ = [
     "LoraSettings",
     "RunConfig",
     "assign",
+    "canonical",
     "differences",
+    "named",
     "read_config",
+    "read_yaml",
     "resolve",
     "task_settings",
 ]
@@ -174,7 +177,7 @@ def read_config(
     Raises:
         SettingError: the file cannot be read, a key is unknown, or a value has another type.
     """
-    values = {} if path is None else _read_yaml(Path(path))
+    values = {} if path is None else read_yaml(Path(path))
     values |= {name: value for name, value in (flags or {}).items() if value is not None}
     return RunConfig.from_dict(assign(values, assignments))
 
@@ -275,23 +278,68 @@ def _model(config: RunConfig, algorithm: Backend) -> tuple[str, dict[str, Any]]:
     return config.model, config.model_settings
 
 
+def canonical(config: RunConfig) -> RunConfig:
+    """The resolved configuration with every setting in it, those that have their defaults as well, and no preset.
+
+    Two runs with equal canonical configurations are the same run, whatever the defaults will be.
+
+    Raises:
+        SettingError: as in `resolve`.
+    """
+    from bayeslora.inference import BACKENDS
+    from bayeslora.models import MODELS
+    from bayeslora.networks import NetworkSettings
+
+    config = resolve(config)
+    assert config.backend is not None and config.model is not None
+    network = asdict(build(NetworkSettings, config.network))
+    return replace(
+        config,
+        preset=None,
+        settings=_plain(asdict(BACKENDS.build(config.backend, config.settings))),
+        model_settings=_plain(asdict(MODELS.build(config.model, config.model_settings))),
+        network={name: value for name, value in network.items() if name != "name"},
+        output=None,
+    )
+
+
+def named(name: str) -> dict[str, str]:
+    """The field of a run that a method's name stands for: its backend, or else its preset.
+
+    Raises:
+        SettingError: there is neither.
+    """
+    from bayeslora.inference import BACKENDS
+    from bayeslora.inference.presets import PRESETS
+
+    if name in BACKENDS or name not in PRESETS:
+        BACKENDS.check(name, ())
+        return {"backend": name}
+    return {"preset": name}
+
+
 def differences(one: RunConfig, other: RunConfig) -> list[str]:
     """Fields in which two configurations differ, each as "name: value and value"; the output does not count."""
     first, second = (config.to_dict() | {"output": None} for config in (one, other))
     return differing(first, second)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, what: str = "configuration") -> dict[str, Any]:
+    """What a YAML file of keys and values holds.
+
+    Raises:
+        SettingError: it cannot be read, or holds something else.
+    """
     import yaml
 
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise SettingError(f"Cannot read the configuration {path}: {error.strerror}.") from error
+        raise SettingError(f"Cannot read the {what} {path}: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingError(f"The configuration {path} is no YAML file: {error}") from error
+        raise SettingError(f"The {what} {path} is no YAML file: {error}") from error
     if not isinstance(values, dict):
-        raise SettingError(f"The configuration {path} holds a {type(values).__name__}, expected key: value lines.")
+        raise SettingError(f"The {what} {path} holds a {type(values).__name__}, expected key: value lines.")
     return {str(key): value for key, value in values.items()}
 
 

@@ -81,6 +81,7 @@ def fit(
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = True,
+    start: Posterior | None = None,
 ) -> Posterior:
     """Fit what a configuration describes into a folder, which gets the configuration first and the posterior last.
 
@@ -90,6 +91,7 @@ def fit(
         resume: go on where a run of the same configuration in this folder was stopped; what is finished is loaded.
         overwrite: replace a run that is in the folder; it stays until the new one has come to its end.
         progress: show bars, and what was taken for what in the data.
+        start: posterior of the same network that the fit starts from or is laid around; see `bayeslora.fit`.
 
     Raises:
         SettingError: the configuration is wrong; the folder holds a run already, with ``resume`` that of another
@@ -124,6 +126,7 @@ def fit(
                 resume=resume and store.holds_fit(place),  # it may have been stopped before its first checkpoint
                 progress=progress,
                 heldout=task.heldout,
+                start=start,
                 chains=config.chains,
                 **config.settings,
             )

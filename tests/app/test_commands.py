@@ -300,3 +300,29 @@ def test_tasks_show_prints_choices(tmp_path: Path, task: str, asked: str, capsys
     shown = capsys.readouterr().out
     assert "[choices]\n  Which? | sun\n* Which? | moon\n" in shown and asked in shown
     assert "[text-choices, by a causal language model]\nQuestion: Which?\nAnswer:\n  sun\n* moon\n" in shown
+
+
+def test_compare_runs_the_file_of_a_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from bayeslora.app.studies import Study
+
+    study = {
+        "tasks": ["demo"], "bases": ["demo"], "methods": ["mle"], "evaluation": {"split": "heldout"},
+        "common": {"train_size": 16, "heldout_size": 20, "settings": {"epochs": 1, "cpu": True}},
+    }  # fmt: skip
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    assert call("compare", tmp_path / "study.yaml", "--output", tmp_path / "out") == 0
+    told = capsys.readouterr()
+    assert "[1/1] demo, demo, mle, seed 0: " in told.err and str(tmp_path / "out") in told.out
+    assert list(Study(study, tmp_path / "out").frame()["state"]) == ["done"]
+    assert call("compare", tmp_path / "study.yaml", "--train-size", 8) == 2
+    assert "--train-size is said by the file of a study" in capsys.readouterr().err
+    assert call("compare", "--output", tmp_path / "none") == 2
+    assert "takes the file of a study, or --backends and --output" in capsys.readouterr().err
+
+
+def test_presets_stand_among_the_backends(tmp_path: Path) -> None:
+    arguments = ["compare", *FIT[1:5], *FIT[7:], *QUICK, "--backends", "map,ivon-lora", "--seeds", "0"]
+    assert call(*arguments, "--split", "heldout", "--draws", "2", "--output", tmp_path / "out") == 0
+    record = json.loads((tmp_path / "out" / "ivon-lora-seed0" / "posterior" / "posterior.json").read_text())["record"]
+    assert record["backend"] == "ivon" and record["settings"]["clip_radius"] == 1e-3
+    assert record["settings"]["epochs"] == 1  # what the flags say

@@ -1,4 +1,4 @@
-"""Fit several backends and compare them."""
+"""Fit several methods and compare them: backends on one task by flags, or a study by its file."""
 
 from __future__ import annotations
 
@@ -26,13 +26,27 @@ from bayeslora.errors import SettingError, unknown
 
 __all__ = ["compare"]
 
+#: Flags that say how a study is run, not what it is.
+OF_STUDIES = {"study", "output", "retry"}
+
 
 def compare(
     context: typer.Context,
+    study: Annotated[
+        Path | None,
+        typer.Argument(
+            help="YAML file of a study; other flags than those of its running are then none.", show_default=False
+        ),
+    ] = None,
     output: Annotated[
-        Path, typer.Option(parser=new_folder, metavar="FOLDER", help="Folder of the comparison.", show_default=False)
-    ],
-    backends: Annotated[str, typer.Option(help="Inference algorithms, separated by commas.", show_default=False)],
+        Path | None,
+        typer.Option(
+            parser=new_folder, metavar="FOLDER", help="Folder of the comparison.", show_default="runs/NAME of a study"
+        ),
+    ] = None,
+    backends: Annotated[
+        str | None, typer.Option(help="Inference algorithms or presets, separated by commas.", show_default=False)
+    ] = None,
     base: Base = None,
     task: TaskName = None,
     data_dir: DataDir = None,
@@ -45,15 +59,26 @@ def compare(
     method: Method = None,
     assignments: Assignments = None,
     config: ConfigFile = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Of a study: try again what failed before.")] = False,
 ) -> None:
-    """Fit several backends with several seeds and put them into one table.
+    """Fit several methods with several seeds and put them into one table.
+
+    A file names tasks, bases, methods, seeds and settings of a study, whose cells are done one by one and kept.
+    Without one, flags name backends and a task.
 
     Settings go to every backend; one with the backend's name before it, such as svi.particles=4, to that one alone.
     The same command again goes on with a comparison that was stopped.
     """
+    context.obj["resume"] = lambda: "The same command goes on from there."
+    if study is not None:
+        _check_flags(context)
+        _run_study(study, output, retry)
+        return
+    if output is None or backends is None:
+        raise SettingError("compare takes the file of a study, or --backends and --output.")
     from bayeslora.app.comparison import Evaluation
     from bayeslora.app.comparison import compare as run_all
-    from bayeslora.app.config import read_config
+    from bayeslora.app.config import named, read_config
 
     flags = {
         "base": base, "task": task, "data_dir": data_dir, "model": model, "train_size": train_size,
@@ -63,10 +88,9 @@ def compare(
     if len(set(names)) < len(names):
         raise SettingError(f"A backend is given twice: {', '.join(names)}.")
     shared, own = _by_backend(assignments or [], names)
-    context.obj["resume"] = lambda: "The same command goes on from there."
     found = run_all(
         read_config(config, flags, shared),
-        {name: {"backend": name, "settings": own[name]} for name in names},
+        {name: named(name) | {"settings": own[name]} for name in names},
         [_seed(word) for word in _words(seeds)],
         output,
         evaluation=Evaluation(split, draws, method),
@@ -79,6 +103,23 @@ def compare(
     show(f"Written into {output}: comparison.md, comparison.json and a folder for each run.")
     if (output / "reliability.png").exists():
         show(f"Reliability diagram: {output / 'reliability.png'}")
+
+
+def _check_flags(context: typer.Context) -> None:
+    """Make sure that no flag was given which the file of a study stands for."""
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if name not in OF_STUDIES and source is not None and source.name == "COMMANDLINE":
+            flag = "set" if name == "assignments" else name.replace("_", "-")
+            raise SettingError(f"--{flag} is said by the file of a study: write it there.")
+
+
+def _run_study(file: Path, output: Path | None, retry: bool) -> None:
+    from bayeslora.app.studies import Study
+
+    study = Study(file, output)
+    study.run(retry=retry)
+    show(f"Written into {study.results.folder}.")
 
 
 def _words(text: str) -> list[str]:

@@ -1,0 +1,89 @@
+"""Cells of a study: fits and evaluations, each under an address made of all that its result depends on."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from bayeslora.app.config import RunConfig
+
+__all__ = ["FORMAT", "Cell", "Entry", "Evaluation", "address"]
+
+#: Of what a cell's folder holds; another one gives all cells other addresses.
+FORMAT = 1
+
+
+def address(described: Any) -> str:
+    """Digest of plain data: equal data have equal ones, in whatever order their keys are."""
+    text = json.dumps({"format": FORMAT, "of": described}, sort_keys=True, ensure_ascii=False)
+    return sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One fit.
+
+    Attributes:
+        config: all that it depends on, every setting said.
+        start: fit whose posterior it starts from or is laid around.
+    """
+
+    config: RunConfig
+    start: Cell | None = None
+
+    @cached_property
+    def name(self) -> str:
+        """Of its folder: for people, then the address."""
+        own = {key: value for key, value in self.config.to_dict().items() if key not in ("output", "preset")}
+        digest = address({"run": own, "start": None if self.start is None else self.start.name})
+        task = re.sub(r"[^\w.-]+", "-", Path(self.config.task).stem if "." in self.config.task else self.config.task)
+        return f"{task}-{self.config.backend}-seed{self.config.seed}-{digest}"
+
+    @property
+    def chain(self) -> tuple[Cell, ...]:
+        """The fits that it needs, the first one first, and itself."""
+        return (*(() if self.start is None else self.start.chain), self)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is predicted, and how.
+
+    Attributes:
+        split: rows, by the name of the split.
+        draws: number of weight draws.
+        method: way to predict; the posterior's own if left out.
+        task: another task than that of the fit.
+        data_dir: folder with that task's files.
+        task_settings: further arguments of `bayeslora.load_task` for it.
+    """
+
+    split: str
+    draws: int
+    method: str | None = None
+    task: str | None = None
+    data_dir: str | None = None
+    task_settings: tuple[tuple[str, Any], ...] = ()
+
+    @cached_property
+    def name(self) -> str:
+        """Of its files: for people, then the address."""
+        return f"{re.sub(r'[^-.A-Za-z0-9]+', '-', self.split)}-{address(asdict(self))}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A fit and its evaluations.
+
+    Attributes:
+        cell: the fit.
+        evaluations: by name; the one on the task's own rows is "".
+    """
+
+    cell: Cell
+    evaluations: dict[str, Evaluation]

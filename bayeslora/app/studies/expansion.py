@@ -1,0 +1,219 @@
+"""From the file of a study to the lines of its tables, and the cells that each of them needs."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any, Literal
+
+from bayeslora.app.config import RunConfig, assign, canonical, named, resolve
+from bayeslora.app.studies.cells import Cell, Entry, Evaluation
+from bayeslora.app.studies.file import OWN, StudyFile
+from bayeslora.errors import SettingError, unknown
+
+__all__ = ["Candidate", "Target", "expand"]
+
+#: Rows that trials are judged on.
+HELDOUT = "heldout"
+#: Settings that go to those backends and models alone that have them, unless a method itself has them.
+OF_PARTS = ("settings", "model_settings")
+Point = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to settle a line.
+
+    Attributes:
+        point: settings by name, that differ from candidate to candidate.
+        entry: what the line shows if this one is taken.
+        trial: what tells whether it is; none where there is no choice.
+    """
+
+    point: Point
+    entry: Entry
+    trial: Entry | None = None
+
+
+@dataclass(frozen=True)
+class Target:
+    """A line of the tables.
+
+    Attributes:
+        task: its name in the study, as those that follow.
+        base: network.
+        method: of inference.
+        seed: of the run.
+        protocol: "same" settings for all methods, those that were "chosen" for this one, or a point of the "grid".
+        point: of the grid.
+        candidates: that there are to choose from; one, where there is nothing to choose.
+    """
+
+    task: str
+    base: str
+    method: str
+    seed: int
+    protocol: Literal["same", "chosen", "grid"]
+    point: Point
+    candidates: tuple[Candidate, ...]
+
+    @property
+    def trials(self) -> tuple[Entry, ...]:
+        """What is to be done before one is chosen."""
+        return tuple(each.trial for each in self.candidates if each.trial is not None)
+
+    @property
+    def title(self) -> str:
+        """For messages."""
+        point = "".join(f", {key}={value}" for key, value in self.point.items())
+        chosen = ", chosen" if self.protocol == "chosen" else ""
+        return f"{self.task}, {self.base}, {self.method}, seed {self.seed}{point}{chosen}"
+
+
+def expand(study: StudyFile) -> list[Target]:
+    """All lines of a study: the seeds outermost, so that a study that is stopped has whole tables of few seeds.
+
+    Raises:
+        SettingError: a backend, model, preset or setting is unknown, or has a value that it cannot take.
+    """
+    expansion = _Expansion(study)
+    targets = list(expansion.targets())
+    expansion.check()
+    return targets
+
+
+class _Expansion:
+    """What the entries of a study come to, each configuration made once."""
+
+    def __init__(self, study: StudyFile) -> None:
+        self.study = study
+        self.cells: dict[str, Cell] = {}
+        #: Names of settings that methods have, and those that are to go to all that have them.
+        self.has: dict[str, set[str]] = {part: set() for part in OF_PARTS}
+        self.asked: dict[str, set[str]] = {part: set() for part in OF_PARTS}
+
+    def targets(self) -> Iterator[Target]:
+        """The lines, those at the same settings first."""
+        study = self.study
+        points = _combinations(study.grid)
+        for seed, base, task, point, method in product(study.seeds, study.bases, study.tasks, points, study.methods):
+            entry = self.entry(task, base, method, seed, point)
+            protocol: Literal["same", "grid"] = "grid" if study.grid else "same"
+            yield Target(task, base, method, seed, protocol, point, (Candidate({}, entry),))
+        if study.tuning is not None:
+            for seed, base, task, method in product(study.seeds, study.bases, study.tasks, study.methods):
+                candidates = tuple(self.candidates(task, base, method, seed))
+                yield Target(task, base, method, seed, "chosen", {}, candidates)
+
+    def candidates(self, task: str, base: str, method: str, seed: int) -> Iterator[Candidate]:
+        """Combinations that a method tries with the first seed, and what each would come to with this one."""
+        tuning = self.study.tuning
+        assert tuning is not None
+        points = _combinations(tuning.values | self.study.methods[method].get("tuning", {}))
+        if len(points) > tuning.trials:
+            points = random.Random(tuning.seed).sample(points, tuning.trials)
+        for point in points:
+            first = self.entry(task, base, method, self.study.seeds[0], point)
+            if not first.cell.config.heldout_size:
+                raise SettingError(
+                    f"tuning chooses by rows that are held out, and task '{task}' has none: give it a heldout_size, "
+                    "such as common: {heldout_size: 300}."
+                )
+            own = first.evaluations[""]
+            trial = replace(own, split=HELDOUT, task=None, data_dir=None, task_settings=())
+            yield Candidate(point, self.entry(task, base, method, seed, point), Entry(first.cell, {"": trial}))
+
+    def entry(self, task: str, base: str, method: str, seed: int, point: Point) -> Entry:
+        """The fit of a method, and how the study evaluates it."""
+        cell = self.cell(task, base, method, seed, point)
+        of_task, of_method, shared = self.study.tasks[task], self.study.methods[method], self.study.evaluation
+        own = Evaluation(
+            of_task.get("split", shared.split), int(of_method.get("draws", shared.draws)), of_method.get("predict")
+        )
+        shifts = {name: _shifted(name, rows, own) for name, rows in (of_task.get("shift") or {}).items()}
+        return Entry(cell, {"": own, **shifts})
+
+    def cell(self, task: str, base: str, method: str, seed: int, point: Point) -> Cell:
+        """The fit of a method; methods whose fits are equal have one."""
+        config = canonical(replace(self.config(task, base, method, point), seed=seed))
+        start = self.study.methods[method].get("start")
+        found = Cell(config, None if start is None else self.cell(task, base, start, seed, point))
+        return self.cells.setdefault(found.name, found)
+
+    def config(self, task: str, base: str, method: str, point: Point) -> RunConfig:
+        """What common, base, task, method and point say, the later over the earlier."""
+        own = _of_run("methods", self.study.methods[method])
+        if not {"backend", "preset"} & own.keys():
+            own |= named(method)
+        shared = _of_run("common", self.study.common)
+        shared = _merged(shared, _of_run("bases", self.study.bases[base]))
+        shared = _merged(shared, _of_run("tasks", self.study.tasks[task]))
+        varied = assign({}, [f"{key}={_text(value)}" for key, value in point.items()])
+        has = _parts({name: value for name, value in shared.items() if name not in OF_PARTS} | own)
+        for part in OF_PARTS:
+            self.has[part] |= has[part]
+            self.asked[part] |= {*shared.get(part, {}), *varied.get(part, {})}
+        merged = _merged(_merged(_had(shared, has), own), _had(varied, has))
+        return RunConfig.from_dict(merged)
+
+    def check(self) -> None:
+        """Make sure that what goes to those methods that have it is had by one."""
+        for part in OF_PARTS:
+            for name in sorted(self.asked[part] - self.has[part]):
+                raise SettingError(unknown("setting of any method of the study", name, self.has[part]))
+
+
+def _combinations(values: Mapping[str, Sequence[Any]]) -> list[Point]:
+    """All combinations of values, the last name running fastest; one without values, if there are no names."""
+    return [dict(zip(values, each, strict=True)) for each in product(*values.values())]
+
+
+def _text(value: Any) -> str:
+    """A value as an assignment has it."""
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _of_run(sort: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What an entry says of a run."""
+    return {name: value for name, value in entry.items() if name not in OWN[sort]}
+
+
+def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields put over others, mappings within them as well."""
+    found = dict(under)
+    for name, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(found.get(name), Mapping)
+        found[name] = _merged(found[name], value) if both else value
+    return found
+
+
+def _parts(values: Mapping[str, Any]) -> dict[str, set[str]]:
+    """Names of the settings that backend and model of a run have."""
+    from bayeslora.inference import BACKENDS
+    from bayeslora.models import MODELS
+
+    config = resolve(RunConfig.from_dict(values))
+    assert config.backend is not None and config.model is not None
+    parts: tuple[Any, Any] = (BACKENDS[config.backend], MODELS[config.model])
+    return {name: set(part.__dataclass_fields__) for name, part in zip(OF_PARTS, parts, strict=True)}
+
+
+def _had(values: Mapping[str, Any], has: Mapping[str, set[str]]) -> dict[str, Any]:
+    """Fields without the settings that backend and model do not have."""
+    return {
+        name: {key: each for key, each in value.items() if key in has[name]} if name in has else value
+        for name, value in values.items()
+    }
+
+
+def _shifted(name: str, rows: Any, own: Evaluation) -> Evaluation:
+    """The same evaluation on other rows than the task's own."""
+    known = {"split", "task", "data_dir", "task_settings"}
+    rows = {"task": rows} if isinstance(rows, str) else rows
+    for key in rows:
+        if key not in known:
+            raise SettingError(unknown(f"field of the shift '{name}'", str(key), known))
+    settings = tuple(sorted((rows.get("task_settings") or {}).items()))
+    return replace(own, **{"split": "validation", **rows, "task_settings": settings})

@@ -1,0 +1,96 @@
+"""Results of a study as a table of pandas: a row for each line, whatever has come of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from bayeslora.app.studies.cells import Cell, Entry
+from bayeslora.app.studies.expansion import Target
+from bayeslora.app.studies.results import Results
+from bayeslora.predict.metrics import Metrics
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["LABELS", "cost_of", "frame_of", "number"]
+
+#: Columns that say which line it is.
+LABELS = ("task", "base", "method", "seed", "protocol")
+
+
+def frame_of(targets: Sequence[Target], results: Results) -> pd.DataFrame:
+    """A row for each line.
+
+    Columns are `LABELS`; the points of the grid; ``state`` and ``error``; each metric, and its interval over rows as
+    ``METRIC_low`` and ``METRIC_high``; costs, see `cost_of`; settings that were chosen, as ``chosen_NAME``; and
+    ``cell``, the name of the folder.
+    """
+    import pandas as pd
+
+    return pd.DataFrame([dict(_row(target, results)) for target in targets])
+
+
+def _row(target: Target, results: Results) -> Iterator[tuple[str, Any]]:
+    yield from ((name, getattr(target, name)) for name in LABELS)
+    yield from ((name, number(value)) for name, value in target.point.items())
+    yield "state", results.settled(target)
+    chosen = results.chosen(target)
+    if chosen is None:
+        yield "error", next((_said(results, each) for each in target.trials if results.error(each)), "")
+        return
+    yield "error", _said(results, chosen.entry)
+    yield from ((f"chosen_{name}", number(value)) for name, value in chosen.point.items())
+    yield "cell", chosen.entry.cell.name
+    found = results.evaluated(chosen.entry.cell, chosen.entry.evaluations[""])
+    if found is not None:
+        for name, interval in Metrics.from_dict(found["metrics"]).items():
+            yield from ((name, interval.value), (f"{name}_low", interval.low), (f"{name}_high", interval.high))
+    yield from cost_of(target, results).items()
+
+
+def _said(results: Results, entry: Entry) -> str:
+    error = results.error(entry)
+    return "" if error is None else f"{error['type']}: {error['message']}".removeprefix(": ")
+
+
+def cost_of(target: Target, results: Results) -> dict[str, float]:
+    """What a line cost, as if it were the only one of the study; empty if it has no result.
+
+    ``fit_seconds`` of the fit and those that it starts from; ``predict_seconds`` of its rows; ``seconds`` of both;
+    ``tuning_seconds`` of all trials by which its settings were chosen; ``peak_memory_bytes``, the largest of the fits;
+    ``parameters`` and ``extra_parameters`` of the last.
+    """
+    chosen = results.chosen(target)
+    if chosen is None or results.settled(target) != "done":
+        return {}
+    cell = chosen.entry.cell
+    costs = [found["cost"] for each in cell.chain if (found := results.fitted(each)) is not None]
+    evaluated = results.evaluated(cell, chosen.entry.evaluations[""])
+    assert evaluated is not None
+    fitted = sum(cost.get("seconds", 0.0) for cost in costs)
+    found = {
+        "fit_seconds": fitted,
+        "predict_seconds": evaluated["seconds"],
+        "seconds": fitted + evaluated["seconds"],
+        "tuning_seconds": _tuning_seconds(target, results),
+        "peak_memory_bytes": max(cost.get("peak_memory_bytes", 0.0) for cost in costs),
+    }
+    return found | {name: costs[-1][name] for name in ("parameters", "extra_parameters") if name in costs[-1]}
+
+
+def _tuning_seconds(target: Target, results: Results) -> float:
+    cells: dict[str, Cell] = {cell.name: cell for trial in target.trials for cell in trial.cell.chain}
+    fits = [results.fitted(cell) for cell in cells.values()]
+    trials = {trial.cell.name: trial for trial in target.trials}  # equal ones were done once
+    predicted = [results.evaluated(trial.cell, trial.evaluations[""]) for trial in trials.values()]
+    fitted = sum(each["cost"].get("seconds", 0.0) for each in fits if each)
+    return fitted + sum(each["seconds"] for each in predicted if each)
+
+
+def number(value: Any) -> Any:
+    """A value as a number, where it is one: YAML takes 1e-3 for text."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return value

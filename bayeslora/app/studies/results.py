@@ -1,0 +1,158 @@
+"""What is on disk of a study: a folder for each cell, which is written by whoever holds its lock.
+
+::
+
+    STUDY/cells/NAME/              the run of a cell: config.yaml, checkpoints/, posterior/, as `bayeslora fit` has it
+    STUDY/cells/NAME/cell.json     what the fit cost, written when it has ended
+    STUDY/cells/NAME/error.json    why there is no result
+    STUDY/cells/NAME/evaluations/  metrics (.json, written last) and predictions (.safetensors), or an error
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import traceback
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from bayeslora import files
+from bayeslora.app.studies.cells import Cell, Entry, Evaluation
+from bayeslora.app.studies.expansion import Candidate, Target
+from bayeslora.errors import SettingError
+from bayeslora.predict.metrics import Metrics
+
+__all__ = ["Results", "State"]
+
+State = Literal["done", "failed", "open"]
+ERROR = "error.json"
+
+
+class Results:
+    """Results of a study, as far as they are there.
+
+    Args:
+        folder: of the study.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def at(self, cell: Cell) -> Path:
+        """Folder of a cell."""
+        return self.folder / "cells" / cell.name
+
+    def prediction(self, cell: Cell, evaluation: Evaluation) -> Path:
+        """File of a prediction."""
+        return self._evaluation(cell, evaluation, ".safetensors")
+
+    def _evaluation(self, cell: Cell, evaluation: Evaluation, ending: str) -> Path:
+        return self.at(cell) / "evaluations" / f"{evaluation.name}{ending}"
+
+    # What is there.
+
+    def fitted(self, cell: Cell) -> dict[str, Any] | None:
+        """What a fit cost: ``cost``; None if it has not ended."""
+        return _read(self.at(cell) / "cell.json")
+
+    def evaluated(self, cell: Cell, evaluation: Evaluation) -> dict[str, Any] | None:
+        """``metrics`` and ``seconds`` of an evaluation; None if there is none."""
+        return _read(self._evaluation(cell, evaluation, ".json"))
+
+    def error(self, entry: Entry) -> dict[str, Any] | None:
+        """``type``, ``message`` and ``traceback`` of what went wrong, in the fit, in one that it needs, or after it."""
+        places = [self.at(cell) / ERROR for cell in entry.cell.chain]
+        places += [self._evaluation(entry.cell, each, f"-{ERROR}") for each in entry.evaluations.values()]
+        return next((found for place in places if (found := _read(place)) is not None), None)
+
+    def state(self, entry: Entry) -> State:
+        """Whether there is something left to do."""
+        if all(self.evaluated(entry.cell, each) is not None for each in entry.evaluations.values()):
+            return "done"
+        return "open" if self.error(entry) is None else "failed"
+
+    def chosen(self, target: Target) -> Candidate | None:
+        """The candidate with the least NLL on held-out rows; None while that is not known, or if all failed."""
+        first, *others = target.candidates
+        if first.trial is None and not others:
+            return first
+        judged = [(self._nll(each), number) for number, each in enumerate(target.candidates)]
+        if any(self.state(each) == "open" for each in target.trials):
+            return None
+        least, number = min(judged)
+        return None if least == math.inf else target.candidates[number]
+
+    def _nll(self, candidate: Candidate) -> float:
+        assert candidate.trial is not None
+        found = self.evaluated(candidate.trial.cell, candidate.trial.evaluations[""])
+        nll = math.inf if found is None else Metrics.from_dict(found["metrics"])["nll"].value
+        return math.inf if math.isnan(nll) else nll
+
+    def settled(self, target: Target) -> State:
+        """Whether a line is done, has failed, or waits."""
+        if any(self.state(each) == "open" for each in target.trials):
+            return "open"
+        chosen = self.chosen(target)
+        return "failed" if chosen is None else self.state(chosen.entry)
+
+    # What is written, by whoever holds the cell.
+
+    @contextmanager
+    def claimed(self, cell: Cell) -> Iterator[bool]:
+        """Hold a cell while the block runs, unless another process does; yields whether it is held."""
+        folder = self.at(cell)
+        files.make(folder.parent)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(files.locked(files.hidden(folder, "lock")))
+                held = True
+            except SettingError:  # another launcher is at it
+                held = False
+            yield held
+
+    def holder(self, cell: Cell) -> str:
+        """Who holds a cell or was killed while holding it, as its lock says; empty if nobody."""
+        try:
+            return files.hidden(self.at(cell), "lock").read_text(encoding="utf-8")
+        except OSError:
+            return ""
+
+    def write_fit(self, cell: Cell, cost: dict[str, float]) -> None:
+        """Say that a fit has ended."""
+        files.write_json(self.at(cell) / "cell.json", {"cost": cost})
+
+    def write_evaluation(self, cell: Cell, evaluation: Evaluation, metrics: Metrics, seconds: float) -> None:
+        """Say what came of an evaluation."""
+        files.write_json(
+            self._evaluation(cell, evaluation, ".json"), {"metrics": metrics.to_dict(), "seconds": seconds}
+        )
+
+    @contextmanager
+    def recorded(self, cell: Cell, evaluation: Evaluation | None = None) -> Iterator[None]:
+        """Record what goes wrong within the block, of a fit or of an evaluation, and go on after it."""
+        place = self.at(cell) / ERROR if evaluation is None else self._evaluation(cell, evaluation, f"-{ERROR}")
+        try:
+            yield
+        except Exception as error:
+            lines = "".join(traceback.format_exception(error))
+            files.write_json(place, {"type": type(error).__name__, "message": str(error), "traceback": lines})
+
+    def write_end(self, cell: Cell, message: str) -> None:
+        """Say that the process ended that had a cell, as one does that the system has no memory for."""
+        files.write_json(self.at(cell) / ERROR, {"type": "", "message": message, "traceback": ""})
+
+    def forget_errors(self) -> None:
+        """Let everything that failed be tried again."""
+        for pattern in (f"cells/*/{ERROR}", f"cells/*/evaluations/*-{ERROR}"):
+            for place in self.folder.glob(pattern):
+                files.remove(place)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return found

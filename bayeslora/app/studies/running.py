@@ -1,0 +1,111 @@
+"""Doing what is left of a study: one process, or one of several that work on the same folder."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from bayeslora.app import runs
+from bayeslora.app.studies.cells import Cell, Entry, Evaluation
+from bayeslora.app.studies.expansion import Target
+from bayeslora.app.studies.results import Results
+from bayeslora.inference import load
+from bayeslora.posterior import Posterior
+from bayeslora.predict.measure import measure
+
+__all__ = ["perform", "settle"]
+
+#: Seconds between two looks at what other processes are doing.
+PAUSE = 0.5
+
+
+def settle(
+    targets: Sequence[Target],
+    results: Results,
+    told: Callable[[Target], None] = lambda target: None,
+    goes_on: Callable[[], bool] = lambda: True,
+) -> None:
+    """Come to the end of every line: a result, or an error that is recorded.
+
+    Several processes may do this with the same lines and folder: each cell is done by the one that holds its lock, and
+    who finds nothing that is free waits.
+
+    Args:
+        targets: lines.
+        results: where they are.
+        told: called with each line that this process has come to the end of, or found there.
+        goes_on: whether to begin with another line.
+    """
+    left = list(targets)
+    while left and goes_on():
+        before, waiting = len(left), []
+        for target in left:
+            if not goes_on():
+                return
+            if _settled(target, results):
+                told(target)
+            else:
+                waiting.append(target)
+        left = waiting
+        if len(left) == before:
+            time.sleep(PAUSE)
+
+
+def _settled(target: Target, results: Results) -> bool:
+    """Do what is left of a line; whether nothing is, rather than with another process."""
+    if not all([perform(each, results) for each in target.trials]):
+        return False
+    chosen = results.chosen(target)
+    return chosen is None or perform(chosen.entry, results)
+
+
+def perform(entry: Entry, results: Results) -> bool:
+    """Fit and evaluate, as far as that is not done; false if another process is at it."""
+    for cell in entry.cell.chain:
+        with results.claimed(cell) as held:
+            if not held:
+                return False
+            if results.state(entry) == "open":
+                _work(cell, entry.evaluations if cell is entry.cell else {}, results)
+    return True
+
+
+def _work(cell: Cell, evaluations: Mapping[str, Evaluation], results: Results) -> None:
+    """Do what is left of a cell that is held; what goes wrong is recorded."""
+    with results.recorded(cell):
+        posterior = _fit(cell, results)
+        for each in evaluations.values():
+            if results.evaluated(cell, each) is None:
+                with results.recorded(cell, each):
+                    _evaluate(cell, posterior, each, results)
+    _free_memory()
+
+
+def _fit(cell: Cell, results: Results) -> Posterior:
+    if results.fitted(cell) is not None:
+        return load(results.at(cell))
+    start = None if cell.start is None else load(results.at(cell.start))
+    posterior = runs.fit(cell.config, results.at(cell), resume=True, progress=False, start=start)
+    results.write_fit(cell, posterior.cost)
+    return posterior
+
+
+def _evaluate(cell: Cell, posterior: Posterior, evaluation: Evaluation, results: Results) -> None:
+    settings = dict(evaluation.task_settings)
+    rows = runs.saved_task(posterior, evaluation.task, evaluation.data_dir, settings).split(evaluation.split)
+    begun = time.monotonic()
+    seed = cell.config.seed
+    prediction = posterior.predict(rows, evaluation.draws, evaluation.method, seed=seed, progress=False)
+    seconds = time.monotonic() - begun
+    prediction.save(results.prediction(cell, evaluation))
+    results.write_evaluation(cell, evaluation, measure(prediction, rows, seed), seconds)
+
+
+def _free_memory() -> None:
+    """Leave nothing of a cell on the device to the next one."""
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()

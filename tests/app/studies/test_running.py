@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bayeslora as bl
+from bayeslora.app.studies import Study
+from bayeslora.app.studies.results import Results
+
+Made = Callable[..., dict[str, Any]]
+Lines = Callable[[], list[str]]
+FORKED = multiprocessing.get_context("fork")
+#: What differs from one time to another.
+TIMES = ("predict_seconds", "seconds", "tuning_seconds")
+
+
+def table(study: Study) -> str:
+    return str(study.frame().drop(columns=list(TIMES)).to_csv())
+
+
+def run(study: dict[str, Any], folder: Path) -> Study:
+    return Study(study, folder).run(progress=False)
+
+
+def test_every_line_has_its_result(study: Made, tmp_path: Path, fits: Lines) -> None:
+    found = run(study(), tmp_path / "out")
+    frame = found.frame()
+    assert list(frame["method"]) == ["quick", "wide", "quick", "wide"] and list(frame["seed"]) == [0, 0, 3, 3]
+    assert set(frame["state"]) == {"done"} and set(frame["error"]) == {""} and set(frame["fit_seconds"]) == {1.5}
+    assert len(fits()) == 4
+    cell = tmp_path / "out" / "cells" / frame["cell"][1]
+    posterior = bl.load(cell)
+    assert posterior.record.seed == 0 and posterior.record.settings["learning_rate"] == 0.1
+    rows = bl.load_task(tmp_path / "rows.jsonl", train_size=12, heldout_size=20).split("heldout")
+    expected = posterior.predict(rows, 2, seed=0, progress=False).metrics(intervals=False)
+    assert frame["nll"][1] == pytest.approx(expected["nll"].value)
+    assert frame["nll_low"][1] < frame["nll"][1] < frame["nll_high"][1]
+
+
+def test_what_is_done_is_not_done_again(study: Made, tmp_path: Path, fits: Lines) -> None:
+    before = table(run(study(), tmp_path / "out"))
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    assert table(run(study(), tmp_path / "out")) == before
+    more = run(study(methods=["quick"], seeds=[0, 4], evaluation={"split": "train", "draws": 3}), tmp_path / "out")
+    assert len(fits()) == 5  # the new seed alone
+    assert set(more.frame()["state"]) == {"done"}
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items() if path.name != "fits")
+
+
+def test_a_fit_starts_from_the_run_that_another_method_has(study: Made, tmp_path: Path, fits: Lines) -> None:
+    methods = {"quick": {}, "around": {"backend": "quick", "start": "quick", "settings": {"learning_rate": 0.0}}}
+    found = run(study(methods=methods, seeds=[0]), tmp_path / "out")
+    assert fits() == ["quick 0 0.001 False", "quick 0 0.0 True"]
+    first, around = (bl.load(found.results.at(cell)) for cell in found.cells)
+    for name, value in around.mean().items():
+        assert value.equal(first.mean()[name])
+    assert list(found.frame()["fit_seconds"]) == [1.5, 3.0]  # as if it were alone
+
+
+@pytest.mark.parametrize(("backend", "said"), [("hungry", "MemoryError: no room"), ("diverging", "TrainingError: The")])
+def test_a_failing_cell_is_recorded_and_does_not_stop_the_rest(
+    backend: str, said: str, study: Made, tmp_path: Path, fits: Lines
+) -> None:
+    methods = {backend: {}, "around": {"backend": "quick", "start": backend}, "quick": {}}
+    found = run(study(methods=methods), tmp_path / "out")
+    frame = found.frame()
+    assert list(frame["state"]) == ["failed", "failed", "done"] * 2
+    assert all(frame["error"][frame["method"] != "quick"].str.startswith(said)) and len(fits()) == 2
+    error = json.loads((found.results.at(found.cells[0]) / "error.json").read_text())
+    assert "backends.py" in error["traceback"] and "raise" in error["traceback"]
+
+
+def test_what_failed_is_tried_again_on_demand_alone(
+    study: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fits: Lines
+) -> None:
+    from bayeslora.inference import BACKENDS
+
+    made = study(methods=["hungry"], seeds=[0])
+    run(made, tmp_path / "out")
+    monkeypatch.setattr(BACKENDS["hungry"], "fit", BACKENDS["quick"].fit)
+    assert list(run(made, tmp_path / "out").frame()["state"]) == ["failed"]
+    found = Study(made, tmp_path / "out").run(retry=True, progress=False)
+    assert list(found.frame()["state"]) == ["done"] and len(fits()) == 1
+
+
+def test_a_prediction_that_fails_leaves_the_fit_and_other_predictions(study: Made, tmp_path: Path) -> None:
+    methods = {"quick": {}, "linked": {"backend": "quick", "predict": "probit"}}
+    found = run(study(methods=methods, seeds=[0]), tmp_path / "out").frame()
+    assert list(found["state"]) == ["done", "failed"]
+    assert "probit" in found["error"][1]
+
+
+def test_settings_are_chosen_by_rows_that_are_held_out(study: Made, tmp_path: Path, fits: Lines) -> None:
+    tuning = {"values": {"learning_rate": [30.0, 0.001, 3.0]}}
+    made = study(methods=["quick", "diverging"], tuning=tuning, evaluation={"split": "train", "draws": 2})
+    found = run(made, tmp_path / "out")
+    frame = found.frame()
+    chosen = frame[(frame["protocol"] == "chosen") & (frame["method"] == "quick")]
+    judged = {}
+    for candidate in next(each for each in found.targets if each.protocol == "chosen").candidates:
+        assert candidate.trial is not None
+        record = found.results.evaluated(candidate.trial.cell, candidate.trial.evaluations[""])
+        assert record is not None
+        judged[candidate.point["learning_rate"]] = record["metrics"]["nll"]["value"]
+    best = min(judged, key=lambda rate: judged[rate])
+    assert len(set(judged.values())) == 3 and set(chosen["chosen_learning_rate"]) == {best}
+    # As given, one of them a trial; trials; and the best with the other seed.
+    assert len(chosen) == 2 and len(fits()) == 2 + 2 + (best != 0.001)
+    assert list(chosen["tuning_seconds"] > 3 * 1.5) == [True, True] and set(chosen["fit_seconds"]) == {1.5}
+    assert set(frame["state"][frame["method"] == "diverging"]) == {"failed"}
+
+
+def test_a_killed_study_goes_on_to_the_same_table(study: Made, tmp_path: Path, fits: Lines) -> None:
+    made = study(methods=["quick"], seeds=[0, 1, 2, 3])
+    expected = table(run(made, tmp_path / "whole"))
+    (tmp_path / "fits").unlink()
+    process = FORKED.Process(target=run, args=(made, tmp_path / "out"))
+    process.start()
+    while len(list((tmp_path / "out").glob("cells/*/evaluations/*.json"))) < 2:
+        assert process.is_alive()
+        time.sleep(0.005)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    killed = Study(made, tmp_path / "out")
+    left = sum(killed.results.settled(target) == "open" for target in killed.targets)
+    done = len(list((tmp_path / "out").glob("cells/*/cell.json")))
+    before = len(fits())
+    assert 0 < left < 3
+    assert table(run(made, tmp_path / "out")) == expected
+    assert len(fits()) - before == 4 - done  # a fit that had ended was not done again
+
+
+def test_two_launchers_share_the_cells(study: Made, tmp_path: Path, fits: Lines) -> None:
+    tuning = {"values": {"learning_rate": [30.0, 0.01]}}
+    made = study(methods=["quick"], tuning=tuning)
+    made["common"]["settings"]["seconds"] = 0.1
+    expected = table(run(made, tmp_path / "one"))
+    alone = sorted(fits())
+    (tmp_path / "fits").unlink()
+    processes = [FORKED.Process(target=run, args=(made, tmp_path / "two")) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert table(Study(made, tmp_path / "two")) == expected
+    assert sorted(fits()) == alone
+
+
+def test_a_held_cell_is_left_to_its_holder(study: Made, tmp_path: Path) -> None:
+    found = Study(study(seeds=[0]), tmp_path / "out")
+    results = Results(tmp_path / "out")
+    entry = found.targets[0].candidates[0].entry
+    from bayeslora.app.studies.running import perform
+
+    connection, other = FORKED.Pipe()
+
+    def hold() -> None:
+        with results.claimed(entry.cell) as held:
+            other.send(held)
+            other.recv()
+
+    process = FORKED.Process(target=hold)
+    process.start()
+    assert connection.recv()
+    assert not perform(entry, results) and results.state(entry) == "open"
+    assert f"process {process.pid} on" in results.holder(entry.cell)
+    connection.send("end")
+    process.join()
+    assert perform(entry, results) and results.state(entry) == "done"
