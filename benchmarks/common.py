@@ -21,12 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import bayeslora as bl
 from bayeslora.errors import TrainingError
 from bayeslora.files import write_json
-from bayeslora.predict.prediction import ClassPrediction
+from bayeslora.predict.temperature import best_temperature, tempered
 
 #: Training rows of each task.
 TRAIN_SIZES = {"mrpc": 1000, "sst2": 1000, "cola": 2000, "rte": 1000}
@@ -44,8 +43,6 @@ TITLES = {
 }
 METRICS = ("accuracy", "mcc", "nll", "brier", "ece_10", "ece_15", "ece_20", "ece_adaptive")
 RESULTS = Path(__file__).parent / "results"
-#: Temperatures among which the best is sought.
-COLDEST, HOTTEST = 0.05, 20.0
 
 
 @dataclass(frozen=True)
@@ -204,27 +201,6 @@ def measured(run: Run, model: str, data_dir: str | None, output: Path) -> dict[s
         "history": posterior.record.history,
         "environment": environment(program.device),
     }
-
-
-def best_temperature(heldout: ClassPrediction) -> float:
-    """The temperature T > 0 at which softmax(logits / T) has the least NLL on held-out rows (Guo et al. 2017)."""
-    from math import exp, log
-
-    from scipy.optimize import minimize_scalar
-
-    logits, labels = heldout.logits[0].double(), heldout.labels
-    assert labels is not None
-
-    def nll(log_temperature: float) -> float:
-        scaled: Tensor = logits / exp(log_temperature)
-        return float(torch.nn.functional.cross_entropy(scaled, labels))
-
-    return exp(minimize_scalar(nll, bounds=(log(COLDEST), log(HOTTEST)), method="bounded").x)
-
-
-def tempered(prediction: ClassPrediction, temperature: float) -> ClassPrediction:
-    """The prediction with all logits divided by ``temperature``."""
-    return replace(prediction, outputs=prediction.logits / temperature)
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from common import Run, best_temperature, tempered
+from common import Run
 from torch import Tensor
 
 import bayeslora as bl
@@ -16,6 +16,7 @@ from bayeslora.inference.laplace.tuning import best_width, tuned_width
 from bayeslora.passes import Rows
 from bayeslora.posterior import Posterior
 from bayeslora.predict.prediction import ClassPrediction
+from bayeslora.predict.temperature import best_temperature, tempered
 
 #: Arms at every epoch that is looked at, and at the last alone.
 CURVES = {

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from common import SETTINGS, Run, best_temperature, environment, tempered
+from common import SETTINGS, Run, environment
 
 import bayeslora as bl
 from bayeslora.inference.laplace.posterior import LaplacePosterior, linearised, linked
@@ -16,6 +16,7 @@ from bayeslora.inference.laplace.tuning import best_width
 from bayeslora.networks import NetworkSettings
 from bayeslora.passes import Rows, undisturbed
 from bayeslora.predict.prediction import ClassPrediction
+from bayeslora.predict.temperature import best_temperature, tempered
 
 
 @dataclass(frozen=True)

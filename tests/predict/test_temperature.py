@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from scenarios import class_prediction
+
+from bayeslora.errors import DataError
+from bayeslora.predict.prediction import ClassPrediction
+from bayeslora.predict.temperature import HOTTEST, best_temperature, tempered
+
+
+def test_the_temperature_undoes_a_known_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(20_000, 2, generator=generator)
+    labels = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+    found = best_temperature(ClassPrediction(3 * logits[None], labels))
+    # The standard error of log T at 20,000 rows of this spread is about 0.015.
+    assert found == pytest.approx(3.0, rel=0.06)
+
+
+def test_of_a_point_it_divides_logits() -> None:
+    logits = torch.tensor([[[1.0, -2.0, 0.5], [3.0, float("-inf"), 1.0]]])
+    found = tempered(ClassPrediction(logits), 2.0)
+    torch.testing.assert_close(found.probabilities.float(), (logits[0] / 2).softmax(-1))
+    assert torch.equal(found.mutual_information, torch.zeros(2, dtype=torch.float64))
+
+
+def test_of_draws_it_tempers_what_is_reported() -> None:
+    prediction, _ = class_prediction()
+    assert prediction.draws > 1
+    found = tempered(prediction, 0.5)
+    squares = prediction.probabilities.square()
+    torch.testing.assert_close(found.probabilities, squares / squares.sum(-1, keepdim=True), rtol=1e-5, atol=1e-7)
+    # Of draws, the best temperature is that of their average: at it no other one does better.
+    best = best_temperature(prediction)
+    losses = [-float(tempered(prediction, best * by).log_predictive_density.mean()) for by in (0.9, 1.0, 1.1)]
+    assert losses[1] < losses[0] and losses[1] < losses[2]
+
+
+def test_the_mutual_information_keeps_its_part_of_the_entropy() -> None:
+    prediction, _ = class_prediction()
+    found = tempered(prediction, 3.0)
+    parts = [each.mutual_information / each.entropy for each in (prediction, found)]
+    assert float(parts[0].min()) > 0 and not torch.allclose(found.entropy, prediction.entropy)
+    torch.testing.assert_close(parts[1], parts[0], rtol=1e-4, atol=1e-6)
+
+
+def test_without_mistakes_the_coldest_is_tried_and_without_labels_none() -> None:
+    sure = ClassPrediction(torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]), torch.tensor([0, 1]))
+    assert best_temperature(sure) == pytest.approx(0.05, rel=1e-3)
+    wrong = replace(sure, labels=torch.tensor([1, 0]))
+    assert best_temperature(wrong) == pytest.approx(HOTTEST, rel=1e-3)
+    with pytest.raises(DataError, match="labels"):
+        best_temperature(replace(sure, labels=None))
