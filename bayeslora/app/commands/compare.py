@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,7 +27,7 @@ from bayeslora.errors import SettingError, unknown
 __all__ = ["compare"]
 
 #: Flags that say how a study is run, not what it is.
-OF_STUDIES = {"study", "output", "retry"}
+OF_STUDIES = {"study", "output", "workers", "launcher", "options", "shard", "retry"}
 
 
 def compare(
@@ -59,6 +59,22 @@ def compare(
     method: Method = None,
     assignments: Assignments = None,
     config: ConfigFile = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Of a study: processes that share its cells.", min=1, show_default="this one")
+    ] = None,
+    launcher: Annotated[
+        str, typer.Option(help="Of a study: what starts them: local, submitit (Slurm), ray.")
+    ] = "local",
+    options: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--option", metavar="KEY=VALUE", help="Of the launcher (timeout_min=600); repeatable.", show_default=False
+        ),
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="Of a study: one of N parts of its lines, from 1 on.", show_default="all"),
+    ] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Of a study: try again what failed before.")] = False,
 ) -> None:
     """Fit several methods with several seeds and put them into one table.
@@ -72,7 +88,16 @@ def compare(
     context.obj["resume"] = lambda: "The same command goes on from there."
     if study is not None:
         _check_flags(context)
-        _run_study(study, output, retry)
+        _run_study(
+            study,
+            output,
+            workers=workers,
+            launcher=launcher,
+            options=_options(options or []),
+            shard=_shard(shard),
+            plugins=context.find_root().params.get("plugin") or (),
+            retry=retry,
+        )
         return
     if output is None or backends is None:
         raise SettingError("compare takes the file of a study, or --backends and --output.")
@@ -114,12 +139,29 @@ def _check_flags(context: typer.Context) -> None:
             raise SettingError(f"--{flag} is said by the file of a study: write it there.")
 
 
-def _run_study(file: Path, output: Path | None, retry: bool) -> None:
+def _run_study(file: Path, output: Path | None, **how: Any) -> None:
     from bayeslora.app.studies import Study
 
     study = Study(file, output)
-    study.run(retry=retry)
+    study.run(**how)
     show(f"Written into {study.results.folder}.")
+
+
+def _options(assignments: list[str]) -> dict[str, str]:
+    parted = [assignment.partition("=") for assignment in assignments]
+    for key, equals, value in parted:
+        if not (key and equals):
+            raise SettingError(f"Cannot read the option '{key}{equals}{value}': expected key=value.")
+    return {key: value for key, _, value in parted}
+
+
+def _shard(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    number, slash, parts = text.partition("/")
+    if not (number.isdigit() and slash and parts.isdigit()):
+        raise SettingError(f"--shard is a part such as 1/4, found '{text}'.")
+    return int(number), int(parts)
 
 
 def _words(text: str) -> list[str]:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from bayeslora.app.config import RunConfig, read_yaml
+from bayeslora.app.config import RunConfig
 from bayeslora.errors import SettingError, unknown
 from bayeslora.settings import Count, Seed, Settings, build
 
-__all__ = ["EvaluationSettings", "StudyFile", "Tuning", "read_study"]
+__all__ = ["EvaluationSettings", "StudyFile", "Tuning"]
 
 #: What an entry says beside fields of `RunConfig`.
 OWN = {"tasks": {"split", "shift"}, "bases": set(), "methods": {"start", "predict", "draws", "tuning"}, "common": set()}
@@ -133,15 +132,6 @@ class StudyFile(Settings):
                 raise SettingError(f"Methods start from each other: {' from '.join([*seen, start])}.")
             seen.append(start)
             method = self.methods[start]
-
-
-def read_study(source: str | Path | Mapping[str, Any]) -> StudyFile:
-    """A study from its file, or from what such a file holds.
-
-    Raises:
-        SettingError: the file cannot be read, or something in it is missing, unknown or of another type.
-    """
-    return StudyFile.from_dict(source if isinstance(source, Mapping) else read_yaml(Path(source), "study"))
 
 
 def _entries(sort: str, given: Any) -> dict[str, dict[str, Any]]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bayeslora.app.studies.cells import Cell
+from bayeslora.app.config import read_yaml
+from bayeslora.app.studies.cells import Cell, address
 from bayeslora.app.studies.expansion import Target, expand
-from bayeslora.app.studies.file import StudyFile, read_study
+from bayeslora.app.studies.file import StudyFile
 from bayeslora.app.studies.results import Results
+from bayeslora.errors import SettingError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,10 +29,10 @@ class Study:
     """
 
     def __init__(self, source: str | Path | Mapping[str, Any], folder: str | Path | None = None) -> None:
-        name = "study" if isinstance(source, Mapping) else Path(source).stem
-        self.file: StudyFile = read_study(source)
-        self.name = name
-        self.results = Results(Path("runs") / name if folder is None else folder)
+        self.name = "study" if isinstance(source, Mapping) else Path(source).stem
+        self.source = source if isinstance(source, Mapping) else read_yaml(Path(source), "study")
+        self.file = StudyFile.from_dict(self.source)
+        self.results = Results(Path("runs") / self.name if folder is None else folder)
 
     @cached_property
     def targets(self) -> list[Target]:
@@ -48,21 +50,65 @@ class Study:
         entries = [trial for target in self.targets for trial in target.trials] + entries
         return list({cell.name: cell for entry in entries for cell in entry.cell.chain}.values())
 
-    def run(self, *, retry: bool = False, progress: bool = True) -> Study:
-        """Do what is left, one cell after the other, and write tables and pictures into the folder.
-
-        A cell that fails is recorded, and the others go on. What is done stays done, in this process or another.
+    def part(self, shard: tuple[int, int] | None) -> list[Target]:
+        """The lines of one of several parts, which have as many each, of all methods.
 
         Args:
+            shard: number of the part, from 1 on, and of parts; all lines, if left out.
+
+        Raises:
+            SettingError: there is no such part.
+        """
+        if shard is None:
+            return self.targets
+        number, parts = shard
+        if not 1 <= number <= parts:
+            raise SettingError(f"A part of a study is one from 1/{parts} to {parts}/{parts}, found {number}/{parts}.")
+        mixed = sorted(range(len(self.targets)), key=lambda place: address(self.targets[place].title))
+        return [self.targets[place] for place in sorted(mixed[number - 1 :: parts])]
+
+    def run(
+        self,
+        *,
+        workers: int | None = None,
+        launcher: str = "local",
+        options: Mapping[str, str] | None = None,
+        shard: tuple[int, int] | None = None,
+        plugins: Sequence[str | Path] = (),
+        retry: bool = False,
+        progress: bool = True,
+    ) -> Study:
+        """Do what is left of the study. What is done stays done, in this process or in others on the same folder.
+
+        A cell that fails is recorded, and the others go on.
+
+        Args:
+            workers: processes that share the cells; without it, and with the launcher "local", this process does all.
+            launcher: what starts them: "local", each with its own device; "submitit", on Slurm; or "ray".
+            options: of the launcher; see `bayeslora.app.studies.launching`.
+            shard: number of a part, from 1 on, and of parts: its lines alone, and what they need.
+            plugins: files that processes import before.
             retry: try again what failed before.
             progress: say each line that has come to its end, and how much time is left.
+
+        Raises:
+            SettingError: the launcher is unknown, or a setting of the study is wrong.
         """
+        from bayeslora.app.studies.launching import launch
         from bayeslora.app.studies.progress import Progress
         from bayeslora.app.studies.running import settle
+        from bayeslora.app.studies.work import Job
 
+        targets = self.part(shard)
         if retry:
             self.results.forget_errors()
-        settle(self.targets, self.results, Progress(self.targets, self.results, show=progress))
+        told = Progress(targets, self.results, workers or 1, show=progress)
+        if workers is None and launcher == "local":
+            settle(targets, self.results, told)
+        else:
+            places = tuple(str(Path(each).resolve()) for each in plugins)
+            job = Job(self.source, str(self.results.folder.resolve()), str(Path.cwd()), places, shard)
+            launch(job, targets, self.results, launcher, workers or 1, options or {}, told)
         return self
 
     def frame(self) -> pd.DataFrame:

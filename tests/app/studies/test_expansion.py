@@ -7,7 +7,7 @@ import pytest
 
 from bayeslora.app.studies import Study
 from bayeslora.app.studies.expansion import expand
-from bayeslora.app.studies.file import read_study
+from bayeslora.app.studies.file import StudyFile
 from bayeslora.errors import SettingError
 
 Made = Callable[..., dict[str, Any]]
@@ -36,7 +36,7 @@ def test_an_address_is_of_all_that_a_fit_depends_on(study: Made) -> None:
 
 def test_entries_go_over_each_other_and_points_over_all(study: Made) -> None:
     found = expand(
-        read_study(
+        StudyFile.from_dict(
             study(
                 tasks={"demo": {"settings": {"epochs": 3}, "max_length": 9}},
                 bases={"small": {"base": "demo", "settings": {"epochs": 2, "learning_rate": 0.5}, "max_length": 8}},
@@ -66,7 +66,7 @@ def test_shared_settings_go_to_those_that_have_them(study: Made) -> None:
     with pytest.raises(
         SettingError, match="setting of any method of the study 'max_grad'. Did you mean 'max_grad_norm"
     ):
-        expand(read_study(study(methods=methods, common={"settings": {"max_grad": 1.0}})))
+        expand(StudyFile.from_dict(study(methods=methods, common={"settings": {"max_grad": 1.0}})))
 
 
 def test_presets_are_methods(study: Made) -> None:
@@ -86,7 +86,7 @@ def test_a_start_is_the_cell_of_that_method(study: Made) -> None:
 
 def test_trials_are_as_many_for_each_method(study: Made) -> None:
     tuning = {"trials": 3, "values": {"learning_rate": [0.1, 0.2], "epochs": [1, 2]}}
-    found = [each for each in expand(read_study(study(tuning=tuning))) if each.protocol == "chosen"]
+    found = [each for each in expand(StudyFile.from_dict(study(tuning=tuning))) if each.protocol == "chosen"]
     assert [len(target.candidates) for target in found] == [3] * 4
     assert len({str(target.candidates[0].point) for target in found}) == 1  # drawn by the study's seed
     first, later = found[0], found[2]
@@ -97,16 +97,16 @@ def test_trials_are_as_many_for_each_method(study: Made) -> None:
         assert candidate.trial.cell is candidate.entry.cell  # no fit of its own
         assert candidate.trial.evaluations[""].split == "heldout"
     own = {"quick": {"tuning": {"learning_rate": [7.0]}}}
-    found = expand(read_study(study(tuning=tuning, methods=own)))
+    found = expand(StudyFile.from_dict(study(tuning=tuning, methods=own)))
     assert {each.point["learning_rate"] for each in found[-1].candidates} == {7.0}
     with pytest.raises(SettingError, match="task 'demo' has none: give it a heldout_size"):
-        expand(read_study(study(tuning=tuning, common={})))
+        expand(StudyFile.from_dict(study(tuning=tuning, common={})))
 
 
 def test_rows_of_other_tasks_are_evaluated_beside(study: Made) -> None:
     shift = {"hard": {"split": "test"}, "other": "mrpc"}
     tasks = {"demo": {"shift": shift, "split": "train"}}
-    (target,) = expand(read_study(study(tasks=tasks, methods=["quick"], seeds=[0])))
+    (target,) = expand(StudyFile.from_dict(study(tasks=tasks, methods=["quick"], seeds=[0])))
     found = target.candidates[0].entry.evaluations
     assert {name: (each.task, each.split, each.draws) for name, each in found.items()} == {
         "": (None, "train", 2), "hard": (None, "test", 2), "other": ("mrpc", "validation", 2)
@@ -140,4 +140,4 @@ def test_rows_of_other_tasks_are_evaluated_beside(study: Made) -> None:
 )  # fmt: skip
 def test_mistakes_are_told(changes: dict[str, Any], message: str, study: Made) -> None:
     with pytest.raises(SettingError, match=message):
-        expand(read_study(study(**changes)))
+        expand(StudyFile.from_dict(study(**changes)))

@@ -1,0 +1,238 @@
+"""Processes that share the cells of a study: on this machine, on Slurm, or on a cluster of Ray.
+
+Each does what `bayeslora.app.studies.running.settle` does, with locks on the cells: they need nothing but one folder in
+common, whose file system has locks. Options of a launcher:
+
+- ``local``: none. Devices go round: the first process has the first, and so on; cores are split.
+- ``submitit``: ``cluster`` ("slurm" where there is one, or "local"), and parameters of its executor, such as
+  ``timeout_min=600``, ``slurm_partition=gpu``, ``gpus_per_node=1``. A job that comes to its time limit leaves
+  checkpoints; the same command goes on.
+- ``ray``: ``address`` of a cluster, one on this machine if left out; ``num_cpus`` and ``num_gpus`` of each process.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from socket import gethostname
+from typing import Any, Protocol
+
+from bayeslora.app.studies.expansion import Target
+from bayeslora.app.studies.results import Results
+from bayeslora.app.studies.work import Job, work
+from bayeslora.errors import SettingError, unknown
+
+__all__ = ["LAUNCHERS", "Worker", "launch"]
+
+#: Seconds between two looks at the processes.
+PAUSE = 0.2
+
+
+class Worker(Protocol):
+    """A process that works on a study."""
+
+    def ended(self) -> bool:
+        """Whether it has come to an end, of whatever kind."""
+
+    def failure(self) -> str:
+        """Why it ended before the study did; empty if it did not, or was killed while it had a cell."""
+
+    def held(self) -> str:
+        """How the lock of a cell names it, if it was killed; else empty."""
+
+    def stop(self) -> None:
+        """End it."""
+
+
+#: Starts processes with a job, so many of them, by options.
+Launcher = Callable[[Job, int, Mapping[str, str]], "list[Worker]"]
+
+
+def launch(
+    job: Job,
+    targets: Sequence[Target],
+    results: Results,
+    launcher: str,
+    workers: int,
+    options: Mapping[str, str],
+    told: Callable[[Target], None],
+) -> None:
+    """Start processes, and wait until they have come to the end of all lines.
+
+    The cell of a process that was killed, as one is when there is no memory left, is recorded as failed, and another
+    process takes its place.
+
+    Args:
+        job: what each is given.
+        targets: its lines.
+        results: where they are.
+        launcher: what starts them, one of `LAUNCHERS`.
+        workers: how many.
+        options: of the launcher.
+        told: called with each line that has come to its end.
+
+    Raises:
+        SettingError: there is no such launcher, or processes ended before the study did.
+    """
+    if launcher not in LAUNCHERS:
+        raise SettingError(unknown("launcher", launcher, LAUNCHERS))
+    start, failures = LAUNCHERS[launcher], []
+    left = list(targets)
+    running = start(job, workers, options)
+    try:
+        while running:
+            time.sleep(PAUSE)
+            gone = [worker for worker in running if worker.ended()]
+            running = [worker for worker in running if worker not in gone]
+            for worker in gone:
+                failures += [worker.failure()] if worker.failure() else []
+                if _record_killed(worker, targets, results):
+                    running += start(job, 1, options)
+            left = _tell(left, results, told)
+    finally:
+        for worker in running:
+            worker.stop()
+    if left:
+        said = "; ".join(dict.fromkeys(failures)) or "they were stopped"
+        raise SettingError(f"{len(left)} of {len(targets)} lines are left, and no process is at them ({said}).")
+
+
+def _tell(left: Sequence[Target], results: Results, told: Callable[[Target], None]) -> list[Target]:
+    waiting = []
+    for target in left:
+        if results.settled(target) == "open":
+            waiting.append(target)
+        else:
+            told(target)
+    return waiting
+
+
+def _record_killed(worker: Worker, targets: Sequence[Target], results: Results) -> bool:
+    """Record what a process that was killed had; whether there was something."""
+    holder = worker.held()
+    entries = [entry for target in targets for entry in (*target.trials, *(each.entry for each in target.candidates))]
+    cells = {cell.name: cell for entry in entries for cell in entry.cell.chain} if holder else {}
+    for cell in cells.values():
+        if results.holder(cell).startswith(holder):
+            results.write_end(cell, "The process was killed: there may have been no memory left.")
+            return True
+    return False
+
+
+class _Process:
+    """A process on this machine."""
+
+    def __init__(self, job: Job, environment: Mapping[str, str]) -> None:
+        command = [sys.executable, "-m", work.__module__, job.to_json()]
+        self.process = subprocess.Popen(command, env=os.environ | dict(environment))
+
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def failure(self) -> str:
+        code = self.process.returncode
+        return f"a process ended with {code}, see above" if code else ""
+
+    def held(self) -> str:
+        return f"process {self.process.pid} on {gethostname()}," if self.process.returncode < 0 else ""
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait()
+
+
+def _local(job: Job, workers: int, options: Mapping[str, str]) -> list[Worker]:
+    if options:
+        raise SettingError(f"The launcher 'local' has no options, found {', '.join(options)}.")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    shared = {"OMP_NUM_THREADS": str(max(1, cores // workers)), "TOKENIZERS_PARALLELISM": "false"}
+    devices = _devices()
+    pins = [{"CUDA_VISIBLE_DEVICES": devices[each % len(devices)]} if devices else {} for each in range(workers)]
+    return [_Process(job, shared | pin) for pin in pins]
+
+
+def _devices() -> list[str]:
+    """Devices that this process may use, as the environment names them."""
+    import torch
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [each.strip() for each in named.split(",") if each.strip()]
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
+class _SlurmJob:
+    """A job of submitit."""
+
+    def __init__(self, job: Any) -> None:
+        self.job = job
+
+    def ended(self) -> bool:
+        return bool(self.job.done())
+
+    def failure(self) -> str:
+        error = self.job.exception()
+        return "" if error is None else f"job {self.job.job_id}: {str(error).strip().splitlines()[-1]}"
+
+    def held(self) -> str:
+        return ""
+
+    def stop(self) -> None:
+        self.job.cancel()
+
+
+def _submitit(job: Job, workers: int, options: Mapping[str, str]) -> list[Worker]:
+    submitit = _extra("submitit", "slurm")
+    parameters: dict[str, Any] = dict(options)
+    cluster = parameters.pop("cluster", None)
+    executor = submitit.AutoExecutor(folder=str(Path(job.folder) / "jobs" / "%j"), cluster=cluster)
+    executor.update_parameters(**{name: int(text) if text.isdigit() else text for name, text in parameters.items()})
+    return [_SlurmJob(each) for each in executor.map_array(work, [job] * workers)]
+
+
+class _RayTask:
+    """A task of Ray."""
+
+    def __init__(self, ray: Any, task: Any) -> None:
+        self.ray, self.task = ray, task
+
+    def ended(self) -> bool:
+        return bool(self.ray.wait([self.task], timeout=0)[0])
+
+    def failure(self) -> str:
+        try:
+            self.ray.get(self.task)
+        except Exception as error:
+            return str(error).strip().splitlines()[-1]
+        return ""
+
+    def held(self) -> str:
+        return ""
+
+    def stop(self) -> None:
+        self.ray.cancel(self.task)
+
+
+def _ray(job: Job, workers: int, options: Mapping[str, str]) -> list[Worker]:
+    ray = _extra("ray", "ray")
+    if not ray.is_initialized():
+        ray.init(address=options.get("address"), log_to_driver=False)
+    wanted = {name: float(text) for name, text in options.items() if name != "address"}
+    task = ray.remote(**{"num_cpus": 1.0, "max_retries": 0, **wanted})(work)
+    return [_RayTask(ray, task.remote(job)) for _ in range(workers)]
+
+
+def _extra(module: str, extra: str) -> Any:
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise SettingError(f"The launcher '{module}' needs {module}: pip install 'bayeslora[{extra}]'.") from error
+
+
+#: What starts processes, by name.
+LAUNCHERS: dict[str, Launcher] = {"local": _local, "submitit": _submitit, "ray": _ray}

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from socket import gethostname
+from typing import Any
+
+import pytest
+from command_line import environment
+
+from bayeslora.app.studies import Study, launching
+from bayeslora.app.studies.work import Job, work
+from bayeslora.errors import SettingError
+
+Made = Callable[..., dict[str, Any]]
+Lines = Callable[[], list[str]]
+
+
+class Forked:
+    """A process that begins with all that this one has imported."""
+
+    def __init__(self, job: Job) -> None:
+        self.process = multiprocessing.get_context("fork").Process(target=work, args=(job,))
+        self.process.start()
+
+    def ended(self) -> bool:
+        return not self.process.is_alive()
+
+    def failure(self) -> str:
+        return "ended badly" if (self.process.exitcode or 0) > 0 else ""
+
+    def held(self) -> str:
+        killed = (self.process.exitcode or 0) < 0
+        return f"process {self.process.pid} on {gethostname()}," if killed else ""
+
+    def stop(self) -> None:
+        self.process.terminate()
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """Jobs that processes were started with, by the launcher "forked"."""
+    jobs: list[Job] = []
+
+    def start(job: Job, workers: int, options: Mapping[str, str]) -> list[launching.Worker]:
+        jobs.extend([job] * workers)
+        return [Forked(job) for _ in range(workers)]
+
+    monkeypatch.setitem(launching.LAUNCHERS, "forked", start)
+    return jobs
+
+
+def test_a_process_that_is_killed_costs_its_cell_alone(
+    study: Made, tmp_path: Path, fits: Lines, started: list[Job], capsys: pytest.CaptureFixture[str]
+) -> None:
+    methods = ["quick", "deadly", "hungry"]
+    found = Study(study(methods=methods), tmp_path / "out").run(workers=2, launcher="forked")
+    frame = found.frame()
+    assert list(frame["state"]) == ["done", "failed", "failed"] * 2 and sorted(fits()) == [
+        "quick 0 0.001 False", "quick 3 0.001 False"
+    ]  # fmt: skip
+    assert set(frame["error"][frame["method"] == "deadly"]) == {
+        "The process was killed: there may have been no memory left."
+    }
+    assert len(started) == 2 + 2  # one for each that was killed
+    told = capsys.readouterr().err
+    assert told.count("failed") == 4 and "[6/6]" in told
+
+
+def test_processes_that_end_too_early_are_told(study: Made, tmp_path: Path, started: list[Job]) -> None:
+    def start(job: Job, workers: int, options: Mapping[str, str]) -> list[launching.Worker]:
+        return [Forked(Job({}, job.folder, job.place)) for _ in range(workers)]
+
+    launching.LAUNCHERS["forked"] = start
+    with pytest.raises(SettingError, match=r"4 of 4 lines are left, and no process is at them \(ended badly\)"):
+        Study(study(), tmp_path / "out").run(workers=2, launcher="forked", progress=False)
+    with pytest.raises(SettingError, match="Unknown launcher 'locl'. Did you mean 'local'"):
+        Study(study(), tmp_path / "out").run(launcher="locl", progress=False)
+
+
+def test_parts_are_the_whole(study: Made, tmp_path: Path, fits: Lines) -> None:
+    methods = {"quick": {}, "around": {"backend": "quick", "start": "quick", "settings": {"epochs": 2}}}
+    found = Study(study(methods=methods, seeds=[0, 1, 2]), tmp_path / "out")
+    parts = [found.part((number, 3)) for number in (1, 2, 3)]
+    assert sorted(each.title for part in parts for each in part) == sorted(each.title for each in found.targets)
+    assert [len(part) for part in parts] == [2, 2, 2]
+    part = next(part for part in parts if any(each.method == "around" for each in part))
+    found.run(shard=(parts.index(part) + 1, 3), progress=False)
+    assert [found.results.settled(each) for each in part] == ["done", "done"]  # with what they start from
+    assert all(found.results.settled(each) == "open" for each in found.targets if each not in part and (
+        each.method == "around" or each.seed not in {other.seed for other in part}
+    ))  # fmt: skip
+    with pytest.raises(SettingError, match="one from 1/3 to 3/3, found 4/3"):
+        found.part((4, 3))
+
+
+def test_devices_and_cores_are_split(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen = []
+
+    class Seen:
+        def __init__(self, command: list[str], env: dict[str, str]) -> None:
+            seen.append((env["CUDA_VISIBLE_DEVICES"], int(env["OMP_NUM_THREADS"])))
+            assert Job.from_json(command[-1]) == job
+
+    monkeypatch.setattr(launching.subprocess, "Popen", Seen)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, 6")
+    job = Job({"a": 1}, str(tmp_path), ".", ("x.py",), (1, 2))
+    launching.LAUNCHERS["local"](job, 3, {})
+    assert seen == [("4", 2), ("6", 2), ("4", 2)]
+    with pytest.raises(SettingError, match="'local' has no options, found a"):
+        launching.LAUNCHERS["local"](job, 1, {"a": "1"})
+
+
+def test_a_process_of_its_own_does_the_work(
+    study: Made, tmp_path: Path, fits: Lines, plugin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.chdir(tmp_path)
+    found = Study(study(methods=["quick"], seeds=[3], tasks={"demo": "rows.jsonl"}), "out")
+    found.run(workers=1, plugins=[plugin], progress=False)
+    assert fits() == ["quick 3 0.001 False"] and list(found.frame()["state"]) == ["done"]
+
+
+def command(file: Path, folder: Path, plugin: Path, *more: str) -> list[str]:
+    words = [sys.executable, "-m", "bayeslora.app.cli", "compare", str(file), "--output", str(folder)]
+    return [*words, "--plugin", str(plugin), *more]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "how",
+    [
+        ["--workers", "2"],
+        ["--workers", "2", "--launcher", "submitit", "--option", "cluster=local", "--option", "timeout_min=9"],
+        ["--workers", "2", "--launcher", "ray"],
+    ],
+)
+def test_launchers_give_the_table_of_one_process(
+    how: list[str], study: Made, tmp_path: Path, fits: Lines, plugin: Path
+) -> None:
+    import subprocess
+
+    if "submitit" in how or "ray" in how:
+        pytest.importorskip(how[3])
+    made = study(methods=["quick", "hungry"], tuning={"values": {"learning_rate": [0.1, 0.2]}})
+    (tmp_path / "study.yaml").write_text(json.dumps(made))
+    alone = Study(made, tmp_path / "alone").run(progress=False)
+    expected = sorted(fits())
+    (tmp_path / "fits").unlink()
+    words = command(tmp_path / "study.yaml", tmp_path / "out", plugin, *how)
+    found = subprocess.run(words, capture_output=True, text=True, timeout=300, env=environment(), check=False)
+    assert found.returncode == 0, found.stderr
+    times = ["predict_seconds", "seconds", "tuning_seconds"]
+    here, there = (each.frame().drop(columns=times) for each in (alone, Study(made, tmp_path / "out")))
+    assert here.to_csv() == there.to_csv() and sorted(fits()) == expected
