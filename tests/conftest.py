@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
@@ -18,6 +19,12 @@ from scenarios import sentence_pairs, write_rows
 torch.set_num_threads(1)
 # Tests send this signal, which programs under `nohup` ignore, and all that they start.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is imported out of garbage collections: every fit asks for a full one, which then takes no time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
