@@ -17,7 +17,7 @@ QUICK = ["--heldout-size", "60", "--set", "epochs=1", "--set", "batch_size=16", 
 
 def shell(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """The command line in a process of its own."""
-    command = [sys.executable, "-m", "bayeslora.app.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "bayeslora", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment(), check=False)
 
 

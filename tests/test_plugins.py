@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from command_line import QUICK, call, shell
+from command_line import QUICK, call
 
 import bayeslora as bl
 from bayeslora.inference import BACKENDS
@@ -61,14 +61,18 @@ def test_a_third_partys_file_does_all_that_ours_do(
         assert "k-hat is left out: " in told and "Leave-one-out is left out." in told
 
 
-def test_a_run_of_a_plugin_says_that_it_needs_it(tmp_path: Path) -> None:
+def test_a_run_of_a_plugin_says_that_it_needs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
     command = ["fit", "--base", "demo", "--task", "demo", "--train-size", "32", *QUICK, "--model", "horseshoe"]
-    made = shell(*command, "--backend", "map", "--output", run, "--plugin", FOLDER / "horseshoe.py")
-    assert made.returncode == 0, made.stderr
-    found = shell("evaluate", run, "--split", "heldout")
-    assert found.returncode == 2
-    assert "'horseshoe'" in found.stderr and "--plugin FILE" in found.stderr
+    with monkeypatch.context() as patch:
+        patch.setattr(MODELS, "_homes", dict(MODELS._homes))
+        made = call(*command, "--backend", "map", "--output", run, "--plugin", FOLDER / "horseshoe.py")
+        assert made == 0, capsys.readouterr().err
+    assert call("evaluate", run, "--split", "heldout") == 2
+    said = capsys.readouterr().err
+    assert "'horseshoe'" in said and "--plugin FILE" in said
     assert str(FOLDER) not in "".join(path.read_text() for path in run.rglob("*.json"))
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +139,35 @@ def test_ctrl_c_leaves_a_posterior_and_exits_as_ctrl_c_does(tmp_path: Path) -> N
     assert json.loads((checkpoint / "trainer_state.json").read_text())["global_step"] > 0
 
 
-def test_two_processes_train_one_posterior(tmp_path: Path) -> None:
+def side_by_side(command: list[str]) -> list[tuple[int, bytes]]:
+    """Two processes with the variables that launchers set: their exit codes and what they said on standard error."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = environment() | {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    shared |= {"MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+    own = [shared | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    with ExitStack() as stack:
+        processes = [stack.enter_context(subprocess.Popen(command, env=each, **pipes)) for each in own]
+        said = [process.communicate(timeout=300)[1] for process in processes]
+    return [(process.returncode, each) for process, each in zip(processes, said, strict=True)]
+
+
+def launched(command: list[str]) -> list[tuple[int, bytes]]:
+    """The same by the launcher of accelerate."""
+    # With --cpu it would ask for MPI; with the flag for GPUs and none allowed it takes gloo.
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    own = environment() | {"ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run([*launch, *command[1:]], env=own, capture_output=True, timeout=300, check=False)
+    return [(done.returncode, done.stderr)]
+
+
+@pytest.mark.parametrize("start", [side_by_side, pytest.param(launched, marks=pytest.mark.slow)])
+def test_two_processes_train_one_posterior(
+    tmp_path: Path, start: Callable[[list[str]], list[tuple[int, bytes]]]
+) -> None:
     saved_base(tmp_path / "base", dropout=0.1)
     body = f"""
         import json, os, torch
@@ -155,17 +185,8 @@ def test_two_processes_train_one_posterior(tmp_path: Path) -> None:
         sums = {{name: float(value.double().sum()) for name, value in posterior.state().items()}}
         (folder / f"rank{{rank}}.json").write_text(json.dumps([sums, seen]))
     """
-    # With --cpu it would ask for MPI; with the flag for GPUs and none allowed it takes gloo.
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    done = subprocess.run(
-        [*launch, *script(tmp_path, body)],
-        env=environment() | {"ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr.decode()
+    for code, said in start([sys.executable, *script(tmp_path, body)]):
+        assert code == 0, said.decode()
     (one, rows_one), (two, rows_two) = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
     assert one == two
     for epoch in range(3):
