@@ -11,7 +11,7 @@ from __future__ import annotations
 import ast
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -37,11 +37,15 @@ class Registry(Generic[T]):
     Args:
         sort: what they are, for messages.
         homes: each by its name, or where it is: "module:attribute".
+        reserved: whether a name stands for something of the library's own that is kept elsewhere.
     """
 
-    def __init__(self, sort: str, homes: Mapping[str, T | str]) -> None:
+    def __init__(
+        self, sort: str, homes: Mapping[str, T | str], reserved: Callable[[str], bool] = lambda name: False
+    ) -> None:
         self.sort = sort
         self._homes = dict(homes)
+        self._own, self._reserved = frozenset(homes), reserved
 
     def __getitem__(self, name: str) -> T:
         home = self._home(name)
@@ -90,9 +94,16 @@ class Registry(Generic[T]):
             SettingError: the name is another one's.
         """
         taken = self._homes.get(name)
-        if taken is not None and _origin(taken) != _origin(thing):
-            raise SettingError(f"There is a {self.sort} '{name}' already: {_origin(taken)}. Choose another name.")
+        if self._reserved(name) or (taken is not None and not self._again(name, taken, thing)):
+            whose = "of the library's own" if name in self._own or taken is None else f"at {_origin(taken)}"
+            raise SettingError(f"There is a {self.sort} '{name}' already, {whose}. Choose another name.")
         self._homes[name] = thing
+
+    def _again(self, name: str, taken: T | str, thing: T) -> bool:
+        """Whether one and the same thing is made again; what is no class does not say where it was made."""
+        if isinstance(thing, type):
+            return _origin(taken) == _origin(thing)
+        return taken == thing if name in self._own else type(taken) is type(thing)
 
 
 def check_names(title: str, home: str, settings: Iterable[str]) -> None:

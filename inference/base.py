@@ -102,8 +102,8 @@ class Backend(Protocol):
         paper: source of the algorithm.
 
     A class variable ``default_model`` may name the Pyro model, and its settings, that a run has by default in place of
-    "monteclora". A method ``aside(program, rows, run)`` may say how many of so many training rows are to be set aside
-    as those of `Run.heldout`.
+    "monteclora". A method ``sets_aside(program, rows, run)`` may say how many of so many training rows are to be set
+    aside as those of `Run.heldout`.
     """
 
     name: ClassVar[str]

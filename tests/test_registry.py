@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -17,10 +18,10 @@ from bayeslora.inference import BACKENDS, PRESETS
 from bayeslora.inference.loading import POSTERIORS
 from bayeslora.inference.variational.svi import SVI
 from bayeslora.models import MODELS, Gaussian
-from bayeslora.models.guides import GUIDES
+from bayeslora.models.guides import GUIDES, Guide
 from bayeslora.observations import OBSERVATIONS
 from bayeslora.registry import Registry, load_file
-from bayeslora.tasks.spec import TASKS
+from bayeslora.tasks.spec import TASKS, TaskSpec
 
 OWN = Path(__file__).with_name("own.py")
 ALL: list[Registry] = [BACKENDS, POSTERIORS, MODELS, GUIDES, OBSERVATIONS, PRESETS, TASKS]
@@ -135,7 +136,7 @@ def test_a_kind_that_needs_a_plug_in_says_so(run_of_text: Path) -> None:
 
 def test_names_of_the_library_stay_its_own_and_a_cell_may_run_twice() -> None:
     svi = type("SVI", (), {"name": "svi", "paper": "", "fit": lambda self: None})
-    with pytest.raises(SettingError, match="There is a backend 'svi' already"):
+    with pytest.raises(SettingError, match="There is a backend 'svi' already, of the library's own"):
         bl.register(svi)
     one, other = (type("Mine", (Gaussian,), {"name": "mine"}) for _ in range(2))
     bl.register(one)
@@ -145,6 +146,24 @@ def test_names_of_the_library_stay_its_own_and_a_cell_may_run_twice() -> None:
         bl.register(3)
     with pytest.raises(SettingError, match="has no name"):
         bl.register(type("Nameless", (bl.models.WeightModel,), {}))
+
+
+def test_presets_and_tasks_of_the_library_stay_what_they_are() -> None:
+    bl.register(PRESETS["blob"])  # the same
+    with pytest.raises(SettingError, match="There is a preset 'blob' already, of the library's own"):
+        bl.register(replace(PRESETS["blob"], settings={}))
+    for name in ("glue/mrpc", "MRPC", "demo"):
+        with pytest.raises(SettingError, match=f"There is a task '{name}' already, of the library's own"):
+            bl.register(TaskSpec(name, text=("mine",)))
+    for spread in (1.0, 2.0):  # a cell that is run again
+        bl.register(replace(PRESETS["blob"], name="mine", model_settings={"scale": spread}))
+    assert bl.preset("mine").model_settings == {"scale": 2.0}
+
+
+@pytest.mark.parametrize("name", ["structured", "delta", "mean-field", "AutoNormal", "inducing"])
+def test_a_guide_of_ones_own_stands_for_no_other(name: str) -> None:
+    with pytest.raises(SettingError, match=f"There is a guide '{name}' already, of the library's own"):
+        bl.register(type("Mine", (Guide,), {"name": name}))
 
 
 def test_plug_ins_of_installed_packages_are_found(monkeypatch: pytest.MonkeyPatch) -> None:

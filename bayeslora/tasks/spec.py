@@ -145,7 +145,7 @@ class TaskSpec:
 
 
 #: Tasks of a user's own, beside those that are known.
-TASKS: Registry[TaskSpec] = Registry("task", {})
+TASKS: Registry[TaskSpec] = Registry("task", {}, lambda name: _is_known(name))
 
 
 def check_compatible(spec: TaskSpec, other: TaskSpec) -> None:
@@ -219,6 +219,10 @@ def _registry() -> dict[str, dict[str, Any]]:
 def _names() -> dict[str, str]:
     """Every name that a task goes by, in one spelling, and its name in the registry."""
     return {_spelling(name): task for task, entry in _registry().items() for name in (task, *entry.get("aliases", []))}
+
+
+def _is_known(name: str) -> bool:
+    return _spelling(name) in _names()
 
 
 def _entry(task: str, word: str = "") -> TaskSpec:

@@ -34,7 +34,7 @@ __all__ = ["GUIDES", "KINDS", "AutoGuide", "guide_settings", "make_guide", "sett
 GUIDES: Registry[Callable[..., Guide]] = Registry("guide", {
     "entry": "bayeslora.models.gaussian:entry_guide",
     "inducing": "bayeslora.models.guides.inducing:Inducing",
-})  # fmt: skip
+}, lambda name: _stands(name))  # fmt: skip
 
 #: Short names of guides, beside "structured" and "delta" and the names of Pyro's classes.
 KINDS = {
@@ -243,6 +243,11 @@ def _own_settings(kind: str, values: Mapping[str, Any]) -> tuple[Settings, ...]:
 def settings_class(kind: str) -> type[Settings] | None:
     """The dataclass of a guide's settings, if it has any."""
     return getattr(GUIDES[kind], "settings", None) if kind in GUIDES else None
+
+
+def _stands(name: str) -> bool:
+    """Whether a name is that of the model's own guide, of points, or of one of Pyro's."""
+    return name in {"structured", "delta", *KINDS} or hasattr(autoguide, name)
 
 
 def _autoguide(kind: str) -> type[autoguide.AutoGuide]:
