@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -117,6 +117,19 @@ class Rows:
         while some := list(islice(left, at_once)):
             found.append(self._outputs(program, some))
         return torch.cat(found)
+
+    def passed(self, program: Program, outputs_of: Callable[[Batch, Tensor], Tensor]) -> Tensor:
+        """Outputs (examples, outputs) of a pass whose values depend on the rows, in their order, on the CPU.
+
+        Args:
+            program: whose network it is.
+            outputs_of: a batch and which rows it holds.
+        """
+        found, order = [], []
+        for batch, index in self.batches(program.device):
+            found.append(outputs_of(batch, index).cpu())
+            order.append(index.cpu())
+        return torch.cat(found)[torch.cat(order).argsort()]
 
     def _outputs(self, program: Program, draws: Sequence[Mapping[str, Tensor]]) -> Tensor:
         found: Tensor | None = None

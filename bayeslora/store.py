@@ -5,7 +5,7 @@ A posterior's folder is written beside its place and renamed into it as a whole:
     RUN/posterior/              adapter, posterior.safetensors, posterior.json: the folder that `Posterior.save` writes
     RUN/config.yaml             written by the command line, as metrics.json and predictive.safetensors are
     RUN/checkpoints/            of the Trainer
-    RUN/chain-0/, ...           runs of their own: the independent fits of a mixture
+    RUN/chain-0/, ...           runs of their own: the fits that a mixture or a temperature is of
     RUN/.bayeslora-next/        a run that is to replace this one as soon as it has come to its end
 
 Who reads moves, writes and locks nothing, and follows no symbolic link. Who writes holds the folder's lock, and begins
@@ -218,8 +218,9 @@ def current(folder: Path) -> Path:
 
 def holds_fit(folder: Path) -> bool:
     """Whether there is something in the folder that took time to make."""
-    posteriors = (RECORD, f"{POSTERIOR}/{RECORD}", f"{COMPLETE}/{POSTERIOR}/{RECORD}", f"{CHAIN}*/*/{RECORD}")
-    return any(any(folder.glob(each)) for each in (*posteriors, f"{CHECKPOINTS}/*/{STATE}"))
+    posteriors = (RECORD, f"{POSTERIOR}/{RECORD}", f"{COMPLETE}/{POSTERIOR}/{RECORD}")
+    own = any(any(folder.glob(each)) for each in (*posteriors, f"{CHECKPOINTS}/*/{STATE}"))
+    return own or any(holds_fit(each) for each in folder.glob(f"{CHAIN}*"))
 
 
 def record_at(folder: Path) -> Record | None:

@@ -25,15 +25,19 @@ __all__ = ["BACKENDS", "PRESETS", "Backend", "Preset", "Run", "fit", "load", "pr
 #: Every backend by its name.
 BACKENDS: Registry[type[Backend]] = Registry("backend", {
     "c-lora": "bayeslora.inference.variational.clora:CLoRA",
+    "checkpoint-ensemble": "bayeslora.inference.baselines.checkpoints:CheckpointEnsemble",
+    "ensemble": "bayeslora.inference.baselines.ensemble:Ensemble",
     "ivon": "bayeslora.inference.variational.ivon:IVON",
     "laplace": "bayeslora.inference.laplace.laplace:Laplace",
     "map": "bayeslora.inference.variational.point:MAP",
+    "mc-dropout": "bayeslora.inference.baselines.dropout:MCDropout",
     "mle": "bayeslora.inference.variational.point:MLE",
     "nuts": "bayeslora.inference.mcmc.nuts:NUTS",
     "sghmc": "bayeslora.inference.mcmc.sghmc:SGHMC",
     "sgld": "bayeslora.inference.mcmc.sgld:SGLD",
     "svi": "bayeslora.inference.variational.svi:SVI",
     "swag": "bayeslora.inference.posthoc.swag:SWAG",
+    "temperature": "bayeslora.inference.baselines.temperature:Temperature",
     "tfb": "bayeslora.inference.posthoc.tfb:TFB",
 })  # fmt: skip
 
@@ -41,6 +45,10 @@ BACKENDS: Registry[type[Backend]] = Registry("backend", {
 CLASSES = {name.upper(): name for name in ("ivon", "map", "mle", "nuts", "sghmc", "sgld", "svi", "swag", "tfb")} | {
     "Laplace": "laplace",
     "CLoRA": "c-lora",
+    "CheckpointEnsemble": "checkpoint-ensemble",
+    "Ensemble": "ensemble",
+    "MCDropout": "mc-dropout",
+    "Temperature": "temperature",
 }
 HOMES = {"Backend": "base", "Run": "base", "fit": "fitting", "load": "loading"} | dict.fromkeys(
     ("PRESETS", "Preset", "preset"), "presets"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from bayeslora.tasks import Split
 
-__all__ = ["fit"]
+__all__ = ["fit", "independent", "saved"]
 
 
 def fit(
@@ -95,7 +95,7 @@ def fit(
         start=None if start is None else _mean(start, program),
     )
     rows, run = set_aside(algorithm, program, rows, run)
-    return _saved(program, rows, algorithm, replace(run, data=digest(rows)), chains)
+    return saved(program, rows, algorithm, replace(run, data=digest(rows)), chains)
 
 
 def _algorithm(backend: str | Backend, settings: dict[str, Any]) -> Backend:
@@ -110,13 +110,12 @@ def _algorithm(backend: str | Backend, settings: dict[str, Any]) -> Backend:
     return backend
 
 
-def _each(program: Program, rows: Dataset, algorithm: Backend, run: Run, chains: int) -> Iterator[Posterior]:
+def independent(program: Program, rows: Dataset, algorithm: Backend, runs: Iterable[Run]) -> Iterator[Posterior]:
     """Independent fits: the first from the program's initial weights, each of the others from its own."""
-    for number in range(chains):
-        own = run.chain(number)
+    for number, run in enumerate(runs):
         alike = number == 0 or run.start is not None
-        member = program if alike else program.around(program.weights.redrawn(own.seed))
-        yield _saved(member, rows, algorithm, own)
+        member = program if alike else program.around(program.weights.redrawn(run.seed))
+        yield saved(member, rows, algorithm, run)
 
 
 def _mean(start: Posterior, program: Program) -> dict[str, Tensor]:
@@ -133,7 +132,7 @@ def _mean(start: Posterior, program: Program) -> dict[str, Tensor]:
     return mean
 
 
-def _saved(program: Program, rows: Dataset, algorithm: Backend, run: Run, chains: int = 1) -> Posterior:
+def saved(program: Program, rows: Dataset, algorithm: Backend, run: Run, chains: int = 1) -> Posterior:
     """What a fit gives, saved in the run's folder; a finished one that is to be resumed is read from there."""
     folder = run.output_dir
     if folder is None:
@@ -154,4 +153,4 @@ def _saved(program: Program, rows: Dataset, algorithm: Backend, run: Run, chains
 def _fitted(program: Program, rows: Dataset, algorithm: Backend, run: Run, chains: int) -> Posterior:
     if chains == 1:
         return algorithm.fit(program, rows, run)
-    return refitted(_each(program, rows, algorithm, run, chains))
+    return refitted(independent(program, rows, algorithm, map(run.chain, range(chains))))

@@ -32,11 +32,15 @@ NETWORK = ("configuration", "frozen", "observation", "labels")
 #: Where the class of each kind of posterior is.
 POSTERIORS: Registry[type[Posterior]] = Registry("kind of posterior", {
     "c-lora": "bayeslora.inference.variational.clora:CLoRAPosterior",
+    "checkpoints": "bayeslora.inference.baselines.checkpoints:CheckpointPosterior",
+    "column-dropout": "bayeslora.inference.baselines.dropout:ColumnDropoutPosterior",
     "empirical": "bayeslora.inference.mcmc.posterior:EmpiricalPosterior",
     "variational": "bayeslora.inference.variational.posterior:VariationalPosterior",
     "laplace": "bayeslora.inference.laplace.posterior:LaplacePosterior",
     "swag": "bayeslora.inference.posthoc.swag:SWAGPosterior",
+    "tempered": "bayeslora.inference.baselines.temperature:TemperedPosterior",
     "tfb": "bayeslora.inference.posthoc.tfb:TFBPosterior",
+    "token-dropout": "bayeslora.inference.baselines.dropout:TokenDropoutPosterior",
     "mixture": "bayeslora.inference.mixture:MixturePosterior",
 })  # fmt: skip
 

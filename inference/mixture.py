@@ -39,8 +39,8 @@ class MixturePosterior(Posterior):
 
     @property
     def chains(self) -> tuple[Posterior, ...]:
-        """The members."""
-        return self.members
+        """The members; of those that are mixtures, theirs."""
+        return tuple(chain for member in self.members for chain in member.chains)
 
     @property
     def dense(self) -> bool:
@@ -129,10 +129,11 @@ class _OfEach:
 
     def __call__(self, posterior: Posterior, rows: Rows, draws: int, seed: int) -> Outputs:
         """The outputs of all members."""
-        each = -(-draws // len(posterior.chains))
+        assert isinstance(posterior, MixturePosterior)
+        each = -(-draws // len(posterior.members))
         found = [
             member.predictors[self.method](member, rows, each, seed + place)
-            for place, member in enumerate(posterior.chains)
+            for place, member in enumerate(posterior.members)
         ]
         known = [aleatoric for _, aleatoric in found if aleatoric is not None]
         return torch.cat([outputs for outputs, _ in found]), torch.stack(known).mean(0) if known else None

@@ -19,7 +19,7 @@ from bayeslora.observations import OBSERVATIONS
 FOLDER = Path(__file__).parent / "plugins"
 CASES: dict[str, tuple[list[str], str]] = {
     "horseshoe": (["--model", "horseshoe", "--backend", "svi"], "elbo"),
-    "mc_dropout": (["--backend", "mc-dropout", "--set", "lora.dropout=0.2"], ""),
+    "noisy_passes": (["--backend", "noisy-passes", "--set", "lora.dropout=0.2"], ""),
     "noisy_classes": (["--set", "observation=noisy-classes", "--backend", "svi"], "elbo"),
 }
 

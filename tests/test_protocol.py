@@ -71,6 +71,7 @@ QUICK = {"epochs": 1, "batch_size": 6, "draws": 6, "warmup": 4, "thin": 1, "max_
 QUICK |= {"tune": "none"}
 #: There are two steps.
 QUICK |= {"snapshots": 2, "rank": 2, "collect_from": 0.0}
+QUICK |= {"members": 2, "checkpoints": 2, "of_settings": {"epochs": 1, "batch_size": 6, "cpu": True, "warmup": 0.0}}
 #: Of a text of one word, attention is what it is whatever the query, and the bridge of no variance is not defined.
 TEXTS = ["w3 w9 w5", "w30 w1", "w4 w4 w6", "w12 w2", "w20 w7", "w9 w8 w2 w1", "w8 w3", "w1 w2 w3", "w5 w11"]
 TASKS = {
@@ -114,6 +115,7 @@ def program(
 def quick(backend: str) -> dict[str, Any]:
     known = {field.name for field in fields(BACKENDS[backend])}
     found = {name: value for name, value in QUICK.items() if name in known}
+    found |= {"epochs": 2} if "checkpoints" in known else {}
     return found | ({"warmup": 0.0} if "schedule" in known else {})
 
 
@@ -136,7 +138,7 @@ def keeps_the_protocol(posterior: Posterior, folder: Path, kind: str = "classifi
         except PosteriorError as error:
             assert name in str(error)
             continue
-        if predictor.by_draws or posterior.chains[0].kind != "dropout":  # whose noise is a row's own
+        if predictor.by_draws or posterior.chains[0].kind != "noisy-passes":  # whose noise is a row's own
             # Sums in another order: single precision, which a softmax and an average leave as it is.
             torch.testing.assert_close(outputs(posterior, kind, method=name, batch_size=2), each, rtol=1e-4, atol=1e-4)
     state = torch.get_rng_state()

@@ -37,6 +37,7 @@ __all__ = [
 #: Where an assignment with a prefix goes; one without goes to the settings of the backend.
 PREFIXES = {
     "guide": ("settings", "guide_settings"),
+    "of": ("settings", "of_settings"),
     "model": ("model_settings",),
     "network": ("network",),
     "lora": ("lora",),
@@ -185,7 +186,8 @@ def read_config(
 def assign(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
     """Fields of a `RunConfig` with assignments put in.
 
-    ``epochs=3`` is a setting of the backend; ``guide.flow=true`` is one of its guide; ``model.components=4``,
+    ``epochs=3`` is a setting of the backend; ``guide.flow=true`` is one of its guide, ``of.epochs=3`` one of the
+    backend that it is over, and ``of.guide.flow=true`` of that one's guide; ``model.components=4``,
     ``network.dtype=bfloat16``, ``lora.r=16`` and ``task.label=answer`` are settings of the Pyro model, the base
     network, the LoRA layers and the task; ``max_length=128`` is a field of `RunConfig` itself.
     Values stay text: the setting knows its type.
@@ -206,9 +208,17 @@ def assign(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, A
         if prefix in RunConfig.__dataclass_fields__ and not dot:
             merged[prefix] = value
             continue
-        path = (*PREFIXES[prefix], name) if dot else ("settings", prefix)
+        path = (*PREFIXES[prefix], *_within(prefix, name)) if dot else ("settings", prefix)
         merged = _put(merged, path, value)
     return merged
+
+
+def _within(prefix: str, name: str) -> tuple[str, ...]:
+    """Where a setting is: of a backend that another one is over, that of its guide or own backend is a step further."""
+    inner, dot, rest = name.partition(".")
+    if prefix == "of" and dot and inner in ("of", "guide"):
+        return (f"{inner}_settings", *_within(inner, rest))
+    return (name,)
 
 
 def _put(values: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:

@@ -61,7 +61,7 @@ Assignments = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="A setting of the backend (epochs=3), or of guide., model., network., observation., lora. or task. "
+        help="A setting of the backend (epochs=3), or of guide., of., model., network., observation., lora. or task. "
         "(lora.r=16); repeatable.",
         show_default=False,
     ),

@@ -18,7 +18,6 @@ from bayeslora.inference.variational.point import MLE
 from bayeslora.inference.variational.posterior import VariationalPosterior, learn
 from bayeslora.inference.variational.rates import groups_of
 from bayeslora.models.guides.auto import make_guide
-from bayeslora.models.guides.base import PointGuide
 from bayeslora.models.guides.swag import Swag, Trajectory
 from bayeslora.posterior import Record
 from bayeslora.program import Program
@@ -74,7 +73,7 @@ class SWAG(MLE):
             SettingError: there are fewer steps in which to collect than snapshots.
         """
         point = make_guide("delta", program.model, run.sites(program))
-        trajectory = Trajectory(_point(point), self.rank)
+        trajectory = Trajectory.of(point, self.rank)
         guide = Swag(trajectory, self.scale, program.model.weights)
         objective = NegativeELBO(program, trajectory, MeanFieldBound(), len(data), self.prior_weight)
         points = None if self.prior_weight else self.learning_rate  # as `map` and `mle` have it
@@ -93,8 +92,8 @@ class SWAGPosterior(VariationalPosterior):
     @classmethod
     def blank(cls, program: Program, record: Record) -> Swag:
         """The guide without a trajectory."""
-        point = _point(make_guide("delta", program.model, program.sites))
-        return Swag(Trajectory(point, record.settings["rank"]), record.settings["scale"], program.model.weights)
+        point = make_guide("delta", program.model, program.sites)
+        return Swag(Trajectory.of(point, record.settings["rank"]), record.settings["scale"], program.model.weights)
 
 
 @dataclass(frozen=True)
@@ -127,8 +126,3 @@ class _Collect(Hook):
                 "are left for them: train for more epochs, or set snapshots and rank, or collect_from, lower."
             )
         return begin
-
-
-def _point(guide: torch.nn.Module) -> PointGuide:
-    """The point that a guide is."""
-    return next(part for part in guide.modules() if isinstance(part, PointGuide))

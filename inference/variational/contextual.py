@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from bayeslora.errors import AdapterError, SettingError
 from bayeslora.models.base import full_precision
 from bayeslora.models.guides.base import Guide, GuideList, encoded
+from bayeslora.observations.batches import Batch
 from bayeslora.passes import Rows
 from bayeslora.posterior import Posterior
 from bayeslora.predictors import Outputs
@@ -204,13 +206,11 @@ class Passes:
         guide = getattr(posterior, "guide", None)
         assert isinstance(guide, ContextGuide)
         program, weights = posterior.program, posterior.mean()
-        sites, found = linear_sites(program), []
-        for draw in range(draws if self._noisy else 1):
-            order, outputs = [], []
-            for batch, index in rows.batches(program.device):
-                noise = standard_noise(sites, index.tolist(), seed, draw) if self._noisy else None
-                values = Contextual(sites, guide, noise)(weights, batch)
-                outputs.append(program.outputs(values, batch).cpu())
-                order.append(index.cpu())
-            found.append(torch.cat(outputs)[torch.cat(order).argsort()])
-        return torch.stack(found), None
+        sites = linear_sites(program)
+
+        def outputs(draw: int, batch: Batch, index: Tensor) -> Tensor:
+            noise = standard_noise(sites, index.tolist(), seed, draw) if self._noisy else None
+            return program.outputs(Contextual(sites, guide, noise)(weights, batch), batch)
+
+        count = draws if self._noisy else 1
+        return torch.stack([rows.passed(program, partial(outputs, draw)) for draw in range(count)]), None

@@ -46,6 +46,11 @@ class Trajectory(Guide):
         self.register_buffer("squares", torch.zeros_like(here))
         self.register_buffer("snapshots", here.new_zeros(kept, len(here)))
 
+    @classmethod
+    def of(cls, guide: nn.Module, kept: int) -> Trajectory:
+        """The trajectory of the point that a guide is, or has among its parts."""
+        return cls(next(part for part in guide.modules() if isinstance(part, PointGuide)), kept)
+
     @property
     def moving(self) -> tuple[str, ...]:
         """Names of the sites that are trained."""

@@ -32,6 +32,9 @@ def test_file_then_flags_then_assignments(tmp_path: Path) -> None:
 
 def test_values_may_hold_equals_signs_and_dots() -> None:
     assert assign({}, ["a=b=c.d"]) == {"settings": {"a": "b=c.d"}}
+    nested = assign({}, ["of=ensemble", "of.of=svi", "of.of.guide.flow=true", "of.members=3", "model.of.a=1"])
+    inner = {"of": "svi", "of_settings": {"guide_settings": {"flow": "true"}}, "members": "3"}
+    assert nested == {"settings": {"of": "ensemble", "of_settings": inner}, "model_settings": {"of.a": "1"}}
 
 
 def test_resolving_gives_every_value_its_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,6 +102,8 @@ def test_yaml_and_json_give_the_same_configuration_back(tmp_path: Path) -> None:
         ({}, ["lora.rank=3"], "Unknown setting of lora 'rank'"),
         ({}, ["guide.spread=3"], "guide='structured' has no settings, found spread"),
         ({"backend": "map"}, ["guide.spread=3"], "Unknown setting of map 'guide_settings'"),
+        ({"backend": "temperature"}, ["of=svi", "of.epocs=3"], "Unknown setting of svi 'epocs'"),
+        ({"backend": "temperature"}, ["of=swi"], "Unknown backend 'swi'"),
         ({"preset": "a"}, [], "Unknown preset 'a'"),
         ({}, ["lora.r=0"], "lora: r should be greater than or equal to 1, found '0'"),
         ({}, ["lora.dropout=1"], "lora: dropout should be less than 1"),

@@ -1,4 +1,4 @@
-"""MC dropout: plain LoRA whose dropout stays on; its predictions are passes, not draws of a law over weights."""
+"""Plain LoRA in a network whose own dropout stays on: its predictions are passes, not draws of a law over weights."""
 
 from dataclasses import dataclass, replace
 
@@ -19,8 +19,8 @@ class Passes:
 
 
 @bl.register
-class DropoutPosterior(bl.Posterior):
-    kind, dense, predictors = "dropout", False, {"passes": Passes()}
+class PassesPosterior(bl.Posterior):
+    kind, dense, predictors = "noisy-passes", False, {"passes": Passes()}
 
     def __init__(self, program, record, weights):
         super().__init__(program, record)
@@ -32,9 +32,9 @@ class DropoutPosterior(bl.Posterior):
 
 @bl.register
 @dataclass(frozen=True)
-class MCDropout(bl.inference.MLE):
-    name, paper = "mc-dropout", "Gal and Ghahramani, ICML 2016"
+class NoisyPasses(bl.inference.MLE):
+    name, paper = "noisy-passes", "Gal and Ghahramani, ICML 2016"
 
     def fit(self, program, data, run):
         plain = super().fit(program, data, run)
-        return DropoutPosterior(program, replace(plain.record, backend=self.name), plain.mean())
+        return PassesPosterior(program, replace(plain.record, backend=self.name), plain.mean())

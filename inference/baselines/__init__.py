@@ -1,0 +1,1 @@
+"""The baselines of the field: dropout at prediction, checkpoints, ensembles, a temperature."""

@@ -1,0 +1,242 @@
+"""A temperature of predictions, over any posterior, fitted on training rows that are set aside."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated, ClassVar
+
+import torch
+from datasets import Dataset
+from pydantic import Field
+from torch import Tensor
+
+from bayeslora.errors import SettingError
+from bayeslora.inference.base import Run
+from bayeslora.inference.baselines.nested import Over
+from bayeslora.inference.fitting import saved
+from bayeslora.inference.variational.point import weights_given
+from bayeslora.passes import Rows
+from bayeslora.posterior import Posterior
+from bayeslora.predict.prediction import ClassPrediction
+from bayeslora.predict.temperature import best_temperature, tempered
+from bayeslora.predictors import Outputs, Predictor
+from bayeslora.program import Program
+from bayeslora.record import Record
+from bayeslora.settings import Count
+
+__all__ = ["Temperature", "TemperedPosterior"]
+
+#: Of the training rows one in so many is set aside; no fewer than ENOUGH, if that leaves half, and no more than MOST.
+PART, ENOUGH, MOST = 10, 30, 1000
+
+
+@dataclass(frozen=True)
+class Temperature(Over):
+    """Another backend's posterior, whose predicted probabilities p become p^(1 / T), normalised.
+
+    T has the least negative log-likelihood on rows that the weights were not trained on. Of several draws, or members
+    of an ensemble, p is their average: see `bayeslora.predict.temperature.tempered`. The best guess of a label stays
+    what it was. T is of predictions; the ``temperature`` of `svi` or `map` is of a posterior.
+
+    Predictions are tempered by default (``"tempered"``). All other methods, and all that is said of the weights, are
+    the other posterior's, without T. A backend that chooses something on held-out rows itself, as `laplace` does,
+    chooses it on the same ones, before T.
+
+    Attributes:
+        heldout_size: training rows that are set aside, if `fit` was given no ``heldout``; by default a tenth, but 30 at
+            least, and no more than 1,000 or half of all. They are drawn by the run's seed, with each class's share.
+        draws: by which those rows are predicted.
+        method: of the other posterior's predictions; its first, if left out.
+
+    References:
+        Guo, Pleiss, Sun and Weinberger, *On calibration of modern neural networks*, ICML 2017.
+    """
+
+    name: ClassVar[str] = "temperature"
+    paper: ClassVar[str] = "Guo et al., ICML 2017"
+
+    heldout_size: Annotated[int, Field(ge=1)] | None = None
+    draws: Count = 10
+    method: str | None = None
+
+    def sets_aside(self, program: Program, rows: int, run: Run) -> int:
+        """How many of so many training rows are set aside: those that the other backend wants, or else as many as said.
+
+        Raises:
+            SettingError: there are held-out rows already, or the weights that are given may have seen those rows.
+        """
+        self._check(program)
+        wanted = super().sets_aside(program, rows, run)
+        if run.heldout is not None:
+            if self.heldout_size:
+                raise SettingError(
+                    f"heldout_size={self.heldout_size} is of training rows that are set aside, and fit was given "
+                    "heldout=... for that: leave one of both out."
+                )
+            return 0
+        if weights_given(program, run):
+            raise SettingError(
+                "A temperature is fitted on rows that the weights have not seen, and those that were given may have "
+                "seen all training rows: give fit(..., heldout=...) others (in a shell --heldout-size, with the "
+                "--train-size and --seed of the adapter's own run)."
+            )
+        if rows < 2 or (self.heldout_size or 0) >= rows:
+            raise SettingError(
+                f"There are {rows} rows, and {self.heldout_size or 1} to be set aside: some must be left to train on."
+            )
+        return self.heldout_size or wanted or max(1, min(max(rows // PART, ENOUGH), rows // 2, MOST))
+
+    def fit(self, program: Program, data: Dataset, run: Run) -> TemperedPosterior:
+        """Fit the other backend, and the temperature of its predictions.
+
+        Raises:
+            SettingError: labels are not classes, or there are no held-out rows.
+            PosteriorError: there is no such method.
+        """
+        self._check(program)
+        if run.heldout is None:
+            raise SettingError("A temperature is fitted on held-out rows: give fit(..., heldout=...).")
+        inner = saved(program, data, self.inner, run.chain(0))
+        begun = time.monotonic()
+        found = inner.predict(run.heldout, self.draws, self.method, run.seed, progress=run.progress)
+        assert isinstance(found, ClassPrediction)  # `_check` sees to it
+        temperature = best_temperature(found)
+        cost = inner.record.cost | {"seconds": inner.record.cost["seconds"] + time.monotonic() - begun}
+        record = replace(inner.record, backend=self.name, settings=asdict(self), cost=cost, chains=1)
+        record = replace(record, members=[asdict(inner.record)])
+        return TemperedPosterior(inner, torch.tensor(temperature, dtype=torch.float64), self.method, record)
+
+    def _check(self, program: Program) -> None:
+        """Make sure that labels are classes."""
+        none = torch.zeros(1, 1, program.observation.outputs)
+        if not isinstance(program.observation.predicted(none), ClassPrediction):
+            raise SettingError(
+                f"A temperature is of predicted classes, and '{program.observation.name}' predicts none: choose "
+                f"'{self.of}' itself."
+            )
+
+
+class TemperedPosterior(Posterior):
+    """A posterior, and the temperature of its predictions.
+
+    Args:
+        inner: the posterior.
+        by: temperature, a scalar.
+        method: of the posterior's predictions that is tempered; its first, if left out.
+        record: of the whole.
+    """
+
+    kind: ClassVar[str] = "tempered"
+
+    def __init__(self, inner: Posterior, by: Tensor, method: str | None, record: Record) -> None:
+        super().__init__(inner.program, record)
+        self.inner, self.by, self.method = inner, by, method
+        self.random = inner.random
+        found: dict[str, Predictor] = {"tempered": _Tempered()}
+        self.predictors = found | {name: _Of(name, each.by_draws) for name, each in inner.predictors.items()}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.inner!r}, T = {float(self.by):.3g})"
+
+    @property
+    def chains(self) -> tuple[Posterior, ...]:
+        """The independent fits, each under the one temperature."""
+        fits = self.inner.chains
+        return (self,) if len(fits) == 1 else tuple(self._with(each) for each in fits)
+
+    def _with(self, fit: Posterior) -> TemperedPosterior:
+        return TemperedPosterior(fit, self.by, self.method, fit.record)
+
+    @property
+    def dense(self) -> bool:
+        """The posterior's."""
+        return self.inner.dense
+
+    @property
+    def independent_layers(self) -> bool:
+        """The posterior's."""
+        return self.inner.independent_layers
+
+    @property
+    def most_draws(self) -> int | None:
+        """The posterior's."""
+        return self.inner.most_draws
+
+    def differing(self, draws: int) -> int:
+        """The posterior's."""
+        return self.inner.differing(draws)
+
+    def noise_scales(self) -> dict[str, Tensor]:
+        """The posterior's."""
+        return self.inner.noise_scales()
+
+    def draw(self) -> dict[str, Tensor]:
+        """The posterior's."""
+        return self.inner.draw()
+
+    def draws(self, n: int, seed: int = 0) -> Iterator[dict[str, Tensor]]:
+        """The posterior's."""
+        return self.inner.draws(n, seed)
+
+    def mean(self) -> dict[str, Tensor]:
+        """The posterior's."""
+        return self.inner.mean()
+
+    def log_prob(self, values: Mapping[str, Tensor]) -> Tensor:
+        """The posterior's."""
+        return self.inner.log_prob(values)
+
+    def prior_draw(self) -> dict[str, Tensor]:
+        """The posterior's."""
+        return self.inner.prior_draw()
+
+    def log_prior(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The posterior's."""
+        return self.inner.log_prior(values)
+
+    def state(self) -> dict[str, Tensor]:
+        """The temperature, and what the posterior needs, with its kind before each name."""
+        inner = {f"{self.inner.kind}/{name}": value for name, value in self.inner.state().items()}
+        return inner | {"temperature": self.by}
+
+    @classmethod
+    def from_state(cls, program: Program, record: Record, state: Mapping[str, Tensor]) -> TemperedPosterior:
+        """Rebuild the posterior."""
+        from bayeslora.inference.loading import posterior_class
+
+        parts = {name: value for name, value in state.items() if name != "temperature"}
+        (kind,) = {name.partition("/")[0] for name in parts}
+        own = {name.partition("/")[2]: value for name, value in parts.items()}
+        inner = posterior_class(kind).from_state(program, Record(**record.members[0]), own)
+        return cls(inner, state["temperature"], record.settings["method"], record)
+
+
+class _Tempered:
+    """The posterior's way to predict that the temperature is of, and what that makes of it."""
+
+    by_draws = False
+
+    def __call__(self, posterior: Posterior, rows: Rows, draws: int, seed: int) -> Outputs:
+        """Log probabilities (1, examples, classes)."""
+        assert isinstance(posterior, TemperedPosterior)
+        _, predictor = posterior.inner.predictor(posterior.method)
+        outputs, aleatoric = predictor(posterior.inner, rows, draws, seed)
+        found = rows.predicted(outputs, aleatoric=aleatoric)
+        assert isinstance(found, ClassPrediction)
+        made = tempered(found, float(posterior.by))
+        return made.outputs, made.aleatoric
+
+
+class _Of:
+    """One of the posterior's ways to predict, without a temperature."""
+
+    def __init__(self, method: str, by_draws: bool) -> None:
+        self.method = method
+        self.by_draws = by_draws
+
+    def __call__(self, posterior: Posterior, rows: Rows, draws: int, seed: int) -> Outputs:
+        """The posterior's outputs."""
+        assert isinstance(posterior, TemperedPosterior)
+        return posterior.inner.predictors[self.method](posterior.inner, rows, draws, seed)

@@ -1,0 +1,100 @@
+"""A temperature over other posteriors: which rows it is fitted on, what it changes, and that it is kept."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scenarios import saved_base, text_program, text_rows, tiny_program, tiny_rows
+
+from bayeslora.errors import SettingError
+from bayeslora.inference import Temperature, fit, load
+from bayeslora.inference.base import Run
+from bayeslora.inference.baselines.temperature import TemperedPosterior
+from bayeslora.models import Gaussian
+from bayeslora.observations import Value
+from bayeslora.predict.temperature import best_temperature, tempered
+from bayeslora.program import Program
+
+OF: dict[str, Any] = {"epochs": 1, "batch_size": 8}
+ROWS = tiny_rows(24)
+
+
+def program() -> Program:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        fresh = tiny_program(Gaussian())
+    return fresh.around({site.name: site.initial * (site.role != "B") for site in fresh.sites})
+
+
+def test_it_is_of_averaged_probabilities_on_rows_that_were_set_aside() -> None:
+    here = program()
+    posterior = fit(here, ROWS, "temperature", of="svi", of_settings=OF, heldout_size=8, draws=3, progress=False)
+    assert isinstance(posterior, TemperedPosterior) and posterior.record.n_data == 16
+    aside = ROWS.select(posterior.record.heldout)
+    rest = ROWS.select(sorted(set(range(24)) - set(posterior.record.heldout)))
+    plain = fit(here, rest, "svi", **OF, progress=False)
+    assert len(aside) == 8
+    by_hand = best_temperature(plain.predict(aside, 3, progress=False))
+    assert float(posterior.by) == pytest.approx(by_hand, rel=1e-5) and by_hand != 1
+    expected = tempered(plain.predict(ROWS, 4, seed=2, progress=False), by_hand)
+    found = posterior.predict(ROWS, 4, seed=2, progress=False)
+    assert found.method == "tempered"
+    torch.testing.assert_close(found.probabilities, expected.probabilities, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found.mutual_information, expected.mutual_information, rtol=1e-3, atol=1e-6)
+    untempered = posterior.predict(ROWS, 4, method="sample", seed=2, progress=False)
+    torch.testing.assert_close(untempered.outputs, plain.predict(ROWS, 4, seed=2, progress=False).outputs)
+    assert torch.equal(found.predictions, untempered.predictions)
+    # What is said of the weights is the other posterior's.
+    draws = posterior.sample(2, seed=1)
+    assert torch.equal(draws["linear_16x16.A"], plain.sample(2, seed=1)["linear_16x16.A"])
+    data = posterior.to_inference_data(rest, draws=2, prior_draws=0, progress=False)
+    assert data.attrs["method"] == "sample" and "log_p" in data["sample_stats"]
+
+
+def test_over_an_ensemble_of_laplaces(tmp_path: Path) -> None:
+    base, rows = saved_base(tmp_path / "base"), text_rows(12)
+    laplace = {"of": "laplace", "members": 2, "of_settings": {**OF, "tune": "none"}}
+    settings = {"of": "ensemble", "of_settings": laplace, "output_dir": tmp_path / "run", "progress": False}
+    posterior = fit(text_program(base, Gaussian(sites="both")), rows, "temperature", **settings)
+    assert [each.inner.kind for each in posterior.chains] == ["laplace", "laplace"]
+    assert len({float(each.by) for each in posterior.chains}) == 1
+    found = posterior.predict(rows, progress=False)
+    again = tempered(posterior.inner.predict(rows, progress=False), float(posterior.by))
+    torch.testing.assert_close(found.probabilities, again.probabilities, rtol=1e-5, atol=1e-6)
+    loaded = load(tmp_path / "run")
+    assert torch.equal(loaded.predict(rows, progress=False).outputs, found.outputs)
+    shutil.rmtree(tmp_path / "run" / "posterior")  # stopped before the temperature was known
+    resumed = fit(text_program(base, Gaussian(sites="both")), rows, "temperature", **settings, resume=True)
+    assert torch.equal(resumed.predict(rows, progress=False).outputs, found.outputs)
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "size"),
+    [(9, {}, 4), (100, {}, 30), (5000, {}, 500), (20_000, {}, 1000), (100, {"heldout_size": 7}, 7)]
+    + [(400, {"of": "laplace"}, 40), (400, {"of": "laplace", "of_settings": {"heldout_size": 50}}, 50)],
+)
+def test_how_many_rows_are_set_aside(rows: int, settings: dict[str, Any], size: int) -> None:
+    assert Temperature(**settings).sets_aside(program(), rows, Run()) == size
+
+
+def test_rows_that_were_given_are_taken() -> None:
+    posterior = fit(program(), ROWS, "temperature", of_settings=OF, heldout=tiny_rows(8, seed=1), progress=False)
+    assert posterior.record.n_data == 24 and not posterior.record.heldout and posterior.record.tuned_on
+
+
+def test_what_has_no_temperature() -> None:
+    quick: dict[str, Any] = {"of_settings": OF, "progress": False}
+    with pytest.raises(SettingError, match="have not seen"):
+        fit(tiny_program(Gaussian()), ROWS, "temperature", **quick)  # its products B A are not zero
+    with pytest.raises(SettingError, match="leave one of both out"):
+        fit(program(), ROWS, "temperature", heldout=ROWS, heldout_size=3, **quick)
+    with pytest.raises(SettingError, match="24 rows, and 24 to be set aside"):
+        fit(program(), ROWS, "temperature", heldout_size=24, **quick)
+    values = program()
+    values.observation = Value()
+    with pytest.raises(SettingError, match="'value' predicts none: choose 'mle' itself"):
+        Temperature().sets_aside(values, 24, Run())
