@@ -12,9 +12,10 @@ from torch import nn
 
 from bayeslora.errors import AdapterError
 from bayeslora.networks import quietly
+from bayeslora.recipes import LoraSettings
 
 if TYPE_CHECKING:
-    from peft import LoraConfig, PeftModel
+    from peft import PeftConfig, PeftModel
     from transformers import PreTrainedModel
 
     from bayeslora.observations import Observation
@@ -22,17 +23,23 @@ if TYPE_CHECKING:
 __all__ = ["adapt", "by_base_name", "load_adapter", "saved_network"]
 
 
-def adapt(base: PreTrainedModel, observation: Observation, lora: LoraConfig | None = None) -> PeftModel:
-    """Add LoRA layers to ``base`` and let PEFT train its head in full.
+def adapt(
+    base: PreTrainedModel, observation: Observation, lora: PeftConfig | LoraSettings | str | None = None
+) -> PreTrainedModel | PeftModel:
+    """Add LoRA layers, or what else ``lora`` says, to ``base`` and let PEFT train its head in full.
 
     Raises:
         AdapterError: a target module of ``lora`` does not exist in the network.
+        SettingError: nothing goes by this name.
     """
     from copy import deepcopy
 
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
-    config = deepcopy(lora) if lora else LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
+    settings = LoraSettings(method=lora) if isinstance(lora, str) else lora or LoraSettings()
+    config = settings.to_peft() if isinstance(settings, LoraSettings) else deepcopy(settings)
+    if config is None:
+        return base
     config.task_type = observation.peft_task
     if getattr(config, "modules_to_save", ()) is None:
         config.modules_to_save = observation.trained_in_full(base)
@@ -41,7 +48,8 @@ def adapt(base: PreTrainedModel, observation: Observation, lora: LoraConfig | No
             network: PeftModel = get_peft_model(base, config)
     except ValueError as error:
         raise AdapterError(
-            f"PEFT cannot add LoRA layers to {type(base).__name__} at target_modules={config.target_modules}: {error}"
+            f"PEFT cannot add {config.peft_type.value} to {type(base).__name__} at "
+            f"target_modules={getattr(config, 'target_modules', None)}: {error}"
         ) from error
     return network
 

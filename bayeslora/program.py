@@ -31,12 +31,13 @@ from bayeslora.networks import (
     positions,
 )
 from bayeslora.observations import Encoder, Observation, Padding, of_task
+from bayeslora.recipes import LoraSettings
 from bayeslora.sites import Value
 from bayeslora.store import adapter_at
 from bayeslora.weights import Apart, Site, Weights
 
 if TYPE_CHECKING:
-    from peft import LoraConfig, PeftModel
+    from peft import PeftConfig, PeftModel
 
     from bayeslora.tasks import Task
 
@@ -82,6 +83,7 @@ class Program(nn.Module):
         self.model = model or MonteCLoRA()
         self.encoder = encoder
         self.weights = Weights(network)
+        _refuse_shifted(self.weights, self.observation)
         self.base = base or NetworkSettings.of(network)
         self._drawn = drawn
         config = getattr(network, "config", None)
@@ -96,7 +98,7 @@ class Program(nn.Module):
         base: str | Path | NetworkSettings,
         task: Task,
         *,
-        lora: LoraConfig | None = None,
+        lora: PeftConfig | LoraSettings | str | None = None,
         adapter: str | Path | None = None,
         model: WeightModel | None = None,
         observation: str | None = None,
@@ -110,7 +112,8 @@ class Program(nn.Module):
             base: folder or hub name of the base network, or more of how it is to be loaded; ``"demo"`` is the encoder
                 that the package ships.
             task: says the kind of network, the number of logits and how rows become text.
-            lora: PEFT's configuration; rank 8, alpha 16 on all linear layers by default.
+            lora: PEFT's configuration, or the name of a way to fine-tune (`bayeslora.recipes.RECIPES`), such as
+                ``"dora"`` or ``"full"``; LoRA of rank 8, alpha 16 on all linear layers by default.
             adapter: folder of a PEFT LoRA adapter, trained or not, or of a run, to load in place of a fresh one.
             model: Pyro model of the LoRA weights.
             observation: name of what is read of the network's output; by default what the task's labels and the network
@@ -136,6 +139,7 @@ class Program(nn.Module):
         encoder = Encoder(loaded.tokenizer, task.spec, length, positions(loaded.network), loaded.labels)
         program = cls(network, read, model, encoder=encoder, base=settings, drawn=loaded.drawn)
         if adapter is None:
+            program.weights.untouched = True
             heads = [site for site in program.sites if not site.stacked]
             program.weights.random = frozenset(site.name for site in heads if set(site.layers) <= loaded.drawn.keys())
         else:
@@ -273,6 +277,22 @@ class Program(nn.Module):
         learned = sum(value.numel() for value in self.model.guide(self.sites).parameters() if value.requires_grad)
         table.append(f"LoRA and head: {plain:,} parameters; structured guide: {learned - plain:,} more.")
         return "\n".join(table)
+
+
+def _refuse_shifted(weights: Weights, observation: Observation) -> None:
+    """Make sure that what is read of a text is where it would be without a prompt that is learned before it.
+
+    Raises:
+        AdapterError: it is not.
+    """
+    kind = weights.config.get("peft_type") if weights.config.get("num_virtual_tokens") else None
+    # A decoder with a head finds the last token of a text by the token ids, which a prompt of vectors is without.
+    if kind and (observation.causal or (kind != "PREFIX_TUNING" and hasattr(weights.base, "score"))):
+        raise AdapterError(
+            f"{kind} puts {weights.config['num_virtual_tokens']} places before each text, by which a "
+            f"{type(weights.base).__name__} would be read at a wrong place: learn prompts of an encoder with a head, "
+            "or take another way to fine-tune."
+        )
 
 
 def _refuse_random(program: Program, adapter: str | Path) -> None:

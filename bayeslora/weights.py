@@ -44,6 +44,7 @@ class Weights:
         base: the network without PEFT around it.
         sites: what a program is about, in order.
         random: names of head sites that were drawn at random, since the base network lacks them.
+        untouched: whether the adapter is known to leave the base network as it was, as a new one does.
 
     Raises:
         AdapterError: nothing is trained, more than one adapter is active, or something that cannot be stochastic is
@@ -55,6 +56,7 @@ class Weights:
         if HOLDER in network.__dict__:
             network.__dict__[HOLDER].release(self.name)
         self.random: frozenset[str] = frozenset()
+        self.untouched = False
         self._network: Any = network
         self.base: Any = network if self.name is None else cast("Any", network).get_base_model()
         places = find(network, self.name)
@@ -99,7 +101,12 @@ class Weights:
 
     @property
     def fresh(self) -> bool:
-        """Whether no layer's LoRA product changed the network that the sites were found in: A or B was zero in each."""
+        """Whether no layer's LoRA product changes the network, as of an adapter that was not trained.
+
+        A or B is zero in each, or the frozen weight is less by the product that was put beside it (PiSSA).
+        """
+        if self.untouched:
+            return True
         zero = {site.name: ~site.initial.flatten(1).any(1) for site in self.sites if site.stacked}
         return all(bool((zero[name] | zero[f"{name[:-2]}.B"]).all()) for name in zero if name.endswith(".A"))
 
@@ -122,6 +129,7 @@ class Weights:
         """
         self.check(values)
         other = copy(self)
+        other.untouched = False
         other.sites = tuple(replace(site, initial=values[site.name].to(site.initial)) for site in self.sites)
         return other
 

@@ -29,6 +29,7 @@ BACKENDS: Registry[type[Backend]] = Registry("backend", {
     "ensemble": "bayeslora.inference.baselines.ensemble:Ensemble",
     "ivon": "bayeslora.inference.variational.ivon:IVON",
     "laplace": "bayeslora.inference.laplace.laplace:Laplace",
+    "lora+": "bayeslora.inference.baselines.lora_plus:LoRAPlus",
     "map": "bayeslora.inference.variational.point:MAP",
     "mc-dropout": "bayeslora.inference.baselines.dropout:MCDropout",
     "mle": "bayeslora.inference.variational.point:MLE",
@@ -47,6 +48,7 @@ CLASSES = {name.upper(): name for name in ("ivon", "map", "mle", "nuts", "sghmc"
     "CLoRA": "c-lora",
     "CheckpointEnsemble": "checkpoint-ensemble",
     "Ensemble": "ensemble",
+    "LoRAPlus": "lora+",
     "MCDropout": "mc-dropout",
     "Temperature": "temperature",
 }

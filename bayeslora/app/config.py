@@ -6,18 +6,15 @@ import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_type_hints
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 
 from bayeslora.errors import SettingError, unknown
 from bayeslora.identity import differing
+from bayeslora.recipes import LoraSettings
 from bayeslora.registry import check_names
 from bayeslora.settings import Count, Seed, Settings, build, coerce
 
 if TYPE_CHECKING:
-    from peft import LoraConfig
-
     from bayeslora.inference import Backend
 
 __all__ = [
@@ -56,36 +53,6 @@ RENAMED = {
 
 
 @dataclass(frozen=True)
-class LoraSettings(Settings):
-    """The LoRA layers.
-
-    Attributes:
-        r: rank.
-        alpha: scale of the update, which is alpha / r times B A x.
-        dropout: probability of dropping an input of a LoRA layer in training.
-        target_modules: names of the layers that get one, a regular expression of names, or "all-linear".
-    """
-
-    name: ClassVar[str] = "lora"
-
-    r: Count = 8
-    alpha: Count = 16
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    target_modules: str | tuple[str, ...] = "all-linear"
-
-    def to_peft(self) -> LoraConfig:
-        """PEFT's configuration."""
-        from peft import LoraConfig
-
-        targets: Any = self.target_modules
-        if isinstance(targets, str) and targets != "all-linear" and targets.replace("_", "").isalnum():
-            targets = [targets]  # PEFT would match a word with the full name of a layer, not with its end
-        elif isinstance(targets, tuple):
-            targets = list(targets)
-        return LoraConfig(r=self.r, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=targets)
-
-
-@dataclass(frozen=True)
 class RunConfig(Settings):
     """All that a run depends on.
 
@@ -107,7 +74,7 @@ class RunConfig(Settings):
         network: how the base network is loaded: fields of `bayeslora.networks.NetworkSettings`.
         observation: what is read of the network's output; by default what task and base call for.
         observation_settings: fields of that observation.
-        lora: LoRA layers.
+        lora: what is trained of the network: LoRA layers, or what its ``method`` says; a word is that method.
         task_settings: further arguments of `bayeslora.load_task`.
         settings: settings of the backend.
         output: folder of the run.
@@ -148,7 +115,7 @@ class RunConfig(Settings):
                 raise SettingError(f"'{name}' in a configuration is now '{RENAMED[name]}'.")
         if values.get("model") == "demo":
             raise SettingError("'model' is the Pyro model of the weights: the base network, such as 'demo', is 'base'.")
-        return build(cls, values)
+        return build(cls, _spelled_out(values))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for YAML and JSON."""
@@ -195,7 +162,7 @@ def assign(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, A
     Raises:
         SettingError: an assignment without equals sign, or with an unknown prefix.
     """
-    merged = dict(values)
+    merged = _spelled_out(values)
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
         if not equals or not key:
@@ -205,10 +172,12 @@ def assign(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, A
             raise SettingError(f"'{prefix}.' in '{assignment}' is now '{RENAMED[prefix]}.'.")
         if dot and prefix not in PREFIXES:
             raise SettingError(unknown("prefix of a setting", prefix, PREFIXES))
-        if prefix in RunConfig.__dataclass_fields__ and not dot:
+        if prefix in RunConfig.__dataclass_fields__ and not dot and prefix != "lora":
             merged[prefix] = value
             continue
-        path = (*PREFIXES[prefix], *_within(prefix, name)) if dot else ("settings", prefix)
+        if prefix == "lora":
+            name = name or "method"
+        path = (*PREFIXES[prefix], *_within(prefix, name)) if name else ("settings", prefix)
         merged = _put(merged, path, value)
     return merged
 
@@ -332,6 +301,12 @@ def differences(one: RunConfig, other: RunConfig) -> list[str]:
     """Fields in which two configurations differ, each as "name: value and value"; the output does not count."""
     first, second = (config.to_dict() | {"output": None} for config in (one, other))
     return differing(first, second)
+
+
+def _spelled_out(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same values with the mapping that the name of a way to fine-tune is short for."""
+    lora = values.get("lora")
+    return {**values, "lora": {"method": lora}} if isinstance(lora, str) else dict(values)
 
 
 def read_yaml(path: Path, what: str = "configuration") -> dict[str, Any]:

@@ -64,7 +64,7 @@ def build_program(config: RunConfig, task: Task) -> Program:
     return Program.from_pretrained(
         NetworkSettings(config.base, **config.network),
         task,
-        lora=config.lora.to_peft(),
+        lora=config.lora,
         adapter=config.adapter,
         model=MODELS.build(config.model, config.model_settings),
         observation=config.observation,

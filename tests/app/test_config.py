@@ -12,6 +12,14 @@ from bayeslora.errors import SettingError
 from bayeslora.inference import PRESETS, Preset
 
 
+def test_a_way_to_fine_tune_is_a_word(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("base: demo\ntask: demo\nlora: dora\n")
+    assert read_config(path, {}, ["lora.r=4"]).lora == LoraSettings(method="dora", r=4)
+    assert assign({}, ["lora.r=4", "lora=dora"]) == {"lora": {"r": "4", "method": "dora"}}
+    assert RunConfig.from_dict({"base": "demo", "task": "demo", "lora": "full"}).lora.to_peft() is None
+
+
 def test_file_then_flags_then_assignments(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("base: demo\ntask: demo\nseed: 3\nlora: {r: 4}\nsettings: {epochs: 2, batch_size: 8}\n")
@@ -104,6 +112,8 @@ def test_yaml_and_json_give_the_same_configuration_back(tmp_path: Path) -> None:
         ({"backend": "map"}, ["guide.spread=3"], "Unknown setting of map 'guide_settings'"),
         ({"backend": "temperature"}, ["of=svi", "of.epocs=3"], "Unknown setting of svi 'epocs'"),
         ({"backend": "temperature"}, ["of=swi"], "Unknown backend 'swi'"),
+        ({}, ["lora=dorra"], "Unknown way to fine-tune 'dorra'. Did you mean 'dora'?"),
+        ({}, ["lora=ia3", "lora.r=4"], "'ia3' has no r, found lora.r=4"),
         ({"preset": "a"}, [], "Unknown preset 'a'"),
         ({}, ["lora.r=0"], "lora: r should be greater than or equal to 1, found '0'"),
         ({}, ["lora.dropout=1"], "lora: dropout should be less than 1"),

@@ -37,6 +37,9 @@ def fit(
     preset: Preset = None,
     backend: Annotated[str | None, typer.Option(help="Inference algorithm.", show_default="svi")] = None,
     model: Model = None,
+    lora: Annotated[
+        str | None, typer.Option(help="Way to fine-tune, such as dora or full.", show_default="lora")
+    ] = None,
     observation: Annotated[
         str | None,
         typer.Option(help="What is read of the network's output.", show_default="what task and base call for"),
@@ -64,8 +67,9 @@ def fit(
         "model": model, "observation": observation, "train_size": train_size, "heldout_size": heldout_size,
         "seed": seed, "chains": chains, "output": str(output),
     }  # fmt: skip
+    assignments = [*([f"lora.method={lora}"] if lora else []), *(assignments or ())]
     given = config or assignments or any(flags[name] is not None for name in flags if name != "output")
-    run = read_config(config, flags, assignments or ()) if given or not resume else runs.saved_config(output)
+    run = read_config(config, flags, assignments) if given or not resume else runs.saved_config(output)
     again = f"Go on with: bayeslora fit --resume --output {output}"
     context.obj["resume"] = lambda: again if (output / store.CONFIG).exists() else "Nothing was fitted yet."
     posterior = runs.fit(run, output, resume=resume, overwrite=overwrite)

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from bayeslora.app.terminal import show, show_classes, show_presets
+from bayeslora.app.terminal import new_table, show, show_classes, show_presets
 
-__all__ = ["list_backends", "list_guides", "list_models", "list_presets", "list_tasks"]
+__all__ = ["list_backends", "list_guides", "list_methods", "list_models", "list_presets", "list_tasks"]
 
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the settings of each.")]
 
@@ -35,6 +35,16 @@ def list_presets(verbose: Verbose = False) -> None:
     from bayeslora.inference.presets import PRESETS
 
     show_presets({name: PRESETS[name] for name in PRESETS}, verbose)
+
+
+def list_methods() -> None:
+    """Ways to fine-tune (--lora), beside which any backend runs that makes point estimates of all that is trained."""
+    from bayeslora.recipes import RECIPES
+
+    table = new_table("ways to fine-tune", ["name", "what it trains", "settings (lora.)", "paper"])
+    for name, recipe in RECIPES.items():
+        table.add_row(name, recipe.what, ", ".join(recipe.settings), recipe.paper)
+    show(table)
 
 
 def list_models(verbose: Verbose = False) -> None:

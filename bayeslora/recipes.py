@@ -1,0 +1,163 @@
+"""Ways to fine-tune, each by one word: the configuration that PEFT gets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
+
+from pydantic import Field
+
+from bayeslora.errors import SettingError, unknown
+from bayeslora.settings import Count, Settings
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+__all__ = ["RECIPES", "LoraSettings", "Recipe"]
+
+
+@dataclass(frozen=True)
+class LoraSettings(Settings):
+    """What is trained of the network; settings that a method has no use for stay as they are.
+
+    Attributes:
+        method: one of `RECIPES`.
+        r: rank.
+        alpha: scale of the update, which is alpha / r times B A x (alpha / sqrt(r) for "rslora").
+        dropout: probability of dropping an input of a LoRA layer in training.
+        target_modules: names of the layers that get one, a regular expression of names, or "all-linear".
+        tokens: of a prompt, or of a prefix in each layer.
+    """
+
+    name: ClassVar[str] = "lora"
+
+    r: Count = 8
+    alpha: Count = 16
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    target_modules: str | tuple[str, ...] = "all-linear"
+    method: str = "lora"
+    tokens: Count = 20
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.method not in RECIPES:
+            raise SettingError(unknown("way to fine-tune", self.method, RECIPES))
+        for field in fields(self):
+            given = getattr(self, field.name) != field.default
+            if given and field.name not in ("method", *RECIPES[self.method].settings):
+                raise SettingError(
+                    f"'{self.method}' has no {field.name}, found lora.{field.name}={getattr(self, field.name)}: leave "
+                    "it out."
+                )
+
+    def to_peft(self) -> PeftConfig | None:
+        """PEFT's configuration; None where the whole network is trained."""
+        return RECIPES[self.method].make(self)
+
+    @property
+    def targets(self) -> str | list[str]:
+        """The layers, as PEFT takes them."""
+        found = self.target_modules
+        if isinstance(found, tuple):
+            return list(found)
+        # PEFT would match a word with the full name of a layer, not with its end.
+        word = found != "all-linear" and found.replace("_", "").isalnum()
+        return [found] if word else found
+
+
+class Recipe(NamedTuple):
+    """A way to fine-tune.
+
+    Attributes:
+        what: it does, in a line.
+        paper: that it is of.
+        settings: of `LoraSettings`, that it has.
+        make: PEFT's configuration of the settings.
+    """
+
+    what: str
+    paper: str
+    settings: tuple[str, ...]
+    make: Callable[[LoraSettings], PeftConfig | None]
+
+
+def _lora(settings: LoraSettings, **more: Any) -> PeftConfig:
+    from peft import LoraConfig
+
+    matrices = {"lora_alpha": settings.alpha, "lora_dropout": settings.dropout, "target_modules": settings.targets}
+    return LoraConfig(r=settings.r, **matrices, **more)
+
+
+def _adalora(settings: LoraSettings) -> PeftConfig:
+    from peft import AdaLoraConfig
+
+    # Ranks are not allocated; PEFT asks for a number of steps all the same.
+    matrices = {"lora_alpha": settings.alpha, "lora_dropout": settings.dropout, "target_modules": settings.targets}
+    return AdaLoraConfig(init_r=settings.r, target_r=settings.r, total_step=1_000_000, **matrices)
+
+
+def _ia3(settings: LoraSettings) -> PeftConfig:
+    from peft import IA3Config
+
+    return IA3Config()
+
+
+def _prompt(settings: LoraSettings, config: str) -> PeftConfig:
+    import peft
+
+    found: PeftConfig = getattr(peft, config)(num_virtual_tokens=settings.tokens)
+    return found
+
+
+_MATRICES = ("r", "alpha", "dropout", "target_modules")
+
+#: By name.
+RECIPES: dict[str, Recipe] = {
+    "lora": Recipe("matrices B A beside linear layers and embeddings", "Hu et al., ICLR 2022", _MATRICES, _lora),
+    "rslora": Recipe(
+        "LoRA, its scale by the root of the rank",
+        "Kalajdzievski, arXiv 2312.03732",
+        _MATRICES,
+        partial(_lora, use_rslora=True),
+    ),
+    "pissa": Recipe(
+        "LoRA that begins at the largest singular values of each weight, of which the rest is frozen",
+        "Meng et al., NeurIPS 2024",
+        _MATRICES,
+        partial(_lora, init_lora_weights="pissa"),
+    ),
+    "dora": Recipe(
+        "LoRA of directions, and the size of each output",
+        "Liu et al., ICML 2024",
+        _MATRICES,
+        partial(_lora, use_dora=True),
+    ),
+    "adalora": Recipe(
+        "the form of AdaLoRA, P diag(e) Q, alone: ranks are not allocated, P and Q not held orthogonal",
+        "Zhang et al., ICLR 2023",
+        _MATRICES,
+        _adalora,
+    ),
+    "ia3": Recipe("a factor for each key, value and inner unit", "Liu et al., NeurIPS 2022", (), _ia3),
+    "prompt-tuning": Recipe(
+        "tokens before the text (of encoders)",
+        "Lester et al., EMNLP 2021",
+        ("tokens",),
+        partial(_prompt, config="PromptTuningConfig"),
+    ),
+    "p-tuning": Recipe(
+        "the same, by a network that gives the tokens (of encoders)",
+        "Liu et al., arXiv 2103.10385",
+        ("tokens",),
+        partial(_prompt, config="PromptEncoderConfig"),
+    ),
+    "prefix-tuning": Recipe(
+        "keys and values before those of the text, in each layer (of encoders)",
+        "Li and Liang, ACL 2021",
+        ("tokens",),
+        partial(_prompt, config="PrefixTuningConfig"),
+    ),
+    "full": Recipe("all of the network, without PEFT", "", (), lambda settings: None),
+}

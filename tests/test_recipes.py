@@ -1,0 +1,73 @@
+"""Ways to fine-tune by one word: each is fitted, saved and loaded; and which networks they are not for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from causal_scenarios import causal_base
+from scenarios import SPEC, saved_base, text_rows
+
+from bayeslora.errors import AdapterError, SettingError
+from bayeslora.inference import fit, load
+from bayeslora.models import Gaussian
+from bayeslora.program import Program
+from bayeslora.recipes import RECIPES, LoraSettings
+from bayeslora.tasks import Task
+
+ROWS = text_rows(8)
+QUICK = {"epochs": 1, "batch_size": 4, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved_base(tmp_path_factory.mktemp("base"))
+
+
+def made(base: Path, method: str, **settings: int) -> Program:
+    lora = LoraSettings(method=method, **settings) if settings else method
+    return Program.from_pretrained(base, Task(SPEC, train=ROWS), lora=lora, model=Gaussian(), max_length=16)
+
+
+@pytest.mark.parametrize("method", RECIPES)
+def test_a_word_is_a_way_to_fine_tune(base: Path, tmp_path: Path, method: str) -> None:
+    program = made(base, method)
+    trained = {name for name, value in program.network.named_parameters() if id(value) in program.weights.places}
+    # A prompt begins as it likes; all else leaves the network as it was.
+    assert program.weights.fresh
+    quick = {"epochs": 1, "batch_size": 4, "warmup": 0.0}
+    posterior = fit(program, ROWS, "temperature", of_settings=quick, progress=False)
+    mean = posterior.mean()
+    for role in {site.role for site in program.sites} - {"A"}:  # which is told of the data by B, after the first step
+        assert any(not torch.equal(mean[site.name], site.initial) for site in program.sites if site.role == role), role
+    posterior.save(tmp_path)
+    found, again = (each.predict(ROWS, progress=False).outputs for each in (posterior, load(tmp_path)))
+    assert torch.equal(found, again)
+    everything = dict(program.network.named_parameters()).keys()
+    assert (trained == everything) == (method == "full")
+
+
+def test_settings_of_a_way(base: Path) -> None:
+    assert {site.initial.shape[-1] for site in made(base, "rslora", r=3).sites if site.stacked} == {3}
+    (prompt,) = (site for site in made(base, "prompt-tuning", tokens=5).sites if site.role == "tensor")
+    assert prompt.initial.shape == (5, 16)
+    with pytest.raises(SettingError, match="'full' has no r, found lora.r=4"):
+        made(base, "full", r=4)
+    with pytest.raises(SettingError, match="Unknown way to fine-tune 'rora'"):
+        made(base, "rora")
+
+
+def test_what_begins_at_the_weights_is_not_taken_for_trained(base: Path) -> None:
+    program = made(base, "pissa")
+    assert all(bool(site.initial.any()) for site in program.sites if site.stacked)
+    posterior = fit(program, ROWS, "laplace", tune="none", **QUICK)
+    assert posterior.record.history  # the mode was trained
+    moved = {site.name: site.initial + 1 for site in program.sites}
+    assert not program.around(moved).weights.fresh
+
+
+@pytest.mark.parametrize("method", ["prompt-tuning", "p-tuning", "prefix-tuning"])
+def test_a_prompt_before_the_text_moves_what_is_read_of_a_decoder(method: str) -> None:
+    with pytest.raises(AdapterError, match="20 places before each text"):
+        Program.from_pretrained(causal_base(), Task(SPEC, train=ROWS), lora=method, max_length=64)
