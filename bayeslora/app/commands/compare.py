@@ -144,7 +144,14 @@ def _run_study(file: Path, output: Path | None, **how: Any) -> None:
 
     study = Study(file, output)
     study.run(**how)
-    show(f"Written into {study.results.folder}.")
+    report = study.report()
+    for table in report.tables():
+        shown = new_table(table.title, list(table.header))
+        for row in table.rows:
+            shown.add_row(*row)
+        shown.caption, shown.caption_justify = table.note, "left"
+        show(shown)
+    show(f"Written into {study.results.folder / 'report'}: study.md, tables as CSV, JSON and LaTeX, and pictures.")
 
 
 def _options(assignments: list[str]) -> dict[str, str]:

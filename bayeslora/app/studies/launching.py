@@ -221,7 +221,8 @@ class _RayTask:
 def _ray(job: Job, workers: int, options: Mapping[str, str]) -> list[Worker]:
     ray = _extra("ray", "ray")
     if not ray.is_initialized():
-        ray.init(address=options.get("address"), log_to_driver=False)
+        place = {"address": options["address"]} if "address" in options else {"include_dashboard": False}
+        ray.init(log_to_driver=False, **place)
     wanted = {name: float(text) for name, text in options.items() if name != "address"}
     task = ray.remote(**{"num_cpus": 1.0, "max_retries": 0, **wanted})(work)
     return [_RayTask(ray, task.remote(job)) for _ in range(workers)]

@@ -6,12 +6,14 @@
     STUDY/cells/NAME/cell.json     what the fit cost, written when it has ended
     STUDY/cells/NAME/error.json    why there is no result
     STUDY/cells/NAME/evaluations/  metrics (.json, written last) and predictions (.safetensors), or an error
+    STUDY/report/                  tables and pictures
 """
 
 from __future__ import annotations
 
 import json
 import math
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -28,6 +30,8 @@ __all__ = ["Results", "State"]
 
 State = Literal["done", "failed", "open"]
 ERROR = "error.json"
+#: Seconds between two looks at a lock.
+PAUSE = 0.2
 
 
 class Results:
@@ -100,16 +104,20 @@ class Results:
     # What is written, by whoever holds the cell.
 
     @contextmanager
+    def reporting(self) -> Iterator[Path]:
+        """Give the folder of the report, once no other process is writing there."""
+        folder = self.folder / "report"
+        while True:
+            with _held(folder) as held:
+                if held:
+                    yield folder
+                    return
+            time.sleep(PAUSE)
+
+    @contextmanager
     def claimed(self, cell: Cell) -> Iterator[bool]:
         """Hold a cell while the block runs, unless another process does; yields whether it is held."""
-        folder = self.at(cell)
-        files.make(folder.parent)
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(files.locked(files.hidden(folder, "lock")))
-                held = True
-            except SettingError:  # another launcher is at it
-                held = False
+        with _held(self.at(cell)) as held:
             yield held
 
     def holder(self, cell: Cell) -> str:
@@ -148,6 +156,19 @@ class Results:
         for pattern in (f"cells/*/{ERROR}", f"cells/*/evaluations/*-{ERROR}"):
             for place in self.folder.glob(pattern):
                 files.remove(place)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[bool]:
+    """Hold a folder while the block runs, unless another process does."""
+    files.make(folder.parent)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(files.locked(files.hidden(folder, "lock")))
+            held = True
+        except SettingError:
+            held = False
+        yield held
 
 
 def _read(path: Path) -> dict[str, Any] | None:

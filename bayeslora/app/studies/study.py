@@ -17,6 +17,8 @@ from bayeslora.errors import SettingError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from bayeslora.app.studies.report import Report
+
 __all__ = ["Study"]
 
 
@@ -80,7 +82,8 @@ class Study:
     ) -> Study:
         """Do what is left of the study. What is done stays done, in this process or in others on the same folder.
 
-        A cell that fails is recorded, and the others go on.
+        Tables and pictures of what there is by then come into the folder ``report``. A cell that fails is recorded, and
+        the others go on.
 
         Args:
             workers: processes that share the cells; without it, and with the launcher "local", this process does all.
@@ -109,10 +112,18 @@ class Study:
             places = tuple(str(Path(each).resolve()) for each in plugins)
             job = Job(self.source, str(self.results.folder.resolve()), str(Path.cwd()), places, shard)
             launch(job, targets, self.results, launcher, workers or 1, options or {}, told)
+        with self.results.reporting() as folder:
+            self.report().save(folder)
         return self
 
     def frame(self) -> pd.DataFrame:
-        """A row for each line: labels, metrics with their intervals over rows, and costs."""
+        """A row for each line, whatever has come of it: labels, metrics with their intervals over rows, and costs."""
         from bayeslora.app.studies.frame import frame_of
 
         return frame_of(self.targets, self.results)
+
+    def report(self) -> Report:
+        """Tables, comparisons and pictures of what there is."""
+        from bayeslora.app.studies.report import Report
+
+        return Report(self)

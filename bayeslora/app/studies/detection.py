@@ -1,0 +1,132 @@
+"""What uncertainty is good for: to know rows of another kind, and one's own mistakes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from bayeslora.app.studies.results import Results
+from bayeslora.app.studies.summary import Group, groups_of
+from bayeslora.predict.metrics import Metrics
+from bayeslora.predict.prediction import ClassPrediction, Prediction
+from bayeslora.predict.resampling import Floats
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from bayeslora.app.studies.expansion import Target
+
+__all__ = ["auroc", "detection_of", "risk_by_coverage", "shift_of"]
+
+
+def detection_of(targets: Sequence[Target], results: Results) -> pd.DataFrame:
+    """A row for each group and what is to be detected, with means over seeds.
+
+    Columns: labels; ``detected``, which is "mistakes", or the name of a shift, whose rows are to be told from those of
+    the task; ``entropy`` and ``mutual_information``, the area under the ROC curve of each (0.5 is chance); and, of
+    mistakes, ``risk``, the area under the curve of risk by coverage, by confidence.
+
+    Args:
+        targets: lines of a study.
+        results: where they are.
+    """
+    import pandas as pd
+
+    rows = []
+    for group in groups_of(targets, results):
+        found: dict[str, list[dict[str, float]]] = {}
+        for own, shifted in _predictions(group, results):
+            if isinstance(own, ClassPrediction):
+                found.setdefault("mistakes", []).append(_mistakes(own))
+                for name, other in shifted.items():
+                    if isinstance(other, ClassPrediction):
+                        found.setdefault(name, []).append(_rows_of_another_kind(own, other))
+        labels = {"task": group.task, "base": group.base, "protocol": group.protocol, "method": group.method}
+        for detected, each in found.items():
+            means = {name: float(np.mean([values[name] for values in each])) for name in each[0]}
+            rows.append(labels | {"detected": detected, "seeds": len(each)} | means)
+    return pd.DataFrame(rows)
+
+
+def shift_of(targets: Sequence[Target], results: Results) -> pd.DataFrame:
+    """A row for each group and shift, with means of the metrics over seeds; empty if the study has no shifts."""
+    import pandas as pd
+
+    rows = []
+    for group in groups_of(targets, results):
+        found: dict[str, list[Metrics]] = {}
+        for target in group.lines:
+            chosen = results.chosen(target)
+            assert chosen is not None
+            for name, evaluation in chosen.entry.evaluations.items():
+                evaluated = results.evaluated(chosen.entry.cell, evaluation)
+                if name and evaluated is not None:
+                    found.setdefault(name, []).append(Metrics.from_dict(evaluated["metrics"]))
+        labels = {"task": group.task, "base": group.base, "protocol": group.protocol, "method": group.method}
+        for name, each in found.items():
+            means = {metric: float(np.mean([metrics[metric].value for metrics in each])) for metric in each[0]}
+            rows.append(labels | {"shift": name, "rows": each[0].n, "seeds": len(each)} | means)
+    return pd.DataFrame(rows)
+
+
+def auroc(negatives: ArrayLike, positives: ArrayLike) -> float:
+    """Probability that a positive has the higher score, ties counted half: the area under the ROC curve.
+
+    NaN where there is none of one kind.
+    """
+    from scipy import stats
+
+    low, high = np.asarray(negatives, dtype=np.float64), np.asarray(positives, dtype=np.float64)
+    if not len(low) or not len(high):
+        return math.nan
+    return float(stats.mannwhitneyu(high, low).statistic / (len(low) * len(high)))
+
+
+def risk_by_coverage(confidence: ArrayLike, correct: ArrayLike) -> tuple[Floats, Floats]:
+    """Share of the rows that are kept, the surest ones, and the share of mistakes among them (both (rows,)).
+
+    Rows of equal confidence stand in no order: each counts as their mean.
+
+    References:
+        Geifman and El-Yaniv, *Selective classification for deep neural networks*, NeurIPS 2017.
+    """
+    sure, right = np.asarray(confidence, dtype=np.float64), np.asarray(correct, dtype=np.float64)
+    order = np.argsort(-sure, kind="stable")
+    _, tie, sizes = np.unique(-sure[order], return_inverse=True, return_counts=True)
+    wrong = (np.bincount(tie, 1 - right[order]) / sizes)[tie]
+    kept = np.arange(1, len(order) + 1)
+    return kept / len(order), np.cumsum(wrong) / kept
+
+
+def _predictions(group: Group, results: Results) -> Iterator[tuple[Prediction, Mapping[str, Prediction]]]:
+    for target in group.lines:
+        chosen = results.chosen(target)
+        assert chosen is not None
+        loaded = {
+            name: Prediction.load(results.prediction(chosen.entry.cell, evaluation))
+            for name, evaluation in chosen.entry.evaluations.items()
+        }
+        yield loaded.pop(""), loaded
+
+
+def _mistakes(own: ClassPrediction) -> dict[str, float]:
+    assert own.labels is not None
+    wrong = (own.predictions != own.labels).numpy()
+    entropy, information = own.entropy.numpy(), own.mutual_information.numpy()
+    _, risk = risk_by_coverage(own.probabilities.amax(-1).numpy(), ~wrong)
+    return {
+        "entropy": auroc(entropy[~wrong], entropy[wrong]),
+        "mutual_information": auroc(information[~wrong], information[wrong]),
+        "risk": float(risk.mean()),
+    }
+
+
+def _rows_of_another_kind(own: ClassPrediction, other: ClassPrediction) -> dict[str, float]:
+    return {
+        "entropy": auroc(own.entropy.numpy(), other.entropy.numpy()),
+        "mutual_information": auroc(own.mutual_information.numpy(), other.mutual_information.numpy()),
+    }

@@ -1,0 +1,174 @@
+"""Pictures of a study, as figures of matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from bayeslora.app.studies.detection import risk_by_coverage
+from bayeslora.app.studies.results import Results
+from bayeslora.app.studies.summary import Group, groups_of
+from bayeslora.predict.plots import COLOURS, GREY, MARKERS
+from bayeslora.predict.prediction import ClassPrediction, Prediction
+from bayeslora.predict.reliability import bin_guesses, guesses_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from bayeslora.app.studies.expansion import Target
+
+__all__ = ["boxes", "pareto", "reliabilities", "risks"]
+
+COLUMNS = 3
+Place = tuple[str, str, str]
+
+
+def pareto(summary: pd.DataFrame, frame: pd.DataFrame) -> Figure:
+    """NLL against the seconds of fit and prediction, a panel for each task, base and protocol.
+
+    The line joins the methods that no other one beats in both; bars are the intervals of the NLL over rows.
+    """
+    done = frame[frame["state"] == "done"]
+    seconds = done.groupby(["task", "base", "protocol", "method"])[["seconds", "tuning_seconds"]].mean().sum(axis=1)
+    nll = summary[summary["metric"] == "nll"]
+    places = list(dict.fromkeys(zip(nll["task"], nll["base"], nll["protocol"], strict=True)))
+    methods = list(nll["method"].unique())
+    figure, panels = _panels(len(places))
+    for axes, place in zip(panels, places, strict=False):
+        part = nll[(nll[["task", "base", "protocol"]] == list(place)).all(axis=1)]
+        points = []
+        for row in part.to_dict("records"):
+            cost = float(seconds.loc[place].loc[row["method"]])
+            ends = np.nan_to_num([[row["value"] - row["rows_low"]], [row["rows_high"] - row["value"]]])
+            axes.errorbar(cost, row["value"], ends, label=row["method"], **_style(methods.index(row["method"])))
+            points.append((cost, float(row["value"])))
+        front = [point for point in sorted(points) if not any(_beats(other, point) for other in points)]
+        axes.plot(*zip(*front, strict=True), color=GREY, linewidth=1, zorder=1)
+        axes.set(title=_title(place), xlabel="seconds of fit, trials and prediction", ylabel="NLL", xscale="log")
+    _legend(figure, panels)
+    return figure
+
+
+def reliabilities(targets: Sequence[Target], results: Results) -> Figure:
+    """Accuracy by confidence, a panel for each method and protocol, a line for each task and base; seeds are pooled."""
+    found: dict[str, dict[str, ClassPrediction]] = {}
+    for group, predictions in _classes(targets, results):
+        title = group.method + (", chosen" if group.protocol == "chosen" else "")
+        found.setdefault(title, {})[f"{group.task}, {group.base}"] = _pooled(predictions)
+    places = list(dict.fromkeys(place for panels in found.values() for place in panels))
+    figure, panels = _panels(len(found))
+    for axes, (title, tasks) in zip(panels, found.items(), strict=False):
+        axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
+        for place, prediction in tasks.items():
+            bins = bin_guesses(guesses_of(prediction))
+            errors = [bins.accuracy - bins.low, bins.high - bins.accuracy]
+            style = _style(places.index(place)) | {"linestyle": "-"}
+            axes.errorbar(bins.confidence, bins.accuracy, errors, label=place, **style)
+        least = min(1 / each.outputs.shape[-1] for each in tasks.values())
+        axes.set(title=title, xlabel="confidence", ylabel="accuracy", xlim=(least - 0.03, 1.02), ylim=(0, 1.03))
+    _legend(figure, panels)
+    return figure
+
+
+def risks(targets: Sequence[Target], results: Results) -> Figure:
+    """Share of mistakes by the share of rows that are kept, the surest ones; a panel for each task, base, protocol."""
+    found: dict[Place, dict[str, ClassPrediction]] = {}
+    for group, predictions in _classes(targets, results):
+        found.setdefault((group.task, group.base, group.protocol), {})[group.method] = _pooled(predictions)
+    methods = list(dict.fromkeys(method for panel in found.values() for method in panel))
+    figure, panels = _panels(len(found))
+    for axes, (place, panel) in zip(panels, found.items(), strict=False):
+        for method, prediction in panel.items():
+            correct = prediction.predictions == prediction.labels
+            coverage, risk = risk_by_coverage(prediction.probabilities.amax(-1), correct)
+            axes.plot(coverage, risk, label=method, color=_style(methods.index(method))["color"])
+        axes.set(title=_title(place), xlabel="share of rows that are kept", ylabel="share of mistakes", xlim=(0, 1))
+    _legend(figure, panels)
+    return figure
+
+
+def boxes(points: pd.DataFrame) -> Figure:
+    """Box plots of NLL and accuracy over the points of a grid, a row of panels for each task and base."""
+    places = list(dict.fromkeys(zip(points["task"], points["base"], strict=True)))
+    metrics = [name for name in ("nll", "accuracy") if name in points]
+    methods = list(points["method"].unique())
+    figure, panels = _panels(len(places) * len(metrics), len(metrics))
+    for number, axes in enumerate(panels):
+        place, metric = places[number // len(metrics)], metrics[number % len(metrics)]
+        part = points[(points[["task", "base"]] == list(place)).all(axis=1)]
+        drawn = [part[metric][part["method"] == method].to_numpy() for method in methods]
+        axes.boxplot(drawn, tick_labels=methods, medianprops={"color": COLOURS[1]})
+        axes.tick_params(axis="x", rotation=40)
+        axes.set(title=", ".join(place), ylabel={"nll": "NLL", "accuracy": "accuracy"}[metric])
+    return figure
+
+
+def _panels(count: int, columns: int = COLUMNS) -> tuple[Figure, list[Axes]]:
+    from matplotlib.figure import Figure
+
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(4.2 * columns, 3.6 * rows), dpi=130, layout="constrained")
+    panels: list[Axes] = list(figure.subplots(rows, columns, squeeze=False).ravel())
+    for axes in panels[count:]:
+        axes.remove()
+    for axes in panels[:count]:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="#E5E5E5", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.title.set_fontsize(10)
+    return figure, panels[:count]
+
+
+def _style(number: int) -> dict[str, Any]:
+    """Colour and marker, of which no two pairs are alike among the first 49."""
+    marker = MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "marker": marker,
+        "markersize": 5,
+        "elinewidth": 1,
+        "linestyle": "",
+    }
+
+
+def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
+    entries: dict[str, Any] = {}
+    for axes in panels:
+        handles, labels = axes.get_legend_handles_labels()
+        entries |= {label: handle for handle, label in zip(handles, labels, strict=True) if label not in entries}
+    if entries:
+        handles, labels = list(entries.values()), list(entries)
+        figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+
+
+def _classes(targets: Sequence[Target], results: Results) -> Iterator[tuple[Group, list[ClassPrediction]]]:
+    """Groups whose predictions are of classes, and these."""
+    for group in groups_of(targets, results):
+        chosen = [results.chosen(target) for target in group.lines]
+        entries = [each.entry for each in chosen if each is not None]
+        loaded = [Prediction.load(results.prediction(each.cell, each.evaluations[""])) for each in entries]
+        classes = [each for each in loaded if isinstance(each, ClassPrediction)]
+        if classes:
+            yield group, classes
+
+
+def _pooled(predictions: Sequence[ClassPrediction]) -> ClassPrediction:
+    """Rows of all seeds as those of one prediction: averaged probabilities, since draws differ in number."""
+    labels = [each.labels for each in predictions if each.labels is not None]
+    averaged = [each.log_probabilities for each in predictions]
+    return ClassPrediction(torch.cat(averaged).float().unsqueeze(0), torch.cat(labels))
+
+
+def _beats(other: tuple[float, float], point: tuple[float, float]) -> bool:
+    return other != point and other[0] <= point[0] and other[1] <= point[1]
+
+
+def _title(place: Mapping[str, str] | Sequence[str]) -> str:
+    task, base, protocol = place
+    return f"{task}, {base}" + (", chosen" if protocol == "chosen" else "")

@@ -1,0 +1,78 @@
+"""How much methods depend on settings: what they come to over a grid of them."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bayeslora.app.studies.ranking import signed_rank
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["by_point", "robustness_of", "robustness_tests"]
+
+#: Metrics that robustness is of.
+METRICS = ("accuracy", "nll")
+
+
+def by_point(frame: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+    """Means over seeds at each point of a grid, of the points that have a result with every seed that was run.
+
+    Args:
+        frame: see `frame_of`.
+        names: of the settings that the grid varies.
+    """
+    grid = frame[frame["protocol"] == "grid"]
+    keys = ["task", "base", "method", *names]
+    metrics = [name for name in METRICS if name in grid]
+    whole = grid.groupby(keys, sort=False)["state"].transform(lambda states: (states == "done").all())
+    return grid[whole].groupby(keys, sort=False, as_index=False)[metrics].mean()
+
+
+def robustness_of(frame: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+    """A row for each task, base and method: its metrics over the points of a grid.
+
+    Columns: ``intrinsic``, 1 / median NLL, and ``extrinsic``, the median accuracy, as the authors of MonteCLoRA define
+    them; of each metric the ``median``, the ``spread``, the best less the worst in absolute value, and ``iqr``, the
+    interquartile range, such as ``nll_spread``; ``points`` that have a result; and ``failed``, those that have none.
+
+    Args:
+        frame: see `frame_of`.
+        names: of the settings that the grid varies.
+
+    References:
+        Sengupta, Seth, Pathak, Raman, Gopalakrishnan and Chakraborty, *Robust and efficient fine-tuning of LLMs with
+        Bayesian reparameterization of low-rank adaptation*, TMLR 2025.
+    """
+    import pandas as pd
+
+    points = by_point(frame, names)
+    grid = frame[frame["protocol"] == "grid"]
+    rows = []
+    for key, part in points.groupby(["task", "base", "method"], sort=False):
+        asked = grid[(grid[["task", "base", "method"]] == list(key)).all(axis=1)][names].drop_duplicates()
+        row = dict(zip(("task", "base", "method"), key, strict=True))
+        for name in (name for name in METRICS if name in part):
+            low, median, high = np.quantile(part[name], (0.25, 0.5, 0.75)).tolist()
+            spread = float(part[name].max() - part[name].min())
+            row |= {f"{name}_median": median, f"{name}_spread": spread, f"{name}_iqr": high - low}
+        row |= {"intrinsic": 1 / row["nll_median"], "extrinsic": row.get("accuracy_median", math.nan)}
+        rows.append(row | {"points": len(part), "failed": len(asked) - len(part)})
+    return pd.DataFrame(rows)
+
+
+def robustness_tests(robustness: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """Wilcoxon's signed-rank test over tasks, of intrinsic and extrinsic robustness against the reference's."""
+    import pandas as pd
+
+    rows = []
+    for measure in ("intrinsic", "extrinsic"):
+        values = robustness.pivot(index=["task", "base"], columns="method", values=measure)
+        for method in (name for name in robustness["method"].unique() if name != reference and reference in values):
+            both = values[[method, reference]].dropna()
+            p, pairs = signed_rank(both[method].to_numpy() - both[reference].to_numpy())
+            rows.append({"measure": measure, "method": method, "wilcoxon": p, "pairs": pairs})
+    return pd.DataFrame(rows)

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from bayeslora.app.studies import Study
+from bayeslora.app.studies.tables import Table
+
+Made = Callable[..., dict[str, Any]]
+
+
+def test_everything_is_written(study: Made, tmp_path: Path) -> None:
+    rows = str(tmp_path / "rows.jsonl")
+    made = study(
+        methods={"quick": {}, "wide": {"backend": "quick", "settings": {"learning_rate": 9.0}}, "hungry": {}},
+        seeds=[0],
+        tasks={"demo": {"task": rows, "shift": {"others": {"split": "train"}}}},
+        tuning={"values": {"learning_rate": [0.1]}},
+    )
+    found = Study(made, tmp_path / "out").run(progress=False)
+    folder = tmp_path / "out" / "report"
+    names = {path.name for path in folder.iterdir()}
+    assert names == {
+        "study.md", "study.json", "tables.tex", "results.csv", "summary.csv", "ranks.csv", "detection.csv",
+        "shift.csv", "pareto.png", "reliability.png", "risk.png",
+    }  # fmt: skip
+    assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in names if name.endswith(".png"))
+    text = (folder / "study.md").read_text()
+    assert "6 lines: 4 done, 2 failed." in text and "- demo, demo, hungry, 0, same: MemoryError: no room" in text
+    assert "## demo, demo: each at its own, chosen on held-out rows; less quick" in text and "## Shift" in text
+    frame = found.frame()
+    wide = frame[(frame["method"] == "wide") & (frame["protocol"] == "same")].iloc[0]
+    assert f"| wide | 1 | {wide['accuracy']:.3f} (" in text
+    written = json.loads((folder / "study.json").read_text())
+    assert written["study"] == made and written["reference"] == "quick"
+    assert written["results"][1]["nll"] == pytest.approx(wide["nll"])
+    assert pd.read_csv(folder / "results.csv")["nll"][1] == pytest.approx(wide["nll"])
+    cost = pd.read_csv(folder / "results.csv")
+    assert list(cost["tuning_seconds"].fillna(-1) > 1.4) == [False, False, False, True, True, False]
+
+
+def test_a_grid_is_reported_by_its_robustness(study: Made, tmp_path: Path) -> None:
+    made = study(methods=["quick"], seeds=[0], grid={"learning_rate": [0.1, 1.0], "epochs": [1]})
+    found = Study(made, tmp_path / "out").run(progress=False)
+    frame = found.frame()
+    robustness = pd.read_csv(tmp_path / "out" / "report" / "robustness.csv").iloc[0]
+    assert robustness["intrinsic"] == pytest.approx(1 / frame["nll"].mean()) and robustness["points"] == 2
+    text = (tmp_path / "out" / "report" / "study.md").read_text()
+    assert "## Robustness over the grid" in text and "| demo, demo, quick | 2 |" in text
+    assert not (tmp_path / "out" / "report" / "summary.csv").exists()
+    assert (tmp_path / "out" / "report" / "robustness.png").exists()
+
+
+def test_a_study_without_results_has_a_report(study: Made, tmp_path: Path) -> None:
+    report = Study(study(), tmp_path / "out").report()
+    report.save(tmp_path / "report")
+    assert "4 lines: 4 not done yet." in (tmp_path / "report" / "study.md").read_text()
+    assert [name for name, _ in report.figures()] == []
+
+
+def test_signs_of_latex_are_text() -> None:
+    table = Table("50 % & more", ["a_b", "c"], [["x", "+0.1 ≈"]])
+    text = table.to_latex()
+    assert r"50 \% \& more" in text and r"a\_b & c \\" in text and r"+0.1 $\approx$ \\" in text
+    assert "| a_b | c |\n|---|---:|\n| x | +0.1 ≈ |" in table.to_markdown()

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bayeslora.app.studies.robustness import by_point, robustness_of, robustness_tests
+
+NLL = {1e-4: (0.4, 0.6), 1e-3: (0.3, 0.3), 1e-2: (1.0, 2.0), 1e-1: (0.7, 0.7)}
+
+
+def grid(factor: float = 1.0, method: str = "mle", task: str = "t") -> pd.DataFrame:
+    rows = []
+    for rate, values in NLL.items():
+        for seed, nll in enumerate(values):
+            rows.append({
+                "task": task, "base": "b", "method": method, "seed": seed, "protocol": "grid", "learning_rate": rate,
+                "state": "done", "nll": factor * nll, "accuracy": 1 / (1 + nll),
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_measures_are_those_of_the_points() -> None:
+    row = robustness_of(grid(), ["learning_rate"]).iloc[0]
+    means = [0.5, 0.3, 1.5, 0.7]
+    assert row["intrinsic"] == pytest.approx(1 / np.median(means)) and row["nll_spread"] == pytest.approx(1.2)
+    assert row["nll_iqr"] == pytest.approx(np.subtract(*np.quantile(means, [0.75, 0.25])))
+    accuracy = [np.mean([1 / (1 + each) for each in values]) for values in NLL.values()]
+    assert row["extrinsic"] == pytest.approx(np.median(accuracy)) and row["accuracy_spread"] == pytest.approx(
+        max(accuracy) - min(accuracy)
+    )
+    assert (row["points"], row["failed"]) == (4, 0)
+
+
+def test_a_point_with_a_seed_that_failed_is_none() -> None:
+    frame = grid()
+    frame.loc[2, ["state", "nll"]] = ["failed", math.nan]
+    assert sorted(by_point(frame, ["learning_rate"])["learning_rate"]) == [1e-4, 1e-2, 1e-1]
+    row = robustness_of(frame, ["learning_rate"]).iloc[0]
+    assert (row["points"], row["failed"]) == (3, 1)
+
+
+def test_methods_are_compared_over_tasks() -> None:
+    frames = [grid(factor, method, f"t{number}") for number in range(6) for factor, method in ((1, "mle"), (2, "svi"))]
+    found = robustness_tests(robustness_of(pd.concat(frames), ["learning_rate"]), "mle").set_index("measure")
+    assert found.loc["intrinsic", "wilcoxon"] == pytest.approx(2 / 2**6) and found.loc["intrinsic", "pairs"] == 6
+    assert found.loc["extrinsic", "pairs"] == 0 and math.isnan(found.loc["extrinsic", "wilcoxon"])
+
+
+def test_box_plots_have_a_box_for_each_method(tmp_path: Path) -> None:
+    from bayeslora.app.studies.figures import boxes
+
+    points = by_point(pd.concat([grid(), grid(2, "svi")]), ["learning_rate"])
+    figure = boxes(points)
+    assert [axes.get_ylabel() for axes in figure.axes] == ["NLL", "accuracy"]
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["mle", "svi"]

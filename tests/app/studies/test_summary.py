@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats
+
+from bayeslora import files
+from bayeslora.app.studies import Study
+from bayeslora.app.studies.ranking import ranking_of, signed_rank
+from bayeslora.app.studies.summary import over_seeds, statistics_of, summary_of
+from bayeslora.predict import resampling
+from bayeslora.predict.prediction import ClassPrediction, Prediction, ValuePrediction
+
+Made = Callable[..., dict[str, Any]]
+ROWS = 400
+
+
+def filled(study: dict[str, Any], folder: Path, predicted: Callable[[str, int], Prediction]) -> Study:
+    """A study whose predictions are made up: those of a method and seed."""
+    found = Study(study, folder)
+    for target in found.targets:
+        for candidate in target.candidates:
+            cell, evaluations = candidate.entry.cell, candidate.entry.evaluations
+            found.results.write_fit(cell, {"seconds": 2.0})
+            prediction = predicted(target.method, target.seed)
+            for evaluation in evaluations.values():
+                prediction.save(found.results.prediction(cell, evaluation))
+                found.results.write_evaluation(cell, evaluation, prediction.metrics(intervals=False), 1.0)
+    return found
+
+
+def classes(shift: float, seed: int = 0) -> ClassPrediction:
+    """Predictions of two classes by a score whose mean for the right class is ``shift``."""
+    generator = torch.Generator().manual_seed(5)
+    labels = torch.randint(2, (ROWS,), generator=generator)
+    noise = torch.randn(ROWS, generator=generator) + 0.02 * seed
+    score = (2 * labels - 1) * shift + noise
+    return ClassPrediction(torch.stack([-score, score], dim=-1).unsqueeze(0), labels)
+
+
+def test_statistics_are_the_metrics() -> None:
+    prediction = classes(0.7)
+    metrics = prediction.metrics(intervals=False)
+    found = {name: resampling.once(each[0], ROWS) for name, each in statistics_of(prediction).items()}
+    assert found == pytest.approx({name: metrics[name].value for name in ("accuracy", "nll", "ece_15", "brier")})
+    values = ValuePrediction(torch.randn(2, 9, 1), torch.randn(9))
+    found = {name: resampling.once(each[0], 9) for name, each in statistics_of(values).items()}
+    metrics = values.metrics(intervals=False)
+    assert found == pytest.approx({name: metrics[name].value for name in ("nll", "rmse")})
+
+
+def test_an_interval_over_seeds_is_students() -> None:
+    values = [0.5, 0.7, 0.6]
+    found = over_seeds(values)
+    assert (found.low, found.high) == pytest.approx(stats.t.interval(0.95, 2, np.mean(values), stats.sem(values)))
+    assert over_seeds([0.0, 1.0], 0.0, 1.0).high == 1.0
+    assert math.isnan(over_seeds([0.5]).low) and math.isnan(over_seeds([math.inf, 1.0]).low)
+
+
+def test_differences_are_of_pairs(study: Made, tmp_path: Path) -> None:
+    """What both methods have in common, the noise of the rows, is no part of the interval of their difference."""
+    methods = {name: {"backend": "quick", "settings": {"epochs": number}} for number, name in enumerate("abc", 1)}
+    shifts = {"a": 0.7, "b": 0.72, "c": 0.7}
+    found = filled(study(methods=methods, seeds=[0, 1, 2]), tmp_path, lambda name, seed: classes(shifts[name], seed))
+    table = summary_of(found.targets, found.results, "a").set_index(["method", "metric"])
+    values = [classes(0.72, seed).metrics(intervals=False)["nll"].value for seed in (0, 1, 2)]
+    row = table.loc["b", "nll"]
+    assert row["value"] == pytest.approx(np.mean(values)) and row["seeds"] == 3
+    assert row["rows_low"] < row["value"] < row["rows_high"]
+    assert row["difference"] == pytest.approx(row["value"] - table.loc["a", "nll"]["value"])
+    assert row["difference_rows_high"] - row["difference_rows_low"] < 0.1 * (row["rows_high"] - row["rows_low"])
+    assert row["difference_rows_high"] < 0 and row["difference_seeds_high"] < 0 and not row["chance"]
+    same = table.loc["c", "nll"]
+    assert same["difference"] == 0 and same["chance"]
+    assert math.isnan(table.loc["a", "nll"]["difference"])
+
+
+def test_an_interval_over_rows_covers(study: Made, tmp_path: Path) -> None:
+    """Of 40 intervals at 95 %, each over rows of its own, 33 or more hold the truth but for one case in a thousand."""
+    from bayeslora.app.studies.summary import _averages, _Scores
+
+    held = 0
+    truth = float(stats.norm.cdf(0.7))
+    for number in range(40):
+        generator = np.random.default_rng(number)
+        labels = generator.integers(2, size=100)
+        score = (2 * labels - 1) * 0.7 + generator.normal(size=100)
+        outputs = torch.tensor(np.stack([-score, score], -1), dtype=torch.float32).unsqueeze(0)
+        prediction = ClassPrediction(outputs, torch.as_tensor(labels))
+        ends = _averages({0: _Scores(statistics_of(prediction), 100)})["accuracy"]
+        held += ends["rows_low"] <= truth <= ends["rows_high"]
+    assert held >= 33
+
+
+def test_ranks_and_wilcoxon_are_over_tasks() -> None:
+    rows = []
+    for number in range(7):
+        for method, value in {"ref": 0.5, "better": 0.5 - 0.01 * (number + 1), "worse": 0.9}.items():
+            if (number, method) != (6, "worse"):
+                rows.append({"task": f"t{number}", "base": "b", "protocol": "same", "method": method, "metric": "nll",
+                             "value": value})  # fmt: skip
+    found = ranking_of(pd.DataFrame(rows), "ref").set_index("method")
+    assert dict(found["rank"]) == {"ref": 2.0, "better": 1.0, "worse": 3.0} and set(found["tasks"]) == {6}
+    assert found.loc["better", "wilcoxon"] == pytest.approx(2 / 2**7) and found.loc["better", "pairs"] == 7
+    assert found.loc["worse", "wilcoxon"] == pytest.approx(2 / 2**6) and math.isnan(found.loc["ref", "wilcoxon"])
+    assert signed_rank([0.0, math.nan, 0.3])[1] == 1 and math.isnan(signed_rank([0.0])[0])
+    accuracy = ranking_of(pd.DataFrame(rows).assign(metric="accuracy"), "ref").set_index("method")
+    assert accuracy.loc["worse", "rank"] == 1.0  # more is better
+
+
+def test_lines_that_are_not_done_are_left_out(study: Made, tmp_path: Path) -> None:
+    found = filled(study(), tmp_path, lambda name, seed: classes(0.7, seed))
+    last = found.targets[-1].candidates[0].entry
+    (found.results.at(last.cell) / "evaluations" / f"{last.evaluations[''].name}.json").unlink()
+    files.write_json(found.results.at(last.cell) / "error.json", {"type": "", "message": "no", "traceback": ""})
+    table = summary_of(found.targets, found.results, "quick").set_index(["method", "metric"])
+    assert table.loc["quick", "nll"]["seeds"] == 2 and table.loc["wide", "nll"]["seeds"] == 1
+    assert table.loc["wide", "nll"]["difference"] == pytest.approx(0)  # over the seed that both have
