@@ -34,7 +34,9 @@ def spectral_noise(b: Tensor, sigma: float, unreached: Tensor) -> tuple[Tensor, 
     Returns:
         V^T (layers, rank, rank) and s (layers, rank).
     """
-    _, found, frame = torch.linalg.svd(b.double(), full_matrices=True)
+    outputs, rank = b.shape[-2:]
+    # Whole matrices where the frame would lack rows; else they would be outputs x outputs, as wide as a vocabulary.
+    _, found, frame = torch.linalg.svd(b.double(), full_matrices=outputs < rank)
     d = found.new_zeros(frame.shape[:-1])
     d[:, : found.shape[-1]] = found  # at a rank above the number of outputs there are fewer than directions
     reached = d > NEGLIGIBLE * d.amax(-1, keepdim=True)

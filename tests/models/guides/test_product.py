@@ -57,6 +57,19 @@ def test_a_direction_that_b_hardly_reaches_gets_no_noise_without_end() -> None:
     assert guide_of(b).deviations[0].tolist() == pytest.approx([SIGMA, 10 * SIGMA, 0.7])
 
 
+def test_of_many_outputs_none_is_paired_with_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    decomposed, kept = torch.linalg.svd, []
+
+    def watched(*args: Tensor, **settings: bool) -> tuple[Tensor, ...]:
+        found = decomposed(*args, **settings)
+        kept.append(max(value.numel() for value in found))
+        return found
+
+    monkeypatch.setattr(torch.linalg, "svd", watched)
+    guide_of(torch.randn(2, 100, RANK))
+    assert kept == [2 * 100 * RANK]
+
+
 def test_density_is_that_of_the_dense_normal_law() -> None:
     guide = guide_of(matrices("deficient"))
     value = torch.randn(2, 4, RANK, generator=torch.Generator().manual_seed(2))
