@@ -61,21 +61,12 @@ class CLoRAPosterior(VariationalPosterior):
         raise self._refused("no density, and no k-hat")
 
     @classmethod
-    def from_state(cls, program: Program, record: Record, state: Mapping[str, Tensor]) -> CLoRAPosterior:
-        """Make points and networks, and load their parameters.
-
-        Raises:
-            PosteriorError: they do not fit.
-        """
+    def blank(cls, program: Program, record: Record) -> ContextGuide:
+        """Points and networks where they start."""
         settings = record.settings
         with torch.random.fork_rng():
             points = make_guide("delta", program.model, program.sites)
-            guide = ContextGuide(points, linear_sites(program), settings["hidden"], settings["deviation"])
-        try:
-            guide.load_state_dict(dict(state))
-        except RuntimeError as error:
-            raise PosteriorError(f"The saved parameters do not fit the networks of C-LoRA: {error}") from error
-        return cls(program, record, guide.to(program.device))
+            return ContextGuide(points, linear_sites(program), settings["hidden"], settings["deviation"])
 
     def _refused(self, what: str) -> PosteriorError:
         return PosteriorError(
@@ -156,7 +147,7 @@ class _Loss(NegativeELBO):
         noise = {}
         for site in sites:
             layers, _, rank = site.initial.shape
-            noise[site.name] = torch.randn(layers, rows, rank, rank, device=site.initial.device)
+            noise[site.name] = site.initial.new_empty(layers, rows, rank, rank).normal_()
         self.estimator = contextual = Contextual(sites, self.context, noise)
         loss = super().forward(batch)
         if not contextual.divergences:  # without gradients the loss is looked at for whether it is finite

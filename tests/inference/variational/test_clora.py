@@ -203,7 +203,7 @@ def test_networks_are_saved_and_read_and_a_resumed_fit_is_the_whole_one(
         assert all(torch.equal(value, whole.state()[name]) for name, value in found.state().items())
         outputs = [each.predict(data, draws=2, progress=False).outputs for each in (whole, found)]
         assert torch.equal(*outputs)
-    with pytest.raises(PosteriorError, match="do not fit the networks of C-LoRA"):
+    with pytest.raises(PosteriorError, match="do not fit the guide 'c-lora'"):
         CLoRAPosterior.from_state(whole.program, whole.record, {})
 
 
