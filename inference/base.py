@@ -127,16 +127,21 @@ def check_random(program: Program) -> None:
         )
 
 
-def labelled(program: Program, data: Split | Dataset) -> Dataset:
-    """Tokenised training rows, each with a label that can be observed.
+def labelled(program: Program, data: Split | Dataset, purpose: str = "train on") -> Dataset:
+    """Tokenised rows, each with a label that can be observed.
+
+    Args:
+        program: whose network reads them.
+        data: rows of a task, or a tokenised data set.
+        purpose: what they are there to do, for messages.
 
     Raises:
         DataError: no rows, no labels, or a label that cannot be (the message names the row).
     """
     if isinstance(data, Split) and not len(data):
-        raise DataError(f"There is nothing to train on: split '{data.name}' of task '{data.spec.name}' has no rows.")
+        raise DataError(f"There is nothing to {purpose}: split '{data.name}' of task '{data.spec.name}' has no rows.")
     rows = Rows.of(program, data).dataset
     if "labels" not in rows.column_names:
-        raise DataError("The training data have no column 'labels'.")
+        raise DataError(f"The rows to {purpose} have no column 'labels'.")
     program.observation.check(rows["labels"][:])
     return rows

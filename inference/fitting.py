@@ -91,7 +91,7 @@ def fit(
         resume=resume,
         progress=progress,
         task=task,
-        heldout=None if heldout is None else labelled(program, heldout),
+        heldout=None if heldout is None else labelled(program, heldout, "choose on"),
         start=None if start is None else _mean(start, program),
     )
     rows, run = set_aside(algorithm, program, rows, run)

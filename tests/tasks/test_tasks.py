@@ -14,7 +14,7 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 from pyarrow import parquet
-from scenarios import sentence_pairs, tiny_program, write_rows
+from scenarios import sentence_pairs, tiny_program, tiny_rows, write_rows
 
 from bayeslora import fit
 from bayeslora.errors import DataError, TaskError
@@ -65,8 +65,13 @@ def test_fit_says_that_there_is_nothing_to_train_on(tmp_path: Path) -> None:
     write_rows(tmp_path / "test.jsonl", [{"text": "w1", "label": label} for label in (0, 1, 2)])
     task = load_task(tmp_path, text="text", label="label")
     assert task.spec.labels == ("0", "1", "2")
+    program = tiny_program()
     with pytest.raises(DataError, match="nothing to train on: split 'train' of task .* has no rows"):
-        fit(tiny_program(), task.train)
+        fit(program, task.train)
+    with pytest.raises(DataError, match="nothing to choose on: split 'train' of task .* has no rows"):
+        fit(program, tiny_rows(3), "tfb", heldout=task.train)
+    with pytest.raises(DataError, match="The rows to choose on have no column 'labels'"):
+        fit(program, tiny_rows(3), "tfb", heldout=tiny_rows(3).remove_columns("labels"))
 
 
 ROWS = [{"text": "fine", "label": "good", "note": 1}, {"text": "cheap", "label": "bad", "note": [2]}]
