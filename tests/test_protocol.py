@@ -72,6 +72,8 @@ QUICK |= {"tune": "none"}
 #: There are two steps.
 QUICK |= {"snapshots": 2, "rank": 2, "collect_from": 0.0}
 QUICK |= {"members": 2, "checkpoints": 2, "of_settings": {"epochs": 1, "batch_size": 6, "cpu": True, "warmup": 0.0}}
+#: A search over widths looks at one batch.
+QUICK |= {"search_rows": 3}
 #: Of a text of one word, attention is what it is whatever the query, and the bridge of no variance is not defined.
 TEXTS = ["w3 w9 w5", "w30 w1", "w4 w4 w6", "w12 w2", "w20 w7", "w9 w8 w2 w1", "w8 w3", "w1 w2 w3", "w5 w11"]
 TASKS = {
