@@ -52,7 +52,7 @@ def test_diagnose_writes_verdicts_pictures_and_data(tmp_path: Path, capsys: pyte
     assert call(*FIT, *QUICK, *chains) == 0
     assert {path.name for path in (tmp_path / "run").glob("chain-*")} == {"chain-0", "chain-1"}
     capsys.readouterr()
-    options = ["--split", "heldout", "--other", "test_ood", "--draws", "15", "--output", tmp_path / "report"]
+    options = ["--split", "heldout", "--other", "train", "--draws", "15", "--output", tmp_path / "report"]
     assert call("diagnose", tmp_path / "run", *options) == 0
     shown = capsys.readouterr().out
     assert "How near is it to the posterior?" in shown and "k-hat" in shown and "R-hat of predicted" in shown

@@ -127,7 +127,7 @@ def test_a_fit_that_was_stopped_is_evaluated_as_such(
 ) -> None:
     folder = Path(shutil.copytree(run, tmp_path / "copy"))
     finish(folder, False)
-    assert call("evaluate", folder, "--draws", 1, "--json", tmp_path / "m.json") == 0
+    assert call("evaluate", folder, "--split", "heldout", "--draws", 1, "--json", tmp_path / "m.json") == 0
     shown = capsys.readouterr()
     assert "was stopped: what is shown is how far it had come" in shown.err and "(not finished)" in shown.out
     assert json.loads((tmp_path / "m.json").read_text())["finished"] is False
@@ -170,7 +170,7 @@ def test_a_second_process_is_told_at_once_who_holds_the_folder(
             assert call(*arguments) == 2
             message = f"Error: '{folder}' is being written by process {process.pid} on "
             assert capsys.readouterr().err.startswith(message)
-        assert call("evaluate", folder, "--draws", 1) == 0  # who reads needs no lock
+        assert call("evaluate", folder, "--split", "heldout", "--draws", 1) == 0  # who reads needs no lock
         process.kill()
     assert call("fit", "--resume", "--output", folder) == 0
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -182,7 +182,7 @@ def test_a_stopped_successor_is_named_and_can_be_gone_on_with_or_begun_again(
     folder = Path(shutil.copytree(run, tmp_path / "copy"))
     finish(Path(shutil.copytree(run, folder / ".bayeslora-next")), False)
     with pytest.warns(UserWarning, match=f"'{folder}' is under way or was stopped .fit --resume goes on with it"):
-        assert call("evaluate", folder, "--draws", 1) == 0
+        assert call("evaluate", folder, "--split", "heldout", "--draws", 1) == 0
     assert "(not finished)" not in capsys.readouterr().out
     assert call(*FIT, *QUICK, "--output", folder) == 2
     assert "holds a run already" in capsys.readouterr().err
