@@ -12,7 +12,7 @@ from typing import Any
 
 from bayeslora.app.config import RunConfig
 
-__all__ = ["FORMAT", "Cell", "Entry", "Evaluation", "address"]
+__all__ = ["FORMAT", "Cell", "Entry", "Evaluation", "address", "is_over"]
 
 #: Of what a cell's folder holds; another one gives all cells other addresses.
 FORMAT = 1
@@ -24,13 +24,21 @@ def address(described: Any) -> str:
     return sha256(text.encode()).hexdigest()[:16]
 
 
+def is_over(config: RunConfig) -> bool:
+    """Whether the backend of a run is one over another one."""
+    from bayeslora.inference import BACKENDS
+
+    assert config.backend is not None
+    return hasattr(BACKENDS[config.backend], "inner")
+
+
 @dataclass(frozen=True)
 class Cell:
     """One fit.
 
     Attributes:
         config: all that it depends on, every setting said.
-        start: fit whose posterior it starts from or is laid around.
+        start: fit whose posterior it starts from or is laid around, or that it is over.
     """
 
     config: RunConfig
@@ -43,6 +51,16 @@ class Cell:
         digest = address({"run": own, "start": None if self.start is None else self.start.name})
         task = re.sub(r"[^\w.-]+", "-", Path(self.config.task).stem if "." in self.config.task else self.config.task)
         return f"{task}-{self.config.backend}-seed{self.config.seed}-{digest}"
+
+    @property
+    def is_within(self) -> bool:
+        """Whether the run that it starts from becomes a part of its own, as that of a member of an ensemble does."""
+        return self.start is not None and is_over(self.config)
+
+    @property
+    def begin(self) -> Cell | None:
+        """The fit from whose posterior this one starts, or that which it is over."""
+        return self.start.begin if self.start is not None and self.is_within else self.start
 
     @property
     def chain(self) -> tuple[Cell, ...]:

@@ -9,7 +9,7 @@ from itertools import product
 from typing import Any, Literal
 
 from bayeslora.app.config import RunConfig, assign, canonical, named, resolve
-from bayeslora.app.studies.cells import Cell, Entry, Evaluation
+from bayeslora.app.studies.cells import Cell, Entry, Evaluation, is_over
 from bayeslora.app.studies.file import OWN, StudyFile
 from bayeslora.errors import SettingError, unknown
 
@@ -137,9 +137,12 @@ class _Expansion:
 
     def cell(self, task: str, base: str, method: str, seed: int, point: Point) -> Cell:
         """The fit of a method; methods whose fits are equal have one."""
+        name = self.study.methods[method].get("start")
+        start = None if name is None else self.cell(task, base, name, seed, point)
         config = canonical(replace(self.config(task, base, method, point), seed=seed))
-        start = self.study.methods[method].get("start")
-        found = Cell(config, None if start is None else self.cell(task, base, start, seed, point))
+        if start is not None and is_over(config):
+            config = _around(config, start.config)
+        found = Cell(config, start)
         return self.cells.setdefault(found.name, found)
 
     def config(self, task: str, base: str, method: str, point: Point) -> RunConfig:
@@ -153,7 +156,7 @@ class _Expansion:
         varied = assign({}, [f"{key}={_text(value)}" for key, value in point.items()])
         has = _parts({name: value for name, value in shared.items() if name not in OF_PARTS} | own)
         for part in OF_PARTS:
-            self.has[part] |= has[part]
+            self.has[part] |= has[part].keys()
             self.asked[part] |= {*shared.get(part, {}), *varied.get(part, {})}
         merged = _merged(_merged(_had(shared, has), own), _had(varied, has))
         return RunConfig.from_dict(merged)
@@ -177,7 +180,7 @@ def _text(value: Any) -> str:
 
 def _of_run(sort: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     """What an entry says of a run."""
-    return {name: value for name, value in entry.items() if name not in OWN[sort]}
+    return assign({name: value for name, value in entry.items() if name not in OWN[sort]}, ())
 
 
 def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,23 +192,39 @@ def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
     return found
 
 
-def _parts(values: Mapping[str, Any]) -> dict[str, set[str]]:
-    """Names of the settings that backend and model of a run have."""
+def _parts(values: Mapping[str, Any]) -> dict[str, dict[str, tuple[str, ...]]]:
+    """Where the settings are that backend and model of a run have, by name: of a backend over another one, its too."""
     from bayeslora.inference import BACKENDS
     from bayeslora.models import MODELS
 
     config = resolve(RunConfig.from_dict(values))
     assert config.backend is not None and config.model is not None
-    parts: tuple[Any, Any] = (BACKENDS[config.backend], MODELS[config.model])
-    return {name: set(part.__dataclass_fields__) for name, part in zip(OF_PARTS, parts, strict=True)}
+    algorithm: Any = BACKENDS.build(config.backend, config.settings)
+    found: dict[str, tuple[str, ...]] = {}
+    path: tuple[str, ...] = ()
+    while algorithm is not None:
+        found = {name: (*path, name) for name in algorithm.__dataclass_fields__} | found
+        algorithm, path = getattr(algorithm, "inner", None), (*path, "of_settings")
+    model: Any = MODELS[config.model]
+    return {"settings": found, "model_settings": {name: (name,) for name in model.__dataclass_fields__}}
 
 
-def _had(values: Mapping[str, Any], has: Mapping[str, set[str]]) -> dict[str, Any]:
-    """Fields without the settings that backend and model do not have."""
-    return {
-        name: {key: each for key, each in value.items() if key in has[name]} if name in has else value
-        for name, value in values.items()
-    }
+def _had(values: Mapping[str, Any], has: Mapping[str, Mapping[str, tuple[str, ...]]]) -> dict[str, Any]:
+    """Fields without the settings that backend and model do not have, the others where they are."""
+    found = {name: value for name, value in values.items() if name not in has}
+    for part, places in has.items():
+        for name, value in values.get(part, {}).items():
+            for inner in reversed(places.get(name, ())):
+                value = {inner: value}
+            found = _merged(found, {part: value} if name in places else {})
+    return found
+
+
+def _around(config: RunConfig, start: RunConfig) -> RunConfig:
+    """A run over another one, which is to be the run that is there already: of its settings and its network."""
+    own = {name: value for name, value in config.settings.items() if name not in ("of", "of_settings")}
+    settings = own | {"of": start.backend, "of_settings": start.settings}
+    return canonical(replace(start, backend=config.backend, settings=settings))
 
 
 def _shifted(name: str, rows: Any, own: Evaluation) -> Evaluation:

@@ -65,7 +65,7 @@ def cost_of(target: Target, results: Results) -> dict[str, float]:
     if chosen is None or results.settled(target) != "done":
         return {}
     cell = chosen.entry.cell
-    costs = [found["cost"] for each in cell.chain if (found := results.fitted(each)) is not None]
+    costs = [found["cost"] for each in _counted(cell) if (found := results.fitted(each)) is not None]
     evaluated = results.evaluated(cell, chosen.entry.evaluations[""])
     assert evaluated is not None
     fitted = sum(cost.get("seconds", 0.0) for cost in costs)
@@ -79,8 +79,14 @@ def cost_of(target: Target, results: Results) -> dict[str, float]:
     return found | {name: costs[-1][name] for name in ("parameters", "extra_parameters") if name in costs[-1]}
 
 
+def _counted(cell: Cell) -> list[Cell]:
+    """Fits whose costs are to be added up: one that is over another one counts that itself."""
+    within = {each.start.name for each in cell.chain if each.is_within and each.start is not None}
+    return [each for each in cell.chain if each.name not in within]
+
+
 def _tuning_seconds(target: Target, results: Results) -> float:
-    cells: dict[str, Cell] = {cell.name: cell for trial in target.trials for cell in trial.cell.chain}
+    cells: dict[str, Cell] = {cell.name: cell for trial in target.trials for cell in _counted(trial.cell)}
     fits = [results.fitted(cell) for cell in cells.values()]
     trials = {trial.cell.name: trial for trial in target.trials}  # equal ones were done once
     predicted = [results.evaluated(trial.cell, trial.evaluations[""]) for trial in trials.values()]

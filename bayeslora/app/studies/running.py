@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from bayeslora import files
 from bayeslora.app import runs
 from bayeslora.app.studies.cells import Cell, Entry, Evaluation
 from bayeslora.app.studies.expansion import Target
@@ -15,6 +17,7 @@ from bayeslora.app.studies.results import Results
 from bayeslora.inference import load
 from bayeslora.posterior import Posterior
 from bayeslora.predict.measure import measure
+from bayeslora.store import CHAIN, CONFIG, POSTERIOR
 
 __all__ = ["perform", "settle"]
 
@@ -87,10 +90,23 @@ def _work(cell: Cell, evaluations: Mapping[str, Evaluation], results: Results) -
 def _fit(cell: Cell, results: Results) -> Posterior:
     if results.fitted(cell) is not None:
         return load(results.at(cell))
-    start = None if cell.start is None else load(results.at(cell.start))
+    if cell.is_within:
+        _begin_with(cell, results)
+    begin = cell.begin
+    start = None if begin is None else load(results.at(begin))
     posterior = runs.fit(cell.config, results.at(cell), resume=True, progress=False, start=start)
     results.write_fit(cell, posterior.cost)
     return posterior
+
+
+def _begin_with(cell: Cell, results: Results) -> None:
+    """Let the run that a fit is over be the first of those that it is made of, as if it had been stopped after that."""
+    assert cell.start is not None
+    files.write_text(results.at(cell) / CONFIG, runs.HEADER + cell.config.to_yaml())
+    target = results.at(cell) / f"{CHAIN}0" / POSTERIOR
+    if not target.exists():
+        with files.replaced(target) as new:
+            shutil.copytree(results.at(cell.start) / POSTERIOR, new)
 
 
 def _evaluate(cell: Cell, posterior: Posterior, evaluation: Evaluation, results: Results) -> None:

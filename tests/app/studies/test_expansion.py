@@ -141,3 +141,15 @@ def test_rows_of_other_tasks_are_evaluated_beside(study: Made) -> None:
 def test_mistakes_are_told(changes: dict[str, Any], message: str, study: Made) -> None:
     with pytest.raises(SettingError, match=message):
         expand(StudyFile.from_dict(study(**changes)))
+
+
+def test_what_is_shared_goes_to_the_backend_that_another_one_is_over(study: Made) -> None:
+    methods = {"ensemble": {"settings": {"of": "quick", "members": 2}}, "map": {"lora": "dora"}}
+    grid = {"epochs": [3]}
+    shared = {"settings": {"seconds": 2.0, "max_grad_norm": 0.5}, "lora": {"r": 4}}
+    over, plain = Study(study(methods=methods, seeds=[0], common=shared, grid=grid)).cells
+    assert over.config.settings["of_settings"] | {"log": ""} == {
+        "learning_rate": 1e-3, "epochs": 3.0, "seconds": 2.0, "log": ""
+    }  # fmt: skip
+    assert plain.config.settings["max_grad_norm"] == 0.5 and plain.config.lora.method == "dora"
+    assert (over.config.lora.r, plain.config.lora.r) == (4, 4)

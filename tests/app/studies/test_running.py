@@ -177,3 +177,22 @@ def test_a_held_cell_is_left_to_its_holder(study: Made, tmp_path: Path) -> None:
     connection.send("end")
     process.join()
     assert perform(entry, results) and results.state(entry) == "done"
+
+
+def test_a_run_is_a_part_of_those_that_are_over_it(study: Made, tmp_path: Path, fits: Lines) -> None:
+    methods = {
+        "quick": {},
+        "around": {"backend": "quick", "start": "quick", "settings": {"learning_rate": 0.01}},
+        "ensemble": {"start": "quick", "settings": {"members": 2}},
+        "tempered": {"backend": "temperature", "start": "around"},
+        "both": {"backend": "temperature", "start": "ensemble"},
+    }
+    found = run(study(methods=methods, seeds=[0]), tmp_path / "out")
+    frame = found.frame().set_index("method")
+    assert list(frame["state"]) == ["done"] * 5, list(frame["error"])
+    # The run itself, the one around it, and the second member of the ensemble.
+    assert sorted(line.split()[2] for line in fits()) == ["0.001", "0.001", "0.01"]
+    # Each as if it were alone; to find a temperature takes some time, too.
+    assert list(frame["fit_seconds"])[:3] == [1.5, 3.0, 3.0] and frame["fit_seconds"][3:].between(3.0, 4.4).all()
+    assert frame["accuracy"]["tempered"] == frame["accuracy"]["around"]
+    assert frame["nll"]["tempered"] <= frame["nll"]["around"] + 1e-4  # fitted on the rows that are evaluated here
