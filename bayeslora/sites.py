@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bayeslora.errors import AdapterError
 
-__all__ = ["Map", "Site", "Slot", "Value"]
+__all__ = ["Map", "Site", "Slot", "Value", "check_sequences"]
 
 #: What a layer makes of its input by one matrix: x -> x W^T.
 Map = Callable[[Tensor], Tensor]
@@ -139,6 +139,27 @@ class Slot:
             del self.module.__dict__["forward"]
         else:
             self.module.__dict__["forward"] = found.before
+
+
+def check_sequences(layer: str, inputs: Tensor, sequences: int, own: str, remedy: str) -> None:
+    """Make sure that a layer is given the sequences of a batch one after another.
+
+    Args:
+        layer: its name.
+        inputs: that it is given.
+        sequences: in the batch.
+        own: what each row is to have of its own, for the message.
+        remedy: what to do beside leaving the layer out.
+
+    Raises:
+        AdapterError: it is not.
+    """
+    if inputs.dim() < 2 or len(inputs) != sequences:
+        raise AdapterError(
+            f"Layer '{layer}' is given inputs of shape {tuple(inputs.shape)}, and a batch has {sequences} sequences: "
+            f"whose they are is not known, so that no row can have {own} of its own. Leave the layer out "
+            f"(target_modules){remedy}."
+        )
 
 
 class _StandIn:

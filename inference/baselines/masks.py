@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bayeslora.errors import AdapterError
-from bayeslora.sites import Site, Value
+from bayeslora.sites import Site, Value, check_sequences
 
 __all__ = ["Columns", "Kept", "RowMasks", "Tokens"]
 
@@ -110,12 +109,7 @@ class RowMasks:
             AdapterError: the inputs are not the batch's sequences one after another.
         """
         count = len(self.attended)
-        if inputs.dim() < 2 or len(inputs) != count:
-            raise AdapterError(
-                f"Layer '{self.layers[layer]}' is given inputs of shape {tuple(inputs.shape)}, and a batch has {count} "
-                "sequences: whose they are is not known, so that no row can have masks of its own. Leave the layer out "
-                "(target_modules), or drop columns (by='column')."
-            )
+        check_sequences(self.layers[layer], inputs, count, "masks", ", or drop columns (by='column')")
         places = inputs.flatten(1, -2).shape[1] if inputs.dim() > 2 else 1
         whole = places == self.attended.shape[1]
         kept = torch.ones(count, places, inputs.shape[-1], dtype=torch.bool)

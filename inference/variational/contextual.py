@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bayeslora.errors import AdapterError, SettingError
+from bayeslora.errors import SettingError
 from bayeslora.models.base import full_precision
 from bayeslora.models.guides.base import Guide, GuideList, encoded
 from bayeslora.observations.batches import Batch
@@ -19,7 +19,7 @@ from bayeslora.passes import Rows
 from bayeslora.posterior import Posterior
 from bayeslora.predictors import Outputs
 from bayeslora.program import Program
-from bayeslora.sites import Site, Value
+from bayeslora.sites import Site, Value, check_sequences
 
 __all__ = ["ContextGuide", "Contextual", "Passes", "linear_sites", "standard_noise"]
 
@@ -125,12 +125,8 @@ class _Layer:
             AdapterError: the inputs are not the batch's sequences one after another.
         """
         tokens = self.batch["input_ids"]
-        if inputs.dim() < 2 or len(inputs) != tokens.numel() // tokens.shape[-1]:
-            raise AdapterError(
-                f"Layer '{self.site.layers[self.number]}' is given inputs of shape {tuple(inputs.shape)}, and a batch "
-                f"has {tokens.numel() // tokens.shape[-1]} sequences: whose they are is not known, so that no row can "
-                "have noise of its own. Leave the layer out (target_modules)."
-            )
+        sequences = tokens.numel() // tokens.shape[-1]
+        check_sequences(self.site.layers[self.number], inputs, sequences, "noise", "")
         nets = self.of.guide.nets[encoded(self.site.name)]
         assert isinstance(nets, SiteNets)
         reduced = inputs @ self.matrix.to(inputs)

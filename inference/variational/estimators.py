@@ -25,11 +25,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bayeslora.errors import AdapterError, SettingError
+from bayeslora.errors import SettingError
 from bayeslora.inference.training.objective import Hook, State
 from bayeslora.models.guides.base import Guide, Spread
 from bayeslora.program import Program
-from bayeslora.sites import Value
+from bayeslora.sites import Value, check_sequences
 
 __all__ = ["Draw", "NoiseWarmup", "RowNoise", "make_estimator"]
 
@@ -162,12 +162,7 @@ class _Noisy:
         Raises:
             AdapterError: the inputs are not those sequences one after another.
         """
-        if inputs.dim() < 2 or len(inputs) != self._sequences:
-            raise AdapterError(
-                f"Layer '{self._layer}' is given inputs of shape {tuple(inputs.shape)}, and a batch has "
-                f"{self._sequences} sequences: whose they are is not known, so that no row can have noise of its own. "
-                "Give estimator='draw', or leave the layer out (target_modules)."
-            )
+        check_sequences(self._layer, inputs, self._sequences, "noise", ", or give estimator='draw'")
         parts = inputs.reshape(self._rows, -1, inputs.shape[-1])
         found = torch.add(parts @ self._mean.to(inputs), self._noise(parts), alpha=self._share)
         return found.reshape(*inputs.shape[:-1], -1)
