@@ -149,7 +149,7 @@ def test_blocks_are_the_layers_of_the_network() -> None:
 
 
 def test_khat_by_block_sees_the_block_that_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    program, rows = tiny_program(), tiny_rows(12)
+    program, rows = tiny_program(targets=["query"]), tiny_rows(12)
     posterior = fit(program, rows, "svi", epochs=1, batch_size=4, progress=False)
     # Where the guide is the prior and says so, p / q is the likelihood: bounded. Here one layer's noise is cut.
     guide = posterior.guide.parts[0]
@@ -169,7 +169,7 @@ def test_khat_by_block_is_of_the_tempered_posterior(known: Regression) -> None:
 
 
 def test_the_rest_of_a_block_does_not_depend_on_random_numbers_before() -> None:
-    program, rows = tiny_program(MonteCLoRA(components=3, collapse=False)), tiny_rows(12)
+    program, rows = tiny_program(MonteCLoRA(components=3, collapse=False), targets=["query"]), tiny_rows(12)
     posterior = fit(program, rows, "svi", epochs=1, batch_size=4, progress=False)
     found = []
     for seed in (1, 2):
