@@ -29,8 +29,7 @@ __all__ = ["ChainSettings"]
 class ChainSettings(Settings, ABC):
     """A chain that samples the posterior of all latent sites, those included of which `svi` makes point estimates.
 
-    It starts at a draw of the prior, or where it is told to. A chain is kept when it is done; one that was stopped
-    begins anew.
+    A chain is kept when it is done; one that was stopped begins anew.
 
     Attributes:
         draws: draws that are kept.

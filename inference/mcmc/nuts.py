@@ -32,7 +32,8 @@ MOST = 10_000
 class NUTS(ChainSettings):
     """The No-U-Turn sampler of Pyro: the reference posterior of an adapter of some hundred weights.
 
-    Every step of a trajectory is a pass over all rows, forth and back. Step size and mass matrix adapt in the warm-up.
+    It starts at a draw of the prior, or where it is told to. Every step of a trajectory is a pass over all rows, forth
+    and back. Step size and mass matrix adapt in the warm-up.
 
     Attributes:
         target_accept: acceptance probability that the step size adapts to.
