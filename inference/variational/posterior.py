@@ -21,6 +21,7 @@ from bayeslora.inference.training.objective import Hook, Outcome, State
 from bayeslora.inference.training.process import cost_of, restored_network
 from bayeslora.inference.training.trainer import TrainingSettings, train
 from bayeslora.inference.variational.elbo import KLWarmup, NegativeELBO, ProgramLoss
+from bayeslora.inference.variational.rising import Rising
 from bayeslora.models.guides.auto import make_guide
 from bayeslora.models.guides.base import Guide
 from bayeslora.passes import Rows
@@ -151,7 +152,11 @@ def optimise(
     warmup = [KLWarmup(objective, temperature, kl_warmup)] if kl_warmup else []
     optimiser = torch.optim.AdamW(groups, lr=settings.learning_rate)
     posterior = VariationalPosterior(program, record, guide)
-    return learn(posterior, objective, optimiser, data, settings, run, [*warmup, *hooks])
+    rising = Rising(objective)
+    learn(posterior, objective, optimiser, data, settings, run, [*warmup, *hooks, rising])
+    if guide.random:
+        rising.warn()
+    return posterior
 
 
 def learn(

@@ -36,8 +36,9 @@ class SVI(TrainingSettings):
             `Gaussian`), ``"delta"`` (point estimates), or the name of one of Pyro's autoguides that need no more than a
             name.
         guide_settings: settings of the guide by name, of those of the library and of plug-ins.
-        elbo: ``"mean-field"`` (divergences in closed form where one is known), ``"trace"``, or ``"renyi"`` (order 1/2,
-            two particles or more).
+        elbo: ``"mean-field"`` (divergences in closed form where one is known), ``"trace"``, ``"path"`` (the gradient
+            of the draw's path alone, which has no noise at the exact posterior: for ``"full"`` and small adapters), or
+            ``"renyi"`` (order 1/2, two particles or more).
         particles: weight draws a step; each costs a pass of the network.
         estimator: of the expected log-likelihood of a batch, and of its gradient: ``"draw"`` (one draw of the weights
             for all rows), ``"flipout"`` (a draw for each row, which differ by random signs), or ``"local"``
@@ -71,7 +72,7 @@ class SVI(TrainingSettings):
 
     guide: str = "structured"
     guide_settings: dict[str, Any] = field(default_factory=dict)
-    elbo: Literal["mean-field", "trace", "renyi"] = "mean-field"
+    elbo: Literal["mean-field", "trace", "path", "renyi"] = "mean-field"
     particles: Count = 1
     estimator: Literal["draw", "flipout", "local"] = "draw"
     temperature: Positive = 1.0

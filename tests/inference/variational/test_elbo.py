@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from weakref import ref
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -277,6 +278,31 @@ def test_the_mean_field_bound_is_pyros(model: str, guide: str) -> None:
     torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-5, atol=1e-5)
     for name, value in found[1][1].items():
         torch.testing.assert_close(found[0][1][name], value, rtol=1e-3, atol=1e-4 * float(value.abs().max() + 1))
+
+
+def test_the_path_gradient_has_no_noise_at_the_posterior_and_no_bias_elsewhere() -> None:
+    loss, batch, evidence = regression_loss("path")
+    other, _, _ = regression_loss("mean-field")
+    known, auto = lora_regression(), loss.guide.parts[0].auto
+
+    def gradients_of(each: NegativeELBO) -> Tensor:
+        each.guide.zero_grad()
+        each(batch).backward()
+        return torch.cat([value.grad.flatten() for value in each.guide.parameters()])
+
+    torch.manual_seed(4)
+    differences = torch.stack([gradients_of(loss) - gradients_of(other) for _ in range(200)])
+    moving = differences.std(0) > 0  # all but the upper half of a triangular factor
+    scores = differences.mean(0)[moving] / (differences.std(0)[moving] / 200**0.5)
+    assert scores.abs().max() < 4.5  # standard errors, of some thirty entries
+
+    factor = torch.linalg.cholesky(known.covariance).float()
+    with pyro.settings.context(module_local_params=True), torch.no_grad():
+        auto.scale = factor.diagonal()
+        auto.scale_tril = factor / factor.diagonal()[:, None]
+    values = torch.stack([loss(batch).detach() for _ in range(5)])
+    torch.testing.assert_close(-len(known.rows["labels"]) * values, torch.full((5,), evidence), rtol=0, atol=1e-2)
+    assert gradients_of(loss).abs().max() < 1e-3 < gradients_of(other).abs().max()
 
 
 def test_one_particle_makes_the_renyi_bound_the_elbo() -> None:
