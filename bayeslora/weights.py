@@ -182,29 +182,45 @@ class Weights:
         All that is learned has to be linear LoRA layers that see the whole batch, which an output head does not: it is
         given the tokens that matter, some at a time.
         """
+        return self.stackable and all(site.stacked for site in self.sites)
+
+    @property
+    def stackable(self) -> bool:
+        """Whether several sets of weights can each have a part of a batch, if one vector a sequence is a part as well.
+
+        Linear layers that are trained in full may then be among what is learned.
+        """
         head = getattr(self.base, "get_output_embeddings", lambda: None)()
         apart = set() if head is None else set(head.modules())
         return all(
-            site.stacked and slot.linear and slot.module not in apart
+            (slot.linear or (type(slot.module) is nn.Linear and slot.name == "bias")) and slot.module not in apart
             for site in self.sites
             for slot in self._slots[site.name]
         )
 
-    def joined(self, draws: Sequence[Mapping[str, Tensor]], rows: int) -> dict[str, Value]:
+    def joined(self, draws: Sequence[Mapping[str, Tensor]], rows: int, flat: bool = False) -> dict[str, Value]:
         """Values for `install` by which a batch that is repeated for each draw sees each draw once.
 
         Args:
             draws: some sets of weights, by site. The first part of a batch, in as many equal ones as there are draws,
                 is passed through the layers of the first, and so on. A layer that is given anything else says `Apart`.
             rows: sequences in each part.
+            flat: whether a layer may be given one vector a sequence.
         """
         found: dict[str, Value] = {}
+        biases = {self._slots[site.name][0].module: site.name for site in self.sites if site.name.endswith(".bias")}
         for site in self.sites:
             slots = self._slots[site.name]
-            each = torch.stack([draw[site.name] for draw in draws], dim=1)  # (layers, draws, columns, rank)
+            if not site.stacked and slots[0].name == "bias":  # the function of the module's weight adds it
+                found[site.name] = torch.zeros_like(draws[0][site.name])
+                continue
+            each = torch.stack([draw[site.name] for draw in draws], dim=1 if site.stacked else 0)
+            each = each if site.stacked else each.unsqueeze(0)  # (layers, draws, columns, rank)
             each = each if slots[0].transposed else each.mT
+            bias = biases.get(slots[0].module)
+            added = None if bias is None else torch.stack([draw[bias] for draw in draws]).unsqueeze(1)
             found[site.name] = [
-                _Joined(matrices.to(slot.parameter.device), rows * len(draws))
+                _Joined(matrices.to(slot.parameter.device), rows * len(draws), flat, added)
                 for slot, matrices in zip(slots, each, strict=True)
             ]
         return found
@@ -269,10 +285,12 @@ class _Joined:
     Args:
         matrices: W^T (draws, inputs, outputs).
         rows: of all parts together.
+        flat: whether x may be one vector a row.
+        bias: (draws, 1, outputs) that is added.
     """
 
-    def __init__(self, matrices: Tensor, rows: int) -> None:
-        self._matrices, self._rows = matrices, rows
+    def __init__(self, matrices: Tensor, rows: int, flat: bool = False, bias: Tensor | None = None) -> None:
+        self._matrices, self._rows, self._least, self._bias = matrices, rows, 2 if flat else 3, bias
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Outputs (rows, ..., outputs) of inputs (rows, ..., inputs), the parts of which follow one another.
@@ -281,10 +299,12 @@ class _Joined:
             Apart: the inputs are not those rows, as with an expert's own tokens, relative positions that all rows
                 share, or a network that has tokens come first.
         """
-        if inputs.dim() < 3 or len(inputs) != self._rows:
+        if inputs.dim() < self._least or len(inputs) != self._rows:
             raise Apart
-        parts = inputs.reshape(len(self._matrices), -1, inputs.shape[-1])
-        return (parts @ self._matrices.to(inputs)).reshape(*inputs.shape[:-1], -1)
+        found = inputs.reshape(len(self._matrices), -1, inputs.shape[-1]) @ self._matrices.to(inputs)
+        if self._bias is not None:
+            found = found + self._bias.to(found)
+        return found.reshape(*inputs.shape[:-1], -1)
 
 
 def _stored(role: str, slots: tuple[Slot, ...], device: torch.device) -> Tensor:

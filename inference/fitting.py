@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from bayeslora.tasks import Split
 
-__all__ = ["fit", "independent", "saved"]
+__all__ = ["fit", "independent", "saved", "starts"]
 
 
 def fit(
@@ -110,11 +110,16 @@ def _algorithm(backend: str | Backend, settings: dict[str, Any]) -> Backend:
     return backend
 
 
-def independent(program: Program, rows: Dataset, algorithm: Backend, runs: Iterable[Run]) -> Iterator[Posterior]:
-    """Independent fits: the first from the program's initial weights, each of the others from its own."""
+def starts(program: Program, runs: Iterable[Run]) -> Iterator[Program]:
+    """The programs of independent fits: the first with the initial weights that it has, each other with its own."""
     for number, run in enumerate(runs):
         alike = number == 0 or run.start is not None
-        member = program if alike else program.around(program.weights.redrawn(run.seed))
+        yield program if alike else program.around(program.weights.redrawn(run.seed))
+
+
+def independent(program: Program, rows: Dataset, algorithm: Backend, runs: Sequence[Run]) -> Iterator[Posterior]:
+    """Independent fits, one after the other."""
+    for member, run in zip(starts(program, runs), runs, strict=True):
         yield saved(member, rows, algorithm, run)
 
 
@@ -153,4 +158,4 @@ def saved(program: Program, rows: Dataset, algorithm: Backend, run: Run, chains:
 def _fitted(program: Program, rows: Dataset, algorithm: Backend, run: Run, chains: int) -> Posterior:
     if chains == 1:
         return algorithm.fit(program, rows, run)
-    return refitted(independent(program, rows, algorithm, map(run.chain, range(chains))))
+    return refitted(independent(program, rows, algorithm, [run.chain(number) for number in range(chains)]))

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 from datasets import Dataset
 
+from bayeslora.errors import SettingError
 from bayeslora.inference.base import Run
 from bayeslora.inference.baselines.nested import Over
-from bayeslora.inference.fitting import independent
+from bayeslora.inference.baselines.stacked import side_by_side
+from bayeslora.inference.fitting import independent, starts
 from bayeslora.inference.mixture import MixturePosterior, refitted
+from bayeslora.inference.variational.point import MLE
+from bayeslora.posterior import Posterior
 from bayeslora.program import Program
 from bayeslora.settings import Count
 
@@ -29,6 +34,9 @@ class Ensemble(Over):
 
     Attributes:
         members: how many.
+        stacked: train them side by side, in one network that gives each a part of every batch: as many times the
+            memory of one, and less than as many times its time. Of `mle` in linear LoRA layers and heads of linear
+            layers; checkpoints are of all members together.
 
     References:
         Lakshminarayanan, Pritzel and Blundell, *Simple and scalable predictive uncertainty estimation using deep
@@ -40,11 +48,29 @@ class Ensemble(Over):
     paper: ClassVar[str] = "Lakshminarayanan et al., NeurIPS 2017; Wang et al., arXiv 2310.00035"
 
     members: Count = 5
+    stacked: bool = False
 
-    def fit(self, program: Program, data: Dataset, run: Run) -> MixturePosterior:
-        """Fit one member after the other."""
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.stacked and type(self.inner) is not MLE:
+            raise SettingError(f"stacked=True trains members of 'mle' side by side, found of='{self.of}'.")
+
+    def fit(self, program: Program, data: Dataset, run: Run) -> Posterior:
+        """Fit one member after the other, or all side by side.
+
+        Raises:
+            SettingError: they are to be side by side, and the network cannot be at several sets of weights at once.
+        """
         runs = [replace(run.chain(number), seed=seed_of_member(run.seed, number)) for number in range(self.members)]
-        found = refitted(independent(program, data, self.inner, runs))
+        if not self.stacked:
+            return self._whole(independent(program, data, self.inner, runs))
+        inner, seeds = self.inner, [each.seed for each in runs]
+        assert isinstance(inner, MLE)
+        return side_by_side(list(starts(program, runs)), data, inner, run, seeds, self._whole)
+
+    def _whole(self, members: Iterable[Posterior]) -> MixturePosterior:
+        """The mixture of members, under the ensemble's name."""
+        found = refitted(members)
         # What `fit` counts as chains are those that it was asked for itself.
         found.record = replace(found.record, backend=self.name, settings=asdict(self), chains=1)
         return found

@@ -9,10 +9,16 @@ from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-__all__ = ["Order"]
+__all__ = ["Order", "Ordered"]
 
 
-class Order(Sampler[int]):
+class Ordered(Sampler[int]):
+    """An order of rows that depends on the epoch."""
+
+    epoch: int
+
+
+class Order(Ordered):
     """Rows in an order that seed and epoch alone decide: the same in every process, and in a run that is resumed.
 
     Args:

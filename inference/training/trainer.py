@@ -29,7 +29,7 @@ from transformers.trainer_callback import ExportableState, PrinterCallback
 from bayeslora.errors import PosteriorError, SettingError, TrainingError, unknown
 from bayeslora.inference.base import Run
 from bayeslora.inference.training.objective import Hook, Objective, Outcome, State
-from bayeslora.inference.training.order import Order
+from bayeslora.inference.training.order import Order, Ordered
 from bayeslora.inference.training.process import peak, reset_peak, restored_generators
 from bayeslora.passes import Rows
 from bayeslora.progress import bar
@@ -100,6 +100,7 @@ def train(
     settings: TrainingSettings,
     run: Run,
     hooks: Sequence[Hook] = (),
+    order: Ordered | None = None,
 ) -> Outcome:
     """Minimise an objective over rows.
 
@@ -111,6 +112,7 @@ def train(
         settings: of the optimisation.
         run: seed, output folder, resume.
         hooks: called in their order.
+        order: in which the rows come, epoch by epoch; the run's own, if left out.
 
     Raises:
         TrainingError: the loss became infinite or not a number; the last checkpoint stays.
@@ -126,7 +128,8 @@ def train(
         asked = stack.enter_context(noted())
         objective.to(arguments.device)
         rows_a_step = settings.batch_size * settings.gradient_accumulation_steps
-        order = Order(rows.dataset, rows_a_step, run.seed, settings.group_by_length)
+        if order is None:
+            order = Order(rows.dataset, rows_a_step, run.seed, settings.group_by_length)
         progress = stack.enter_context(bar("fit", show=run.progress and is_main_process()))
         begun = record_at(run.output_dir) if run.output_dir and run.resume else None
         before = begun.cost.get("seconds", 0.0) if begun else 0.0
@@ -171,7 +174,7 @@ class _Trainer(Trainer):
         losses: sum of the losses after step ``logged``, the last one that was logged; a checkpoint keeps both.
     """
 
-    order: Order
+    order: Ordered
     around: Callable[[], AbstractContextManager[Any]]
     last_batch: dict[str, Tensor]
     losses: Tensor | float = 0.0

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from scenarios import saved_base, text_program, text_rows, tiny_bert, tiny_rows
+from scenarios import saved_base, text_program, text_rows, tiny_bert, tiny_method, tiny_rows
 
 from bayeslora.errors import SettingError
-from bayeslora.inference import Ensemble, fit
+from bayeslora.inference import Ensemble, fit, load
 from bayeslora.inference.baselines.ensemble import seed_of_member
 from bayeslora.inference.mixture import MixturePosterior
+from bayeslora.inference.training.trainer import _Steps
 from bayeslora.models import Gaussian
 from bayeslora.observations import Classes
 from bayeslora.program import Program
@@ -73,3 +76,52 @@ def test_what_it_is_of() -> None:
     assert Ensemble(of="laplace").default_model[0] == "gaussian"
     with pytest.raises(SettingError, match="Unknown setting of mle 'epocs'"):
         Ensemble(of_settings={"epocs": 3})
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_side_by_side_they_are_what_they_are_one_after_another(accumulated: int) -> None:
+    # The last batch is smaller, and gradients are shortened, each member's by itself.
+    of = {"epochs": 2, "batch_size": 3, "max_grad_norm": 0.5, "gradient_accumulation_steps": accumulated}
+    settings: dict[str, Any] = {"backend": "ensemble", "members": 3, "of_settings": of, "progress": False}
+    one, two = (fit(fresh(), ROWS, stacked=stacked, seed=4, **settings) for stacked in (False, True))
+    for alone, beside in zip(one.members, two.members, strict=True):
+        assert beside.record.seed == alone.record.seed and beside.record.point_sites == alone.record.point_sites
+        for name, value in alone.mean().items():
+            # AdamW makes a step as long as the rate of a gradient that is but rounding.
+            torch.testing.assert_close(beside.mean()[name], value, rtol=1e-3, atol=1e-4)
+            start = next(site.initial for site in alone.program.sites if site.name == name)
+            assert name.endswith(".A") or not torch.allclose(value, start, atol=2e-4)
+    found = [each.predict(ROWS, 3, progress=False).probabilities for each in (one, two)]
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)
+
+
+def test_side_by_side_a_resumed_fit_is_the_uninterrupted_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, rows, folder = saved_base(tmp_path / "base", dropout=0.1), text_rows(8), tmp_path / "run"
+    of = {"epochs": 2, "batch_size": 4}
+    settings: dict[str, Any] = {"members": 2, "stacked": True, "of_settings": of, "progress": False}
+    whole = fit(text_program(base), rows, "ensemble", **settings)
+    on_step_end = _Steps.on_step_end
+
+    def hooked(self: _Steps, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 3:  # of four
+            os.kill(os.getpid(), signal.SIGINT)
+        on_step_end(self, args, state, control, **kwargs)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(_Steps, "on_step_end", hooked)
+        fit(text_program(base), rows, "ensemble", output_dir=folder, **settings)
+    assert not load(folder).record.finished
+    with pytest.raises(SettingError, match="epochs"):
+        other = {**settings, "of_settings": {**of, "epochs": 3}}
+        fit(text_program(base), rows, "ensemble", output_dir=folder, resume=True, **other)
+    resumed = fit(text_program(base), rows, "ensemble", output_dir=folder, resume=True, **settings)
+    assert resumed.record.finished
+    for name, value in whole.state().items():
+        assert torch.equal(resumed.state()[name], value), name
+
+
+def test_what_is_not_trained_side_by_side() -> None:
+    with pytest.raises(SettingError, match="members of 'mle' side by side, found of='map'"):
+        Ensemble(of="map", stacked=True)
+    with pytest.raises(SettingError, match="more than LoRA matrices"):
+        fit(tiny_method("dora"), ROWS, "ensemble", stacked=True, of_settings=OF, progress=False)
