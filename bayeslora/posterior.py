@@ -121,10 +121,14 @@ class Posterior(ABC):
         """What a guide keeps of its noise, by name; nothing of other posteriors."""
         return {}
 
+    def prior_model(self) -> dict[str, Tensor]:
+        """Pyro model of the weights alone, as `Program.prior`, with what was learned of the prior."""
+        return self.program.prior()
+
     def prior_draw(self) -> dict[str, Tensor]:
         """One draw of every latent site, and the weights, from the prior."""
         with torch.no_grad():
-            trace = poutine.trace(self.program.prior).get_trace()
+            trace = poutine.trace(self.prior_model).get_trace()
         latents = {name: trace.nodes[name]["value"] for name in trace.stochastic_nodes}
         return latents | self.program.weights_at(latents)
 
@@ -134,7 +138,7 @@ class Posterior(ABC):
             return {}
         fixed = set(self.record.point_sites)
         with torch.no_grad():
-            trace = poutine.trace(poutine.condition(self.program.prior, data=dict(values))).get_trace()
+            trace = poutine.trace(poutine.condition(self.prior_model, data=dict(values))).get_trace()
         return {
             name: node["fn"].log_prob(node["value"]).sum()
             for name, node in trace.nodes.items()

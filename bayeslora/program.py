@@ -215,9 +215,13 @@ class Program(nn.Module):
         self.weights.to(self.device)
         return self
 
-    def prior(self) -> dict[str, Tensor]:
-        """Pyro model of the weights alone: sample every latent site, return the weights by site."""
-        return self.model.sample(self.sites)
+    def prior(self, sites: Sequence[Site] | None = None) -> dict[str, Tensor]:
+        """Pyro model of the weights alone: sample every latent site, return the weights by site.
+
+        Args:
+            sites: the program's own, with other centres; as they are, if left out.
+        """
+        return self.model.sample(self.sites if sites is None else sites)
 
     def weights_at(self, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The weight of each site that values of all latent sites determine."""
@@ -242,15 +246,22 @@ class Program(nn.Module):
                 return self.observation.run(self.network, repeated).unflatten(0, (len(draws), -1))
         return torch.stack([self.outputs(each, batch) for each in draws])
 
-    def forward(self, batch: Mapping[str, Tensor], size: int, estimator: Estimator | None = None) -> Tensor:
+    def forward(
+        self,
+        batch: Mapping[str, Tensor],
+        size: int,
+        estimator: Estimator | None = None,
+        sites: Sequence[Site] | None = None,
+    ) -> Tensor:
         """The whole Pyro model of a batch out of ``size`` examples; returns the outputs (examples, outputs).
 
         Args:
             batch: with labels.
             size: number of examples.
             estimator: what stands for the weights in the network; they themselves, if left out.
+            sites: as for `prior`.
         """
-        weights = self.prior()
+        weights = self.prior(sites)
         outputs = self.outputs(weights if estimator is None else estimator(weights, batch), batch)
         self.observation.observe(outputs, batch, size)
         return outputs

@@ -35,6 +35,7 @@ class Site:
         scaling: by which each layer multiplies the product B A; empty where a layer does more than that with its
             matrices (DoRA), and for heads and tensors.
         given: value from which learning starts, if that is another than `initial`.
+        centre: prior mean of a random matrix where that is learned, in place of the model's.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Site:
     layers: tuple[str, ...]
     scaling: tuple[float, ...] = ()
     given: Tensor | None = None
+    centre: Tensor | None = None
 
     @property
     def start(self) -> Tensor:

@@ -59,7 +59,7 @@ class WeightModel(Settings, ABC):
 
     sites: Literal["A", "B", "both"] = "A"
     centre: Literal["init", "zero"] = "init"
-    scale: Deviation = 1.5
+    scale: Deviation = 2.5
     zero_scale: Deviation = 0.02
     eps: Deviation = 1.0
     weight_scale: Deviation = 1.0
@@ -112,6 +112,8 @@ class WeightModel(Settings, ABC):
 
     def prior_mean(self, site: Site) -> Tensor:
         """Prior mean of a random matrix, (layers, columns, rank) or broadcastable to it."""
+        if site.centre is not None:
+            return site.centre
         return site.initial if self.centre == "init" else torch.zeros_like(site.initial)
 
     @abstractmethod

@@ -16,7 +16,7 @@ from bayeslora.inference.training.objective import Hook, State
 from bayeslora.inference.variational.elbo import MeanFieldBound, NegativeELBO
 from bayeslora.inference.variational.point import MLE
 from bayeslora.inference.variational.posterior import VariationalPosterior, learn
-from bayeslora.inference.variational.rates import groups_of
+from bayeslora.inference.variational.rates import groups_of, rate_of_points
 from bayeslora.models.guides.auto import make_guide
 from bayeslora.models.guides.swag import Swag, Trajectory
 from bayeslora.posterior import Record
@@ -76,7 +76,7 @@ class SWAG(MLE):
         trajectory = Trajectory.of(point, self.rank)
         guide = Swag(trajectory, self.scale, program.model.weights)
         objective = NegativeELBO(program, trajectory, MeanFieldBound(), len(data), self.prior_weight)
-        points = None if self.prior_weight else self.learning_rate  # as `map` and `mle` have it
+        points = rate_of_points(self.learning_rate, held=bool(self.prior_weight), noisy=False)
         groups = groups_of(trajectory, self.learning_rate, points, weight_decay=self.weight_decay)
         optimiser = torch.optim.AdamW(groups, lr=self.learning_rate)
         record = run.record(self.name, asdict(self), len(data), self.prior_weight or 1.0, guide.point_sites)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from bayeslora.models.base import full_precision
 from bayeslora.models.joining import joined, kind_of
 from bayeslora.program import Estimator, Program
 from bayeslora.rng import isolated
+from bayeslora.weights import Site
 
 __all__ = ["ELBOS", "KLWarmup", "NegativeELBO", "ProgramLoss"]
 
@@ -168,6 +169,7 @@ class NegativeELBO(ProgramLoss):
         size: number of training examples N.
         kl_weight: of the latent sites; 1 is Bayes' rule.
         estimator: what stands for a draw of the weights in the network; the draw itself, if left out.
+        sites: of the prior; see `Program.prior`.
     """
 
     loss: Tensor
@@ -180,6 +182,7 @@ class NegativeELBO(ProgramLoss):
         size: int,
         kl_weight: float = 1.0,
         estimator: Estimator | None = None,
+        sites: Sequence[Site] | None = None,
     ) -> None:
         super().__init__()
         self.program = program
@@ -188,8 +191,9 @@ class NegativeELBO(ProgramLoss):
         self.size = size
         self.kl_weight = kl_weight
         self.estimator = estimator
+        self.sites = sites
         self._parts: dict[str, Tensor] = {}
-        self._starts = _densities_of_points(program, guide)
+        self._starts = _densities_of_points(program, guide, sites)
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Loss per example, a scalar. Under autocast only the network is in reduced precision: no density, no draw."""
@@ -199,7 +203,7 @@ class NegativeELBO(ProgramLoss):
 
         def model(batch: Mapping[str, Tensor]) -> None:
             with ambient, self._weighted():
-                self.program(batch, self.size, self.estimator)
+                self.program(batch, self.size, self.estimator, self.sites)
 
         with full_precision(device):
             loss: Tensor = self.elbo.differentiable_loss(model, self._guide, batch)
@@ -277,11 +281,11 @@ class _weighted_latents(poutine.messenger.Messenger):
             msg["scale"] = msg["scale"] * self.weight
 
 
-def _densities_of_points(program: Program, guide: nn.Module) -> dict[str, float]:
+def _densities_of_points(program: Program, guide: nn.Module, sites: Sequence[Site] | None) -> dict[str, float]:
     """Log density of the prior at each point estimate, by site."""
     with torch.no_grad(), isolated(0, program.device):
         q = poutine.trace(guide).get_trace()
-        p = poutine.trace(poutine.replay(program.prior, trace=q)).get_trace()
+        p = poutine.trace(poutine.replay(program.prior, trace=q)).get_trace(sites)
         points = [name for name in q.stochastic_nodes if type(q.nodes[name]["fn"]) is dist.Delta and name in p.nodes]
         return {name: float(_log_density(p.nodes[name])) for name in points}
 

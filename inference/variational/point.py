@@ -11,8 +11,8 @@ from torch import Tensor
 from bayeslora.inference.base import Run
 from bayeslora.inference.training.trainer import TrainingSettings
 from bayeslora.inference.variational.elbo import MeanFieldBound
-from bayeslora.inference.variational.posterior import VariationalPosterior, optimise
-from bayeslora.inference.variational.rates import groups_of
+from bayeslora.inference.variational.posterior import PriorMean, VariationalPosterior, optimise
+from bayeslora.inference.variational.rates import groups_of, rate_of_points
 from bayeslora.models.guides.auto import make_guide
 from bayeslora.program import Program
 from bayeslora.settings import NotNegative, Positive
@@ -27,9 +27,10 @@ class MAP(TrainingSettings):
     Attributes:
         temperature: weight of the log prior against the whole data's log-likelihood; 1 is Bayes' rule. Without
             a prior there is `mle`.
+        prior_mean: as of `svi`, whose prior this is: "learned" leaves A to the likelihood alone.
         learning_rate: of the matrices A, if they are random in the model, for AdamW.
         point_learning_rate: learning rate of all others, such as B and the head; by default ``learning_rate``, but no
-            less than 2e-3 beside weights that are random: their prior pulls at A from the first step, when A learns
+            less than 2e-3 where the prior mean is the model's: that prior pulls at A from the first step, when A learns
             nothing of the data yet since B is zero.
     """
 
@@ -37,11 +38,20 @@ class MAP(TrainingSettings):
     paper: ClassVar[str] = "the posterior mode; MacKay, Neural Computation 1992"
 
     temperature: Positive = 1.0
+    prior_mean: PriorMean = "learned"
     point_learning_rate: NotNegative | None = None
 
     def fit(self, program: Program, data: Dataset, run: Run) -> VariationalPosterior:
         """Maximise log p(y, weights) over the weights."""
-        return point_estimate(self, program, data, run, prior_weight=self.temperature, points=self.point_learning_rate)
+        return point_estimate(
+            self,
+            program,
+            data,
+            run,
+            prior_weight=self.temperature,
+            prior_mean=self.prior_mean,
+            points=self.point_learning_rate,
+        )
 
 
 @dataclass(frozen=True)
@@ -74,6 +84,7 @@ def point_estimate(
     run: Run,
     *,
     prior_weight: float,
+    prior_mean: PriorMean = "model",
     weight_decay: float = 0.0,
     points: float | None = None,
 ) -> VariationalPosterior:
@@ -85,10 +96,14 @@ def point_estimate(
         data: tokenised rows with labels.
         run: seed, output folder, resume.
         prior_weight: of the log prior.
+        prior_mean: see `prior_sites`.
         weight_decay: AdamW's.
-        points: learning rate of all other weights; see `groups_of`.
+        points: learning rate of all other weights; see `rate_of_points`.
     """
     guide = make_guide("delta", program.model, run.sites(program))
+    if points is None:
+        held = prior_mean == "model" and bool(guide.centres())
+        points = rate_of_points(settings.learning_rate, held=held, noisy=False)
     return optimise(
         program,
         guide,
@@ -98,6 +113,7 @@ def point_estimate(
         groups=groups_of(guide, settings.learning_rate, points, weight_decay=weight_decay),
         elbo=MeanFieldBound(),
         temperature=prior_weight,
+        prior_mean=prior_mean,
     )
 
 

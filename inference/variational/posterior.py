@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from datasets import Dataset
@@ -28,9 +28,12 @@ from bayeslora.passes import Rows
 from bayeslora.posterior import Posterior, Record
 from bayeslora.program import Estimator, Program
 from bayeslora.store import POSTERIOR
+from bayeslora.weights import Site
 
-__all__ = ["VariationalPosterior", "learn", "optimise"]
+__all__ = ["PriorMean", "VariationalPosterior", "learn", "optimise", "prior_sites"]
 
+#: What the prior means of random matrices are: the model's, or learned with all else (empirical Bayes).
+PriorMean = Literal["learned", "model"]
 #: Nats a row by which a fit has to be better than the base rate of the labels.
 MARGIN = 0.01
 
@@ -47,6 +50,11 @@ class VariationalPosterior(Posterior):
         super().__init__(program, record)
         self.guide = guide
         self.random = guide.random
+
+    def prior_model(self) -> dict[str, Tensor]:
+        """Pyro model of the weights alone, around the means that were learned, if they were."""
+        prior_mean = self.record.settings.get("prior_mean", "model")
+        return self.program.prior(prior_sites(self.program, self.guide, prior_mean))
 
     def noise_scales(self) -> dict[str, Tensor]:
         """The guide's."""
@@ -115,6 +123,21 @@ class VariationalPosterior(Posterior):
         return make_guide(kind, program.model, program.sites, init_scale, record.settings.get("guide_settings"))
 
 
+def prior_sites(program: Program, guide: Guide, prior_mean: PriorMean) -> Sequence[Site]:
+    """The sites of a program, as its prior is to see them.
+
+    Args:
+        program: whose sites.
+        guide: over them.
+        prior_mean: "model": as the program has them; "learned": each random matrix around the guide's own mean, where
+            that is a parameter. Of all prior means it is the one at which the bound is largest.
+    """
+    if prior_mean == "model":
+        return program.sites
+    centres = guide.centres()
+    return [replace(site, centre=centres.get(site.name)) for site in program.sites]
+
+
 def optimise(
     program: Program,
     guide: Guide,
@@ -125,6 +148,7 @@ def optimise(
     groups: list[dict[str, Any]],
     elbo: ELBO,
     temperature: float,
+    prior_mean: PriorMean,
     kl_warmup: float = 0.0,
     estimator: Estimator | None = None,
     hooks: Sequence[Hook] = (),
@@ -140,6 +164,7 @@ def optimise(
         groups: AdamW's parameter groups.
         elbo: the bound to maximise.
         temperature: weight of the latent sites; 0 is maximum likelihood.
+        prior_mean: see `prior_sites`.
         kl_warmup: part of all steps in which that weight rises linearly from zero.
         estimator: what stands for a draw of the weights in the network; the draw itself, if left out.
         hooks: called before those that keep the posterior.
@@ -147,7 +172,8 @@ def optimise(
     Raises:
         TrainingError: the loss became infinite or not a number.
     """
-    objective = NegativeELBO(program, guide, elbo, len(data), temperature, estimator)
+    sites = prior_sites(program, guide, prior_mean)
+    objective = NegativeELBO(program, guide, elbo, len(data), temperature, estimator, sites)
     record = run.record(settings.name, asdict(settings), len(data), temperature, guide.point_sites)
     warmup = [KLWarmup(objective, temperature, kl_warmup)] if kl_warmup else []
     optimiser = torch.optim.AdamW(groups, lr=settings.learning_rate)

@@ -13,8 +13,8 @@ from bayeslora.inference.training.process import available
 from bayeslora.inference.training.trainer import TrainingSettings
 from bayeslora.inference.variational.elbo import ELBOS
 from bayeslora.inference.variational.estimators import NoiseWarmup, make_estimator
-from bayeslora.inference.variational.posterior import VariationalPosterior, optimise
-from bayeslora.inference.variational.rates import groups_of
+from bayeslora.inference.variational.posterior import PriorMean, VariationalPosterior, optimise
+from bayeslora.inference.variational.rates import groups_of, rate_of_points
 from bayeslora.models.guides.auto import KINDS, guide_settings, make_guide
 from bayeslora.program import Program
 from bayeslora.rng import isolated
@@ -49,17 +49,22 @@ class SVI(TrainingSettings):
         temperature: weight of the Kullback-Leibler term against the whole data's log-likelihood; 1 is Bayes' rule,
             less gives a colder posterior (accuracy / NLL / ECE-15 of `WeightModel`'s example at 1: .842 / .364 / .030;
             at 0.1: .831 / .395 / .063).
+        prior_mean: "learned": the prior mean of each random matrix is a hyperparameter, at which the bound is largest
+            (empirical Bayes): the guide's own mean, so that only noise is charged for, as in MonteCLoRA's own loss. Of
+            guides whose mean is a parameter: "structured", "entry". "model": the prior stays where the model has it. A
+            step of AdamW moves all entries of A, which costs more nats than the labels of a small task can pay for, so
+            that A stays where it starts and B learns through a random projection.
         kl_warmup: part of all steps in which that weight rises linearly from zero (0.5: .840 / .361 / .027).
         noise_warmup: part of all steps in which the noise that the network sees rises linearly from none to all of the
             guide's: means learn faster without it, and then how to bear it (MiniLM on 300 rows of SST-2, 8 epochs, four
             seeds, 800 other rows, ``benchmarks/small.py``: accuracy / NLL / ECE-15 .773 / .476 / .039, and .754 / .503
             / .056 at zero). The divergence is the whole guide's from the first step. Of guides that say how their draws
             lie around a mean: "structured".
-        learning_rate: of the means of random weights, for AdamW.
+        learning_rate: of the means of random weights, for AdamW; the one that suits plain LoRA suits them.
         scale_learning_rate: learning rate of what shapes the noise: scales, Wishart and Dirichlet parameters.
-        point_learning_rate: learning rate of weights that are point estimates, such as B and the head; by default
-            ``learning_rate``, but no less than 2e-3 beside weights that are random: their noise dilutes the gradient,
-            and points hardly learn at rates that plain LoRA does well with.
+        point_learning_rate: learning rate of weights that are point estimates, such as B and the head; see
+            `rate_of_points` for what it is by default: twice ``learning_rate``, or no less than 2e-3 where the prior
+            mean is the model's.
         init_scale: standard deviation that Pyro's autoguides start from, in their unconstrained space.
 
     References:
@@ -76,9 +81,9 @@ class SVI(TrainingSettings):
     particles: Count = 1
     estimator: Literal["draw", "flipout", "local"] = "draw"
     temperature: Positive = 1.0
+    prior_mean: PriorMean = "learned"
     kl_warmup: Part = 0.0
     noise_warmup: Part = 0.5
-    learning_rate: Positive = 2e-3
     scale_learning_rate: NotNegative = 1e-2
     point_learning_rate: NotNegative | None = None
     init_scale: Positive = 1e-2
@@ -107,15 +112,19 @@ class SVI(TrainingSettings):
         with isolated(run.seed, program.device):
             guide = make_guide(self.guide, program.model, run.sites(program), self.init_scale, self.guide_settings)
         estimator = make_estimator(self.estimator, program, guide)
+        held = self.prior_mean == "model" or not guide.centres()
+        by_default = rate_of_points(self.learning_rate, held=held, noisy=True)
+        points = by_default if self.point_learning_rate is None else self.point_learning_rate
         return optimise(
             program,
             guide,
             data,
             self,
             run,
-            groups=groups_of(guide, self.learning_rate, self.point_learning_rate, self.scale_learning_rate),
+            groups=groups_of(guide, self.learning_rate, points, self.scale_learning_rate),
             elbo=ELBOS[self.elbo](num_particles=self.particles),
             temperature=self.temperature,
+            prior_mean=self.prior_mean,
             kl_warmup=self.kl_warmup,
             estimator=estimator,
             hooks=[NoiseWarmup(estimator, self.noise_warmup)] if self.noise_warmup else [],

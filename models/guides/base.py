@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 
 import pyro
 import pyro.distributions as dist
@@ -21,6 +21,7 @@ from bayeslora.errors import PosteriorError
 from bayeslora.settings import Settings
 from bayeslora.weights import Site
 
+Value = TypeVar("Value")
 Combine = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
 __all__ = ["Guide", "GuideList", "MatrixGuide", "PointGuide", "Spread", "decoded", "encoded"]
@@ -92,6 +93,10 @@ class Guide(nn.Module, ABC):
         """How random matrices lie around their means, by site, as far as all is known that `Spread` says."""
         return {}
 
+    def centres(self) -> dict[str, nn.Parameter]:
+        """Means of random matrices by site, where they are parameters: at these prior means the bound is largest."""
+        return {}
+
     @abstractmethod
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """The learned parameters by what they are.
@@ -127,6 +132,10 @@ class MatrixGuide(Guide):
     def mean(self) -> dict[str, Tensor]:
         """The means mu, (layers, columns, rank)."""
         return {self.name: self.mu.detach().clone()}
+
+    def centres(self) -> dict[str, nn.Parameter]:
+        """The means mu."""
+        return {self.name: self.mu}
 
     def noise_scales(self) -> dict[str, Tensor]:
         """Eps: (layers, columns or 1, rank or 1)."""
@@ -172,6 +181,10 @@ class GuideList(Guide):
     def noise_scales(self) -> dict[str, Tensor]:
         """That of all parts."""
         return _merged(part.noise_scales() for part in self._guides())
+
+    def centres(self) -> dict[str, nn.Parameter]:
+        """Those of all parts."""
+        return _merged(part.centres() for part in self._guides())
 
     def spreads(self) -> dict[str, Spread]:
         """Those of all parts."""
@@ -233,6 +246,10 @@ class PointGuide(Guide):
             for name, value in self.values().items()
         }
 
+    def centres(self) -> dict[str, nn.Parameter]:
+        """The points that stand for means."""
+        return {name: self.points[encoded(name)] for name in self.latents if encoded(name) in self._located}
+
     def mean(self) -> dict[str, Tensor]:
         """The current values of the weights."""
         return self._combine({name: value.detach().clone() for name, value in self.values().items()})
@@ -264,5 +281,5 @@ def decoded(name: str) -> str:
     return name.replace("/", ".")
 
 
-def _merged(parts: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+def _merged(parts: Iterable[dict[str, Value]]) -> dict[str, Value]:
     return {name: value for part in parts for name, value in part.items()}

@@ -72,7 +72,7 @@ def test_only_the_last_layer() -> None:
 
 def test_a_trained_mode_is_that_of_map() -> None:
     rows, settings = tiny_rows(24), {"epochs": 2, "batch_size": 8, "progress": False, "seed": 3, "cpu": True}
-    mode = fit(tiny_program(Gaussian(sites="both")), rows, "map", **settings).mean()
+    mode = fit(tiny_program(Gaussian(sites="both")), rows, "map", prior_mean="model", **settings).mean()
     found = fit(tiny_program(Gaussian(sites="both")), rows, "laplace", mode="map", **settings).mean()
     assert all(torch.equal(mode[name], found[name]) for name in mode)
 
@@ -81,8 +81,9 @@ def test_a_mode_whose_prior_is_tuned_is_that_of_maximum_likelihood() -> None:
     rows, settings = tiny_rows(24), {"epochs": 2, "batch_size": 8, "progress": False, "seed": 3, "cpu": True}
     lora = LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS")
     program = Program(get_peft_model(tiny_bert(), lora), Classes(3), Gaussian(sites="both", deviation=0.1))
-    for tune, backend in (("auto", "mle"), ("mode-evidence", "mle"), ("none", "map")):
-        mode = fit(program, rows, backend, **settings).mean()
+    modes = (("auto", "mle", {}), ("mode-evidence", "mle", {}), ("none", "map", {"prior_mean": "model"}))
+    for tune, backend, own in modes:
+        mode = fit(program, rows, backend, **settings, **own).mean()
         found = fit(program, rows, "laplace", tune=tune, **settings).mean()
         assert all(torch.equal(mode[name], found[name]) for name in mode)
 
@@ -216,11 +217,11 @@ def test_the_published_evidence_is_the_one_that_is_maximised() -> None:
 def test_a_tempered_mode_is_that_of_map_at_the_temperature(temperature: float) -> None:
     rows, settings = tiny_rows(24), {"epochs": 2, "batch_size": 8, "progress": False, "temperature": temperature}
     model = Gaussian(sites="both", deviation=0.1)
-    mode = fit(tiny_program(model), rows, "map", **settings)
+    mode = fit(tiny_program(model), rows, "map", prior_mean="model", **settings)
     found = fit(tiny_program(model), rows, "laplace", mode="map", **settings)
     assert all(torch.equal(value, found.mean()[name]) for name, value in mode.mean().items())
     assert found.record.temperature == temperature
-    other = fit(tiny_program(model), rows, "map", **settings | {"temperature": 1.0}).mean()
+    other = fit(tiny_program(model), rows, "map", prior_mean="model", **settings | {"temperature": 1.0}).mean()
     assert not torch.equal(other["linear_16x16.A"], mode.mean()["linear_16x16.A"])
 
 

@@ -33,7 +33,7 @@ def system(known: Regression) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_the_mode_of_a_normal_posterior_is_its_mean(known: Regression, temperature: float) -> None:
-    posterior = fit(known.program, known.rows, "map", temperature=temperature, **EXACT)
+    posterior = fit(known.program, known.rows, "map", temperature=temperature, prior_mean="model", **EXACT)
     likelihood, target = system(known)
     # The loss has no noise: what is left is Adam's distance from the optimum, 5e-5 in a trial.
     exact = torch.linalg.solve(likelihood + temperature * torch.eye(len(likelihood)), target)
@@ -125,17 +125,17 @@ def test_only_the_last_epoch_is_compared_with_the_base_rate(known: Regression) -
 def test_what_is_not_random_has_a_rate_of_its_own() -> None:
     """A prior holds A where it is from the first step: at a rate for it, B and the head still learn; not under mle."""
 
-    def moved(backend: str) -> set[str]:
+    def moved(backend: str, **own: str) -> set[str]:
         program = tiny_program()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             settings = {"epochs": 1, "warmup": 0.0, "learning_rate": 1e-30, "progress": False}
-            posterior = fit(program, tiny_rows(12), backend, **settings)
+            posterior = fit(program, tiny_rows(12), backend, **settings, **own)
         return {
             site.role
             for site in program.sites
             if not torch.allclose(posterior.mean()[site.name], site.initial, rtol=0, atol=1e-20)
         }
 
-    assert moved("map") == {"B", "head"}
+    assert moved("map", prior_mean="model") == {"B", "head"}
     assert not moved("mle")

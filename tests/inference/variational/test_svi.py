@@ -1,20 +1,22 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
+from pyro import poutine
 from scenarios import Regression, lora_regression, tiny_batch, tiny_program, tiny_rows
 from torch import Tensor
 
 from bayeslora.errors import SettingError
-from bayeslora.inference import fit
+from bayeslora.inference import fit, load
 from bayeslora.inference.variational import svi
 from bayeslora.inference.variational.elbo import ELBOS, NegativeELBO
-from bayeslora.inference.variational.rates import groups_of
+from bayeslora.inference.variational.rates import groups_of, rate_of_points
 from bayeslora.inference.variational.svi import SVI
-from bayeslora.models import MonteCLoRA
+from bayeslora.models import Gaussian, MonteCLoRA
 from bayeslora.models.guides.base import MatrixGuide, PointGuide
 from bayeslora.posterior import Posterior
 from bayeslora.program import Program
@@ -22,7 +24,7 @@ from bayeslora.program import Program
 #: One batch of all rows, a rate that falls to zero, and gradients as they are.
 EXACT = {
     "batch_size": 40, "epochs": 500, "learning_rate": 0.05, "scale_learning_rate": 0.05, "schedule": "cosine",
-    "warmup": 0.02, "max_grad_norm": 1e9, "log_every": 50, "progress": False,
+    "warmup": 0.02, "max_grad_norm": 1e9, "log_every": 50, "progress": False, "prior_mean": "model",
 }  # fmt: skip
 
 
@@ -123,7 +125,14 @@ def test_every_guide_trains_under_every_bound(guide: str, elbo: str) -> None:
 
 def test_the_bound_rises_in_training() -> None:
     posterior = fit(
-        tiny_program(), tiny_rows(24), epochs=40, batch_size=24, learning_rate=2e-2, log_every=10, progress=False
+        tiny_program(),
+        tiny_rows(24),
+        epochs=40,
+        batch_size=24,
+        learning_rate=2e-2,
+        noise_warmup=0.0,
+        log_every=10,
+        progress=False,
     )
     losses = [entry["loss"] for entry in posterior.record.history if "loss" in entry]
     # Each is the mean of ten steps; one step's noise is about 0.1 nats.
@@ -146,11 +155,49 @@ def test_the_kl_weight_warms_up_to_the_temperature() -> None:
     assert posterior.record.temperature == 0.2
 
 
+def test_a_matrix_around_a_learned_prior_mean_is_charged_for_its_noise_alone() -> None:
+    costs = {}
+    for prior_mean in ("learned", "model"):
+        program = tiny_program(MonteCLoRA())
+        settings = {"epochs": 8, "batch_size": 6, "learning_rate": 2e-3, "log_every": 1, "progress": False}
+        posterior = fit(program, tiny_rows(12), prior_mean=prior_mean, **settings)
+        name = next(site.name for site in program.sites if site.role == "A")
+        assert not torch.allclose(posterior.mean()[name], program.model.initial(program.sites)[name], atol=1e-4)
+        costs[prior_mean] = [entry for entry in posterior.record.history if "loss" in entry][-1][f"kl/{name}"]
+    # Noise as large as the prior's costs nothing.
+    assert abs(costs["learned"]) < 1e-6
+    assert costs["model"] > 1e-3
+
+
+def test_the_prior_of_a_posterior_is_the_one_that_was_learned(tmp_path: Path) -> None:
+    program = tiny_program(Gaussian())
+    name = next(site.name for site in program.sites if site.role == "A")
+    posterior = fit(program, tiny_rows(12), epochs=4, batch_size=6, progress=False)
+    posterior.save(tmp_path / "run")
+    latents = program.model.initial(program.sites)
+    moved = latents | posterior.mean()
+    for each in (posterior, load(tmp_path / "run", program=tiny_program(Gaussian()))):
+        # Its density is largest at the mean, as that of the program's own is where the program began.
+        assert each.log_prior(moved)[name] > each.log_prior(latents)[name]
+        assert torch.isclose(each.log_prior(moved)[name], _density(program, latents)[name])
+    with torch.no_grad():
+        draws = torch.stack([posterior.prior_draw()[name] for _ in range(400)])
+    deviation = draws.std(0)
+    z = (draws.mean(0) - posterior.mean()[name]) / deviation * math.sqrt(400)
+    # A standard normal of each of some hundred entries: the largest stays below 5.
+    assert z.abs().max() < 5
+
+
+def _density(program: Program, latents: dict[str, Tensor]) -> dict[str, Tensor]:
+    nodes = poutine.trace(poutine.condition(program.prior, data=latents)).get_trace().nodes
+    return {name: node["fn"].log_prob(node["value"]).sum() for name, node in nodes.items() if node["type"] == "sample"}
+
+
 def test_learning_rates_are_by_group() -> None:
     program: Program = tiny_program()
     start = program.model.guide(program.sites).state_dict()
 
-    def moved(**rates: float | None) -> set[str]:
+    def moved(**rates: float | str | None) -> set[str]:
         rates = {"learning_rate": 1e-30, "scale_learning_rate": 0.0, "point_learning_rate": 0.0} | rates
         found = fit(program, tiny_rows(12), epochs=1, batch_size=6, warmup=0.0, progress=False, **rates).state()
         return {name.rpartition(".")[2] for name, value in found.items() if not torch.equal(value, start[name])}
@@ -161,16 +208,23 @@ def test_learning_rates_are_by_group() -> None:
         points = moved(point_learning_rate=1e-2)
     assert {name.rpartition("/")[2] for name in points} == {"B", "bias", "weight"}
     with pytest.warns(UserWarning, match="Nothing was learned of"):
-        assert moved(point_learning_rate=None) == points  # which learn, however small the rate of A's mean is
+        # They learn, however small the rate of A's mean is.
+        assert moved(point_learning_rate=None, prior_mean="model") == points
     # The likelihood says nothing of A where B is zero.
     assert moved(point_learning_rate=1e-2, learning_rate=1e-2) == points | {"mu"}
 
 
-def test_without_random_weights_there_is_no_least_rate() -> None:
-    guide = PointGuide({"a": torch.zeros(2), "b": torch.zeros(3)})
-    assert [group["lr"] for group in groups_of(guide, 1e-9)] == [1e-9]
+def test_points_that_stand_for_means_have_the_rate_of_means() -> None:
     beside = PointGuide({"a": torch.zeros(2), "b": torch.zeros(3)}, located=["a"])
-    assert [(group["lr"], len(group["params"][0])) for group in groups_of(beside, 1e-9)] == [(1e-9, 2), (2e-3, 3)]
+    groups = groups_of(beside, 1e-9, 2e-3)
+    assert [(group["lr"], len(group["params"][0])) for group in groups] == [(1e-9, 2), (2e-3, 3)]
+
+
+def test_points_beside_matrices_that_are_held_have_a_least_rate() -> None:
+    assert rate_of_points(5e-4, held=True, noisy=True) == 2e-3
+    assert rate_of_points(5e-3, held=True, noisy=True) == 5e-3
+    assert rate_of_points(5e-4, held=False, noisy=True) == 1e-3
+    assert rate_of_points(5e-4, held=False, noisy=False) == 5e-4
 
 
 def test_a_group_of_parameters_without_a_rate_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
