@@ -31,8 +31,13 @@ from bayeslora.predict.temperature import best_temperature, tempered
 TRAIN_SIZES = {"mrpc": 1000, "sst2": 1000, "cola": 2000, "rte": 1000}
 #: Arms that the runs of each backend give.
 ARMS = {"mle": ("mle", "mle+temperature"), "map": ("map",), "svi": ("svi", "svi-mean")}
-#: Settings of a backend that are not its defaults: most figures were made before noise was warmed up.
-SETTINGS: dict[str, dict[str, Any]] = {"svi": {"noise_warmup": 0.0}}
+#: Settings that are not the defaults: most figures were made before noise was warmed up and prior means were learned.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "svi": {"noise_warmup": 0.0, "prior_mean": "model"},
+    "map": {"prior_mean": "model"},
+}
+#: The model of the weights of that time.
+MODEL: dict[str, Any] = {"name": "monteclora", "scale": 1.5}
 #: How the tables name the arms.
 TITLES = {
     "mle": "plain LoRA",
@@ -171,7 +176,7 @@ def measured(run: Run, model: str, data_dir: str | None, output: Path) -> dict[s
     assert task.heldout is not None
     rows = task.split(run.split)
     lora = LoraConfig(r=run.rank, lora_alpha=run.lora_alpha, target_modules="all-linear")
-    weights = bl.models.build(**{"name": "monteclora", **run.program})
+    weights = bl.models.build(**MODEL | run.program)
     program = bl.Program.from_pretrained(model, task, lora=lora, model=weights, seed=run.seed)
     settings = {"epochs": run.epochs, "batch_size": run.batch_size, "learning_rate": run.learning_rate} | run.settings
     posterior = bl.fit(program, task.train, run.backend, seed=run.seed, progress=False, **settings)

@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from common import SETTINGS, TITLES, Run, command_line, environment, markdown, read_runs, work
+from common import MODEL, SETTINGS, TITLES, Run, command_line, environment, markdown, read_runs, work
 
 import bayeslora as bl
 from bayeslora.files import write_json
@@ -35,7 +35,7 @@ def measured(run: Run, model: str, data_dir: str | None, output: Path) -> dict[s
 
     task = bl.load_task(run.task, data_dir, train_size=run.train_size, heldout_size=run.heldout_size, seed=run.seed)
     lora = LoraConfig(r=run.rank, lora_alpha=run.lora_alpha, target_modules="all-linear")
-    weights = bl.models.build(**{"name": "monteclora", **run.program})
+    weights = bl.models.build(**MODEL | run.program)
     program = bl.Program.from_pretrained(model, task, lora=lora, model=weights, seed=run.seed)
     settings = {"epochs": run.epochs, "batch_size": run.batch_size, "learning_rate": run.learning_rate}
     if run.backend == "laplace":

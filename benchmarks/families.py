@@ -33,7 +33,6 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mle": ("", {}),
     "map": ("", {}),
     "svi": ("", {}),
-    "svi, no warm-up": ("", {"noise_warmup": 0.0}),
     "laplace": ("", {}),
     "bayesian-lora": ("bayesian-lora", {}),
     "blob": ("blob", {"scale_learning_rate": 1e-2}),

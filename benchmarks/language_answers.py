@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import SETTINGS, Run, command_line, environment, markdown, read_runs, work
+from common import MODEL, SETTINGS, Run, command_line, environment, markdown, read_runs, work
 
 import bayeslora as bl
 from bayeslora.files import write_json
@@ -109,12 +109,14 @@ def fit(run: Run, base: str, task: bl.Task, output: Path) -> bl.Posterior:
         lora = LoraConfig(r=run.rank, lora_alpha=run.lora_alpha, target_modules=["q_proj", "v_proj"])
         # On short rows, with one thread, fused attention takes longer than its parts.
         network = NetworkSettings(base, attention="eager")
-        program = bl.Program.from_pretrained(network, task, lora=lora, seed=run.seed)
+        program = bl.Program.from_pretrained(network, task, lora=lora, model=bl.models.build(**MODEL), seed=run.seed)
         rate = "point_learning_rate" if run.backend == "svi" else "learning_rate"
         if run.backend == "zero-shot":  # a rate at which nothing is learned, for B stays zero
             common |= {"epochs": run.batch_size / run.train_size, rate: 1e-30}
         else:
-            common |= {"epochs": run.epochs, rate: run.learning_rate} | SETTINGS.get(run.backend, {})
+            common |= {"learning_rate": 2e-3, "epochs": run.epochs, rate: run.learning_rate} | SETTINGS.get(
+                run.backend, {}
+            )
         fitted = bl.fit(program, task.train, "svi" if run.backend == "svi" else "mle", **common)
     fitted.save(folder)
     return fitted

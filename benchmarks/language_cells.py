@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from common import SETTINGS, Run, environment
+from common import MODEL, SETTINGS, Run, environment
 
 import bayeslora as bl
 from bayeslora.inference.laplace.posterior import LaplacePosterior, linearised, linked
@@ -73,7 +73,7 @@ def program_of(run: Run, base: str, task: bl.Task) -> bl.Program:
 
     study = STUDIES[task_of(run)]
     lora = LoraConfig(r=run.rank, lora_alpha=run.lora_alpha, target_modules=["q_proj", "v_proj"])
-    weights = bl.models.build("monteclora")
+    weights = bl.models.build(**MODEL)
     if run.backend in ("mle", "laplace"):
         weights = bl.models.build("gaussian", sites="both", centre="zero", deviation=0.1)
     return bl.Program.from_pretrained(
@@ -129,7 +129,7 @@ def fit(run: Run, base: str, task: bl.Task, output: Path) -> bl.Posterior:
     else:
         # What `svi` learns first is B, at a rate of its own; that of A's mean stays at its default.
         rate = "point_learning_rate" if run.backend == "svi" else "learning_rate"
-        common |= {"epochs": run.epochs, rate: run.learning_rate} | SETTINGS.get(run.backend, {})
+        common |= {"learning_rate": 2e-3, "epochs": run.epochs, rate: run.learning_rate} | SETTINGS.get(run.backend, {})
         fitted = bl.fit(program_of(run, base, task), task.train, run.backend, **common)
     fitted.save(folder)
     return fitted

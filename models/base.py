@@ -30,7 +30,8 @@ class WeightModel(Settings, ABC):
 
     Figures below are accuracy / NLL / ECE-15 of `svi` with MonteCLoRA on SST-2 (MiniLM, 1,000 training rows, 10 epochs,
     one seed, 1,000 other rows, where accuracy has a standard error of 0.012; ``benchmarks/settings.py``), without
-    `SVI.noise_warmup`. All other defaults give .842 / .364 / .030, plain LoRA at the same rate .836 / .961 / .146.
+    `SVI.noise_warmup`, under prior means that are the model's (`SVI.prior_mean`). With ``scale=1.5`` and all else as by
+    default they are .842 / .364 / .030; plain LoRA at the same rate has .836 / .961 / .146.
 
     A Kullback-Leibler weight of 1, Bayes' rule, is usable by a prior around the initial matrix and noise as large as
     the prior's, in one of the two matrices. Neither the hierarchical Sigma (`Gaussian`: .842 / .348 / .024), nor a
@@ -42,7 +43,7 @@ class WeightModel(Settings, ABC):
             prior around zero charges A for its random start (.818 / .443 / .096).
         scale: prior standard deviation of an entry, as a multiple of the root mean square of the layer's initial
             matrix. Large: honest but slow to learn (2: .829 / .390 / .023); small: towards plain LoRA (1: .838 / .357 /
-            .044; 0.3: .828 / .565 / .110).
+            .044; 0.3: .828 / .565 / .110). Where prior means are learned, A grows beside its noise, and bears more.
         zero_scale: prior standard deviation of an entry, in the weight's own unit, where the initial matrix is zero (B
             of a fresh adapter).
         eps: standard deviation of the structured guide's noise at the start, as a multiple of the prior's. At 1 the

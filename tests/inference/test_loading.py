@@ -308,7 +308,7 @@ def test_a_fit_is_not_overwritten(finished: Path) -> None:
         ({"program": tiny_program(targets=["query"])}, "lora.layers"),
         ({"program": tiny_program(alpha=400)}, "lora.lora_alpha: 4 and 400"),
         ({"program": tiny_program(seed=1)}, "frozen: "),
-        ({"program": tiny_program(MonteCLoRA(components=3, scale=0.5))}, r"model.settings.scale: 1.5 and 0.5"),
+        ({"program": tiny_program(MonteCLoRA(components=3, scale=0.5))}, r"model.settings.scale: 2.5 and 0.5"),
     ],
 )
 def test_another_fit_is_not_resumed(finished: Path, changed: dict[str, Any], message: str) -> None:
