@@ -28,11 +28,13 @@ VARIANTS: dict[str, tuple[str, float, dict[str, Any]]] = {
     "mle, 5e-4": ("mle", 5e-4, {}),
     "mle, 1e-3": ("mle", 1e-3, {}),
     "mle, 2e-3": ("mle", 2e-3, {}),
-    "map": ("map", 5e-4, HELD),
-    "map, one rate": ("map", 5e-4, {**HELD, "point_learning_rate": 5e-4}),
-    "svi": ("svi", 2e-3, HELD),
-    "svi, no warm-up": ("svi", 2e-3, {**HELD, "noise_warmup": 0.0}),
-    "svi, learned": ("svi", 5e-4, {}),
+    "map": ("map", 5e-4, {}),
+    "map, held": ("map", 5e-4, HELD),
+    "map, held, one rate": ("map", 5e-4, {**HELD, "point_learning_rate": 5e-4}),
+    "svi": ("svi", 5e-4, {}),
+    "svi, no warm-up": ("svi", 5e-4, {"noise_warmup": 0.0}),
+    "svi, held": ("svi", 2e-3, HELD),
+    "svi, held, no warm-up": ("svi", 2e-3, {**HELD, "noise_warmup": 0.0}),
 }
 
 
@@ -47,7 +49,7 @@ def plan(names: Sequence[str], seeds: Sequence[int]) -> list[Run]:
             learning_rate=rate,
             settings=settings,
             variant=name.replace(", ", "-"),
-            program={"scale": 1.5 if settings else 2.5},
+            program={"scale": 1.5 if "prior_mean" in settings else 2.5},
             **common,
         )
         for seed in seeds

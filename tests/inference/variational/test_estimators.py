@@ -123,7 +123,7 @@ class Known:
             lora = LoraConfig(r=2, lora_alpha=2, target_modules=["linear"])
             network = get_peft_model(Alternating(features), lora)
             torch.nn.init.normal_(network.base_model.model.linear.lora_B["default"].weight)
-        self.program = Program(network, Value(0.7), FixedB(noise="entry"))
+        self.program = Program(network, Value(0.7), FixedB(noise="entry", scale=1.5))
         self.guide = spread_guide(self.program)
         ids = torch.randint(30, (rows, tokens), generator=generator)
         self.batch = {"input_ids": ids, "labels": torch.randn(rows, generator=generator), "index": torch.arange(rows)}
