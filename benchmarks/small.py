@@ -49,7 +49,7 @@ def plan(names: Sequence[str], seeds: Sequence[int]) -> list[Run]:
             learning_rate=rate,
             settings=settings,
             variant=name.replace(", ", "-"),
-            program={"scale": 1.5 if "prior_mean" in settings else 2.5},
+            program={"scale": 1.5} if "prior_mean" in settings else {},
             **common,
         )
         for seed in seeds

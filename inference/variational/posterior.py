@@ -148,7 +148,7 @@ def optimise(
     groups: list[dict[str, Any]],
     elbo: ELBO,
     temperature: float,
-    prior_mean: PriorMean,
+    prior_mean: PriorMean = "model",
     kl_warmup: float = 0.0,
     estimator: Estimator | None = None,
     hooks: Sequence[Hook] = (),
