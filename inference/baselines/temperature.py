@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from datasets import Dataset
@@ -16,7 +16,10 @@ from bayeslora.errors import SettingError
 from bayeslora.inference.base import Run
 from bayeslora.inference.baselines.nested import Over
 from bayeslora.inference.fitting import saved
+from bayeslora.inference.training.process import cost_of
 from bayeslora.inference.variational.point import weights_given
+from bayeslora.inference.variational.posterior import VariationalPosterior
+from bayeslora.models.guides.auto import make_guide
 from bayeslora.passes import Rows
 from bayeslora.posterior import Posterior
 from bayeslora.predict.prediction import ClassPrediction
@@ -45,6 +48,8 @@ class Temperature(Over):
     chooses it on the same ones, before T.
 
     Attributes:
+        mode: "fit" fits the other backend; "given" takes the mean of the posterior that `fit` is to ``start`` from, or
+            else the weights that the program was made with, as a point, and asks for ``heldout`` rows.
         heldout_size: training rows that are set aside, if `fit` was given no ``heldout``; by default a tenth, but 30 at
             least, and no more than 1,000 or half of all. They are drawn by the run's seed, with each class's share.
         draws: by which those rows are predicted.
@@ -57,6 +62,7 @@ class Temperature(Over):
     name: ClassVar[str] = "temperature"
     paper: ClassVar[str] = "Guo et al., ICML 2017"
 
+    mode: Literal["fit", "given"] = "fit"
     heldout_size: Annotated[int, Field(ge=1)] | None = None
     draws: Count = 10
     method: str | None = None
@@ -76,7 +82,7 @@ class Temperature(Over):
                     "heldout=... for that: leave one of both out."
                 )
             return 0
-        if weights_given(program, run):
+        if self.mode == "given" or weights_given(program, run):
             raise SettingError(
                 "A temperature is fitted on rows that the weights have not seen, and those that were given may have "
                 "seen all training rows: give fit(..., heldout=...) others (in a shell --heldout-size, with the "
@@ -98,7 +104,8 @@ class Temperature(Over):
         self._check(program)
         if run.heldout is None:
             raise SettingError("A temperature is fitted on held-out rows: give fit(..., heldout=...).")
-        inner = saved(program, data, self.inner, run.chain(0))
+        fitted = self.mode == "fit"
+        inner = saved(program, data, self.inner, run.chain(0)) if fitted else given(program, data, run)
         begun = time.monotonic()
         found = inner.predict(run.heldout, self.draws, self.method, run.seed, progress=run.progress)
         assert isinstance(found, ClassPrediction)  # `_check` sees to it
@@ -116,6 +123,14 @@ class Temperature(Over):
                 f"A temperature is of predicted classes, and '{program.observation.name}' predicts none: choose "
                 f"'{self.of}' itself."
             )
+
+
+def given(program: Program, data: Dataset, run: Run) -> Posterior:
+    """The weights to start from, as a point."""
+    program.to("cuda" if torch.cuda.is_available() else "cpu")
+    guide = make_guide("delta", program.model, run.sites(program))
+    record = run.record("given", {}, len(data), 0.0, guide.point_sites)
+    return VariationalPosterior(program, replace(record, cost=cost_of(program, 0.0, 0), finished=True), guide)
 
 
 class TemperedPosterior(Posterior):

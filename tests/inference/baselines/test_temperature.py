@@ -86,6 +86,18 @@ def test_rows_that_were_given_are_taken() -> None:
     assert posterior.record.n_data == 24 and not posterior.record.heldout and posterior.record.tuned_on
 
 
+def test_around_weights_that_are_given() -> None:
+    aside, here = tiny_rows(16, seed=1), program()
+    plain = fit(here, ROWS, "mle", **OF, warmup=0.0, learning_rate=1e-2, progress=False)
+    quick: dict[str, Any] = {"mode": "given", "start": plain, "progress": False}
+    posterior = fit(here, ROWS, "temperature", heldout=aside, **quick)
+    assert not posterior.inner.record.history  # nothing was trained
+    assert torch.equal(posterior.mean()["linear_16x16.B"], plain.mean()["linear_16x16.B"])
+    assert float(posterior.by) == pytest.approx(best_temperature(plain.predict(aside, progress=False)), rel=1e-5)
+    with pytest.raises(SettingError, match="have not seen"):
+        fit(here, ROWS, "temperature", **quick)
+
+
 def test_what_has_no_temperature() -> None:
     quick: dict[str, Any] = {"of_settings": OF, "progress": False}
     with pytest.raises(SettingError, match="have not seen"):
