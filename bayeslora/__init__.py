@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from bayeslora.app.comparison import compare
     from bayeslora.app.config import RunConfig
     from bayeslora.app.plugins import register
+    from bayeslora.app.studies import Study
     from bayeslora.generation import Generation
     from bayeslora.inference import fit, load, preset
     from bayeslora.networks import NetworkSettings
@@ -50,6 +51,7 @@ __all__ = [  # noqa: RUF022  # grouped as the README groups them
     # runs
     "RunConfig",
     "compare",
+    "Study",
     # one's own
     "register",
     "errors",
@@ -64,6 +66,7 @@ _HOMES = {
     "bayeslora.inference": ("fit", "load", "preset"),
     "bayeslora.networks": ("NetworkSettings",),
     "bayeslora.app.plugins": ("register",),
+    "bayeslora.app.studies": ("Study",),
     "bayeslora.posterior": ("Posterior",),
     "bayeslora.predict": ("metrics", "plots"),
     "bayeslora.predict.prediction": ("ClassPrediction", "Prediction", "ValuePrediction"),

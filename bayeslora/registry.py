@@ -118,6 +118,7 @@ def check_names(title: str, home: str, settings: Iterable[str]) -> None:
             raise SettingError(unknown(f"setting of {title}", name, known))
 
 
+@cache
 def _declared(module: str, attribute: str) -> list[str]:
     """Names of the fields of a dataclass and of its bases."""
     path = Path(__file__).parent.joinpath(*module.split(".")[1:]).with_suffix(".py")

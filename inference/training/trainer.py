@@ -88,6 +88,8 @@ class TrainingSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.report_to in ("none", "all"):
+            return
         trackers = ["none", "all", *get_available_reporting_integrations()]
         if self.report_to not in trackers:
             raise SettingError(unknown("tracker", self.report_to, trackers) + " Others have to be installed.")

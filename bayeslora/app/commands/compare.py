@@ -27,7 +27,7 @@ from bayeslora.errors import SettingError, unknown
 __all__ = ["compare"]
 
 #: Flags that say how a study is run, not what it is.
-OF_STUDIES = {"study", "output", "workers", "launcher", "options", "shard", "retry"}
+OF_STUDIES = {"study", "output", "workers", "launcher", "options", "shard", "retry", "dry_run"}
 
 
 def compare(
@@ -75,6 +75,9 @@ def compare(
         str | None,
         typer.Option(metavar="I/N", help="Of a study: one of N parts of its lines, from 1 on.", show_default="all"),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Of a study: show its cells and what they will take, and end.")
+    ] = False,
     retry: Annotated[bool, typer.Option("--retry", help="Of a study: try again what failed before.")] = False,
 ) -> None:
     """Fit several methods with several seeds and put them into one table.
@@ -88,6 +91,9 @@ def compare(
     context.obj["resume"] = lambda: "The same command goes on from there."
     if study is not None:
         _check_flags(context)
+        if dry_run:
+            _show_plan(study, output, workers or 1)
+            return
         _run_study(
             study,
             output,
@@ -152,6 +158,26 @@ def _run_study(file: Path, output: Path | None, **how: Any) -> None:
         shown.caption, shown.caption_justify = table.note, "left"
         show(shown)
     show(f"Written into {study.results.folder / 'report'}: study.md, tables as CSV, JSON and LaTeX, and pictures.")
+
+
+def _show_plan(file: Path, output: Path | None, workers: int) -> None:
+    """The cells of a study, and an estimate of their time."""
+    from bayeslora.app.studies import Study
+    from bayeslora.app.studies.estimate import estimate
+    from bayeslora.app.studies.progress import duration
+
+    study = Study(file, output)
+    for cell in study.cells:
+        start = "" if cell.start is None else f", from {cell.start.name}"
+        show(f"{cell.name}{start}{', done' if study.results.fitted(cell) else ''}")
+    table = new_table("What is left", ["task", "base", "method", "fits", "s a fit", "s a prediction", ""])
+    total = 0.0
+    for each in estimate(study):
+        seconds = [f"{each.fit_seconds:.1f}", f"{each.predict_seconds:.1f}"]
+        table.add_row(each.task, each.base, each.method, str(each.cells), *seconds, each.error)
+        total += each.cells * (each.fit_seconds + each.predict_seconds)
+    show(table)
+    show(f"{len(study.cells)} cells at most, about {duration(total / workers)} for {workers} at a time.")
 
 
 def _options(assignments: list[str]) -> dict[str, str]:

@@ -90,6 +90,8 @@ class _Expansion:
     def __init__(self, study: StudyFile) -> None:
         self.study = study
         self.cells: dict[str, Cell] = {}
+        self.configs: dict[tuple[Any, ...], RunConfig] = {}
+        self.parts: dict[tuple[str, str, str], dict[str, dict[str, tuple[str, ...]]]] = {}
         #: Names of settings that methods have, and those that are to go to all that have them.
         self.has: dict[str, set[str]] = {part: set() for part in OF_PARTS}
         self.asked: dict[str, set[str]] = {part: set() for part in OF_PARTS}
@@ -139,10 +141,13 @@ class _Expansion:
         """The fit of a method; methods whose fits are equal have one."""
         name = self.study.methods[method].get("start")
         start = None if name is None else self.cell(task, base, name, seed, point)
-        config = canonical(replace(self.config(task, base, method, point), seed=seed))
-        if start is not None and is_over(config):
-            config = _around(config, start.config)
-        found = Cell(config, start)
+        key = task, base, method, tuple(point.items())
+        if key not in self.configs:
+            config = canonical(self.config(task, base, method, point))
+            if start is not None and is_over(config):
+                config = _around(config, start.config)
+            self.configs[key] = config
+        found = Cell(replace(self.configs[key], seed=seed), start)
         return self.cells.setdefault(found.name, found)
 
     def config(self, task: str, base: str, method: str, point: Point) -> RunConfig:
@@ -154,7 +159,10 @@ class _Expansion:
         shared = _merged(shared, _of_run("bases", self.study.bases[base]))
         shared = _merged(shared, _of_run("tasks", self.study.tasks[task]))
         varied = assign({}, [f"{key}={_text(value)}" for key, value in point.items()])
-        has = _parts({name: value for name, value in shared.items() if name not in OF_PARTS} | own)
+        if (task, base, method) not in self.parts:
+            alone = {name: value for name, value in shared.items() if name not in OF_PARTS} | own
+            self.parts[task, base, method] = _parts(alone)
+        has = self.parts[task, base, method]
         for part in OF_PARTS:
             self.has[part] |= has[part].keys()
             self.asked[part] |= {*shared.get(part, {}), *varied.get(part, {})}
