@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,13 @@ BACKENDS: dict[str, dict[str, Any]] = {
     "svi": {"epochs": 1, "batch_size": 4},
     "laplace": {"mode": "map", "epochs": 1, "batch_size": 4},
     "sgld": {"draws": 20, "warmup": 1, "thin": 1},
-    "nuts": {"draws": 20, "warmup": 10, "max_tree_depth": 3},
+    "nuts": {"draws": 20, "warmup": 2, "max_tree_depth": 2},
 }
 
 
+@cache
 def fitted(backend: str, chains: int = 1) -> Posterior:
+    """A posterior that no test changes."""
     program = tiny_program(Gaussian(deviation=0.1) if backend == "laplace" else MonteCLoRA(components=3))
     return fit(program, ROWS, backend, chains=chains, progress=False, **BACKENDS[backend])
 
@@ -214,7 +217,7 @@ def test_a_method_without_draws_of_the_weights_gives_the_rest() -> None:
 def test_arviz_takes_every_posterior_as_it_is() -> None:
     found = {}
     for backend in ("svi", "laplace", "sgld", "nuts"):
-        data = fitted(backend, chains=2).to_inference_data(ROWS, draws=20, progress=False)
+        data = fitted(backend, chains=2).to_inference_data(ROWS, draws=20, prior_draws=5, progress=False)
         assert len(az.summary(data, var_names=["delta.norm"])) == 13
         az.plot_trace(data, var_names=["delta.norm"], coords={"delta_layer": data["posterior"]["delta_layer"][:1]})
         az.plot_forest(data, var_names=["delta.norm"])

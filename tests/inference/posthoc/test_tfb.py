@@ -100,14 +100,14 @@ def test_the_bound_holds_at_the_width_and_fails_a_step_further(heldout: bool) ->
 def test_on_a_regression_outputs_have_the_variance_of_the_product() -> None:
     known = lora_regression()
     program = Program(known.program.network, known.program.observation, Gaussian(deviation=0.7))
-    posterior = fit(program, known.rows, "tfb", draws=20, progress=False)
+    posterior = fit(program, known.rows, "tfb", draws=5, progress=False)
     sigma, _ = searched(posterior)
-    prediction = posterior.predict(known.rows, draws=2000, progress=False)
+    prediction = posterior.predict(known.rows, draws=500, progress=False)
     table = program.network.base_model.model.table.weight
     expected = (sigma * program.sites[0].scaling[0]) ** 2 * table.square().sum(-1)
     found = prediction.outputs.squeeze(-1).var(0)
-    # The relative error of a variance is sqrt(2 / n) = 0.03; the largest of 40.
-    torch.testing.assert_close(found, expected, rtol=0.13, atol=0)
+    # The relative error of a variance is sqrt(2 / n) = 0.063; the largest of 40.
+    torch.testing.assert_close(found, expected, rtol=0.26, atol=0)
     # B has one output and rank two: across it, A is as wide as its prior.
     (part,) = [part for part in posterior.guide.parts if hasattr(part, "deviations")]
     assert float(part.deviations[0, 1]) == pytest.approx(0.7)

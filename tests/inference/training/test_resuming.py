@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -128,6 +129,7 @@ def test_ctrl_c_leaves_a_posterior_and_exits_as_ctrl_c_does(tmp_path: Path) -> N
     )
     while not (tmp_path / "run" / "posterior" / "posterior.json").exists():
         assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert process.returncode == -signal.SIGINT
