@@ -74,7 +74,8 @@ class Fitted:
         """Lay Gaussians around a point estimate."""
         assert task.heldout is not None
         temperature = best_temperature(plain.predict(task.heldout, method="mean", progress=False))
-        settings = {"start": plain, "seed": run.seed, "progress": False, "batch_size": run.batch_size} | run.settings
+        settings = {"start": plain, "seed": run.seed, "progress": False, "batch_size": run.batch_size}
+        settings |= {"tune": "evidence"} | run.settings
         laplace, last_layer = (
             bl.fit(plain.program, task.train, "laplace", subset=subset, **settings) for subset in ("all", "last-layer")
         )
@@ -108,7 +109,7 @@ class Fitted:
         assert task.heldout is not None
         rows = task.split(self.run.split)
         heldout = Rows.of(self.plain.program, task.heldout).dataset
-        _, trace = best_width(self.laplace, heldout, self.run.batch_size, False)
+        trace = best_width(self.laplace, heldout, self.run.batch_size, False).trace
         width = min(trace, key=lambda row: row["heldout_nll"])["multiple"]
         arms = {f"la-{link}": (1.0, link) for link in LINKS} | {"la-heldout": (width, "mc-joint")}
         drawn = self.laplace.predict(rows, method="sample", draws=self.run.samples, seed=self.run.seed, progress=False)

@@ -125,7 +125,7 @@ def fit(run: Run, base: str, task: bl.Task, output: Path) -> bl.Posterior:
     common = {"seed": run.seed, "progress": False, "batch_size": run.batch_size}
     if run.backend == "laplace":
         around = fit(run_of(task_of(run), run.seed, "mle", run.learning_rate), base, task, output)
-        fitted = bl.fit(around.program, task.train, "laplace", start=around, **common)
+        fitted = bl.fit(around.program, task.train, "laplace", start=around, tune="evidence", **common)
     else:
         # What `svi` learns first is B, at a rate of its own; that of A's mean stays at its default.
         rate = "point_learning_rate" if run.backend == "svi" else "learning_rate"
@@ -146,7 +146,7 @@ def by_widths(
     """Laplace's prediction under the prior of largest evidence, and under the one that held-back rows like best."""
     assert isinstance(posterior, LaplacePosterior)
     tokens = Rows.of(posterior.program, heldout).dataset
-    _, trace = best_width(posterior, tokens, run.batch_size, False)
+    trace = best_width(posterior, tokens, run.batch_size, False).trace
     width = min(trace, key=lambda row: row["heldout_nll"])["multiple"]
     over = Rows.of(posterior.program, rows, run.batch_size)
     means, covariances = linearised(posterior, over, torch.tensor([1.0, width], dtype=torch.float64))

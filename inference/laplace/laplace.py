@@ -30,6 +30,7 @@ from bayeslora.inference.laplace.refitted import RefittedEvidence
 from bayeslora.inference.laplace.tuning import (
     best_width,
     intact_width,
+    matched_width,
     refitted_width,
     tuned_hyper,
     tuned_scales,
@@ -41,6 +42,7 @@ from bayeslora.inference.variational.point import MLE, Mode, mode_of, weights_gi
 from bayeslora.observations import Curved
 from bayeslora.passes import Rows, undisturbed
 from bayeslora.program import Program
+from bayeslora.progress import note
 from bayeslora.rng import isolated
 from bayeslora.settings import Count, NotNegative, Positive
 from bayeslora.weights import Site
@@ -53,6 +55,8 @@ __all__ = ["Laplace"]
 ENOUGH_ROWS, PART, MOST_ROWS = 30, 10, 1000
 #: Ways to tune that maximise an evidence.
 EVIDENCES = ("evidence", "mode-evidence")
+#: Ways to tune that find the linear network's own mode under each width.
+REFITTED = {"evidence": refitted_width, "matched": matched_width}
 
 
 @dataclass(frozen=True)
@@ -78,12 +82,14 @@ class Laplace(TrainingSettings):
         head: count the head among the random sites, with the prior that the model gives it.
         tune: "evidence" maximises that of the linear model around the mode, for the width of the prior at that model's
             own mode under each (see `bayeslora.inference.laplace.refitted`); "mode-evidence" does as published, and
-            takes the weights for a mode under every prior (see `bayeslora.inference.laplace.evidence`); "heldout" takes
-            the prior so many times as wide that rows which `fit` was given as ``heldout`` are predicted best; "intact"
+            takes the weights for a mode under every prior (see `bayeslora.inference.laplace.evidence`); "matched" is
+            "evidence", but no wider than fits weights that were stopped early (see `matched_width` of
+            `bayeslora.inference.laplace.tuning`); "heldout" takes the width, and a temperature of predictions, by which
+            rows that `fit` was given as ``heldout`` are predicted best (see `best_width` there); "intact"
             narrows the model's prior until a draw of the weights adds at most a hundredth to the mode's loss on some
             training rows; "none" keeps the model's prior. "auto" is "heldout" where there are 30 rows or more for it;
             else "intact" for texts, which are predicted by draws of the weights in the network as it is, of which the
-            linear model knows nothing; and else "evidence".
+            linear model knows nothing; and else "matched", or "evidence" for more scales than one.
         heldout_size: training rows that are set aside to tune on and that the mode does not see, where it is found here
             and `fit` was given no ``heldout``. By default they are a tenth of all, but 1,000 at most, and none where
             that is less than 30. They are drawn by the run's seed, with each class's share.
@@ -109,7 +115,7 @@ class Laplace(TrainingSettings):
     sharing: Literal["sum", "expand", "reduce"] = "sum"
     subset: Literal["all", "last-layer"] = "all"
     head: bool = False
-    tune: Literal["auto", "evidence", "mode-evidence", "heldout", "intact", "none"] = "auto"
+    tune: Literal["auto", "matched", "evidence", "mode-evidence", "heldout", "intact", "none"] = "auto"
     heldout_size: Annotated[int, Field(ge=0)] | None = None
     scales: Literal["all", "site", "layer", "hyper"] = "all"
     temperature: Positive = 1.0
@@ -149,20 +155,30 @@ class Laplace(TrainingSettings):
         fixed = latents.keys() - prior.roots.keys()
         record = run.record(self.name, asdict(self), len(data), self.temperature, fixed)
         make = partial(LaplacePosterior, program, record, curvature=curvature, log_likelihood=log_likelihood)
+        softening = 1.0
         if tune == "heldout":
             assert run.heldout is not None  # `_check` refuses
-            prior, trace = best_width(make(latents=latents, prior=prior), run.heldout, self.batch_size, run.progress)
+            tuned = best_width(make(latents=latents, prior=prior), run.heldout, self.batch_size, run.progress)
+            prior, trace, softening = tuned.prior, tuned.trace, tuned.temperature
+            chosen = f"a prior {tuned.multiple:.3g} times as wide, predictions at a temperature of {softening:.3g}"
+            note(f"On {len(run.heldout):,} held-out rows laplace chose {chosen}.", run.progress)
         elif tune == "intact":
             prior, trace = intact_width(make(latents=latents, prior=prior), data, self.batch_size, run.progress)
-        elif tune == "evidence" and self.scales == "all" and isinstance(program.observation, Curved):
+        elif tune in REFITTED and self.scales == "all" and isinstance(program.observation, Curved):
             over = Rows.of(program, data, self.batch_size, run.progress)
             refitted = RefittedEvidence(program, sites, weights, matrices, prior, over, self.temperature)
-            prior, trace = refitted_width(refitted, prior)
+            prior, trace = REFITTED[tune](refitted, prior)
         else:
             as_published = ModeEvidence(log_likelihood, matrices, curvature)
             evidence: Evidence = as_published if tune == "mode-evidence" else linear
             latents, prior, trace = self._tuned(program, sites, latents, prior, evidence)
-        posterior = make(latents=latents, prior=prior, log_evidence=float(linear(prior)), evidence_rows=linear.rows)
+        posterior = make(
+            latents=latents,
+            prior=prior,
+            log_evidence=float(linear(prior)),
+            evidence_rows=linear.rows,
+            softening=softening,
+        )
         if tune != "intact" and not isinstance(program.observation, Curved):
             warn_of_draws(posterior, data)
         # A mode that was found over several sittings has its own count of seconds.
@@ -205,7 +221,9 @@ class Laplace(TrainingSettings):
         enough = run.heldout is not None and (self.heldout_size or len(run.heldout) >= ENOUGH_ROWS)
         if self.scales == "all" and enough:
             return "heldout"
-        return "evidence" if isinstance(program.observation, Curved) else "intact"
+        if not isinstance(program.observation, Curved):
+            return "intact"
+        return "matched" if self.scales == "all" else "evidence"
 
     def _found(self, program: Program, run: Run) -> str:
         """How the mode is found."""
@@ -238,6 +256,11 @@ class Laplace(TrainingSettings):
             raise SettingError(
                 f"scales='hyper' needs a model whose hyper-sites shape the prior of the weights, and those of "
                 f"'{program.model.name}' do not, or it has none: choose 'all', 'site' or 'layer'."
+            )
+        if self.tune == "matched" and not isinstance(program.observation, Curved):
+            raise SettingError(
+                "tune='matched' is of a linear network's own mode, and of labels that are "
+                f"'{program.observation.name}' there is none: leave it to tune='auto', the default, or choose 'intact'."
             )
         if self.tune == "heldout" and run.heldout is None:
             raise SettingError(

@@ -21,6 +21,8 @@ from bayeslora.inference.laplace.priors import NormalPrior
 from bayeslora.observations import Choices, Classes, Curved, Observation, TextChoices
 from bayeslora.passes import Rows
 from bayeslora.posterior import Posterior, Record
+from bayeslora.predict.prediction import ClassPrediction
+from bayeslora.predict.temperature import tempered
 from bayeslora.predictors import Draws, Mean, Outputs, Predictor
 from bayeslora.program import Program
 from bayeslora.rng import seeded
@@ -45,8 +47,13 @@ class Linearised:
 
     def __call__(self, posterior: Posterior, rows: Rows, draws: int, seed: int) -> Outputs:
         """What the link makes of the Gaussian; no draws of the weights are made."""
-        means, (covariance,) = linearised(cast(LaplacePosterior, posterior), rows, torch.ones(1))
-        return linked(rows.observation, means, covariance, self.link, seed)
+        laplace = cast(LaplacePosterior, posterior)
+        means, (covariance,) = linearised(laplace, rows, torch.ones(1))
+        outputs, aleatoric = linked(rows.observation, means, covariance, self.link, seed)
+        if laplace.softening == 1:
+            return outputs, aleatoric
+        made = tempered(cast(ClassPrediction, rows.predicted(outputs, aleatoric=aleatoric)), laplace.softening)
+        return made.outputs, made.aleatoric
 
 
 class LinearDraws:
@@ -83,6 +90,8 @@ class LaplacePosterior(Posterior):
         log_likelihood: of the data at the mode, in nats, divided by the temperature.
         log_evidence: log p(rows) of the linear model, likewise, of some of the rows.
         evidence_rows: how many: all, if they are some hundreds. Evidences of the same number can be compared.
+        softening: temperature T of what the links predict, p^(1 / T), normalised; see
+            `bayeslora.predict.temperature.tempered`. Other ways to predict, and the weights, are without it.
 
     Attributes:
         sites: that are random.
@@ -107,6 +116,7 @@ class LaplacePosterior(Posterior):
         log_likelihood: float,
         log_evidence: float = math.nan,
         evidence_rows: int = 0,
+        softening: float = 1.0,
     ) -> None:
         super().__init__(program, record)
         if not isinstance(program.observation, Curved):  # a linear network says nothing of whole texts
@@ -116,6 +126,11 @@ class LaplacePosterior(Posterior):
         self.modes = matrices_of(self.sites, self.latents)
         self.log_likelihood = log_likelihood
         self.log_evidence, self.evidence_rows = log_evidence, evidence_rows
+        self.softening = softening
+
+    def __repr__(self) -> str:
+        shown = super().__repr__()
+        return shown if self.softening == 1 else f"{shown[:-1]}, T = {self.softening:.3g})"
 
     def under(self, prior: NormalPrior) -> LaplacePosterior:
         """The posterior under another prior around the same mode."""
@@ -173,6 +188,7 @@ class LaplacePosterior(Posterior):
                 "log_likelihood": torch.tensor(self.log_likelihood, dtype=torch.float64),
                 "log_evidence": torch.tensor(self.log_evidence, dtype=torch.float64),
                 "evidence_rows": torch.tensor(self.evidence_rows),
+                "softening": torch.tensor(self.softening, dtype=torch.float64),
             },
         }
         return {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
@@ -190,8 +206,8 @@ class LaplacePosterior(Posterior):
         curvature.load(parts["curvature"])
         prior = NormalPrior(parts["centre"], parts["root"])
         log_likelihood, log_evidence = (float(parts["data"][name]) for name in ("log_likelihood", "log_evidence"))
-        rows = int(parts["data"]["evidence_rows"])
-        return cls(program, record, parts["mode"], prior, curvature, log_likelihood, log_evidence, rows)
+        rows, softening = int(parts["data"]["evidence_rows"]), float(parts["data"].get("softening", 1.0))
+        return cls(program, record, parts["mode"], prior, curvature, log_likelihood, log_evidence, rows, softening)
 
     def shift(self) -> dict[Layer, Tensor]:
         """One draw of the matrices, less the mode."""

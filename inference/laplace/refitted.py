@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,12 +16,19 @@ from bayeslora.passes import Rows
 from bayeslora.program import Program
 from bayeslora.weights import Site
 
-__all__ = ["RefittedEvidence"]
+__all__ = ["Refitted", "RefittedEvidence"]
 
 #: Rows times outputs that count at most.
 OUTPUTS = 1024
 #: Newton's steps, halvings of one, and the gain, relative to the objective, with which the last one ends.
 STEPS, HALVINGS, GAIN = 100, 30, 1e-9
+
+
+class Refitted(NamedTuple):
+    """The linear network under one prior: its log evidence, and log p(data | weights) at its own mode, in nats."""
+
+    evidence: float
+    log_likelihood: float
 
 
 class RefittedEvidence:
@@ -48,6 +55,10 @@ class RefittedEvidence:
         prior: of the sites.
         rows: with labels.
         temperature: that log-likelihoods are divided by.
+
+    Attributes:
+        at_mode: log-likelihood of the rows that count at the weights themselves, where the linear network is the
+            network.
     """
 
     def __init__(
@@ -69,7 +80,7 @@ class RefittedEvidence:
         self._observation: Any = chosen.observation
         self._temperature = temperature
         sides = random_directions(mode, torch.Generator().manual_seed(0))
-        order, seen, means = [], [], []
+        order, seen, means, plain = [], [], [], []
         for index, outputs, gradients in jacobians(program, sites, weights, chosen):
             parts, mean = [], outputs.double()
             for (name, place), each in gradients.items():
@@ -77,17 +88,19 @@ class RefittedEvidence:
                 mean = mean - (each * distance).double().sum((-2, -1))
                 parts.append((sides[name, place].mT @ each).to(prior.roots[name]) @ prior.roots[name][place])
             order.append(index)
+            plain.append(outputs)
             means.append(mean)
             seen.append(torch.cat([part.flatten(2) for part in parts], dim=-1).float())
         places = torch.cat(order).argsort()
         self._labels = labels.to(program.device)
         #: Outputs (examples, outputs) at the prior's centre, and their covariance.
         self._mean = torch.cat(means)[places]
+        self.at_mode = self._log_likelihood(torch.cat(plain)[places])
         features = torch.cat(seen)[places].flatten(0, 1).double()
         self._kernel = features @ features.mT
 
-    def __call__(self, multiple: float) -> float:
-        """Log p(data) under a prior that is so many times as wide."""
+    def __call__(self, multiple: float) -> Refitted:
+        """The linear network under a prior that is so many times as wide."""
         kernel = multiple**2 * self._kernel
         a = torch.zeros_like(self._mean)
         height = self._height(kernel, a)
@@ -103,17 +116,18 @@ class RefittedEvidence:
             if gain <= GAIN * (1 + abs(height)):
                 break
         _, factor = self._curved(kernel, a)
-        return height - float(factor.diagonal().log().sum())
+        likelihood = self._log_likelihood(self._outputs(kernel, a))
+        return Refitted(height - float(factor.diagonal().log().sum()), likelihood)
+
+    def _log_likelihood(self, outputs: Tensor) -> float:
+        return float(self._observation.log_prob(outputs, self._labels).double().sum() / self._temperature)
 
     def _outputs(self, kernel: Tensor, a: Tensor) -> Tensor:
         return self._mean + (kernel @ a.flatten()).view_as(a)
 
     def _height(self, kernel: Tensor, a: Tensor) -> float:
         """Log p(data | f) - a^T K a / 2."""
-        likelihood = (
-            self._observation.log_prob(self._outputs(kernel, a), self._labels).double().sum() / self._temperature
-        )
-        return float(likelihood - a.flatten() @ (kernel @ a.flatten()) / 2)
+        return self._log_likelihood(self._outputs(kernel, a)) - float(a.flatten() @ (kernel @ a.flatten()) / 2)
 
     def _curved(self, kernel: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
         """Roots R (examples, vectors, outputs) with W = R^T R, and the Cholesky factor of I + R K R^T."""

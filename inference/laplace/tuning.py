@@ -9,23 +9,35 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
-from scipy.optimize import minimize_scalar
+from scipy.optimize import brentq, minimize_scalar
 from torch import Tensor
 
 from bayeslora.errors import TrainingError
 from bayeslora.inference.laplace.evidence import Evidence
 from bayeslora.inference.laplace.posterior import LaplacePosterior, linearised, linked
 from bayeslora.inference.laplace.priors import HyperPrior, NormalPrior
-from bayeslora.inference.laplace.refitted import RefittedEvidence
+from bayeslora.inference.laplace.refitted import Refitted, RefittedEvidence
 from bayeslora.observations import Curved
 from bayeslora.passes import Rows, undisturbed
+from bayeslora.predict.prediction import ClassPrediction
+from bayeslora.predict.temperature import HOTTEST, tempered
 from bayeslora.program import Program
 
-__all__ = ["MULTIPLES", "best_width", "intact_width", "refitted_width", "tuned_hyper", "tuned_scales", "tuned_width"]
+__all__ = [
+    "MULTIPLES",
+    "Tuned",
+    "best_width",
+    "intact_width",
+    "matched_width",
+    "refitted_width",
+    "tuned_hyper",
+    "tuned_scales",
+    "tuned_width",
+]
 
 STEPS = 50
 #: Logs of multiples where the search for a width begins; two a decade where each takes steps of Newton's.
@@ -69,19 +81,53 @@ def tuned_width(evidence: Evidence, prior: NormalPrior) -> tuple[NormalPrior, li
 def refitted_width(evidence: RefittedEvidence, prior: NormalPrior) -> tuple[NormalPrior, list[dict[str, float]]]:
     """The same by the evidence of the linear network's own mode, by Brent's method around the best of a grid."""
     trace: list[dict[str, float]] = []
+    log = _likeliest(evidence, trace)
+    return (prior if log is None else _times(prior, math.exp(log))), trace
+
+
+def matched_width(evidence: RefittedEvidence, prior: NormalPrior) -> tuple[NormalPrior, list[dict[str, float]]]:
+    """The same, but no wider than makes the linear network's own mode explain the rows as well as the weights do.
+
+    Weights whose training was stopped early are the mode of no wide prior: under the one of largest evidence the linear
+    network's own mode explains the rows far better, and the evidence is of that mode. To stop early is to have a narrow
+    prior (Bishop, *Regularization and complexity control in feed-forward networks*, ICANN 1995): it is the one under
+    which that mode has the weights' own log-likelihood. Where the weights explain their rows better than it does under
+    the largest evidence, as where they interpolate, the evidence decides. Where the prior's centre explains as much as
+    the weights, nothing was learned that could tell a width, and the prior gets no wider than the model's.
+    """
+    trace: list[dict[str, float]] = []
+    log = _likeliest(evidence, trace)
+    if log is None:
+        return prior, trace
+
+    def gain(log: float) -> float:
+        return _traced(evidence, log, trace).log_likelihood - evidence.at_mode
+
+    if gain(log) > 0:
+        log = min(0.0, log) if gain(WIDTHS[0]) >= 0 else brentq(gain, WIDTHS[0], log, xtol=1e-2)
+    return _times(prior, math.exp(log)), trace
+
+
+def _likeliest(evidence: RefittedEvidence, trace: list[dict[str, float]]) -> float | None:
+    """Log of the multiple of largest evidence; none where there is none, which is said."""
 
     def lack(log: float) -> float:
-        value = evidence(math.exp(log))
-        trace.append({"tuning": float(len(trace)), "log_evidence": value, "scale": math.exp(log)})
-        return -value
+        return -_traced(evidence, log, trace).evidence
 
     place = min(range(len(WIDTHS)), key=[lack(log) for log in WIDTHS].__getitem__)
     if place in (0, len(WIDTHS) - 1):
         _warn_of_limit(place == 0)
-        return prior, trace
+        return None
     around = (WIDTHS[place - 1], WIDTHS[place + 1])
-    best = minimize_scalar(lack, bounds=around, method="bounded", options={"xatol": 1e-4})
-    return _times(prior, math.exp(best.x)), trace
+    return float(minimize_scalar(lack, bounds=around, method="bounded", options={"xatol": 1e-4}).x)
+
+
+def _traced(evidence: RefittedEvidence, log: float, trace: list[dict[str, float]]) -> Refitted:
+    """The linear network where the prior is so many times as wide, and a row of the trace."""
+    found, multiple = evidence(math.exp(log)), math.exp(log)
+    likelihoods = {"log_evidence": found.evidence, "own_log_likelihood": found.log_likelihood}
+    trace.append({"tuning": float(len(trace)), "scale": multiple} | likelihoods)
+    return found
 
 
 def _warn_of_limit(none: bool) -> None:
@@ -144,12 +190,27 @@ def tuned_hyper(evidence: Evidence, hyper: HyperPrior) -> tuple[dict[str, Tensor
     return {name: value.detach() for name, value in hyper.constrained(values).items()}, trace
 
 
-def best_width(
-    posterior: LaplacePosterior, data: Dataset, batch_size: int, progress: bool
-) -> tuple[NormalPrior, list[dict[str, float]]]:
-    """The prior, so many times as wide that the default prediction of held-out rows has the lowest NLL.
+class Tuned(NamedTuple):
+    """A prior, so many times as wide as it was, the temperature of what is predicted, and by what both were chosen."""
 
-    Of texts that prediction is by draws of the weights, the same few for every width.
+    prior: NormalPrior
+    multiple: float
+    temperature: float
+    trace: list[dict[str, float]]
+
+
+def best_width(posterior: LaplacePosterior, data: Dataset, batch_size: int, progress: bool) -> Tuned:
+    """The prior, so many times as wide, and the temperature of predictions that make held-out rows likeliest.
+
+    With p the default prediction under a prior that is m times as wide, both have the least of
+
+        - sum log softmax(log p / T)[label] + (log m)^2 / 2 + (log T)^2 / 2
+
+    over the rows: under hyperpriors that hold each within a factor of e of one (a deviation, in its logarithm), which
+    thirty rows overrule where they must. A width alone cannot make a mode surer that is not sure enough, and is little
+    use where the whole network is too sure; a temperature alone knows nothing of what the rows leave open. Where labels
+    are no classes there is no temperature. Of texts the prediction is by draws of the weights, the same few for every
+    width, and the width has no hyperprior: the model's says nothing of what leaves a network intact.
 
     Args:
         posterior: under the prior as it is; only the prior's width changes, not the mode.
@@ -158,20 +219,49 @@ def best_width(
         progress: show a bar.
 
     Returns:
-        The prior, and for each width ``multiple`` and ``heldout_nll``, in nats an example.
+        The trace has for each width the ``multiple``, ``heldout_nll``, in nats an example, of classes the best
+        ``temperature`` with it and its ``tempered_nll``, and whether it was ``chosen``.
     """
     rows = Rows.of(posterior.program, data, batch_size, progress)
     by_links = isinstance(rows.observation, Curved)
-    trace = []
+    trace: list[dict[str, float]] = []
+    costs = []
     for multiple, outputs in (_by_links if by_links else _by_draws)(posterior, rows):
-        density = rows.observation.predicted(outputs, rows.labels).log_predictive_density
-        trace.append({"multiple": multiple, "heldout_nll": -float(density.mean())})
-    best = min(trace, key=lambda row: row["heldout_nll"])["multiple"]
-    if best in (trace[0]["multiple"], trace[-1]["multiple"]):
+        found = rows.observation.predicted(outputs, rows.labels)
+        row = {"multiple": multiple, "heldout_nll": -float(found.log_predictive_density.mean())}
+        cost = row["heldout_nll"] * len(rows)
+        if by_links and isinstance(found, ClassPrediction):
+            row["temperature"], cost = _weighted_temperature(found)
+            row["tempered_nll"] = -float(tempered(found, row["temperature"]).log_predictive_density.mean())
+        trace.append(row)
+        costs.append(cost + math.log(multiple) ** 2 / 2 if by_links else cost)
+    best = trace[min(range(len(costs)), key=costs.__getitem__)]
+    for row in trace:
+        row["chosen"] = float(row is best)
+    if best in (trace[0], trace[-1]):
         warnings.warn(
-            f"The best prior is {best:g} times as wide, the last one that was tried: set another.", stacklevel=2
+            f"The best prior is {best['multiple']:g} times as wide, the last one that was tried: set another.",
+            stacklevel=2,
         )
-    return _times(posterior.prior, best), trace
+    multiple = best["multiple"]
+    return Tuned(_times(posterior.prior, multiple), multiple, best.get("temperature", 1.0), trace)
+
+
+def _weighted_temperature(found: ClassPrediction) -> tuple[float, float]:
+    """The likeliest temperature under its hyperprior, and what `best_width` minimises there but for the width's part.
+
+    The former is as good as convex in log T, so that there is one.
+    """
+    logs, labels = found.log_probabilities, found.labels
+    assert labels is not None  # `labelled` sees to it
+
+    def cost(log: float) -> float:
+        nll = torch.nn.functional.cross_entropy(logs / math.exp(log), labels, reduction="sum")
+        return float(nll) + log**2 / 2
+
+    limit = math.log(HOTTEST)
+    best = minimize_scalar(cost, bounds=(-limit, limit), method="bounded")
+    return math.exp(best.x), float(best.fun)
 
 
 def intact_width(

@@ -53,7 +53,7 @@ def test_a_multiple_of_the_width_is_the_fit_that_finds_it(
     common = {"start": trained, "progress": False, "batch_size": 8}
     published = bl.fit(program, task.train, "laplace", tune="mode-evidence", **common)
     heldout = bl.fit(program, task.train, "laplace", tune="heldout", heldout=task.heldout, **common)
-    tuned = bl.fit(program, task.train, "laplace", **common)
+    tuned = bl.fit(program, task.train, "laplace", tune="evidence", **common)
     for arm, posterior, link in (
         ("la", tuned, "mc-joint"), ("la-probit", tuned, "probit"), ("la-mode", published, "mc-joint"),
     ):  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, cast
 
 import pytest
 import torch
@@ -13,8 +13,9 @@ from scenarios import awake, dense_jacobian, lora_regression, tiny_batch, tiny_p
 
 from bayeslora.inference.laplace import refitted
 from bayeslora.inference.laplace.posterior import LaplacePosterior
-from bayeslora.inference.laplace.refitted import RefittedEvidence
-from bayeslora.inference.laplace.tuning import WIDTHS
+from bayeslora.inference.laplace.priors import NormalPrior
+from bayeslora.inference.laplace.refitted import Refitted, RefittedEvidence
+from bayeslora.inference.laplace.tuning import WIDTHS, matched_width
 from bayeslora.models import Gaussian
 from bayeslora.passes import Rows
 
@@ -39,9 +40,9 @@ def linear_parts_of(posterior: LaplacePosterior, rows: Dataset) -> tuple[torch.T
 def test_of_normal_labels_it_is_exact() -> None:
     known = lora_regression(noise=2.0)
     posterior = given(known.program, known.rows)
-    assert evidence_of(posterior, known.rows)(1.0) == pytest.approx(known.log_evidence, abs=1e-3)
+    assert evidence_of(posterior, known.rows)(1.0).evidence == pytest.approx(known.log_evidence, abs=1e-3)
     wider = lora_regression(noise=2.0, prior=3.0)
-    assert evidence_of(posterior, known.rows)(3.0) == pytest.approx(wider.log_evidence, abs=1e-3)
+    assert evidence_of(posterior, known.rows)(3.0).evidence == pytest.approx(wider.log_evidence, abs=1e-3)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
@@ -68,7 +69,7 @@ def test_it_is_laplaces_evidence_at_the_mode_of_the_linear_network(temperature: 
     hessian = torch.einsum("ncp,ncd,ndq->pq", design, p.diag_embed() - p.unsqueeze(-1) * p.unsqueeze(-2), design)
     volume = torch.linalg.slogdet(torch.eye(len(hessian)) + width**2 * hessian / temperature)[1]
     expected = float(height().detach() - volume / 2)
-    assert evidence_of(posterior, rows, temperature)(3.0) == pytest.approx(expected, abs=2e-3)
+    assert evidence_of(posterior, rows, temperature)(3.0).evidence == pytest.approx(expected, abs=2e-3)
 
 
 def test_without_width_it_claims_what_is_true_there() -> None:
@@ -76,7 +77,7 @@ def test_without_width_it_claims_what_is_true_there() -> None:
     posterior = given(tiny(), rows)
     offset, _, labels = linear_parts_of(posterior, rows)
     truth = float(offset.log_softmax(-1)[torch.arange(12), labels].sum())
-    assert evidence_of(posterior, rows)(1e-6) == pytest.approx(truth, abs=1e-3)
+    assert evidence_of(posterior, rows)(1e-6).evidence == pytest.approx(truth, abs=1e-3)
 
 
 def certain(centre: Literal["zero", "init"]) -> tuple[LaplacePosterior, Dataset]:
@@ -95,14 +96,14 @@ def test_certain_labels_leave_a_width() -> None:
     posterior, rows = certain("zero")
     found = evidence_of(posterior, rows)
     # At the prior's centre the linear network does not know the labels, and without width this is known.
-    assert found(1e-6) < -15 < -2 < posterior.log_likelihood
+    assert found(1e-6).evidence < -15 < -2 < posterior.log_likelihood
     tuned = given(posterior.program, rows, tune="evidence")
     steps = [row for row in tuned.record.history if "tuning" in row]
     multiple = float(next(iter(tuned.prior.roots.values()))[0, 0, 0]) / 0.1
     assert math.exp(WIDTHS[0]) < multiple < math.exp(WIDTHS[-1])
-    assert found(multiple) == pytest.approx(max(row["log_evidence"] for row in steps), abs=1e-6)
+    assert found(multiple).evidence == pytest.approx(max(row["log_evidence"] for row in steps), abs=1e-6)
     for factor in (0.9, 1.1):
-        assert found(multiple * factor) < found(multiple)
+        assert found(multiple * factor).evidence < found(multiple).evidence
 
 
 def test_where_there_is_no_best_width_the_models_own_is_kept_and_that_is_said() -> None:
@@ -114,10 +115,59 @@ def test_where_there_is_no_best_width_the_models_own_is_kept_and_that_is_said() 
         assert torch.equal(root, posterior.prior.roots[name])
 
 
+class Curve:
+    """An evidence that is largest at a multiple, and a linear network whose own mode is at -10 / multiple."""
+
+    def __init__(self, best: float, at_mode: float) -> None:
+        self.best, self.at_mode = math.log(best), at_mode
+
+    def __call__(self, multiple: float) -> Refitted:
+        return Refitted(-((math.log(multiple) - self.best) ** 2), -10 / multiple)
+
+
+@pytest.mark.parametrize(
+    ("best", "at_mode", "expected"),
+    [
+        (5.0, -0.1, 5.0),  # the weights interpolate: the evidence decides
+        (5.0, -5.0, 2.0),  # they were stopped early
+        (5.0, -2000.0, 1.0),  # they are worse than the prior's centre: the model's width
+        (0.5, -2000.0, 0.5),  # or the evidence's, where that is narrower
+    ],
+)
+def test_the_width_is_the_narrower_of_the_evidences_and_the_one_that_fits_as_well(
+    best: float, at_mode: float, expected: float
+) -> None:
+    prior = NormalPrior({"a": torch.zeros(1, 2, 1)}, {"a": torch.ones(1, 1, 1, dtype=torch.float64)})
+    found, trace = matched_width(cast(RefittedEvidence, Curve(best, at_mode)), prior)
+    assert float(found.roots["a"]) == pytest.approx(expected, rel=0.02)
+    assert [row["tuning"] for row in trace] == list(range(len(trace)))
+    assert trace[-1]["own_log_likelihood"] == pytest.approx(-10 / trace[-1]["scale"])
+
+
+def test_weights_that_were_stopped_early_have_a_prior_that_fits_them() -> None:
+    posterior, rows = certain("zero")
+    # The same outputs at a fifth: the labels are right, and the weights could be much surer of them.
+    weights = posterior.mean()
+    weak = {name: value / 5 if name.startswith("head") else value for name, value in weights.items()}
+    stopped = given(posterior.program.around(weak), rows)
+    before = next(iter(stopped.prior.roots.values()))[0, 0, 0]
+    evidence, matched = (
+        float(next(iter(given(stopped.program, rows, tune=tune).prior.roots.values()))[0, 0, 0] / before)
+        for tune in ("evidence", "matched")
+    )
+    found = evidence_of(stopped, rows)
+    assert found.at_mode == pytest.approx(stopped.log_likelihood, abs=1e-4)
+    assert found(evidence).log_likelihood > found.at_mode + 1
+    assert found(matched).log_likelihood == pytest.approx(found.at_mode, rel=0.05)
+    assert matched < 0.9 * evidence
+
+
 def test_of_many_rows_some_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refitted, "OUTPUTS", 24)
     rows = tiny_rows(24)
     posterior = given(tiny(), rows)
     chosen = torch.randperm(24, generator=torch.Generator().manual_seed(0))[:8]
     some = rows.select(sorted(chosen.tolist()))
-    assert evidence_of(posterior, rows)(2.0) == pytest.approx(evidence_of(posterior, some)(2.0), abs=1e-6)
+    assert evidence_of(posterior, rows)(2.0).evidence == pytest.approx(
+        evidence_of(posterior, some)(2.0).evidence, abs=1e-6
+    )

@@ -17,11 +17,13 @@ from bayeslora.inference.laplace.posterior import LaplacePosterior
 from bayeslora.inference.laplace.priors import normal_prior
 from bayeslora.inference.laplace.tuning import MULTIPLES
 from bayeslora.models import Gaussian, MonteCLoRA
+from bayeslora.predict.prediction import ClassPrediction
+from bayeslora.predict.temperature import best_temperature
 
 
 def test_the_tuned_scale_has_the_largest_exact_evidence() -> None:
     known = lora_regression(noise=2.0)
-    posterior = fit(known.program, known.rows, "laplace", mode="map", curvature="full", **EXACT)
+    posterior = fit(known.program, known.rows, "laplace", mode="map", curvature="full", tune="evidence", **EXACT)
     assert isinstance(posterior, LaplacePosterior)
     steps = [row for row in posterior.record.history if "tuning" in row]
     assert max(row["log_evidence"] for row in steps) == pytest.approx(posterior.log_evidence, abs=1e-6)
@@ -63,29 +65,69 @@ def test_hyper_sites_are_tuned_under_their_own_priors(wishart_on: str) -> None:
         torch.testing.assert_close(root, again.roots[name])
 
 
-def test_the_width_is_the_one_that_predicts_held_out_rows_best() -> None:
+def test_width_and_temperature_are_those_that_predict_held_out_rows_best() -> None:
     program, rows, heldout = tiny_program(Gaussian(zero_scale=1.0)), tiny_rows(48), tiny_rows(48, seed=5)
     trained = {"mode": "map", "epochs": 30, "batch_size": 16, "learning_rate": 1e-2, "cpu": True}
     plain = given(program, rows, **trained)
     tuned = given(program, rows, tune="heldout", heldout=heldout, **trained)
     trace = [row for row in tuned.record.history if "heldout_nll" in row]
     assert [row["multiple"] for row in trace] == pytest.approx(MULTIPLES.tolist())
-    best = min(trace, key=lambda row: row["heldout_nll"])
+    costs = [
+        len(heldout) * row["tempered_nll"] + math.log(row["multiple"]) ** 2 / 2 + math.log(row["temperature"]) ** 2 / 2
+        for row in trace
+    ]
+    (best,) = (row for row in trace if row["chosen"])
+    assert best is trace[min(range(len(costs)), key=costs.__getitem__)]
     assert MULTIPLES[0] < best["multiple"] < MULTIPLES[-1]
+    assert abs(math.log(best["temperature"])) > 0.05
     for name, root in plain.prior.roots.items():
         assert float((tuned.prior.roots[name] / root)[0, 0, 0]) == pytest.approx(best["multiple"])
-    assert tuned.predict(heldout, progress=False).metrics()["nll"].value == pytest.approx(best["heldout_nll"], rel=1e-5)
+    assert tuned.predict(heldout, progress=False).metrics()["nll"].value == pytest.approx(
+        best["tempered_nll"], rel=1e-5
+    )
+    assert f"T = {best['temperature']:.3g}" in repr(tuned)
+    # Without the temperature the prediction is that of the width, and the mode is what it was.
+    assert tuned.under(tuned.prior).predict(heldout, progress=False).metrics()["nll"].value == pytest.approx(
+        best["heldout_nll"], rel=1e-5
+    )
+    modes = [each.predict(heldout, method="mean", progress=False).logits for each in (plain, tuned)]
+    assert modes[0].equal(modes[1])
     # The width of the prior as it was is among those that were compared.
     (before,) = (row["heldout_nll"] for row in trace if row["multiple"] == pytest.approx(1.0))
     assert plain.predict(heldout, progress=False).metrics()["nll"].value == pytest.approx(before, rel=1e-5)
-    assert best["heldout_nll"] < before
+    assert best["tempered_nll"] < before
+
+
+def test_a_temperature_is_no_better_elsewhere() -> None:
+    logits = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)) * 3
+    labels = torch.randint(3, (40,), generator=torch.Generator().manual_seed(1))
+    found = ClassPrediction(logits.unsqueeze(0), labels)
+    temperature, cost = tuning._weighted_temperature(found)
+
+    def at(value: float) -> float:
+        nll = torch.nn.functional.cross_entropy(logits.double() / value, labels, reduction="sum")
+        return float(nll) + math.log(value) ** 2 / 2
+
+    assert temperature > 2 and cost == pytest.approx(at(temperature))
+    assert all(at(temperature * factor) > cost for factor in (0.98, 1.02))
+    # The hyperprior keeps it nearer to one than the rows alone would.
+    assert 1 < temperature < best_temperature(found)
+
+
+def test_labels_that_are_no_classes_have_no_temperature() -> None:
+    known = lora_regression(noise=2.0)
+    found = fit(known.program, known.rows, "laplace", mode="map", tune="heldout", heldout=known.rows, **EXACT)
+    assert isinstance(found, LaplacePosterior)
+    assert found.softening == 1
+    assert not [row for row in found.record.history if "temperature" in row]
 
 
 @pytest.mark.parametrize(("number", "scales", "chosen"), [(30, "all", "heldout"), (29, "all", ""), (30, "site", "")])
 def test_held_out_rows_are_tuned_on_where_there_are_enough(number: int, scales: str, chosen: str) -> None:
     program, rows, heldout = tiny_program(Gaussian(sites="both", zero_scale=1.0)), tiny_rows(12), tiny_rows(number)
     found = given(program, rows, tune="auto", scales=scales, heldout=heldout)
-    expected = given(program, rows, tune=chosen or "evidence", scales=scales, heldout=heldout)
+    default = "matched" if scales == "all" else "evidence"
+    expected = given(program, rows, tune=chosen or default, scales=scales, heldout=heldout)
     for name, root in expected.prior.roots.items():
         torch.testing.assert_close(found.prior.roots[name], root)
     assert [row for row in found.record.history if "heldout_nll" in row] or not chosen
@@ -96,15 +138,24 @@ def test_held_out_rows_must_be_given_before_anything_is_trained() -> None:
         given(tiny(), tiny_rows(6), tune="heldout")
 
 
+def test_what_was_chosen_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    found = given(tiny(), tiny_rows(6), tune="heldout", heldout=tiny_rows(30), progress=True)
+    (best,) = (row for row in found.record.history if row.get("chosen"))
+    said = f"a prior {best['multiple']:.3g} times as wide, predictions at a temperature of {best['temperature']:.3g}."
+    assert f"On 30 held-out rows laplace chose {said}" in capsys.readouterr().err
+
+
 def test_held_out_rows_are_checked_like_others() -> None:
     with pytest.raises(DataError, match="has label 3"):
         given(tiny(), tiny_rows(6), tune="heldout", heldout=tiny_rows(30, classes=4))
 
 
-def test_the_width_is_saved(tmp_path: Path) -> None:
+def test_width_and_temperature_are_saved(tmp_path: Path) -> None:
     program = text_program(saved_base(tmp_path / "base"), Gaussian(sites="both"))
     settings = {"epochs": 2, "batch_size": 4, "tune": "heldout", "progress": False, "cpu": True}
     posterior = fit(program, text_rows(), "laplace", heldout=text_rows(16), output_dir=tmp_path / "run", **settings)
+    assert isinstance(posterior, LaplacePosterior)
+    assert posterior.softening != 1
     found = load(tmp_path / "run").predict(text_rows(), progress=False)
     assert found.logits.equal(posterior.predict(text_rows(), progress=False).logits)
 
