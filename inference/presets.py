@@ -81,6 +81,7 @@ BAYESIAN_LORA = Preset(
         "guide": "inducing",
         "guide_settings": {"m": 9, "sd": 1e-3, "lam": 1e-3, "explained": 0.999, "flow": 16},
         "noise_warmup": 0.0,
+        "prior_mean": "model",
         "epochs": 6.0,
         "batch_size": 6,
         "learning_rate": 7.39e-4,
@@ -112,6 +113,7 @@ BLOB = Preset(
     settings={
         "estimator": "flipout",
         "noise_warmup": 0.0,
+        "prior_mean": "model",
         "epochs": 20.0,
         "batch_size": 4,
         "learning_rate": 1e-4,
@@ -135,6 +137,7 @@ SCALABL = Preset(
     ),
     settings={
         "noise_warmup": 0.0,
+        "prior_mean": "model",
         "epochs": 20.0,
         "batch_size": 4,
         "learning_rate": 1e-4,

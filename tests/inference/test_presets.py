@@ -8,7 +8,7 @@ from scenarios import tiny_program, tiny_rows
 import bayeslora as bl
 from bayeslora.diagnostics.guide import khat_by_block, layer_blocks
 from bayeslora.errors import SettingError
-from bayeslora.inference.presets import over
+from bayeslora.inference.presets import PRESETS, over, preset
 
 
 def test_the_published_setting_of_bayesian_lora() -> None:
@@ -63,3 +63,9 @@ def test_settings_of_one_guide_are_none_of_another() -> None:
     assert over(own, {"guide": "b"}) == {"guide": "b", "guide_settings": {}, "epochs": 3}
     assert over(own, {"guide": "b", "guide_settings": {"z": 1}})["guide_settings"] == {"z": 1}
     assert over({"epochs": 3}, {"guide": "b", "guide_settings": {"z": 1}})["guide_settings"] == {"z": 1}
+
+
+def test_no_preset_learns_its_prior_mean_since_none_was_published_so() -> None:
+    of_svi = [preset(name) for name in PRESETS if preset(name).backend == "svi"]
+    assert len(of_svi) == 3
+    assert all(each.build_backend().prior_mean == "model" for each in of_svi)
