@@ -33,6 +33,8 @@ __all__ = ["SGLD", "Move", "Unconstrained"]
 Move = Callable[[Sequence[Tensor], float], None]
 #: Draws of the prior from which the spread of a site is estimated, once all its entries are taken together.
 SPREAD_DRAWS = 100
+#: Part by which the variance may be too large when the warm-up begins.
+FIRST_BIAS = 0.25
 #: Batches by which curvature and noise are measured.
 MEASURED = 8
 
@@ -48,10 +50,11 @@ class SGLD(ChainSettings):
 
     Along an eigenvector of a normal posterior of precision l, with a gradient of variance v, the chain has the variance
     (1 + h v / 4) / (1 - h l / 4) / l. By default h is the longest step at which that is no more than ``bias`` too
-    large, with the largest l and v found where the chain is. In the warm-up that part falls from 1 to ``bias``, so that
-    the chain first goes far, and l and v are found again and again. What moves by h is slow where the data say nothing:
-    ``relaxations`` in the history is how often the chain forgot where it was along a direction that only the prior
-    knows. Of a deep network that is far below one (a warning says so), and draws are around the mode that was found.
+    large, with the largest l and v found where the chain is. In the warm-up that part falls from 1/4 to ``bias``, so
+    that the chain first goes far, and l and v are found again and again. What moves by h is slow where the data say
+    nothing: ``relaxations`` in the history is how often the chain forgot where it was along a direction that only the
+    prior knows. Of a deep network that is far below one (a warning says so), and draws are around the mode that was
+    found.
 
     Attributes:
         step_size: h, in units of the prior's variance, from the first step to the last; chosen, if left out.
@@ -117,15 +120,17 @@ class SGLD(ChainSettings):
     def _sizes(
         self, gradient: Gradient, place: Mapping[str, Tensor], some: Callable[[], Sequence[Mapping[str, Tensor]]]
     ) -> Iterator[float]:
-        """How long each step is: measured by some batches at the start and, ever more rarely, in the warm-up."""
+        """How long each step is: measured by some batches whenever as many steps of the warm-up were made again."""
         if self.step_size is not None:
             yield from repeat(self.step_size)
         warmup = self.warmup * self.thin
         meter = Meter(gradient, joined(place))
+        first = max(FIRST_BIAS, self.bias)
         for step in count():
-            if step in {0, warmup // 8, warmup // 4, warmup // 2, warmup}:
+            # At 0, 1, 2, 4, 8, ...: the prior's noise alone makes a network steeper as the first steps are made.
+            if step == warmup or (step < warmup and not step & (step - 1)):
                 stiffness = meter(some())
-            yield self.longest(stiffness, self.bias ** min(1.0, step / max(warmup, 1)))
+            yield self.longest(stiffness, first * (self.bias / first) ** min(1.0, step / max(warmup, 1)))
 
     def mover(self, place: Mapping[str, Tensor], spread: Mapping[str, float]) -> Move:
         """What makes a step from ``place``, in place; each site's is in units of its spread."""

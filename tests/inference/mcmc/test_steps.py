@@ -54,10 +54,18 @@ def test_steps_shorten_in_the_warmup_and_stay(monkeypatch: pytest.MonkeyPatch) -
         asked.append(bias)
         return 0.01
 
+    measured: list[int] = []
+
+    def stiffness(meter: Meter, batches: object) -> Stiffness:
+        measured.append(len(asked))
+        return Stiffness(1.0, 0.0)
+
     monkeypatch.setattr(SGLD, "longest", longest)
+    monkeypatch.setattr(Meter, "__call__", stiffness)
     known = lora_regression(columns=2, rank=1)
     fit(known.program, known.rows, "sgld", draws=3, warmup=4, thin=2, bias=0.1, progress=False)
-    assert asked == pytest.approx([0.1 ** min(1, step / 8) for step in range(14)])
+    assert asked == pytest.approx([0.25 * 0.4 ** min(1, step / 8) for step in range(14)])
+    assert measured == [0, 1, 2, 4, 8]
 
 
 def test_a_step_that_is_given_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
