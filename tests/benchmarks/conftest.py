@@ -29,6 +29,7 @@ def benchmarks() -> Iterator[SimpleNamespace]:
         import language_answers
         import language_models
         import language_study
+        import nearest
         import overhead
         import peers
         import quality
@@ -36,10 +37,10 @@ def benchmarks() -> Iterator[SimpleNamespace]:
         import speed
 
         modules = common, curvature, diagnosis, epoch_parts, epochs, estimators, language_answers, language_models
-        modules += language_study, overhead, peers, quality, robustness, speed
+        modules += language_study, nearest, overhead, peers, quality, robustness, speed
         scripts = {each.__name__: each for each in modules}
         yield SimpleNamespace(**scripts)
-        for name in (*scripts, "language_cells", "peer_parts", "reliability"):
+        for name in (*scripts, "language_cells", "nearest_figure", "peer_parts", "reliability"):
             sys.modules.pop(name, None)
 
 
