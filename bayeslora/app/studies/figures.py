@@ -50,6 +50,8 @@ def pareto(summary: pd.DataFrame, frame: pd.DataFrame) -> Figure:
         front = [point for point in sorted(points) if not any(_beats(other, point) for other in points)]
         axes.plot(*zip(*front, strict=True), color=GREY, linewidth=1, zorder=1)
         axes.set(title=_title(place), xlabel="seconds of fit, trials and prediction", ylabel="NLL", xscale="log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("{x:g}")
     _legend(figure, panels)
     return figure
 

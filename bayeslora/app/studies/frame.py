@@ -23,8 +23,8 @@ def frame_of(targets: Sequence[Target], results: Results) -> pd.DataFrame:
     """A row for each line.
 
     Columns are `LABELS`; the points of the grid; ``state`` and ``error``; each metric, and its interval over rows as
-    ``METRIC_low`` and ``METRIC_high``; costs, see `cost_of`; settings that were chosen, as ``chosen_NAME``; and
-    ``cell``, the name of the folder.
+    ``METRIC_low`` and ``METRIC_high``; costs, see `cost_of`; settings that were chosen, as ``chosen_NAME``;
+    ``cell``, the name of the folder; and ``device``, what the fit ran on.
     """
     import pandas as pd
 
@@ -42,6 +42,7 @@ def _row(target: Target, results: Results) -> Iterator[tuple[str, Any]]:
     yield "error", _said(results, chosen.entry)
     yield from ((f"chosen_{name}", number(value)) for name, value in chosen.point.items())
     yield "cell", chosen.entry.cell.name
+    yield "device", (results.fitted(chosen.entry.cell) or {}).get("device", "")
     found = results.evaluated(chosen.entry.cell, chosen.entry.evaluations[""])
     if found is not None:
         for name, interval in Metrics.from_dict(found["metrics"]).items():

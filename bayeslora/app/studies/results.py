@@ -58,7 +58,7 @@ class Results:
     # What is there.
 
     def fitted(self, cell: Cell) -> dict[str, Any] | None:
-        """What a fit cost: ``cost``; None if it has not ended."""
+        """What a fit cost, ``cost``, and on which ``device``; None if it has not ended."""
         return _read(self.at(cell) / "cell.json")
 
     def evaluated(self, cell: Cell, evaluation: Evaluation) -> dict[str, Any] | None:
@@ -127,9 +127,9 @@ class Results:
         except OSError:
             return ""
 
-    def write_fit(self, cell: Cell, cost: dict[str, float]) -> None:
-        """Say that a fit has ended."""
-        files.write_json(self.at(cell) / "cell.json", {"cost": cost})
+    def write_fit(self, cell: Cell, cost: dict[str, float], device: str = "") -> None:
+        """Say that a fit has ended, and where: seconds are those of that device."""
+        files.write_json(self.at(cell) / "cell.json", {"cost": cost, "device": device})
 
     def write_evaluation(self, cell: Cell, evaluation: Evaluation, metrics: Metrics, seconds: float) -> None:
         """Say what came of an evaluation."""

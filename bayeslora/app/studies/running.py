@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -95,8 +96,16 @@ def _fit(cell: Cell, results: Results) -> Posterior:
     begin = cell.begin
     start = None if begin is None else load(results.at(begin))
     posterior = runs.fit(cell.config, results.at(cell), resume=True, progress=False, start=start)
-    results.write_fit(cell, posterior.cost)
+    results.write_fit(cell, posterior.cost, _device(posterior))
     return posterior
+
+
+def _device(posterior: Posterior) -> str:
+    """What a fit ran on: the name of a GPU, or the sort of processor and the number of threads."""
+    device = posterior.program.device
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def _begin_with(cell: Cell, results: Results) -> None:
