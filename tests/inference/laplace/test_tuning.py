@@ -73,7 +73,7 @@ def test_width_and_temperature_are_those_that_predict_held_out_rows_best() -> No
     trace = [row for row in tuned.record.history if "heldout_nll" in row]
     assert [row["multiple"] for row in trace] == pytest.approx(MULTIPLES.tolist())
     costs = [
-        len(heldout) * row["tempered_nll"] + math.log(row["multiple"]) ** 2 / 2 + math.log(row["temperature"]) ** 2 / 2
+        len(heldout) * row["tempered_nll"] + math.log(row["multiple"]) ** 2 / 2 + 2 * math.log(row["temperature"]) ** 2
         for row in trace
     ]
     (best,) = (row for row in trace if row["chosen"])
@@ -106,7 +106,7 @@ def test_a_temperature_is_no_better_elsewhere() -> None:
 
     def at(value: float) -> float:
         nll = torch.nn.functional.cross_entropy(logits.double() / value, labels, reduction="sum")
-        return float(nll) + math.log(value) ** 2 / 2
+        return float(nll) + 2 * math.log(value) ** 2
 
     assert temperature > 2 and cost == pytest.approx(at(temperature))
     assert all(at(temperature * factor) > cost for factor in (0.98, 1.02))
