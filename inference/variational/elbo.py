@@ -169,7 +169,7 @@ class NegativeELBO(ProgramLoss):
         size: number of training examples N.
         kl_weight: of the latent sites; 1 is Bayes' rule.
         estimator: what stands for a draw of the weights in the network; the draw itself, if left out.
-        sites: of the prior; see `Program.prior`.
+        sites: makes those of the prior, where the program is; see `Program.prior`.
     """
 
     loss: Tensor
@@ -182,7 +182,7 @@ class NegativeELBO(ProgramLoss):
         size: int,
         kl_weight: float = 1.0,
         estimator: Estimator | None = None,
-        sites: Sequence[Site] | None = None,
+        sites: Callable[[], Sequence[Site]] | None = None,
     ) -> None:
         super().__init__()
         self.program = program
@@ -191,9 +191,15 @@ class NegativeELBO(ProgramLoss):
         self.size = size
         self.kl_weight = kl_weight
         self.estimator = estimator
-        self.sites = sites
+        self._sites = sites
+        self.sites = None if sites is None else sites()
         self._parts: dict[str, Tensor] = {}
-        self._starts = _densities_of_points(program, guide, sites)
+        self._starts = _densities_of_points(program, guide, self.sites)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> NegativeELBO:
+        super()._apply(*args, **kwargs)
+        self.sites = None if self._sites is None else self._sites()  # those that there were stay on their device
+        return self
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Loss per example, a scalar. Under autocast only the network is in reduced precision: no density, no draw."""

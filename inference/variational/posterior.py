@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
@@ -172,7 +173,7 @@ def optimise(
     Raises:
         TrainingError: the loss became infinite or not a number.
     """
-    sites = prior_sites(program, guide, prior_mean)
+    sites = partial(prior_sites, program, guide, prior_mean)
     objective = NegativeELBO(program, guide, elbo, len(data), temperature, estimator, sites)
     record = run.record(settings.name, asdict(settings), len(data), temperature, guide.point_sites)
     warmup = [KLWarmup(objective, temperature, kl_warmup)] if kl_warmup else []

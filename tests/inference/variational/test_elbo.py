@@ -4,6 +4,7 @@ import gc
 import itertools
 import math
 from collections import Counter
+from functools import partial
 from weakref import ref
 
 import pyro
@@ -18,6 +19,7 @@ from torch.distributions import kl_divergence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bayeslora.inference.variational.elbo import ELBOS, NegativeELBO, RenyiBound, _divergences
+from bayeslora.inference.variational.posterior import prior_sites
 from bayeslora.models import Gaussian, MonteCLoRA, WeightModel
 from bayeslora.models.guides.auto import make_guide
 from bayeslora.program import Program
@@ -383,3 +385,16 @@ def test_no_graph_lives_on_after_a_step(elbo: str) -> None:
     loss(whole(loss)).backward()
     gc.collect()
     assert [trace() for trace in kept] == [None, None]
+
+
+@pytest.mark.parametrize("prior_mean", ["learned", "model"])
+def test_the_prior_goes_where_the_program_goes(prior_mean: str) -> None:
+    program = tiny_program(Gaussian(), targets=["query"])
+    guide = make_guide("structured", program.model, program.sites)
+    sites = partial(prior_sites, program, guide, prior_mean)
+    loss = NegativeELBO(program, guide, ELBOS["mean-field"](), N, sites=sites)
+    loss.to("meta")
+    assert loss.sites is not None
+    found = [value for site in loss.sites for value in (site.initial, site.centre) if value is not None]
+    assert len(found) == len(program.sites) + (prior_mean == "learned")
+    assert {value.device.type for value in found} == {"meta"}
