@@ -57,8 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS / "estimators.json")
     options = parser.parse_args(arguments)
     task = bl.load_task("sst2", data_dir=options.data_dir, train_size=options.train_size)
-    program = bl.Program.from_pretrained(options.base, task, model=bl.models.Gaussian())
-    posterior = bl.fit(program, task.train, "svi", epochs=3, point_learning_rate=5e-3, noise_warmup=0.0, progress=False)
+    program = bl.Program.from_pretrained(options.base, task, model=bl.models.Gaussian(scale=1.5))
+    rates = {"learning_rate": 2e-3, "point_learning_rate": 5e-3, "noise_warmup": 0.0, "prior_mean": "model"}
+    posterior = bl.fit(program, task.train, "svi", epochs=3, progress=False, **rates)
     rows = Rows.of(program, task.train, 32)
     found = {kind: measured(posterior, rows, kind, options.passes) for kind in KINDS}
     columns = list(found["draw"])
