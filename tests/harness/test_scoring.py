@@ -43,7 +43,8 @@ def test_every_draw_scores_every_continuation(
     draws = list(posterior.draws(3))
     log_probs, greedy = scored(posterior.program, draws, PAIRS, batch_size)
     expected = torch.tensor([[exact(posterior, weights, pair) for weights in draws] for pair in PAIRS])
-    torch.testing.assert_close(log_probs, expected.double(), atol=1e-5, rtol=1e-6)
+    # Sums over tokens in single precision, whose errors are parts of 1e-7 of logits that are larger than the sum.
+    torch.testing.assert_close(log_probs, expected.double(), atol=1e-5, rtol=5e-6)
     assert greedy.tolist() == [False] * len(PAIRS)
     assert log_probs.std(1).min() > 0.01
 

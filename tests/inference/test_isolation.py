@@ -22,6 +22,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "nuts": {"draws": 4, "warmup": 1, "max_tree_depth": 1},
     "swag": {"epochs": 2, "snapshots": 2, "rank": 2, "collect_from": 0.0},
     **dict.fromkeys(("sgld", "sghmc"), {"draws": 2, "warmup": 0, "thin": 1}),
+    "checkpoint-ensemble": {"epochs": 2, "checkpoints": 2},
+    "ensemble": {"members": 2, "of_settings": {"epochs": 1}},
+    "temperature": {"of_settings": {"epochs": 1}, "heldout": tiny_rows(4, seed=1)},
 }
 
 
@@ -73,6 +76,8 @@ def test_every_backend_starts_where_it_is_told(backend: str) -> None:
     rates = {name: 1e-9 for name in BACKENDS[backend].__dataclass_fields__ if name.endswith("learning_rate")}
     still = {} if backend == "laplace" else rates  # which learns nothing there
     still = {"step_size": 1e-12} if backend.startswith("sg") else still
+    if "of_settings" in BACKENDS[backend].__dataclass_fields__:
+        still = {"of_settings": {"epochs": 1, "learning_rate": 1e-9}}
     if backend == "nuts":
         still = {"max_tree_depth": 1, "target_accept": 0.99}
     found, without = (fitted(here, backend, start=given, **still).mean() for given in (start, None))

@@ -255,7 +255,12 @@ class TestObjective:
         torch.testing.assert_close(trace.nodes[f"{A}.cooperation"]["fn"].log_factor, expected)
 
     @pytest.mark.parametrize(
-        "model", [MonteCLoRA(learn_eps=True), MonteCLoRA(learn_eps=True, wishart_on="precision"), Gaussian()]
+        "model",
+        [
+            MonteCLoRA(learn_eps=True, scale=1.5),
+            MonteCLoRA(learn_eps=True, scale=1.5, wishart_on="precision"),
+            Gaussian(scale=1.5),
+        ],
     )
     def test_bound_stays_below_the_exact_evidence(self, model: models.WeightModel, sites: tuple[Site, ...]) -> None:
         """Columns observed with normal noise: given (Sigma, pi) the evidence is exact, and averages over the prior."""
