@@ -36,7 +36,7 @@ class CheckpointEnsemble(MLE):
 
     Attributes:
         checkpoints: how many epochs, the last ones.
-        prior_weight: of the log prior in what is trained: 0 is `mle`, 1 `map`.
+        prior_weight: of the log prior in what is trained: 0 is `mle`, 1 `map` under the model's prior mean.
 
     References:
         Chen, Lundberg and Lee, *Checkpoint ensembles: ensemble methods from a single training process*, arXiv

@@ -39,7 +39,7 @@ class SWAG(MLE):
     compare it with the program's posterior, to which k-hat says how far it is.
 
     Attributes:
-        prior_weight: of the log prior in what is trained: 0 is `mle`, 1 `map`.
+        prior_weight: of the log prior in what is trained: 0 is `mle`, 1 `map` under the model's prior mean.
         collect_from: part of all steps after which snapshots are taken.
         snapshots: how many.
         rank: how many of them, the last ones, make the part of the covariance that is not diagonal.

@@ -57,7 +57,7 @@ class TFB(MLE):
         mode: "train" finds it here; "given" takes the mean of the posterior that `fit` is to ``start`` from, or else
             the weights that the program was made with; "auto" trains if there is nothing to start from and the adapter
             was fresh, its products B A all zero.
-        prior_weight: of the log prior in what is trained: 0 is `mle`, 1 `map`.
+        prior_weight: of the log prior in what is trained: 0 is `mle`, 1 `map` under the model's prior mean.
         tolerance: part of the loss by which it may rise (published: 0.003 of the negative log-likelihood).
         draws: whose averaged prediction the loss is of.
         search_rows: at most so many rows, of those that `fit` was given as ``heldout``, or else of the training rows.

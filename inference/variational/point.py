@@ -11,7 +11,7 @@ from torch import Tensor
 from bayeslora.inference.base import Run
 from bayeslora.inference.training.trainer import TrainingSettings
 from bayeslora.inference.variational.elbo import MeanFieldBound
-from bayeslora.inference.variational.posterior import PriorMean, VariationalPosterior, optimise
+from bayeslora.inference.variational.posterior import PriorMean, VariationalPosterior, optimise, prior_sites
 from bayeslora.inference.variational.rates import groups_of, rate_of_points
 from bayeslora.models.guides.auto import make_guide
 from bayeslora.program import Program
@@ -102,7 +102,8 @@ def point_estimate(
     """
     guide = make_guide("delta", program.model, run.sites(program))
     if points is None:
-        held = prior_mean == "model" and bool(guide.centres())
+        sites = prior_sites(program, guide, prior_mean)
+        held = bool(guide.centres()) and all(site.centre is None for site in sites)
         points = rate_of_points(settings.learning_rate, held=held, noisy=False)
     return optimise(
         program,

@@ -13,7 +13,7 @@ from bayeslora.inference.training.process import available
 from bayeslora.inference.training.trainer import TrainingSettings
 from bayeslora.inference.variational.elbo import ELBOS
 from bayeslora.inference.variational.estimators import NoiseWarmup, make_estimator
-from bayeslora.inference.variational.posterior import PriorMean, VariationalPosterior, optimise
+from bayeslora.inference.variational.posterior import PriorMean, VariationalPosterior, optimise, prior_sites
 from bayeslora.inference.variational.rates import groups_of, rate_of_points
 from bayeslora.models.guides.auto import KINDS, guide_settings, make_guide
 from bayeslora.program import Program
@@ -59,7 +59,7 @@ class SVI(TrainingSettings):
             guide's: means learn faster without it, and then how to bear it (MiniLM on 300 rows of SST-2, 8 epochs, four
             seeds, 800 other rows, ``benchmarks/small.py``: accuracy / NLL / ECE-15 .773 / .476 / .039, and .754 / .503
             / .056 at zero). The divergence is the whole guide's from the first step. Of guides that say how their draws
-            lie around a mean: "structured".
+            lie around a mean: "structured", "entry".
         learning_rate: of the means of random weights, for AdamW; the one that suits plain LoRA suits them.
         scale_learning_rate: learning rate of what shapes the noise: scales, Wishart and Dirichlet parameters.
         point_learning_rate: learning rate of weights that are point estimates, such as B and the head; see
@@ -112,7 +112,7 @@ class SVI(TrainingSettings):
         with isolated(run.seed, program.device):
             guide = make_guide(self.guide, program.model, run.sites(program), self.init_scale, self.guide_settings)
         estimator = make_estimator(self.estimator, program, guide)
-        held = self.prior_mean == "model" or not guide.centres()
+        held = all(site.centre is None for site in prior_sites(program, guide, self.prior_mean))
         by_default = rate_of_points(self.learning_rate, held=held, noisy=True)
         points = by_default if self.point_learning_rate is None else self.point_learning_rate
         return optimise(

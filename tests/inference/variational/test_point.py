@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +11,10 @@ from scenarios import Regression, lora_regression, tiny_program, tiny_rows
 from bayeslora.errors import PosteriorError, SettingError
 from bayeslora.inference import fit
 from bayeslora.inference.training.objective import State
+from bayeslora.inference.variational import point
 from bayeslora.inference.variational.elbo import ProgramLoss
-from bayeslora.models import MonteCLoRA
+from bayeslora.models import MonteCLoRA, build
+from bayeslora.models.guides.base import Guide
 from bayeslora.passes import Rows
 
 EXACT = {
@@ -139,3 +142,17 @@ def test_what_is_not_random_has_a_rate_of_its_own() -> None:
 
     assert moved("map", prior_mean="model") == {"B", "head"}
     assert not moved("mle")
+
+
+def test_a_prior_that_no_learned_mean_is_of_holds_its_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: dict[str, float] = {}
+    plain = point.groups_of
+
+    def seen(guide: Guide, learning_rate: float, points: float, **more: float) -> list[dict[str, Any]]:
+        rates[name] = points
+        return plain(guide, learning_rate, points, **more)
+
+    monkeypatch.setattr(point, "groups_of", seen)
+    for name in ("monteclora", "scalabl"):
+        fit(tiny_program(build(name)), tiny_rows(4), "map", epochs=1, progress=False)
+    assert rates == {"monteclora": 5e-4, "scalabl": 2e-3}
