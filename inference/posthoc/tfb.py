@@ -109,7 +109,8 @@ class TFB(MLE):
     def _mode(self, program: Program, data: Dataset, run: Run) -> Mode:
         """The mode of every latent site."""
         given = self.mode == "given" or (self.mode == "auto" and weights_given(program, run))
-        points = None if self.prior_weight else self.learning_rate  # as `map` and `mle` have it
+        # As `map` has it under the prior mean of the model, and `mle`.
+        points = None if self.prior_weight else self.learning_rate
         weights = {"prior_weight": self.prior_weight, "weight_decay": self.weight_decay}
         return mode_of(self, program, data, run, given=given, points=points, **weights)
 
