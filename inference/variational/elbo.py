@@ -100,6 +100,8 @@ class PathBound(MeanFieldBound):
     The density of the guide is taken as if its parameters were known: what is left out is zero on average, and what is
     left has no variance where the guide is the posterior. A guide that can be the posterior comes to rest there; one
     that is far narrower than the posterior has more noise than by the other bounds.
+    So it has under a prior mean that is learned: a prior that moves with the guide has no pull to cancel the
+    guide's.
 
     References:
         Roeder, Wu and Duvenaud, *Sticking the landing: simple, lower-variance gradient estimators for variational
