@@ -73,7 +73,8 @@ class ScalaBL(WeightModel):
     def latents(self, site: Site) -> dict[str, Tensor]:
         """The singular value decomposition at the start."""
         left, values, right = torch.linalg.svd(site.start, full_matrices=False)
-        parts = {VALUES: values, COLUMNS: left, RANK: right.mT.contiguous()}
+        # Column by column, as LAPACK has them, no checkpoint could be written.
+        parts = {VALUES: values, COLUMNS: left.contiguous(), RANK: right.mT.contiguous()}
         return {f"{site.name}.{kind}": value for kind, value in parts.items()}
 
     def stochastic(self, sites: Sequence[Site]) -> set[str]:

@@ -216,7 +216,9 @@ def test_presets(base: Path, tmp_path: Path, name: str) -> None:
     assert found.name == name and found.paper and found.note
     program_of_preset = program(base, model=found.model, model_settings=found.model_settings)
     backend = found.build_backend(**quick(found.backend))
-    keeps_the_protocol(bl.fit(program_of_preset, rows("classification"), backend, progress=False), tmp_path / "saved")
+    data, run = rows("classification"), tmp_path / "run"  # a folder, so that checkpoints are written
+    posterior = bl.fit(program_of_preset, data, backend, output_dir=run, progress=False)
+    keeps_the_protocol(posterior, tmp_path / "saved")
 
 
 @pytest.mark.parametrize("cls", CLASSES)
