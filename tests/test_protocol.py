@@ -108,7 +108,7 @@ def program(
     model_settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> Program:
     causal = observation is not None and OBSERVATIONS[observation].causal
-    lora = LoraConfig(r=1, lora_alpha=2, target_modules=["q_proj" if causal else "query"])
+    lora = LoraConfig(r=2, lora_alpha=2, target_modules=["q_proj" if causal else "query"])
     task = Task(TASKS[kind][0], train=rows(kind))
     settings = {"lora": lora, "model": bl.models.build(model, **model_settings), "observation": observation}
     return Program.from_pretrained(causal_base() if causal else base, task, max_length=64 if causal else 16, **settings)
