@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import pairwise, product
 from typing import Any, Literal
 
 from bayeslora.app.config import RunConfig, assign, canonical, named, resolve
 from bayeslora.app.studies.cells import Cell, Entry, Evaluation, is_over
 from bayeslora.app.studies.file import OWN, StudyFile
 from bayeslora.errors import SettingError, unknown
+from bayeslora.identity import differing
 
 __all__ = ["Candidate", "Target", "expand"]
 
@@ -19,6 +20,8 @@ __all__ = ["Candidate", "Target", "expand"]
 HELDOUT = "heldout"
 #: Settings that go to those backends and models alone that have them, unless a method itself has them.
 OF_PARTS = ("settings", "model_settings")
+#: Fields that say which rows there are: a run around another one must not be tuned on rows that this one has seen.
+OF_ROWS = ("task", "data_dir", "train_size", "heldout_size", "task_settings")
 Point = Mapping[str, Any]
 
 
@@ -113,7 +116,7 @@ class _Expansion:
         """Combinations that a method tries with the first seed, and what each would come to with this one."""
         tuning = self.study.tuning
         assert tuning is not None
-        points = _combinations(tuning.values | self.study.methods[method].get("tuning", {}))
+        points = _combinations(tuning.values | self.own_values(method))
         if len(points) > tuning.trials:
             points = random.Random(tuning.seed).sample(points, tuning.trials)
         for point in points:
@@ -126,6 +129,12 @@ class _Expansion:
             own = first.evaluations[""]
             trial = replace(own, split=HELDOUT, task=None, data_dir=None, task_settings=())
             yield Candidate(point, self.entry(task, base, method, seed, point), Entry(first.cell, {"": trial}))
+
+    def own_values(self, method: str) -> dict[str, list[Any]]:
+        """Candidates of a method's own, over those of the method that it starts from, which has the same settings."""
+        entry = self.study.methods[method]
+        inherited = self.own_values(entry["start"]) if entry.get("start") is not None else {}
+        return inherited | entry.get("tuning", {})
 
     def entry(self, task: str, base: str, method: str, seed: int, point: Point) -> Entry:
         """The fit of a method, and how the study evaluates it."""
@@ -141,11 +150,13 @@ class _Expansion:
         """The fit of a method; methods whose fits are equal have one."""
         name = self.study.methods[method].get("start")
         start = None if name is None else self.cell(task, base, name, seed, point)
-        key = task, base, method, tuple(point.items())
+        key = task, base, method, repr(dict(point))
         if key not in self.configs:
             config = canonical(self.config(task, base, method, point))
-            if start is not None and is_over(config):
-                config = _around(config, start.config)
+            self.check_seeds(method, config.chains)
+            if start is not None:
+                self.check_start(method, config, start.config)
+                config = _around(config, start.config) if is_over(config) else config
             self.configs[key] = config
         found = Cell(replace(self.configs[key], seed=seed), start)
         return self.cells.setdefault(found.name, found)
@@ -168,6 +179,47 @@ class _Expansion:
             self.asked[part] |= {*shared.get(part, {}), *varied.get(part, {})}
         merged = _merged(_merged(_had(shared, has), own), _had(varied, has))
         return RunConfig.from_dict(merged)
+
+    def check_seeds(self, method: str, chains: int) -> None:
+        """Refuse runs whose chains have seeds in common: intervals over seeds would be of fits that are counted twice.
+
+        Raises:
+            SettingError: there are some.
+        """
+        seeds = sorted(self.study.seeds)
+        if any(later - earlier < chains for earlier, later in pairwise(seeds)):
+            apart = ", ".join(str(seeds[0] + chains * place) for place in range(len(seeds)))
+            raise SettingError(
+                f"The {chains} chains of '{method}' have the seeds from its own on, and the study's seeds are "
+                f"{', '.join(map(str, self.study.seeds))}: runs would share fits. Give seeds that are further apart, "
+                f"such as [{apart}], or take the backend 'ensemble', whose members have seeds of their own."
+            )
+
+    def check_start(self, method: str, config: RunConfig, start: RunConfig) -> None:
+        """Refuse what is said of a method and not heeded, since its start is what it is, or is of other rows.
+
+        Raises:
+            SettingError: there is such a thing.
+        """
+        own = _of_run("methods", self.study.methods[method])
+        over = is_over(config)
+        named_fields = own.keys() - {"backend", "preset", "settings"} if over else OF_ROWS
+        one = {name: getattr(config, name) for name in sorted(named_fields)}
+        other = {name: getattr(start, name) for name in one}
+        if over:
+            said = own.get("settings", {})
+            inner = {name: config.settings["of_settings"][name] for name in said.get("of_settings", {})}
+            one |= {f"of.{name}": value for name, value in inner.items()}
+            other |= {f"of.{name}": start.settings.get(name) for name in inner}
+            if "of" in said:
+                one["of"], other["of"] = config.settings["of"], start.backend
+        changed = differing(one, other)
+        if changed:
+            name = self.study.methods[method]["start"]
+            raise SettingError(
+                f"'{method}' starts from '{name}', and differs from it in what both must share ({method} and {name}): "
+                f"{'; '.join(changed)}. Say it of '{name}' or of both, or leave out the start."
+            )
 
     def check(self) -> None:
         """Make sure that what goes to those methods that have it is had by one."""

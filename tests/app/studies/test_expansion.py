@@ -153,3 +153,59 @@ def test_what_is_shared_goes_to_the_backend_that_another_one_is_over(study: Made
     }  # fmt: skip
     assert plain.config.settings["max_grad_norm"] == 0.5 and plain.config.lora.method == "dora"
     assert (over.config.lora.r, plain.config.lora.r) == (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ({"backend": "ensemble", "lora": {"r": 4}}, r"'around' starts from 'quick', .* lora.*r=4"),
+        ({"backend": "ensemble", "chains": 2}, "chains: 2 and 1"),
+        ({"backend": "ensemble", "heldout_size": 5}, "heldout_size: 5 and 20"),
+        ({"backend": "temperature", "settings": {"of": "map"}}, "of: map and quick"),
+        ({"backend": "temperature", "settings": {"of": "quick", "of_settings": {"epochs": 7}}}, "epochs: 7.0 and 1.0"),
+        # Its prior would be tuned on rows that the start was trained on.
+        ({"backend": "laplace", "train_size": 8}, "train_size: 8 and 12"),
+        ({"backend": "laplace", "heldout_size": 24}, "heldout_size: 24 and 20"),
+    ],
+)
+def test_a_method_says_nothing_that_its_start_overrules(own: dict[str, Any], said: str, study: Made) -> None:
+    with pytest.raises(SettingError, match=said):
+        expand(StudyFile.from_dict(study(methods={"quick": {}, "around": {"start": "quick", **own}})))
+
+
+def test_what_a_method_says_as_its_start_does_is_no_contradiction(study: Made) -> None:
+    same = {"lora": {"r": 4}, "heldout_size": 10}
+    settings = {"of": "quick", "of_settings": {"epochs": 2}}
+    methods = {
+        "quick": {**same, "settings": {"epochs": 2}},
+        "around": {"start": "quick", "backend": "ensemble", "settings": settings, **same},
+        "laplace": {"start": "quick", **same},
+    }
+    assert len(Study(study(methods=methods, seeds=[0])).cells) == 3
+
+
+def test_a_method_has_the_candidates_of_its_start(study: Made) -> None:
+    methods = {
+        "quick": {"tuning": {"learning_rate": [7.0, 8.0]}},
+        "tempered": {"backend": "temperature", "start": "quick"},
+        "around": {"backend": "quick", "start": "quick", "tuning": {"epochs": [3]}},
+    }
+    tuning = {"values": {"learning_rate": [0.1], "epochs": [1, 2]}}
+    found = expand(StudyFile.from_dict(study(methods=methods, tuning=tuning, seeds=[0])))
+    tried = {target.method: {tuple(each.point.values()) for each in target.candidates} for target in found[-3:]}
+    assert tried["quick"] == tried["tempered"] == {(7.0, 1), (7.0, 2), (8.0, 1), (8.0, 2)}
+    assert tried["around"] == {(7.0, 3), (8.0, 3)}
+
+
+def test_chains_of_two_runs_have_no_seed_in_common(study: Made) -> None:
+    common = study()["common"]
+    assert len(Study(study(common=common | {"chains": 3}, seeds=[3, 0])).cells) == 4
+    with pytest.raises(SettingError, match=r"4 chains of 'quick' .* seeds are 3, 0: .* such as \[0, 4\]"):
+        expand(StudyFile.from_dict(study(common=common | {"chains": 4}, seeds=[3, 0])))
+
+
+def test_a_point_may_be_a_list(study: Made) -> None:
+    grid = {"lora.target_modules": [["query"], ["query", "value"]]}
+    found = expand(StudyFile.from_dict(study(methods=["quick"], seeds=[0], grid=grid)))
+    modules = [each.candidates[0].entry.cell.config.lora.target_modules for each in found]
+    assert modules == ["query", ("query", "value")]
