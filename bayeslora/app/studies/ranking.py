@@ -24,7 +24,8 @@ def ranking_of(summary: pd.DataFrame, reference: str) -> pd.DataFrame:
 
     Columns: ``rank``, the mean over tasks of the method's rank (1 is best, ties share theirs), over the ``tasks`` (with
     each base one) on which all methods have a result; and ``wilcoxon``, the two-sided p-value of Wilcoxon's signed-rank
-    test of its means against the reference's over the ``pairs`` of tasks that both have.
+    test of its means against the reference's over the ``pairs`` of tasks that both have. A method has a result on a
+    task if it has as many seeds there as any: the mean of those that did not fail is no match for that of all.
 
     Args:
         summary: see `summary_of`.
@@ -34,10 +35,12 @@ def ranking_of(summary: pd.DataFrame, reference: str) -> pd.DataFrame:
 
     rows = []
     for (protocol, metric), part in summary.groupby(["protocol", "metric"], sort=False):
-        values = part.pivot(index=["task", "base"], columns="method", values="value")[part["method"].unique()]
+        methods = part["method"].unique()
+        whole = part[part["seeds"] == part.groupby(["task", "base"])["seeds"].transform("max")]
+        values = whole.pivot(index=["task", "base"], columns="method", values="value").reindex(columns=methods)
         values = values.round(DIGITS)
-        whole = values.dropna()
-        ranks = whole.rank(axis=1, ascending=not BETTER[metric]).mean()
+        shared = values.dropna()
+        ranks = shared.rank(axis=1, ascending=not BETTER[metric]).mean()
         for method in values.columns:
             p, pairs = math.nan, 0
             if method != reference and reference in values.columns:
@@ -46,16 +49,17 @@ def ranking_of(summary: pd.DataFrame, reference: str) -> pd.DataFrame:
             rows.append(
                 {
                     "protocol": protocol, "metric": metric, "method": method, "rank": ranks[method],
-                    "tasks": len(whole), "wilcoxon": p, "pairs": pairs,
+                    "tasks": len(shared), "wilcoxon": p, "pairs": pairs,
                 }
             )  # fmt: skip
     return pd.DataFrame(rows)
 
 
 def signed_rank(differences: Sequence[float] | np.ndarray) -> tuple[float, int]:
-    """Two-sided p-value of Wilcoxon's signed-rank test, and the number of differences that are finite and not zero.
+    """Two-sided p-value of Wilcoxon's signed-rank test, and the number of differences that are known and not zero.
 
-    With fewer than six no p-value can be below 0.05, whatever the differences.
+    An infinite one, of a method that was sure of what is wrong, ranks above all others. With fewer than six no p-value
+    can be below 0.05, whatever the differences.
 
     References:
         Wilcoxon, *Individual comparisons by ranking methods*, Biometrics Bulletin 1945; Demsar, *Statistical
@@ -64,7 +68,7 @@ def signed_rank(differences: Sequence[float] | np.ndarray) -> tuple[float, int]:
     from scipy import stats
 
     found = np.asarray(differences, dtype=np.float64)
-    found = found[np.isfinite(found) & (found != 0)]
+    found = found[~np.isnan(found) & (found != 0)]
     if not len(found):
         return math.nan, 0
     return float(stats.wilcoxon(found).pvalue), len(found)

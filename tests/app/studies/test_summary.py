@@ -105,7 +105,7 @@ def test_ranks_and_wilcoxon_are_over_tasks() -> None:
         for method, value in {"ref": 0.5, "better": 0.5 - 0.01 * (number + 1), "worse": 0.9}.items():
             if (number, method) != (6, "worse"):
                 rows.append({"task": f"t{number}", "base": "b", "protocol": "same", "method": method, "metric": "nll",
-                             "value": value})  # fmt: skip
+                             "seeds": 3, "value": value})  # fmt: skip
     found = ranking_of(pd.DataFrame(rows), "ref").set_index("method")
     assert dict(found["rank"]) == {"ref": 2.0, "better": 1.0, "worse": 3.0} and set(found["tasks"]) == {6}
     assert found.loc["better", "wilcoxon"] == pytest.approx(2 / 2**7) and found.loc["better", "pairs"] == 7
@@ -113,6 +113,27 @@ def test_ranks_and_wilcoxon_are_over_tasks() -> None:
     assert signed_rank([0.0, math.nan, 0.3])[1] == 1 and math.isnan(signed_rank([0.0])[0])
     accuracy = ranking_of(pd.DataFrame(rows).assign(metric="accuracy"), "ref").set_index("method")
     assert accuracy.loc["worse", "rank"] == 1.0  # more is better
+
+
+def test_an_infinite_difference_counts_against_a_method() -> None:
+    ordinary = [-0.1, -0.2, -0.3, -0.4, -0.5]
+    assert signed_rank([*ordinary, math.inf]) == signed_rank([*ordinary, 9.0])
+    assert signed_rank([*ordinary, math.nan]) == signed_rank(ordinary)
+
+
+def test_means_of_the_seeds_that_did_not_fail_have_no_rank() -> None:
+    """A method that lost its worst seed on one of two tasks is not the best there."""
+    rows = [
+        {"task": task, "base": "b", "protocol": "same", "method": method, "metric": "nll", "seeds": seeds,
+         "value": value}
+        for task, method, seeds, value in
+        [("s", "ref", 3, 0.5), ("s", "lucky", 2, 0.1), ("t", "ref", 3, 0.5), ("t", "lucky", 3, 0.6)]
+    ]  # fmt: skip
+    found = ranking_of(pd.DataFrame(rows), "ref").set_index("method")
+    assert dict(found["rank"]) == {"ref": 1.0, "lucky": 2.0} and set(found["tasks"]) == {1}
+    assert found.loc["lucky", "pairs"] == 1
+    alone = ranking_of(pd.DataFrame(rows[:2]), "ref").set_index("method")
+    assert list(alone.index) == ["ref", "lucky"] and set(alone["tasks"]) == {0} and alone["rank"].isna().all()
 
 
 def test_lines_that_are_not_done_are_left_out(study: Made, tmp_path: Path) -> None:
