@@ -96,7 +96,9 @@ def _tuning_seconds(target: Target, results: Results) -> float:
 
 
 def number(value: Any) -> Any:
-    """A value as a number, where it is one: YAML takes 1e-3 for text."""
+    """A value as a number, where it is one, since YAML takes 1e-3 for text; a list as text."""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
     try:
         return float(value)
     except (TypeError, ValueError):

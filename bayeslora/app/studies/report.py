@@ -98,7 +98,7 @@ class Report:
         counts = ", ".join(f"{states.get(name, 0)} {said}" for name, said in STATES.items() if states.get(name, 0))
         lines = [f"# {self.study.name}", "", f"{len(self.frame)} lines: {counts}.", ""]
         failed = self.frame[self.frame["state"] == "failed"]
-        labels = ["task", "base", "method", "seed", "protocol"]
+        labels = ["task", "base", "method", "seed", "protocol", *self.study.file.grid]
         lines += [f"- {', '.join(map(str, row[labels]))}: {row['error']}" for _, row in failed.iterrows()]
         return "\n".join([*lines, "", *(table.to_markdown() for table in self.tables())])
 

@@ -28,8 +28,9 @@ def by_point(frame: pd.DataFrame, names: list[str]) -> pd.DataFrame:
     grid = frame[frame["protocol"] == "grid"]
     keys = ["task", "base", "method", *names]
     metrics = [name for name in METRICS if name in grid]
-    whole = grid.groupby(keys, sort=False)["state"].transform(lambda states: (states == "done").all())
-    return grid[whole].groupby(keys, sort=False, as_index=False)[metrics].mean()
+    points = grid.groupby(keys, sort=False, dropna=False)  # no value is a value, too
+    whole = grid[points["state"].transform(lambda states: (states == "done").all())]
+    return whole.groupby(keys, sort=False, dropna=False, as_index=False)[metrics].mean()
 
 
 def robustness_of(frame: pd.DataFrame, names: list[str]) -> pd.DataFrame:
@@ -37,7 +38,8 @@ def robustness_of(frame: pd.DataFrame, names: list[str]) -> pd.DataFrame:
 
     Columns: ``intrinsic``, 1 / median NLL, and ``extrinsic``, the median accuracy, as the authors of MonteCLoRA define
     them; of each metric the ``median``, the ``spread``, the best less the worst in absolute value, and ``iqr``, the
-    interquartile range, such as ``nll_spread``; ``points`` that have a result; and ``failed``, those that have none.
+    interquartile range, such as ``nll_spread``; ``points`` that have a result; and ``failed``, those at which a fit or
+    a prediction failed. A method that failed at all of them has a row as well.
 
     Args:
         frame: see `frame_of`.
@@ -49,18 +51,19 @@ def robustness_of(frame: pd.DataFrame, names: list[str]) -> pd.DataFrame:
     """
     import pandas as pd
 
+    labels = ["task", "base", "method"]
     points = by_point(frame, names)
-    grid = frame[frame["protocol"] == "grid"]
     rows = []
-    for key, part in points.groupby(["task", "base", "method"], sort=False):
-        asked = grid[(grid[["task", "base", "method"]] == list(key)).all(axis=1)][names].drop_duplicates()
-        row = dict(zip(("task", "base", "method"), key, strict=True))
-        for name in (name for name in METRICS if name in part):
-            low, median, high = np.quantile(part[name], (0.25, 0.5, 0.75)).tolist()
-            spread = float(part[name].max() - part[name].min())
-            row |= {f"{name}_median": median, f"{name}_spread": spread, f"{name}_iqr": high - low}
-        row |= {"intrinsic": 1 / row["nll_median"], "extrinsic": row.get("accuracy_median", math.nan)}
-        rows.append(row | {"points": len(part), "failed": len(asked) - len(part)})
+    for key, asked in frame[frame["protocol"] == "grid"].groupby(labels, sort=False):
+        part = points[(points[labels] == list(key)).all(axis=1)]
+        row = dict(zip(labels, key, strict=True))
+        for name in METRICS:
+            values = part[name].to_numpy() if name in part and len(part) else np.array([math.nan])
+            low, median, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
+            row |= {f"{name}_median": median, f"{name}_spread": float(np.ptp(values)), f"{name}_iqr": high - low}
+        row |= {"intrinsic": 1 / row["nll_median"], "extrinsic": row["accuracy_median"]}
+        failed = asked[asked["state"] == "failed"][names].drop_duplicates()
+        rows.append(row | {"points": len(part), "failed": len(failed)})
     return pd.DataFrame(rows)
 
 

@@ -56,6 +56,21 @@ def test_a_grid_is_reported_by_its_robustness(study: Made, tmp_path: Path) -> No
     assert (tmp_path / "out" / "report" / "robustness.png").exists()
 
 
+@pytest.mark.parametrize("grid", [{"max_length": [None, 8]}, {"lora.target_modules": [["query"], ["query", "value"]]}])
+def test_a_grid_may_be_of_no_number(grid: dict[str, Any], study: Made, tmp_path: Path) -> None:
+    Study(study(methods=["quick"], seeds=[0], grid=grid), tmp_path / "out").run(progress=False)
+    assert "| demo, demo, quick | 2 |" in (tmp_path / "out" / "report" / "study.md").read_text()
+
+
+def test_a_grid_without_a_result_is_reported(study: Made, tmp_path: Path) -> None:
+    made = study(methods=["hungry"], seeds=[0], grid={"learning_rate": [0.1, 1.0]})
+    assert "2 lines: 2 not done yet." in Study(made, tmp_path / "out").report().to_markdown()
+    Study(made, tmp_path / "out").run(progress=False)
+    text = (tmp_path / "out" / "report" / "study.md").read_text()
+    assert "| demo, demo, hungry | 0, 2 failed |" in text
+    assert "- demo, demo, hungry, 0, grid, 1.0: MemoryError" in text
+
+
 def test_a_study_without_results_has_a_report(study: Made, tmp_path: Path) -> None:
     report = Study(study(), tmp_path / "out").report()
     report.save(tmp_path / "report")

@@ -41,6 +41,28 @@ def test_a_point_with_a_seed_that_failed_is_none() -> None:
     assert sorted(by_point(frame, ["learning_rate"])["learning_rate"]) == [1e-4, 1e-2, 1e-1]
     row = robustness_of(frame, ["learning_rate"]).iloc[0]
     assert (row["points"], row["failed"]) == (3, 1)
+    frame.loc[2, "state"] = "open"  # which is no failure
+    row = robustness_of(frame, ["learning_rate"]).iloc[0]
+    assert (row["points"], row["failed"]) == (3, 0)
+
+
+def test_a_method_that_failed_everywhere_has_a_row() -> None:
+    dead = grid(method="svi").assign(state="failed", nll=math.nan, accuracy=math.nan)
+    found = robustness_of(pd.concat([grid(), dead]), ["learning_rate"]).set_index("method")
+    assert (found.loc["svi", "points"], found.loc["svi", "failed"]) == (0, 4) and math.isnan(
+        found.loc["svi", "extrinsic"]
+    )
+    assert found.loc["mle", "points"] == 4
+    alone = robustness_of(dead.drop(columns=["nll", "accuracy"]), ["learning_rate"])
+    assert list(alone["failed"]) == [4]
+    assert robustness_tests(alone, "mle").empty  # and no error
+
+
+def test_no_value_is_a_point_of_a_grid() -> None:
+    frame = grid().astype({"learning_rate": object})
+    frame.loc[frame["learning_rate"] == 1e-4, "learning_rate"] = None  # as max_length has it
+    found = robustness_of(frame, ["learning_rate"])
+    pd.testing.assert_frame_equal(found, robustness_of(grid(), ["learning_rate"]))
 
 
 def test_methods_are_compared_over_tasks() -> None:
