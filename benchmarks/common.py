@@ -1,9 +1,9 @@
-"""What the benchmarks of quality and robustness share: one fit as one JSON file, and processes that share the work.
+"""What benchmarks beside the studies share: one fit as one JSON file, and processes that share the work.
 
-A run is a fit of one backend on one task with one seed, and its evaluation on the validation split. Its files under the
-output folder are ``NAME.json``, written last and at once, and ``NAME/ARM.safetensors``, the logits of each arm. A run
-whose JSON is there is finished and not repeated. Processes that are started with the same command share the runs: each
-is held by a file lock, which the system drops when its process ends, however it ends. Needs a POSIX system.
+A run is a fit of one backend on one task with one seed, and what is measured of it. Its files under the output folder
+are ``NAME.json``, written last and at once, and ``NAME/ARM.safetensors``, the logits of each arm. A run whose JSON is
+there is finished and not repeated. Processes that are started with the same command share the runs: each is held by a
+file lock, which the system drops when its process ends, however it ends. Needs a POSIX system.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import platform
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
@@ -22,15 +22,9 @@ from typing import Any
 
 import torch
 
-import bayeslora as bl
 from bayeslora.errors import TrainingError
 from bayeslora.files import write_json
-from bayeslora.predict.temperature import best_temperature, tempered
 
-#: Training rows of each task.
-TRAIN_SIZES = {"mrpc": 1000, "sst2": 1000, "cola": 2000, "rte": 1000}
-#: Arms that the runs of each backend give.
-ARMS = {"mle": ("mle", "mle+temperature"), "map": ("map",), "svi": ("svi", "svi-mean")}
 #: Settings that are not the defaults: most figures were made before noise was warmed up and prior means were learned.
 SETTINGS: dict[str, dict[str, Any]] = {
     "svi": {"noise_warmup": 0.0, "prior_mean": "model"},
@@ -38,15 +32,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 #: The model of the weights of that time.
 MODEL: dict[str, Any] = {"name": "monteclora", "scale": 1.5}
-#: How the tables name the arms.
-TITLES = {
-    "mle": "plain LoRA",
-    "mle+temperature": "plain LoRA, temperature scaled",
-    "map": "MAP",
-    "svi": "SVI",
-    "svi-mean": "SVI, posterior mean only",
-}
-METRICS = ("accuracy", "mcc", "nll", "brier", "ece_10", "ece_15", "ece_20", "ece_adaptive")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -94,7 +79,7 @@ Measure = Callable[[Run, str, str | None, Path], dict[str, Any]]
 def command_line(
     description: str, name: str, report: Callable[[Namespace], None], figure: Path | None = None
 ) -> tuple[ArgumentParser, ArgumentParser]:
-    """The commands ``run`` and ``report`` of a benchmark of quality.
+    """The commands ``run`` and ``report`` of a benchmark that is made of runs.
 
     Args:
         description: of the benchmark.
@@ -122,7 +107,7 @@ def command_line(
     return parser, running
 
 
-def work(runs: Iterable[Run], options: Namespace, measure: Measure | None = None) -> None:
+def work(runs: Iterable[Run], options: Namespace, measure: Measure) -> None:
     """Do every run that is not finished and that no other process holds; ``measure`` says what a run is."""
     from transformers.utils import logging
 
@@ -140,7 +125,7 @@ def work(runs: Iterable[Run], options: Namespace, measure: Measure | None = None
             elif finished(run, options.output):
                 say(f"{run.name}: finished before")
             else:
-                _attempt(run, options, measure or measured)
+                _attempt(run, options, measure)
 
 
 def _attempt(run: Run, options: Namespace, measure: Measure) -> None:
@@ -166,46 +151,6 @@ def execute(run: Run, model: str, data_dir: str | None, output: Path, measure: M
         torch.set_float32_matmul_precision(before)
     write_json(output / f"{run.name}.json", record)
     return record
-
-
-def measured(run: Run, model: str, data_dir: str | None, output: Path) -> dict[str, Any]:
-    """Fit one backend, and evaluate each of its arms."""
-    from peft import LoraConfig
-
-    task = bl.load_task(run.task, data_dir, train_size=run.train_size, heldout_size=run.heldout_size, seed=run.seed)
-    assert task.heldout is not None
-    rows = task.split(run.split)
-    lora = LoraConfig(r=run.rank, lora_alpha=run.lora_alpha, target_modules="all-linear")
-    weights = bl.models.build(**MODEL | run.program)
-    program = bl.Program.from_pretrained(model, task, lora=lora, model=weights, seed=run.seed)
-    settings = {"epochs": run.epochs, "batch_size": run.batch_size, "learning_rate": run.learning_rate} | run.settings
-    posterior = bl.fit(program, task.train, run.backend, seed=run.seed, progress=False, **settings)
-    start = time.perf_counter()
-    mean = posterior.predict(rows, method="mean", progress=False)
-    arms = {"svi-mean" if run.backend == "svi" else run.backend: mean}
-    if run.backend == "svi":
-        arms["svi"] = posterior.predict(rows, draws=run.samples, seed=run.seed, progress=False)
-    predicted = time.perf_counter() - start
-    temperature = None
-    if run.backend == "mle":
-        heldout = posterior.predict(task.heldout, method="mean", progress=False)
-        temperature = best_temperature(heldout)
-        arms["mle+temperature"] = tempered(mean, temperature)
-        heldout.save(output / run.name / "heldout.safetensors")
-    for arm in sorted(arms):
-        arms[arm].save(output / run.name / f"{arm}.safetensors")
-    return {
-        "run": asdict(run),
-        "arms": {arm: arms[arm].metrics().to_dict() for arm in sorted(arms)},
-        "temperature": temperature,
-        "seconds": {"fit": posterior.cost["seconds"], "predict": predicted},
-        "peak_memory_bytes": posterior.cost["peak_memory_bytes"],
-        "parameters": posterior.cost["parameters"],
-        "extra_parameters": posterior.cost["extra_parameters"],
-        "settings": posterior.record.settings,
-        "history": posterior.record.history,
-        "environment": environment(program.device),
-    }
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -272,13 +217,6 @@ def read_runs(output: Path) -> list[dict[str, Any]]:
     if not records:
         raise SystemExit(f"There are no finished runs in {output}.")
     return records
-
-
-def value(record: Mapping[str, Any], arm: str, metric: str) -> float:
-    """One figure of a finished run; ``metric`` may be "seconds", that of the fit."""
-    if metric == "seconds":
-        return float(record["seconds"]["fit"])
-    return float(record["arms"][arm][metric]["value"])
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -25,9 +25,10 @@ class Rising(Hook):
     """How much the bound rose from the third quarter of all steps to the last.
 
     The learning rate falls in the meantime, by default to zero: what is still gained then is little beside what more
-    steps would gain. Where a fit is long enough, the two quarters differ by noise. `svi` with MiniLM gains 0.10 to 0.16
-    nats a row on 300 rows of SST-2 in 8 epochs (four seeds, ``benchmarks/small.py``), and 0.04 on 1,000 rows of MRPC in
-    10 (three rates up to 1e-3, ``benchmarks/robustness.py``).
+    steps would gain. Where a fit is long enough, the two quarters differ by noise. Under a prior that
+    holds A `svi` with MiniLM gains 0.10 to 0.16 nats a row on 300 rows of SST-2 in 8 epochs (at 2e-3, four seeds;
+    ``benchmarks/studies/rates.yaml``), and 0.04 on 1,000 rows of MRPC in 10 (at three rates up to 1e-3, one seed;
+    ``benchmarks/studies/mrpc-rates.yaml``).
 
     Attributes:
         objective: whose bound.

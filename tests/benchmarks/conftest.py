@@ -32,15 +32,13 @@ def benchmarks() -> Iterator[SimpleNamespace]:
         import nearest
         import overhead
         import peers
-        import quality
-        import robustness
         import speed
 
         modules = common, curvature, diagnosis, epoch_parts, epochs, estimators, language_answers, language_models
-        modules += language_study, nearest, overhead, peers, quality, robustness, speed
+        modules += language_study, nearest, overhead, peers, speed
         scripts = {each.__name__: each for each in modules}
         yield SimpleNamespace(**scripts)
-        for name in (*scripts, "language_cells", "nearest_figure", "peer_parts", "reliability"):
+        for name in (*scripts, "language_cells", "nearest_figure", "peer_parts"):
             sys.modules.pop(name, None)
 
 

@@ -13,7 +13,16 @@ from bayeslora.tasks.spec import find_task
 FOLDER = Path(__file__).parents[3] / "benchmarks" / "studies"
 
 
-@pytest.mark.parametrize(("name", "lines"), [("tiny", 5), ("methods", 18 * 2), ("robustness", 7 * 12)])
+#: Lines of the tables of one task with one seed.
+LINES = {"tiny": 5, "methods": 18 * 2, "little": 17, "robustness": 7 * 12}
+LINES |= {"settings": 20, "rates": 6 * 4, "mrpc-rates": 3 * 5}
+
+
+def test_every_study_is_looked_at() -> None:
+    assert {path.stem for path in FOLDER.glob("*.yaml")} == set(LINES)
+
+
+@pytest.mark.parametrize(("name", "lines"), LINES.items())
 def test_the_studies_of_this_repository_are_right(name: str, lines: int) -> None:
     source = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
     assert all(find_task(task["task"] if "task" in task else key) for key, task in source["tasks"].items())
@@ -22,3 +31,32 @@ def test_the_studies_of_this_repository_are_right(name: str, lines: int) -> None
     assert len(targets) == lines
     for target in targets:
         assert len(target.candidates) == (6 if target.protocol == "chosen" else 1), target.title
+
+
+@pytest.mark.parametrize("name", ["settings", "rates", "mrpc-rates"])
+def test_every_line_of_a_study_of_settings_is_a_fit_of_its_own(name: str) -> None:
+    study = Study(FOLDER / f"{name}.yaml")
+    assert len({target.candidates[0].entry.cell.name for target in study.targets}) == len(study.targets)
+
+
+def test_the_study_of_settings_changes_one_at_a_time() -> None:
+    targets = Study(FOLDER / "settings.yaml").targets
+    configs = {target.method: target.candidates[0].entry.cell.config for target in targets}
+    first = configs["SVI"]
+    assert (first.settings["prior_mean"], first.settings["noise_warmup"], first.model_settings["scale"]) == (
+        "model",
+        0,
+        1.5,
+    )
+    changed = {name: each for name, each in configs.items() if each.backend == "svi" and each.model == "monteclora"}
+    several = {
+        "scale 3, eps 1/3": 2,
+        "four draws a step": 2,
+        "learned eps from 0.1": 2,
+        "learned eps from 0.1, KL warm-up": 3,
+    }
+    for name, each in changed.items():
+        ours, theirs = ({**config.settings, **config.model_settings} for config in (each, first))
+        number = sum(ours[key] != theirs[key] for key in theirs)
+        assert number == (0 if name == "SVI" else several.get(name, 1)), name
+    assert all(target.candidates[0].entry.evaluations[""].split == "heldout" for target in targets)
