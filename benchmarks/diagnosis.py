@@ -39,6 +39,7 @@ def measured(run: Run, model: str, data_dir: str | None, output: Path) -> dict[s
     weights = bl.models.build(**MODEL | run.program)
     program = bl.Program.from_pretrained(model, task, lora=lora, model=weights, seed=run.seed)
     settings = {"epochs": run.epochs, "batch_size": run.batch_size, "learning_rate": run.learning_rate}
+    settings |= run.settings
     if run.backend == "laplace":
         plain = bl.fit(program, task.train, "mle", seed=run.seed, progress=False, **settings)
         # By the evidence of the linear model the best prior around a fit as exact as this one has no width at all.
@@ -54,6 +55,7 @@ def measured(run: Run, model: str, data_dir: str | None, output: Path) -> dict[s
         "run": asdict(run),
         "arms": {run.backend: shown},
         "figures": found.figures,
+        "settings": posterior.record.settings,
         "seconds": {"fit": posterior.cost["seconds"]},
         "environment": environment(program.device),
     }

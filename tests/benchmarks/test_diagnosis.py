@@ -26,3 +26,6 @@ def test_diagnosis_runs_once_and_reports(
     assert all({"khat", "khat_by_block", "nll"} <= set(kept[name]) for name in ("svi", "laplace"))
     assert (output / "mrpc-svi-seed0-lr0.002" / "diagnosis.md").is_file()
     assert "| MAP | no density | no density | one draw |" in capsys.readouterr().out
+    # The figures that are kept are of a prior whose means stay where the model has them.
+    svi = json.loads((output / "mrpc-svi-seed0-lr0.002.json").read_text(encoding="utf-8"))
+    assert svi["settings"]["prior_mean"] == "model" and svi["settings"]["noise_warmup"] == 0
