@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
+import torch
 from pydantic import Field
 from pyro.infer import mcmc
 from pyro.infer.autoguide.initialization import init_to_sample, init_to_value
@@ -26,6 +29,8 @@ __all__ = ["NUTS"]
 
 #: Weights of the largest adapter that is sampled: with ten times as many a trajectory already takes its most steps.
 MOST = 10_000
+#: Split R-hat above which a chain has not come to rest.
+HIGHEST = 1.1
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class NUTS(ChainSettings):
     dense_mass: bool = False
 
     def chain(self, program: Program, data: Dataset, run: Run) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Run one chain; its acceptance rate, divergent transitions and step size come with it."""
+        """Run one chain; its acceptance rate, divergent transitions, step size and worst split R-hat come with it."""
         self._check(program, len(data))
         batch, _ = next(Rows.of(program, data, len(data)).batches(program.device))
         start = init_to_sample
@@ -82,11 +87,16 @@ class NUTS(ChainSettings):
                     f"The log density is not finite where a chain could start ({error}): give a narrower prior "
                     "(model.scale, model.deviation)."
                 ) from error
-        found = sampler.diagnostics()
-        return sampler.get_samples(), {
+        found, draws = sampler.diagnostics(), sampler.get_samples()
+        divergences = len(found["divergences"]["chain 0"])
+        halves = torch.cat([found[name]["r_hat"].flatten() for name in draws])
+        r_hat = float(halves.nan_to_num(math.inf).max())  # there is none of a chain that never moved
+        _warn_of_chain(divergences, self.draws, r_hat)
+        return draws, {
             "acceptance": float(found["acceptance rate"]["chain 0"]),
-            "divergences": float(len(found["divergences"]["chain 0"])),
+            "divergences": float(divergences),
             "step_size": float(kernel.step_size),
+            "r_hat": r_hat,
         }
 
     def _check(self, program: Program, rows: int) -> None:
@@ -107,3 +117,24 @@ class NUTS(ChainSettings):
                 f"hundred weights, {MOST:,} at most: take a lower rank and fewer layers (target_modules), or the "
                 "backend sgld, sghmc or laplace."
             )
+
+
+def _warn_of_chain(divergences: int, draws: int, r_hat: float) -> None:
+    """Say if a chain is no sample of the posterior: halves that differ, or places that it could not enter.
+
+    References:
+        Gelman and Rubin, *Inference from iterative simulation using multiple sequences*, Statistical Science 1992,
+        whose bound for the ratio is 1.1; Betancourt, *A conceptual introduction to Hamiltonian Monte Carlo*, 2017.
+    """
+    if r_hat > HIGHEST:
+        warnings.warn(
+            f"The chain has not converged: the split R-hat of its worst weight is {r_hat:.2f}, and should be below "
+            f"{HIGHEST}. Draw more (warmup, draws), or have fewer weights.",
+            stacklevel=2,
+        )
+    if divergences:
+        warnings.warn(
+            f"{divergences} of {draws} transitions diverged: there are places that the chain cannot enter. Take a "
+            "higher target_accept.",
+            stacklevel=2,
+        )

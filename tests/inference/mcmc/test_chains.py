@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,21 @@ def assert_moments(draws: Tensor, variances: Tensor) -> None:
 
 
 def test_nuts_recovers_the_exact_posterior(known: Regression) -> None:
-    draws, precisions = drawn(known, "nuts", draws=400, warmup=100)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "The chain|.*diverged")  # nothing is wrong with this one
+        draws, precisions = drawn(known, "nuts", draws=400, warmup=100)
     assert_moments(draws, 1 / precisions)
+
+
+def test_a_chain_that_is_no_sample_says_so(known: Regression, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.warns(UserWarning, match=r"not converged: the split R-hat of its worst weight is (\d+\.\d+|inf),"):
+        posterior = fit(known.program, known.rows, "nuts", draws=4, warmup=1, progress=False)
+    assert posterior.record.history[0]["r_hat"] > 1.1
+    told = nuts.mcmc.MCMC.diagnostics
+    places = {"chain 0": [3, 7]}
+    monkeypatch.setattr(nuts.mcmc.MCMC, "diagnostics", lambda sampler: told(sampler) | {"divergences": places})
+    with pytest.warns(UserWarning, match="2 of 4 transitions diverged"):
+        fit(known.program, known.rows, "nuts", draws=4, warmup=1, progress=False)
 
 
 def test_a_chain_of_chosen_steps_recovers_the_exact_posterior(known: Regression) -> None:
@@ -104,7 +118,7 @@ def test_a_chain_comes_back_from_disk(backend: str, tmp_path: Path) -> None:
     found = load(tmp_path / "run", program=program)
     assert found.record == posterior.record and found.record.finished
     (told,) = found.record.history
-    names = {"acceptance", "divergences"} if backend == "nuts" else {"log_joint", "relaxations"}
+    names = {"acceptance", "divergences", "r_hat"} if backend == "nuts" else {"log_joint", "relaxations"}
     assert set(told) == {*names, "step_size"}
     expected = posterior.predict(rows, draws=5, progress=False).logits
     torch.testing.assert_close(found.predict(rows, draws=5, progress=False).logits, expected)
