@@ -24,7 +24,8 @@ def frame_of(targets: Sequence[Target], results: Results) -> pd.DataFrame:
 
     Columns are `LABELS`; the points of the grid; ``state`` and ``error``; each metric, and its interval over rows as
     ``METRIC_low`` and ``METRIC_high``; costs, see `cost_of`; settings that were chosen, as ``chosen_NAME``;
-    ``cell``, the name of the folder; and ``device``, what the fit ran on.
+    ``cell``, the name of the folder; ``device``, what the fit ran on; and ``warnings`` of the fit and of those that it
+    starts from, a line each.
     """
     import pandas as pd
 
@@ -43,6 +44,8 @@ def _row(target: Target, results: Results) -> Iterator[tuple[str, Any]]:
     yield from ((f"chosen_{name}", number(value)) for name, value in chosen.point.items())
     yield "cell", chosen.entry.cell.name
     yield "device", (results.fitted(chosen.entry.cell) or {}).get("device", "")
+    said = [text for each in chosen.entry.cell.chain for text in (results.fitted(each) or {}).get("warnings", [])]
+    yield "warnings", "\n".join(dict.fromkeys(" ".join(text.split()) for text in said))
     found = results.evaluated(chosen.entry.cell, chosen.entry.evaluations[""])
     if found is not None:
         for name, interval in Metrics.from_dict(found["metrics"]).items():

@@ -17,6 +17,7 @@ from bayeslora.app.studies.frame import frame_of
 from bayeslora.app.studies.ranking import ranking_of
 from bayeslora.app.studies.robustness import by_point, robustness_of, robustness_tests
 from bayeslora.app.studies.summary import summary_of
+from bayeslora.app.studies.warned import notes_of, warnings_table
 from bayeslora.predict.plots import save_figure
 
 if TYPE_CHECKING:
@@ -69,18 +70,20 @@ class Report:
 
     def tables(self) -> Iterator[tables.Table]:
         """Tables for people."""
-        parts = self.parts
+        parts, notes = self.parts, notes_of(self.frame)
         if "summary" in parts:
-            yield from tables.quality_tables(parts["summary"], self.reference)
+            yield from tables.quality_tables(parts["summary"], self.reference, notes)
             yield tables.ranking_table(parts["ranks"], self.reference)
         if "robustness" in parts:
-            yield tables.robustness_table(parts["robustness"], parts.get("robustness_tests"), self.reference)
+            yield tables.robustness_table(parts["robustness"], parts.get("robustness_tests"), self.reference, notes)
         if (self.frame["state"] == "done").any():
             yield tables.cost_table(self.frame)
         if "shift" in parts:
             yield tables.shift_table(parts["shift"])
         if "detection" in parts:
             yield tables.detection_table(parts["detection"])
+        if notes:
+            yield warnings_table(self.frame, notes)
 
     def figures(self) -> Iterator[tuple[str, Figure]]:
         """Pictures by name."""

@@ -3,7 +3,7 @@
 ::
 
     STUDY/cells/NAME/              the run of a cell: config.yaml, checkpoints/, posterior/, as `bayeslora fit` has it
-    STUDY/cells/NAME/cell.json     what the fit cost, written when it has ended
+    STUDY/cells/NAME/cell.json     what the fit cost and warned of, written when it has ended
     STUDY/cells/NAME/error.json    why there is no result
     STUDY/cells/NAME/evaluations/  metrics (.json, written last) and predictions (.safetensors), or an error
     STUDY/report/                  tables and pictures
@@ -15,7 +15,7 @@ import json
 import math
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -58,7 +58,7 @@ class Results:
     # What is there.
 
     def fitted(self, cell: Cell) -> dict[str, Any] | None:
-        """What a fit cost, ``cost``, and on which ``device``; None if it has not ended."""
+        """What a fit cost, ``cost``, on which ``device``, and what it warned of, ``warnings``; None if not ended."""
         return _read(self.at(cell) / "cell.json")
 
     def evaluated(self, cell: Cell, evaluation: Evaluation) -> dict[str, Any] | None:
@@ -127,9 +127,10 @@ class Results:
         except OSError:
             return ""
 
-    def write_fit(self, cell: Cell, cost: dict[str, float], device: str = "") -> None:
-        """Say that a fit has ended, and where: seconds are those of that device."""
-        files.write_json(self.at(cell) / "cell.json", {"cost": cost, "device": device})
+    def write_fit(self, cell: Cell, cost: Mapping[str, float], device: str = "", warnings: Sequence[str] = ()) -> None:
+        """Say that a fit has ended, where, since seconds are those of that device, and what it warned of."""
+        found = {"cost": dict(cost), "device": device, "warnings": list(warnings)}
+        files.write_json(self.at(cell) / "cell.json", found)
 
     def write_evaluation(self, cell: Cell, evaluation: Evaluation, metrics: Metrics, seconds: float) -> None:
         """Say what came of an evaluation."""

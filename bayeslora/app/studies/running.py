@@ -15,6 +15,7 @@ from bayeslora.app import runs
 from bayeslora.app.studies.cells import Cell, Entry, Evaluation
 from bayeslora.app.studies.expansion import Target
 from bayeslora.app.studies.results import Results
+from bayeslora.app.studies.warned import heard
 from bayeslora.inference import load
 from bayeslora.posterior import Posterior
 from bayeslora.predict.measure import measure
@@ -95,8 +96,9 @@ def _fit(cell: Cell, results: Results) -> Posterior:
         _begin_with(cell, results)
     begin = cell.begin
     start = None if begin is None else load(results.at(begin))
-    posterior = runs.fit(cell.config, results.at(cell), resume=True, progress=False, start=start)
-    results.write_fit(cell, posterior.cost, _device(posterior))
+    with heard() as said:
+        posterior = runs.fit(cell.config, results.at(cell), resume=True, progress=False, start=start)
+    results.write_fit(cell, posterior.cost, _device(posterior), said)
     return posterior
 
 

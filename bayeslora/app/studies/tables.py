@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from bayeslora.app.studies.summary import BETTER
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "TITLES",
+    "Notes",
     "Table",
     "cost_table",
     "detection_table",
@@ -36,6 +37,8 @@ PROTOCOLS = {
     "chosen": "each at its own, chosen on held-out rows",
     "grid": "over a grid",
 }
+#: Numbers of what is said below the tables, by task, base, protocol and method.
+Notes: TypeAlias = Mapping[tuple[str, str, str, str], int]
 #: What cannot be told from the reference by the rows and seeds that there are.
 CHANCE = "≈"
 COSTS = {
@@ -95,18 +98,26 @@ class Table:
         return "\n".join(lines) + "\n"
 
 
-def quality_tables(summary: pd.DataFrame, reference: str) -> Iterator[Table]:
-    """For each task, base and protocol: metrics with their intervals, and differences from the reference."""
+def quality_tables(summary: pd.DataFrame, reference: str, notes: Notes) -> Iterator[Table]:
+    """For each task, base and protocol: metrics with their intervals, and differences from the reference.
+
+    A method that has a note bears its number.
+    """
     for (task, base, protocol), part in summary.groupby(["task", "base", "protocol"], sort=False):
         metrics = [name for name in BETTER if name in set(part["metric"])]
         found = {(row["method"], row["metric"]): row for row in part.to_dict("records")}
         methods = list(part["method"].unique())
         place = f"{task}, {base}: {PROTOCOLS[protocol]}"
+        names = {method: method + _noted(notes, (task, base, protocol, method)) for method in methods}
         yield Table(
             place,
             ["method", "seeds", *(TITLES[name] for name in metrics)],
             [
-                [method, str(found[method, metrics[0]]["seeds"]), *(_mean(found[method, name]) for name in metrics)]
+                [
+                    names[method],
+                    str(found[method, metrics[0]]["seeds"]),
+                    *(_mean(found[method, name]) for name in metrics),
+                ]
                 for method in methods
             ],
             "Means over seeds; in brackets their 95 % intervals, first over rows (bootstrap), then over seeds (t).",
@@ -116,7 +127,7 @@ def quality_tables(summary: pd.DataFrame, reference: str) -> Iterator[Table]:
             yield Table(
                 f"{place}; less {reference}",
                 ["method", *(TITLES[name] for name in metrics)],
-                [[method, *(_difference(found[method, name]) for name in metrics)] for method in others],
+                [[names[method], *(_difference(found[method, name]) for name in metrics)] for method in others],
                 f"Differences by pairs of rows and of seeds. {CHANCE} marks what is less than chance: one of the "
                 "intervals holds zero.",
             )
@@ -154,7 +165,7 @@ def ranking_table(ranking: pd.DataFrame, reference: str) -> Table:
     return Table("Ranks over tasks", ["method", "settings", *(TITLES[name] for name in metrics)], rows, note)
 
 
-def robustness_table(robustness: pd.DataFrame, tests: pd.DataFrame | None, reference: str) -> Table:
+def robustness_table(robustness: pd.DataFrame, tests: pd.DataFrame | None, reference: str, notes: Notes) -> Table:
     """Measures over a grid, of each task, base and method."""
     shown = {
         "intrinsic": "1 / median NLL", "extrinsic": "median accuracy", "accuracy_spread": "best less worst",
@@ -165,7 +176,8 @@ def robustness_table(robustness: pd.DataFrame, tests: pd.DataFrame | None, refer
     for row in robustness.to_dict("records"):
         points = f"{row['points']}" + (f", {row['failed']} failed" if row["failed"] else "")
         cells = [_number(row[name]) for name in names]
-        rows.append([f"{row['task']}, {row['base']}, {row['method']}", points, *cells])
+        mark = _noted(notes, (row["task"], row["base"], "grid", row["method"]))
+        rows.append([f"{row['task']}, {row['base']}, {row['method']}{mark}", points, *cells])
     said = [
         f"{row['method']} {row['measure']} p = {row['wilcoxon']:.3f} ({row['pairs']})"
         for row in ([] if tests is None else tests.to_dict("records"))
@@ -199,6 +211,11 @@ def shift_table(shift: pd.DataFrame) -> Table:
         rows.append([place, row["protocol"], row["shift"], str(row["rows"]), *(_number(row[name]) for name in metrics)])
     header = ["", "settings", "rows of", "rows", *(TITLES[name] for name in metrics)]
     return Table("Shift", header, rows, "Metrics on rows that are not of the split of the task; means over seeds.")
+
+
+def _noted(notes: Notes, line: tuple[str, str, str, str]) -> str:
+    """What refers to the note of a line, if it has one."""
+    return f" [{notes[line]}]" if line in notes else ""
 
 
 def _line(cells: Iterable[str]) -> str:

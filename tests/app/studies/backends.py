@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -87,3 +88,18 @@ class Deadly(Quick):
     def fit(self, program: Any, data: Any, run: Any) -> EmpiricalPosterior:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
+
+
+@bl.register
+@dataclass(frozen=True)
+class Doubtful(Quick):
+    """One that warns: its own words with figures that differ, for odd seeds alone, and another package's."""
+
+    name: ClassVar[str] = "doubtful"
+
+    def fit(self, program: Any, data: Any, run: Any) -> EmpiricalPosterior:
+        if run.seed % 2:
+            warnings.warn(f"It ends at {0.5 + run.seed} nats |, which is\nno mode.", stacklevel=2)
+            warnings.warn(f"It ends at {0.5 + run.seed} nats |, which is\nno mode.", stacklevel=2)
+        warnings.warn_explicit("A word of others.", UserWarning, "/somewhere/else.py", 1)
+        return super().fit(program, data, run)

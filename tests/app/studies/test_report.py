@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,3 +84,31 @@ def test_signs_of_latex_are_text() -> None:
     text = table.to_latex()
     assert r"50 \% \& more" in text and r"a\_b & c \\" in text and r"+0.1 $\approx$ \\" in text
     assert "| a_b | c |\n|---|---:|\n| x | +0.1 ≈ |" in table.to_markdown()
+
+
+@pytest.mark.parametrize("shown", ["ignore", "always"])
+def test_what_fits_warn_of_stands_below_the_tables(shown: str, study: Made, tmp_path: Path) -> None:
+    methods = {"quick": {}, "doubtful": {}, "around": {"backend": "quick", "start": "doubtful"}}
+    found = Study(study(methods=methods, seeds=[0, 1, 3]), tmp_path / "out")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter(shown)
+        found.run(progress=False)
+    texts = [str(each.message) for each in caught if "nats" in str(each.message)]
+    assert bool(texts) == (shown == "always")  # kept whatever is shown, and shown as it would be
+    frame = found.frame().set_index(["method", "seed"])
+    assert frame["warnings"]["doubtful", 3] == "It ends at 3.5 nats |, which is no mode."
+    assert frame["warnings"]["around", 3] == frame["warnings"]["doubtful", 3]
+    assert frame["warnings"]["doubtful", 0] == frame["warnings"]["quick", 3] == ""
+    text = (tmp_path / "out" / "report" / "study.md").read_text()
+    assert "| quick | 3 |" in text and "| doubtful [1] | 3 |" in text and "| around [2] | 3 |" in text
+    assert "| [1] | demo, demo, doubtful | same | 2 of 3 | It ends at 1.5 nats /, which is no mode. |" in text
+    assert text.count("It ends at") == 2 and "others" not in text
+    before = {path: path.read_text() for path in (tmp_path / "out" / "report").glob("*.md")}
+    Study(found.source, tmp_path / "out").run(progress=False)  # from the cells alone
+    assert {path: path.read_text() for path in before} == before
+
+
+def test_points_of_a_grid_bear_warnings(study: Made, tmp_path: Path) -> None:
+    made = study(methods=["doubtful"], seeds=[1], grid={"learning_rate": [0.1, 1.0]})
+    text = Study(made, tmp_path / "out").run(progress=False).report().to_markdown()
+    assert "| demo, demo, doubtful [1] | 2 |" in text and "| [1] | demo, demo, doubtful | grid | 2 of 2 |" in text
