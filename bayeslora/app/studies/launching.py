@@ -49,8 +49,8 @@ class Worker(Protocol):
         """End it."""
 
 
-#: Starts processes with a job, so many of them, by options.
-Launcher = Callable[[Job, int, Mapping[str, str]], "list[Worker]"]
+#: Starts processes with a job, those of such numbers among so many, by options.
+Launcher = Callable[[Job, Sequence[int], int, Mapping[str, str]], "list[Worker]"]
 
 
 def launch(
@@ -65,7 +65,7 @@ def launch(
     """Start processes, and wait until they have come to the end of all lines.
 
     The cell of a process that was killed, as one is when there is no memory left, is recorded as failed, and another
-    process takes its place.
+    process takes its place, with its device and as many cores.
 
     Args:
         job: what each is given.
@@ -83,19 +83,19 @@ def launch(
         raise SettingError(unknown("launcher", launcher, LAUNCHERS))
     start, failures = LAUNCHERS[launcher], []
     left = list(targets)
-    running = start(job, workers, options)
+    running = dict(enumerate(start(job, range(workers), workers, options)))
     try:
         while running:
             time.sleep(PAUSE)
-            gone = [worker for worker in running if worker.ended()]
-            running = [worker for worker in running if worker not in gone]
-            for worker in gone:
+            gone = {number: worker for number, worker in running.items() if worker.ended()}
+            for number, worker in gone.items():
+                del running[number]
                 failures += [worker.failure()] if worker.failure() else []
                 if _record_killed(worker, targets, results):
-                    running += start(job, 1, options)
+                    (running[number],) = start(job, [number], workers, options)
             left = _tell(left, results, told)
     finally:
-        for worker in running:
+        for worker in running.values():
             worker.stop()
     if left:
         said = "; ".join(dict.fromkeys(failures)) or "they were stopped"
@@ -146,13 +146,13 @@ class _Process:
         self.process.wait()
 
 
-def _local(job: Job, workers: int, options: Mapping[str, str]) -> list[Worker]:
+def _local(job: Job, numbers: Sequence[int], workers: int, options: Mapping[str, str]) -> list[Worker]:
     if options:
         raise SettingError(f"The launcher 'local' has no options, found {', '.join(options)}.")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     shared = {"OMP_NUM_THREADS": str(max(1, cores // workers)), "TOKENIZERS_PARALLELISM": "false"}
     devices = _devices()
-    pins = [{"CUDA_VISIBLE_DEVICES": devices[each % len(devices)]} if devices else {} for each in range(workers)]
+    pins = [{"CUDA_VISIBLE_DEVICES": devices[each % len(devices)]} if devices else {} for each in numbers]
     return [_Process(job, shared | pin) for pin in pins]
 
 
@@ -186,13 +186,13 @@ class _SlurmJob:
         self.job.cancel()
 
 
-def _submitit(job: Job, workers: int, options: Mapping[str, str]) -> list[Worker]:
+def _submitit(job: Job, numbers: Sequence[int], workers: int, options: Mapping[str, str]) -> list[Worker]:
     submitit = _extra("submitit", "slurm")
     parameters: dict[str, Any] = dict(options)
     cluster = parameters.pop("cluster", None)
     executor = submitit.AutoExecutor(folder=str(Path(job.folder) / "jobs" / "%j"), cluster=cluster)
     executor.update_parameters(**{name: int(text) if text.isdigit() else text for name, text in parameters.items()})
-    return [_SlurmJob(each) for each in executor.map_array(work, [job] * workers)]
+    return [_SlurmJob(each) for each in executor.map_array(work, [job] * len(numbers))]
 
 
 class _RayTask:
@@ -218,14 +218,14 @@ class _RayTask:
         self.ray.cancel(self.task)
 
 
-def _ray(job: Job, workers: int, options: Mapping[str, str]) -> list[Worker]:
+def _ray(job: Job, numbers: Sequence[int], workers: int, options: Mapping[str, str]) -> list[Worker]:
     ray = _extra("ray", "ray")
     if not ray.is_initialized():
         place = {"address": options["address"]} if "address" in options else {"include_dashboard": False}
         ray.init(log_to_driver=False, **place)
     wanted = {name: float(text) for name, text in options.items() if name != "address"}
     task = ray.remote(**{"num_cpus": 1.0, "max_retries": 0, **wanted})(work)
-    return [_RayTask(ray, task.remote(job)) for _ in range(workers)]
+    return [_RayTask(ray, task.remote(job)) for _ in numbers]
 
 
 def _extra(module: str, extra: str) -> Any:

@@ -4,7 +4,7 @@ import json
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from socket import gethostname
 from typing import Any
@@ -42,20 +42,20 @@ class Forked:
 
 
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
-    """Jobs that processes were started with, by the launcher "forked"."""
-    jobs: list[Job] = []
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Numbers of the processes that were started by the launcher "forked", and among how many each is."""
+    found: list[tuple[int, int]] = []
 
-    def start(job: Job, workers: int, options: Mapping[str, str]) -> list[launching.Worker]:
-        jobs.extend([job] * workers)
-        return [Forked(job) for _ in range(workers)]
+    def start(job: Job, numbers: Sequence[int], workers: int, options: Mapping[str, str]) -> list[launching.Worker]:
+        found.extend((number, workers) for number in numbers)
+        return [Forked(job) for _ in numbers]
 
     monkeypatch.setitem(launching.LAUNCHERS, "forked", start)
-    return jobs
+    return found
 
 
 def test_a_process_that_is_killed_costs_its_cell_alone(
-    study: Made, tmp_path: Path, fits: Lines, started: list[Job], capsys: pytest.CaptureFixture[str]
+    study: Made, tmp_path: Path, fits: Lines, started: list[tuple[int, int]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     methods = ["quick", "deadly", "hungry"]
     found = Study(study(methods=methods), tmp_path / "out").run(workers=2, launcher="forked")
@@ -66,14 +66,15 @@ def test_a_process_that_is_killed_costs_its_cell_alone(
     assert set(frame["error"][frame["method"] == "deadly"]) == {
         "The process was killed: there may have been no memory left."
     }
-    assert len(started) == 2 + 2  # one for each that was killed
+    # One for each that was killed, in its place: with the device and as many cores as that had.
+    assert started[:2] == [(0, 2), (1, 2)] and len(started) == 2 + 2 and set(started[2:]) <= {(0, 2), (1, 2)}
     told = capsys.readouterr().err
     assert told.count("failed") == 4 and "[6/6]" in told
 
 
-def test_processes_that_end_too_early_are_told(study: Made, tmp_path: Path, started: list[Job]) -> None:
-    def start(job: Job, workers: int, options: Mapping[str, str]) -> list[launching.Worker]:
-        return [Forked(Job({}, job.folder, job.place)) for _ in range(workers)]
+def test_processes_that_end_too_early_are_told(study: Made, tmp_path: Path, started: list[tuple[int, int]]) -> None:
+    def start(job: Job, numbers: Sequence[int], workers: int, options: Mapping[str, str]) -> list[launching.Worker]:
+        return [Forked(Job({}, job.folder, job.place)) for _ in numbers]
 
     launching.LAUNCHERS["forked"] = start
     with pytest.raises(SettingError, match=r"4 of 4 lines are left, and no process is at them \(ended badly\)"):
@@ -110,10 +111,12 @@ def test_devices_and_cores_are_split(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, 6")
     job = Job({"a": 1}, str(tmp_path), ".", ("x.py",), (1, 2))
-    launching.LAUNCHERS["local"](job, 3, {})
+    launching.LAUNCHERS["local"](job, range(3), 3, {})
     assert seen == [("4", 2), ("6", 2), ("4", 2)]
+    launching.LAUNCHERS["local"](job, [1], 3, {})  # in the place of one that was killed
+    assert seen[3:] == [("6", 2)]
     with pytest.raises(SettingError, match="'local' has no options, found a"):
-        launching.LAUNCHERS["local"](job, 1, {"a": "1"})
+        launching.LAUNCHERS["local"](job, [0], 1, {"a": "1"})
 
 
 def test_a_process_of_its_own_does_the_work(
