@@ -48,6 +48,18 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
 
+@pytest.mark.parametrize("inner", ["", "chain-0", "chain-3/chain-1"])
+@pytest.mark.parametrize("kept", ["posterior/posterior.json", "checkpoints/checkpoint-5/trainer_state.json"])
+def test_a_run_holds_the_fits_that_it_is_of(inner: str, kept: str, tmp_path: Path) -> None:
+    """As a temperature is of an ensemble, of whose members some had ended when it was stopped."""
+    path = tmp_path / inner / kept
+    path.parent.mkdir(parents=True)
+    (tmp_path / "config.yaml").touch()
+    assert not store.holds_fit(tmp_path)
+    path.touch()
+    assert store.holds_fit(tmp_path)
+
+
 def save(source: Path, target: Path) -> None:
     """What `Posterior.save` does, without the time of a network."""
     with store.written(target) as new:
