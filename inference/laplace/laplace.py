@@ -80,16 +80,16 @@ class Laplace(TrainingSettings):
         sharing: how "kron" treats the tokens of an example, "sum", "expand" or "reduce"; the first is much the nearest.
         subset: "all" random sites, or "last-layer": the head's last layer alone.
         head: count the head among the random sites, with the prior that the model gives it.
-        tune: "evidence" maximises that of the linear model around the mode, for the width of the prior at that model's
-            own mode under each (see `bayeslora.inference.laplace.refitted`); "mode-evidence" does as published, and
-            takes the weights for a mode under every prior (see `bayeslora.inference.laplace.evidence`); "matched" is
-            "evidence", but no wider than fits weights that were stopped early (see `matched_width` of
-            `bayeslora.inference.laplace.tuning`); "heldout" takes the width, and a temperature of predictions, by which
-            rows that `fit` was given as ``heldout`` are predicted best (see `best_width` there); "intact"
-            narrows the model's prior until a draw of the weights adds at most a hundredth to the mode's loss on some
-            training rows; "none" keeps the model's prior. "auto" is "heldout" where there are 30 rows or more for it;
-            else "intact" for texts, which are predicted by draws of the weights in the network as it is, of which the
-            linear model knows nothing; and else "matched", or "evidence" for more scales than one.
+        tune: "auto" is "heldout" where there are 30 rows or more for it, and else what needs none: of texts, which are
+            predicted by draws of the weights in the network as it is and of which the linear model knows nothing, the
+            widest prior of which a draw adds at most a hundredth to the mode's loss on some training rows (see
+            `intact_width` of `bayeslora.inference.laplace.tuning`); of other labels "evidence", but, where one scale is
+            tuned, no wider than fits weights that were stopped early (see `matched_width` there). "heldout" takes the
+            width, and a temperature of predictions, by which rows that `fit` was given as ``heldout`` are predicted
+            best (see `best_width` there); "evidence" maximises that of the linear model around the mode, for the width
+            of the prior at that model's own mode under each (see `bayeslora.inference.laplace.refitted`);
+            "mode-evidence" does as published, and takes the weights for a mode under every prior (see
+            `bayeslora.inference.laplace.evidence`); "none" keeps the model's prior.
         heldout_size: training rows that are set aside to tune on and that the mode does not see, where it is found here
             and `fit` was given no ``heldout``. By default they are a tenth of all, but 1,000 at most, and none where
             that is less than 30. They are drawn by the run's seed, with each class's share.
@@ -115,7 +115,7 @@ class Laplace(TrainingSettings):
     sharing: Literal["sum", "expand", "reduce"] = "sum"
     subset: Literal["all", "last-layer"] = "all"
     head: bool = False
-    tune: Literal["auto", "matched", "evidence", "mode-evidence", "heldout", "intact", "none"] = "auto"
+    tune: Literal["auto", "heldout", "evidence", "mode-evidence", "none"] = "auto"
     heldout_size: Annotated[int, Field(ge=0)] | None = None
     scales: Literal["all", "site", "layer", "hyper"] = "all"
     temperature: Positive = 1.0
@@ -235,7 +235,10 @@ class Laplace(TrainingSettings):
 
     def _check_scales(self, tune: str) -> None:
         if self.scales != "all" and tune not in EVIDENCES:
-            raise SettingError(f"scales='{self.scales}' is tuned by an evidence, and tune is '{tune}'.")
+            raise SettingError(
+                f"scales='{self.scales}' is tuned by an evidence: give tune='evidence' or 'mode-evidence', found "
+                f"'{self.tune}'."
+            )
 
     def _mode(self, program: Program, data: Dataset, run: Run) -> Mode:
         """The mode of every latent site."""
@@ -256,11 +259,6 @@ class Laplace(TrainingSettings):
             raise SettingError(
                 f"scales='hyper' needs a model whose hyper-sites shape the prior of the weights, and those of "
                 f"'{program.model.name}' do not, or it has none: choose 'all', 'site' or 'layer'."
-            )
-        if self.tune == "matched" and not isinstance(program.observation, Curved):
-            raise SettingError(
-                "tune='matched' is of a linear network's own mode, and of labels that are "
-                f"'{program.observation.name}' there is none: leave it to tune='auto', the default, or choose 'intact'."
             )
         if self.tune == "heldout" and run.heldout is None:
             raise SettingError(

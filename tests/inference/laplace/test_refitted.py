@@ -153,7 +153,7 @@ def test_weights_that_were_stopped_early_have_a_prior_that_fits_them() -> None:
     before = next(iter(stopped.prior.roots.values()))[0, 0, 0]
     evidence, matched = (
         float(next(iter(given(stopped.program, rows, tune=tune).prior.roots.values()))[0, 0, 0] / before)
-        for tune in ("evidence", "matched")
+        for tune in ("evidence", "auto")
     )
     found = evidence_of(stopped, rows)
     assert found.at_mode == pytest.approx(stopped.log_likelihood, abs=1e-4)

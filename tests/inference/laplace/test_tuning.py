@@ -126,8 +126,8 @@ def test_labels_that_are_no_classes_have_no_temperature() -> None:
 def test_held_out_rows_are_tuned_on_where_there_are_enough(number: int, scales: str, chosen: str) -> None:
     program, rows, heldout = tiny_program(Gaussian(sites="both", zero_scale=1.0)), tiny_rows(12), tiny_rows(number)
     found = given(program, rows, tune="auto", scales=scales, heldout=heldout)
-    default = "matched" if scales == "all" else "evidence"
-    expected = given(program, rows, tune=chosen or default, scales=scales, heldout=heldout)
+    default = "auto" if scales == "all" else "evidence"  # what there is without held-out rows
+    expected = given(program, rows, tune=chosen or default, scales=scales, heldout=heldout if chosen else None)
     for name, root in expected.prior.roots.items():
         torch.testing.assert_close(found.prior.roots[name], root)
     assert [row for row in found.record.history if "heldout_nll" in row] or not chosen
