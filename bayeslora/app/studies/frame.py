@@ -62,8 +62,8 @@ def cost_of(target: Target, results: Results) -> dict[str, float]:
     """What a line cost, as if it were the only one of the study; empty if it has no result.
 
     ``fit_seconds`` of the fit and those that it starts from; ``predict_seconds`` of its rows; ``seconds`` of both;
-    ``tuning_seconds`` of all trials by which its settings were chosen; ``peak_memory_bytes``, the largest of the fits;
-    ``parameters`` and ``extra_parameters`` of the last.
+    ``tuning_seconds`` of all trials by which its settings were chosen, those that failed as well;
+    ``peak_memory_bytes``, the largest of the fits; ``parameters`` and ``extra_parameters`` of the last.
     """
     chosen = results.chosen(target)
     if chosen is None or results.settled(target) != "done":
@@ -94,8 +94,9 @@ def _tuning_seconds(target: Target, results: Results) -> float:
     fits = [results.fitted(cell) for cell in cells.values()]
     trials = {trial.cell.name: trial for trial in target.trials}  # equal ones were done once
     predicted = [results.evaluated(trial.cell, trial.evaluations[""]) for trial in trials.values()]
+    failed = [results.error(trial) for trial in trials.values() if results.state(trial) == "failed"]
     fitted = sum(each["cost"].get("seconds", 0.0) for each in fits if each)
-    return fitted + sum(each["seconds"] for each in predicted if each)
+    return fitted + sum(each.get("seconds", 0.0) for each in (*predicted, *failed) if each)
 
 
 def number(value: Any) -> Any:

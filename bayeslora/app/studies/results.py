@@ -66,7 +66,10 @@ class Results:
         return _read(self._evaluation(cell, evaluation, ".json"))
 
     def error(self, entry: Entry) -> dict[str, Any] | None:
-        """``type``, ``message`` and ``traceback`` of what went wrong, in the fit, in one that it needs, or after it."""
+        """What went wrong, in the fit, in one that it needs, or after it; None if nothing did.
+
+        ``type``, ``message`` and ``traceback``, and after how many ``seconds``, where that is known.
+        """
         places = [self.at(cell) / ERROR for cell in entry.cell.chain]
         places += [self._evaluation(entry.cell, each, f"-{ERROR}") for each in entry.evaluations.values()]
         return next((found for place in places if (found := _read(place)) is not None), None)
@@ -142,11 +145,13 @@ class Results:
     def recorded(self, cell: Cell, evaluation: Evaluation | None = None) -> Iterator[None]:
         """Record what goes wrong within the block, of a fit or of an evaluation, and go on after it."""
         place = self.at(cell) / ERROR if evaluation is None else self._evaluation(cell, evaluation, f"-{ERROR}")
+        begun = time.monotonic()
         try:
             yield
         except Exception as error:
             lines = "".join(traceback.format_exception(error))
-            files.write_json(place, {"type": type(error).__name__, "message": str(error), "traceback": lines})
+            found = {"type": type(error).__name__, "message": str(error), "traceback": lines}
+            files.write_json(place, found | {"seconds": time.monotonic() - begun})
 
     def write_end(self, cell: Cell, message: str) -> None:
         """Say that the process ended that had a cell, as one does that the system has no memory for."""

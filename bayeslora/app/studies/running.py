@@ -132,7 +132,12 @@ def _evaluate(cell: Cell, posterior: Posterior, evaluation: Evaluation, results:
 
 
 def _free_memory() -> None:
-    """Leave nothing of a cell on the device to the next one."""
-    if torch.cuda.is_available():
+    """Leave nothing of a cell on the device to the next one.
+
+    After some errors a process cannot use its device any more: it ends here, before it records all that is left as
+    failed.
+    """
+    if torch.cuda.is_initialized():
         gc.collect()
+        torch.cuda.synchronize()
         torch.cuda.empty_cache()

@@ -120,6 +120,25 @@ def test_settings_are_chosen_by_rows_that_are_held_out(study: Made, tmp_path: Pa
     assert set(frame["state"][frame["method"] == "diverging"]) == {"failed"}
 
 
+def test_a_trial_that_failed_has_cost_its_time(study: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bayeslora.inference import BACKENDS
+
+    worked = BACKENDS["quick"].fit
+
+    def fit(self: Any, program: Any, data: Any, run: Any) -> Any:
+        if self.learning_rate > 1:
+            time.sleep(1.0)
+            raise MemoryError
+        return worked(self, program, data, run)
+
+    monkeypatch.setattr(BACKENDS["quick"], "fit", fit)
+    made = study(methods=["quick"], seeds=[0], tuning={"values": {"learning_rate": [30.0, 0.001]}})
+    frame = run(made, tmp_path / "out").frame()
+    chosen = frame[frame["protocol"] == "chosen"].iloc[0]
+    assert chosen["chosen_learning_rate"] == 0.001
+    assert chosen["tuning_seconds"] - chosen["fit_seconds"] - chosen["predict_seconds"] >= 1.0
+
+
 def test_a_killed_study_goes_on_to_the_same_table(study: Made, tmp_path: Path, fits: Lines) -> None:
     made = study(methods=["quick"], seeds=[0, 1, 2, 3])
     expected = table(run(made, tmp_path / "whole"))
@@ -198,3 +217,18 @@ def test_a_run_is_a_part_of_those_that_are_over_it(study: Made, tmp_path: Path, 
     assert list(frame["fit_seconds"])[:3] == [1.5, 3.0, 3.0] and frame["fit_seconds"][3:].between(3.0, 4.4).all()
     assert frame["accuracy"]["tempered"] == frame["accuracy"]["around"]
     assert frame["nll"]["tempered"] <= frame["nll"]["around"] + 1e-4  # fitted on the rows that are evaluated here
+
+
+def test_a_device_that_no_longer_works_fails_one_cell_alone(
+    study: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", broken)
+    made = study(methods=["hungry", "quick"], seeds=[0])
+    with pytest.raises(RuntimeError, match="device-side"):
+        run(made, tmp_path / "out")
+    assert list(Study(made, tmp_path / "out").frame()["state"]) == ["failed", "open"]
