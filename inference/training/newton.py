@@ -74,10 +74,17 @@ class IVON(AdamW):
             for place, mean in means.items():
                 place.data = mean
 
-    # PyTorch's step is typed as one that may hand on a closure's loss: this one takes no closure's, and has none.
+    # Overloads of PyTorch's let a step evaluate the loss again, by a closure. At a draw of the weights, which is gone
+    # when the means move, there is no loss to evaluate: an optimiser that takes none cannot have those overloads.
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Move the means, their curvatures, and the points, by the gradients that were taken within `context`."""
+        """Move the means, their curvatures, and the points, by the gradients that were taken within `context`.
+
+        Raises:
+            TypeError: there is a closure.
+        """
+        if closure is not None:
+            raise TypeError(f"{type(self).__name__}.step takes no closure: gradients are those taken within context().")
         gradients = {place: place.grad for place in self._noise}
         for place in gradients:
             place.grad = None  # AdamW passes over it

@@ -103,6 +103,11 @@ def test_noise_is_by_seed_and_step_and_leaves_the_global_generator_alone() -> No
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_a_closure_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"IVON\.step takes no closure"):
+        newton(nn.Parameter(CENTRE.clone())).step(lambda: 0.0)
+
+
 def test_the_mean_is_back_in_place_after_an_error() -> None:
     place = nn.Parameter(CENTRE.clone())
     optimiser = newton(place)
