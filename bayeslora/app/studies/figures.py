@@ -45,7 +45,9 @@ def pareto(summary: pd.DataFrame, frame: pd.DataFrame) -> Figure:
         for row in part.to_dict("records"):
             cost = float(seconds.loc[place].loc[row["method"]])
             ends = np.nan_to_num([[row["value"] - row["rows_low"]], [row["rows_high"] - row["value"]]])
-            axes.errorbar(cost, row["value"], ends, label=row["method"], **_style(methods.index(row["method"])))
+            axes.errorbar(
+                cost, row["value"], ends, label=row["method"], elinewidth=1, **_style(methods.index(row["method"]))
+            )
             points.append((cost, float(row["value"])))
         front = [point for point in sorted(points) if not any(_beats(other, point) for other in points)]
         axes.plot(*zip(*front, strict=True), color=GREY, linewidth=1, zorder=1)
@@ -70,7 +72,7 @@ def reliabilities(targets: Sequence[Target], results: Results) -> Figure:
             bins = bin_guesses(guesses_of(prediction))
             errors = [bins.accuracy - bins.low, bins.high - bins.accuracy]
             style = _style(places.index(place)) | {"linestyle": "-"}
-            axes.errorbar(bins.confidence, bins.accuracy, errors, label=place, **style)
+            axes.errorbar(bins.confidence, bins.accuracy, errors, label=place, elinewidth=1, **style)
         least = min(1 / each.outputs.shape[-1] for each in tasks.values())
         axes.set(title=title, xlabel="confidence", ylabel="accuracy", xlim=(least - 0.03, 1.02), ylim=(0, 1.03))
     _legend(figure, panels)
@@ -88,7 +90,10 @@ def risks(targets: Sequence[Target], results: Results) -> Figure:
         for method, prediction in panel.items():
             correct = prediction.predictions == prediction.labels
             coverage, risk = risk_by_coverage(prediction.probabilities.amax(-1), correct)
-            axes.plot(coverage, risk, label=method, color=_style(methods.index(method))["color"])
+            number = methods.index(method)
+            # Markers of one line lie between those of the others, which it may cover.
+            style = _style(number) | {"linestyle": "-", "markevery": (0.2 * number / len(methods), 0.2)}
+            axes.plot(coverage, risk, label=method, **style)
         axes.set(title=_title(place), xlabel="share of rows that are kept", ylabel="share of mistakes", xlim=(0, 1))
     _legend(figure, panels)
     return figure
@@ -134,7 +139,6 @@ def _style(number: int) -> dict[str, Any]:
         "color": COLOURS[number % len(COLOURS)],
         "marker": marker,
         "markersize": 5,
-        "elinewidth": 1,
         "linestyle": "",
     }
 

@@ -45,6 +45,14 @@ def test_everything_is_written(study: Made, tmp_path: Path) -> None:
     assert list(cost["tuning_seconds"].fillna(-1) > 1.4) == [False, False, False, True, True, False]
 
 
+def test_every_line_of_a_picture_is_told_apart(study: Made, tmp_path: Path) -> None:
+    methods = {f"rate {rate}": {"backend": "quick", "settings": {"learning_rate": rate}} for rate in range(1, 10)}
+    found = Study(study(methods=methods, seeds=[0]), tmp_path / "out").run(progress=False)
+    lines = dict(found.report().figures())["risk"].axes[0].get_lines()
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == len(lines) == 9
+    assert len({line.get_markevery()[0] for line in lines}) == 9 and {line.get_linestyle() for line in lines} == {"-"}
+
+
 def test_a_grid_is_reported_by_its_robustness(study: Made, tmp_path: Path) -> None:
     made = study(methods=["quick"], seeds=[0], grid={"learning_rate": [0.1, 1.0], "epochs": [1]})
     found = Study(made, tmp_path / "out").run(progress=False)
