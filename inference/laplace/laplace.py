@@ -245,7 +245,8 @@ class Laplace(TrainingSettings):
         found, points = self._found(program, run), self.point_learning_rate
         mode = partial(mode_of, self, program, data, run, given=found == "given")
         if found == "mle":
-            return mode(prior_weight=0.0, weight_decay=MLE.weight_decay, points=points or self.learning_rate)
+            points = self.learning_rate if points is None else points
+            return mode(prior_weight=0.0, weight_decay=MLE.weight_decay, points=points)
         return mode(prior_weight=self.temperature, points=points)
 
     def _check(

@@ -88,6 +88,15 @@ def test_a_mode_whose_prior_is_tuned_is_that_of_maximum_likelihood() -> None:
         assert all(torch.equal(mode[name], found[name]) for name in mode)
 
 
+def test_a_rate_of_zero_leaves_the_points_of_any_mode_where_they_are() -> None:
+    settings = {"epochs": 1, "batch_size": 8, "tune": "none", "point_learning_rate": 0.0, "progress": False}
+    program = tiny_program(Gaussian())
+    for mode in ("map", "mle"):
+        found = fit(program, tiny_rows(16), "laplace", mode=mode, **settings).mean()
+        moved = {site.role for site in program.sites if not torch.equal(found[site.name], site.initial)}
+        assert moved == {"A"}
+
+
 def test_the_record_says_which_sites_stay_at_the_mode() -> None:
     posterior = given(awake(tiny_program(MonteCLoRA())), tiny_rows(6))
     kept = {name.rpartition(".")[2] for name in posterior.record.point_sites}
