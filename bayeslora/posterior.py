@@ -50,7 +50,7 @@ class Posterior(ABC):
     #: Whether draws differ; a point estimate needs one pass to predict.
     random: bool = True
     #: Whether draws follow one another as those of a Markov chain do.
-    markov: ClassVar[bool] = False
+    markov: bool = False
     #: Ways to predict by name, the default first.
     predictors: Mapping[str, Predictor] = MappingProxyType({"sample": Draws(), "mean": Mean()})
 

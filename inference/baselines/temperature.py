@@ -148,7 +148,7 @@ class TemperedPosterior(Posterior):
     def __init__(self, inner: Posterior, by: Tensor, method: str | None, record: Record) -> None:
         super().__init__(inner.program, record)
         self.inner, self.by, self.method = inner, by, method
-        self.random = inner.random
+        self.random, self.markov = inner.random, inner.markov
         found: dict[str, Predictor] = {"tempered": _Tempered()}
         self.predictors = found | {name: _Of(name, each.by_draws) for name, each in inner.predictors.items()}
 

@@ -25,7 +25,7 @@ class EmpiricalPosterior(Posterior):
     """
 
     kind: ClassVar[str] = "empirical"
-    markov: ClassVar[bool] = True
+    markov = True
 
     def __init__(self, program: Program, record: Record, chain: Mapping[str, Tensor]) -> None:
         super().__init__(program, record)

@@ -55,6 +55,14 @@ def test_it_is_of_averaged_probabilities_on_rows_that_were_set_aside() -> None:
     assert data.attrs["method"] == "sample" and "log_p" in data["sample_stats"]
 
 
+@pytest.mark.filterwarnings("ignore:The chain ends")
+def test_draws_of_a_chain_are_still_those_of_a_chain() -> None:
+    chain = {"of": "sgld", "of_settings": {"draws": 4, "warmup": 1}, "heldout_size": 8, "draws": 2, "progress": False}
+    posterior = fit(program(), ROWS, "temperature", **chain)
+    data = posterior.to_inference_data(ROWS, draws=4, prior_draws=0, progress=False)
+    assert data.attrs["draws_are"] == "a Markov chain"
+
+
 def test_over_an_ensemble_of_laplaces(tmp_path: Path) -> None:
     base, rows = saved_base(tmp_path / "base"), text_rows(12)
     laplace = {"of": "laplace", "members": 2, "of_settings": {**OF, "tune": "none"}}
