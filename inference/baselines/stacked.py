@@ -126,8 +126,9 @@ class _Losses(Objective):
         """Loss of a batch whose equal parts are the members' own, a scalar."""
         pairs = zip(self._programs, self.guides, strict=True)
         draws = [poutine.condition(program.prior, data=guide())() for program, guide in pairs]
-        weights, labels = self.program.weights, batch["labels"].chunk(len(draws))
-        weights.install(weights.joined(draws, len(labels[0]), flat=True))
+        weights, labels, ids = self.program.weights, batch["labels"].chunk(len(draws)), batch["input_ids"]
+        # A row may have several sequences, one for each choice.
+        weights.install(weights.joined(draws, ids.numel() // ids.shape[-1] // len(draws), flat=True))
         outputs = self.program.observation.run(self.program.network, batch).chunk(len(draws))
         pairs_of = zip(outputs, labels, strict=True)
         losses = torch.stack([-self.program.observation.log_prob(*pair).mean() for pair in pairs_of])

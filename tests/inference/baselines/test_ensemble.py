@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from scenarios import saved_base, text_program, text_rows, tiny_bert, tiny_method, tiny_rows
+from scenarios import saved_base, text_program, text_rows, tiny_bert, tiny_choices, tiny_method, tiny_rows
+from torch import nn
 
 from bayeslora.errors import SettingError
 from bayeslora.inference import Ensemble, fit, load
@@ -93,6 +95,25 @@ def test_side_by_side_they_are_what_they_are_one_after_another(accumulated: int)
             assert name.endswith(".A") or not torch.allclose(value, start, atol=2e-4)
     found = [each.predict(ROWS, 3, progress=False).probabilities for each in (one, two)]
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)
+
+
+def test_side_by_side_of_choices_whose_rows_have_several_sequences() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        awake = tiny_choices(Gaussian())
+    for module in awake.network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    program = awake.around({site.name: site.initial * (site.role != "B") for site in awake.sites})
+    ids = [[[2, 3, 4], [5, 6]], [[7, 8], [9], [10, 11]], [[12], [13, 14]], [[15, 16], [17]], [[18], [19], [20]]]
+    mask = [[[1] * len(choice) for choice in row] for row in ids]
+    rows = Dataset.from_dict({"input_ids": ids, "attention_mask": mask, "labels": [0, 2, 1, 0, 1]})
+    settings: dict[str, Any] = {"members": 2, "of_settings": {"epochs": 2, "batch_size": 4}, "progress": False}
+    one, two = (fit(program, rows, "ensemble", stacked=stacked, **settings) for stacked in (False, True))
+    for alone, beside in zip(one.members, two.members, strict=True):
+        for name, value in alone.mean().items():
+            if name != "head.classifier.bias":  # which all choices have in common: its gradient is but rounding
+                torch.testing.assert_close(beside.mean()[name], value, rtol=1e-3, atol=1e-4)
 
 
 def test_side_by_side_a_resumed_fit_is_the_uninterrupted_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
