@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from bayeslora.predict.metrics import Metrics
 from bayeslora.predict.prediction import ClassPrediction, Prediction
+from bayeslora.predict.resampling import bootstrap
 from bayeslora.tasks import Split
 
 __all__ = ["measure", "true_probabilities"]
@@ -25,7 +26,8 @@ def measure(prediction: Prediction, rows: Split, seed: int = 0) -> Metrics:
     """
     if not isinstance(prediction, ClassPrediction) or (truth := true_probabilities(rows, prediction)) is None:
         return prediction.metrics(seed=seed)
-    return Metrics(prediction.measured(True, seed, truth), len(prediction), prediction.draws, prediction.method)
+    found = bootstrap(prediction.statistics(truth), len(prediction), seed, True)
+    return Metrics(found, len(prediction), prediction.draws, prediction.method)
 
 
 def true_probabilities(rows: Split, prediction: Prediction) -> NDArray[np.float64] | None:

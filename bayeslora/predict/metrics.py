@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from bayeslora.errors import DataError
 from bayeslora.predict import resampling
-from bayeslora.predict.resampling import INTERVAL, Floats, Interval, Statistic, bootstrap, once
+from bayeslora.predict.resampling import INTERVAL, Bounded, Floats, Interval, bootstrap, once
 
 __all__ = [
     "Interval",
@@ -20,6 +20,7 @@ __all__ = [
     "accuracy",
     "against_truth",
     "brier",
+    "class_statistics",
     "classification",
     "ece",
     "ece_adaptive",
@@ -28,8 +29,10 @@ __all__ = [
     "pearson",
     "regression",
     "rmse",
+    "sequence_statistics",
     "sequences",
     "spearman",
+    "value_statistics",
 ]
 
 BINS = (10, 15, 20)  # the literature uses all three, and values of different numbers of bins do not compare
@@ -156,15 +159,28 @@ def classification(
     intervals: bool = True,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """All metrics of a classifier.
+    """All metrics of a classifier: the values of `class_statistics`, whose arguments and errors it has.
+
+    Args:
+        log_probabilities: see there, as the next two.
+        labels: of the rows.
+        truth: true probabilities.
+        intervals: make 95 % bootstrap intervals as well; see `bootstrap`.
+        seed: of the resamples.
+    """
+    return bootstrap(class_statistics(log_probabilities, labels, truth), len(np.asarray(labels)), seed, intervals)
+
+
+def class_statistics(
+    log_probabilities: ArrayLike, labels: ArrayLike, truth: ArrayLike | None = None
+) -> dict[str, Bounded]:
+    """All metrics of a classifier, as statistics of how often each row counts.
 
     Args:
         log_probabilities: logarithms of the predicted probabilities (examples, classes), so that the NLL of a
             very small probability is right.
         labels: class numbers (examples,).
         truth: true probabilities (examples, classes), where they are known: `against_truth` comes with the others.
-        intervals: make 95 % bootstrap intervals as well; see `bootstrap`.
-        seed: of the resamples.
 
     Raises:
         DataError: no rows, shapes that differ, probabilities that do not sum to one, or labels out of range.
@@ -172,7 +188,7 @@ def classification(
     logs = np.asarray(log_probabilities, dtype=np.float64)
     rows, classes = _classified(np.exp(logs), labels)
     confidence, correct = rows.max(1), _correct(rows, classes)
-    table: dict[str, tuple[Statistic, float, float]] = {
+    return {
         "accuracy": (resampling.mean(correct), 0.0, 1.0),
         "nll": (resampling.mean(-_at(logs, classes)), 0.0, math.inf),
         "brier": (resampling.mean(_squared_distance(rows, classes)), 0.0, 2.0),
@@ -181,7 +197,6 @@ def classification(
         "mcc": (resampling.matthews(rows.argmax(1), classes, rows.shape[1]), -1.0, 1.0),
         **({} if truth is None else _distances(logs, truth)),
     }
-    return bootstrap(table, len(rows), seed, intervals)
 
 
 def regression(
@@ -192,7 +207,7 @@ def regression(
     intervals: bool = True,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """All metrics of a prediction of real labels.
+    """All metrics of a prediction of real labels: the values of `value_statistics`, whose errors it has.
 
     Args:
         predictions: predictive means (examples,).
@@ -200,42 +215,62 @@ def regression(
         labels: real labels (examples,).
         intervals: make 95 % bootstrap intervals as well; see `bootstrap`.
         seed: of the resamples.
+    """
+    table = value_statistics(predictions, log_densities, labels)
+    return bootstrap(table, len(np.asarray(labels)), seed, intervals)
+
+
+def value_statistics(predictions: ArrayLike, log_densities: ArrayLike, labels: ArrayLike) -> dict[str, Bounded]:
+    """All metrics of a prediction of real labels, as statistics of how often each row counts.
+
+    Args:
+        predictions: predictive means (examples,).
+        log_densities: log predictive density of each label (examples,), in nats.
+        labels: real labels (examples,).
 
     Raises:
         DataError: no rows, or shapes that differ.
     """
     predicted, real = _paired(predictions, labels)
-    table: dict[str, tuple[Statistic, float, float]] = {
+    return {
         "rmse": (resampling.root_mean((predicted - real) ** 2), 0.0, math.inf),
         "nll": (resampling.mean(-np.asarray(log_densities, dtype=np.float64)), -math.inf, math.inf),
         "pearson": (resampling.correlation(predicted, real), -1.0, 1.0),
         "spearman": (resampling.rank_correlation(predicted, real), -1.0, 1.0),
     }
-    return bootstrap(table, len(real), seed, intervals)
 
 
 def sequences(
     log_densities: ArrayLike, tokens: ArrayLike, *, intervals: bool = True, seed: int = 0
 ) -> dict[str, Interval]:
-    """All metrics of the likelihood of sequences.
-
-    ``nll`` is that of a whole row on average, ``perplexity`` of a token: exp of all rows' over the tokens of all rows.
+    """All metrics of the likelihood of sequences: the values of `sequence_statistics`, whose errors it has.
 
     Args:
         log_densities: log predictive density of each sequence (examples,), in nats.
         tokens: number of tokens of each (examples,).
         intervals: make 95 % bootstrap intervals as well; see `bootstrap`.
         seed: of the resamples.
+    """
+    return bootstrap(sequence_statistics(log_densities, tokens), len(np.asarray(tokens)), seed, intervals)
+
+
+def sequence_statistics(log_densities: ArrayLike, tokens: ArrayLike) -> dict[str, Bounded]:
+    """All metrics of the likelihood of sequences, as statistics of how often each of them counts.
+
+    ``nll`` is that of a whole row on average, ``perplexity`` of a token: exp of all rows' over the tokens of all rows.
+
+    Args:
+        log_densities: log predictive density of each sequence (examples,), in nats.
+        tokens: number of tokens of each (examples,).
 
     Raises:
         DataError: no rows, or shapes that differ.
     """
     density, counted = _paired(log_densities, tokens)
-    table: dict[str, tuple[Statistic, float, float]] = {
+    return {
         "nll": (resampling.mean(-density), 0.0, math.inf),
         "perplexity": (resampling.perplexity(-density, counted), 1.0, math.inf),
     }
-    return bootstrap(table, len(density), seed, intervals)
 
 
 def against_truth(
@@ -259,7 +294,7 @@ def against_truth(
     return bootstrap(_distances(logs, truth), len(logs), seed, intervals)
 
 
-def _distances(logs: Floats, truth: ArrayLike) -> dict[str, tuple[Statistic, float, float]]:
+def _distances(logs: Floats, truth: ArrayLike) -> dict[str, Bounded]:
     rows, true = _distributions(np.exp(logs)), _distributions(truth)
     if rows.shape != true.shape:
         raise DataError(f"Predictions have the shape {rows.shape}, true probabilities {true.shape}.")

@@ -19,6 +19,7 @@ from torch import Tensor
 from bayeslora import files
 from bayeslora.errors import DataError, PosteriorError
 from bayeslora.predict import metrics
+from bayeslora.predict.resampling import Bounded, bootstrap
 from bayeslora.registry import Registry
 
 if TYPE_CHECKING:
@@ -96,8 +97,8 @@ class Prediction(ABC):
         """What is predicted under each draw, by name: values (draws, examples, ...), and names along what follows."""
 
     @abstractmethod
-    def measured(self, intervals: bool, seed: int) -> dict[str, metrics.Interval]:
-        """Metrics by name, of a prediction whose labels are known."""
+    def statistics(self) -> dict[str, Bounded]:
+        """Metrics by name as statistics of how often each row counts, of a prediction whose labels are known."""
 
     @abstractmethod
     def to_pandas(self) -> pd.DataFrame:
@@ -140,7 +141,8 @@ class Prediction(ABC):
             DataError: the labels are not known, or there are no rows.
         """
         self._known()
-        return metrics.Metrics(self.measured(intervals, seed), len(self), self.draws, self.method)
+        found = bootstrap(self.statistics(), len(self), seed, intervals)
+        return metrics.Metrics(found, len(self), self.draws, self.method)
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, which describes itself in its metadata, in one step."""
@@ -260,10 +262,9 @@ class ClassPrediction(Prediction):
         """``probabilities`` (draws, examples, classes)."""
         return {"probabilities": (self.outputs.softmax(-1), {"class": self.names})}
 
-    def measured(self, intervals: bool, seed: int, truth: ArrayLike | None = None) -> dict[str, metrics.Interval]:
-        """See `bayeslora.predict.metrics.classification`."""
-        logs, labels = self.log_probabilities, self._known()
-        return metrics.classification(logs, labels, truth=truth, intervals=intervals, seed=seed)
+    def statistics(self, truth: ArrayLike | None = None) -> dict[str, Bounded]:
+        """See `bayeslora.predict.metrics.class_statistics`."""
+        return metrics.class_statistics(self.log_probabilities, self._known(), truth)
 
     def to_pandas(self) -> pd.DataFrame:
         """Columns ``class``, ``p(NAME)`` of every class, ``entropy`` and ``mutual_information`` in nats."""
@@ -318,10 +319,9 @@ class ValuePrediction(Prediction):
         """``mean`` (draws, examples)."""
         return {"mean": (self.outputs[..., 0], {})}
 
-    def measured(self, intervals: bool, seed: int) -> dict[str, metrics.Interval]:
-        """See `bayeslora.predict.metrics.regression`."""
-        density = self.log_predictive_density
-        return metrics.regression(self.mean, density, self._known(), intervals=intervals, seed=seed)
+    def statistics(self) -> dict[str, Bounded]:
+        """See `bayeslora.predict.metrics.value_statistics`."""
+        return metrics.value_statistics(self.mean, self.log_predictive_density, self._known())
 
     def to_pandas(self) -> pd.DataFrame:
         """Columns ``mean`` and ``deviation``, the standard deviation of a label, in its unit."""

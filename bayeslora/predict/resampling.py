@@ -15,11 +15,13 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Floats", "Interval", "Statistic", "bootstrap"]
+__all__ = ["Bounded", "Floats", "Interval", "Statistic", "bootstrap"]
 
 Floats: TypeAlias = NDArray[np.float64]
 #: Multiplicity of every row in every resample (resamples, rows) -> value of every resample (resamples,).
 Statistic: TypeAlias = Callable[[Floats], Floats]
+#: A statistic, its least and its greatest possible value.
+Bounded: TypeAlias = tuple[Statistic, float, float]
 
 RESAMPLES, LEVEL = 1000, 0.95
 #: What the ends of every interval are.
@@ -46,7 +48,7 @@ class Interval:
 
 
 def bootstrap(
-    table: Mapping[str, tuple[Statistic, float, float]],
+    table: Mapping[str, Bounded],
     n: int,
     seed: int,
     intervals: bool,
@@ -60,7 +62,7 @@ def bootstrap(
     value, as has a correlation of few rows.
 
     Args:
-        table: name to statistic, least and greatest possible value.
+        table: statistics by name.
         n: number of rows.
         seed: of the resamples.
         intervals: make them.

@@ -11,6 +11,7 @@ from torch import Tensor
 from bayeslora.errors import PosteriorError
 from bayeslora.predict import metrics
 from bayeslora.predict.prediction import Prediction
+from bayeslora.predict.resampling import Bounded
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,9 +102,9 @@ class SequencePrediction(Prediction):
         """``mean``, the log-likelihood of a token on average (draws, examples)."""
         return {"mean": (self.outputs[..., 0] / self.tokens, {})}
 
-    def measured(self, intervals: bool, seed: int) -> dict[str, metrics.Interval]:
-        """See `bayeslora.predict.metrics.sequences`."""
-        return metrics.sequences(self.log_predictive_density, self.tokens, intervals=intervals, seed=seed)
+    def statistics(self) -> dict[str, Bounded]:
+        """See `bayeslora.predict.metrics.sequence_statistics`."""
+        return metrics.sequence_statistics(self.log_predictive_density, self.tokens)
 
     def to_pandas(self) -> pd.DataFrame:
         """Columns ``log_likelihood`` in nats, ``tokens``, ``perplexity``, and ``deviation`` of the first over draws."""

@@ -54,6 +54,6 @@ def test_rows_that_do_not_say_the_truth_have_no_distance_from_it(rows: Split) ->
 def test_intervals_are_made_once_and_those_of_the_parts(rows: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     found, made, bootstrap = prediction(SPEC.labels), [], metrics.bootstrap
     parts = {**found.metrics(seed=3), **metrics.against_truth(found.log_probabilities, TRUTH, seed=3)}
-    monkeypatch.setattr(metrics, "bootstrap", lambda *rest: made.append(rest) or bootstrap(*rest))
+    monkeypatch.setattr("bayeslora.predict.measure.bootstrap", lambda *rest: made.append(rest) or bootstrap(*rest))
     assert dict(measure(found, rows, seed=3)) == parts
     assert len(made) == 1

@@ -73,7 +73,8 @@ class Report:
         parts, notes = self.parts, notes_of(self.frame)
         if "summary" in parts:
             yield from tables.quality_tables(parts["summary"], self.reference, notes)
-            yield tables.ranking_table(parts["ranks"], self.reference)
+            if len(parts["summary"][["task", "base"]].drop_duplicates()) > 1:
+                yield tables.ranking_table(parts["ranks"], self.reference)
         if "robustness" in parts:
             yield tables.robustness_table(parts["robustness"], parts.get("robustness_tests"), self.reference, notes)
         if (self.frame["state"] == "done").any():

@@ -5,26 +5,29 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bayeslora.app.studies.expansion import Target
 from bayeslora.app.studies.results import Results
-from bayeslora.predict import resampling
-from bayeslora.predict.prediction import ClassPrediction, Prediction, ValuePrediction
-from bayeslora.predict.resampling import Interval, Statistic, bootstrap
+from bayeslora.predict.metrics import Metrics
+from bayeslora.predict.prediction import Prediction
+from bayeslora.predict.resampling import Bounded, Interval, bootstrap
 
 if TYPE_CHECKING:
     import pandas as pd
 
-#: A statistic, its least and its greatest value.
-Bounded: TypeAlias = tuple[Statistic, float, float]
 
-__all__ = ["BETTER", "Group", "groups_of", "over_seeds", "statistics_of", "summary_of"]
+__all__ = ["BETTER", "Group", "groups_of", "over_seeds", "summary_of"]
 
 #: Metrics of the tables, and whether more of each is better.
-BETTER = {"accuracy": True, "nll": False, "ece_15": False, "brier": False, "rmse": False}
+BETTER = {
+    "accuracy": True, "mcc": True, "nll": False, "perplexity": False, "ece_15": False, "brier": False, "rmse": False,
+    "pearson": True, "spearman": True, "kl": False, "ece_true": False,
+}  # fmt: skip
+#: Bounds of metrics that are known by their value alone, since they need more than a prediction: distances from truth.
+DISTANCE = 0.0, math.inf
 
 
 @dataclass(frozen=True)
@@ -86,27 +89,6 @@ def summary_of(targets: Sequence[Target], results: Results, reference: str) -> p
     return pd.DataFrame(rows)
 
 
-def statistics_of(prediction: Prediction) -> dict[str, Bounded]:
-    """Metrics of a prediction as statistics of how often each row counts, with their least and greatest values."""
-    found = {"nll": (resampling.mean(-prediction.log_predictive_density.numpy()), -math.inf, math.inf)}
-    if isinstance(prediction, ClassPrediction):
-        probabilities = prediction.probabilities.numpy()
-        assert prediction.labels is not None
-        labels = prediction.labels.numpy()
-        correct = (probabilities.argmax(1) == labels).astype(np.float64)
-        distance = ((probabilities - resampling.indicator(labels, probabilities.shape[1])) ** 2).sum(1)
-        found |= {
-            "accuracy": (resampling.mean(correct), 0.0, 1.0),
-            "ece_15": (resampling.calibration(probabilities.max(1), correct, 15), 0.0, 1.0),
-            "brier": (resampling.mean(distance), 0.0, 2.0),
-        }
-    elif isinstance(prediction, ValuePrediction):
-        assert prediction.labels is not None
-        errors = (prediction.mean.numpy() - prediction.labels.double().numpy()) ** 2
-        found["rmse"] = (resampling.root_mean(errors), 0.0, math.inf)
-    return {name: found[name] for name in BETTER if name in found}
-
-
 def over_seeds(values: Sequence[float], least: float = -math.inf, greatest: float = math.inf) -> Interval:
     """Mean, and where it would be with other seeds: the 95 % interval of Student's t; none of a single one.
 
@@ -123,13 +105,11 @@ def over_seeds(values: Sequence[float], least: float = -math.inf, greatest: floa
 
 @dataclass(frozen=True)
 class _Scores:
-    """Statistics of the predictions of one seed."""
+    """Metrics of the predictions of one seed: their values, and those that other rows can be drawn for."""
 
+    values: Mapping[str, float]
     table: Mapping[str, Bounded]
     rows: int
-
-    def value(self, metric: str) -> float:
-        return resampling.once(self.table[metric][0], self.rows)
 
 
 def _scores(group: Group, results: Results) -> dict[int, _Scores]:
@@ -137,8 +117,14 @@ def _scores(group: Group, results: Results) -> dict[int, _Scores]:
     for target in group.lines:
         chosen = results.chosen(target)
         assert chosen is not None
-        prediction = Prediction.load(results.prediction(chosen.entry.cell, chosen.entry.evaluations[""]))
-        found[target.seed] = _Scores(statistics_of(prediction), len(prediction))
+        cell, evaluation = chosen.entry.cell, chosen.entry.evaluations[""]
+        evaluated = results.evaluated(cell, evaluation)
+        assert evaluated is not None
+        recorded = Metrics.from_dict(evaluated["metrics"])
+        prediction = Prediction.load(results.prediction(cell, evaluation))
+        values = {name: recorded[name].value for name in BETTER if name in recorded}
+        table = {name: each for name, each in prediction.statistics().items() if name in values}
+        found[target.seed] = _Scores(values, table, len(prediction))
     return found
 
 
@@ -147,8 +133,9 @@ def _averages(own: Mapping[int, _Scores]) -> dict[str, dict[str, float]]:
     first = next(iter(own.values()))
     over_rows = _over_rows({name: _mean(own.values(), name) for name in first.table}, own.values())
     found = {}
-    for name in first.table:
-        seeds = over_seeds([each.value(name) for each in own.values()], *first.table[name][1:])
+    for name in first.values:
+        bounds = first.table[name][1:] if name in first.table else DISTANCE
+        seeds = over_seeds([each.values[name] for each in own.values()], *bounds)
         found[name] = {"value": seeds.value, **_ends("rows", over_rows.get(name)), **_ends("seeds", seeds)}
     return found
 
@@ -156,13 +143,15 @@ def _averages(own: Mapping[int, _Scores]) -> dict[str, dict[str, float]]:
 def _differences(own: Mapping[int, _Scores], other: Mapping[int, _Scores]) -> dict[str, dict[str, object]]:
     """Differences of the means over the seeds that both have, with both intervals, by metric."""
     both = {seed: (own[seed], other[seed]) for seed in own if seed in other}
-    names = [name for name in BETTER if both and all(name in each.table for pair in both.values() for each in pair)]
+    pairs = [each for pair in both.values() for each in pair]
+    names = [name for name in BETTER if both and all(name in each.values for each in pairs)]
+    drawn = [name for name in names if all(name in each.table for each in pairs)]
     first, second = ({seed: pair[place] for seed, pair in both.items()} for place in (0, 1))
-    table = {name: _less(_mean(first.values(), name), _mean(second.values(), name)) for name in names}
+    table = {name: _less(_mean(first.values(), name), _mean(second.values(), name)) for name in drawn}
     over_rows = _over_rows(table, [*first.values(), *second.values()])
     found: dict[str, dict[str, object]] = {}
     for name in names:
-        seeds = over_seeds([one.value(name) - two.value(name) for one, two in both.values()])
+        seeds = over_seeds([one.values[name] - two.values[name] for one, two in both.values()])
         intervals = [each for each in (over_rows.get(name), seeds) if each is not None and not math.isnan(each.low)]
         found[name] = {
             "difference": seeds.value,

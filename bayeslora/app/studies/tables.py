@@ -26,11 +26,16 @@ __all__ = [
 
 TITLES = {
     "accuracy": "accuracy",
+    "mcc": "MCC",
     "nll": "NLL",
+    "perplexity": "perplexity",
     "ece_15": "ECE-15",
     "brier": "Brier",
     "rmse": "RMSE",
-    "perplexity": "perplexity",
+    "pearson": "Pearson",
+    "spearman": "Spearman",
+    "kl": "KL from truth",
+    "ece_true": "ECE against truth",
 }
 PROTOCOLS = {
     "same": "all at the same settings",

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from scipy import stats
 from bayeslora import files
 from bayeslora.app.studies import Study
 from bayeslora.app.studies.ranking import ranking_of, signed_rank
-from bayeslora.app.studies.summary import over_seeds, statistics_of, summary_of
-from bayeslora.predict import resampling
-from bayeslora.predict.prediction import ClassPrediction, Prediction, ValuePrediction
+from bayeslora.app.studies.summary import over_seeds, summary_of
+from bayeslora.predict.prediction import ClassPrediction, Prediction
+from bayeslora.predict.resampling import Interval
 
 Made = Callable[..., dict[str, Any]]
 ROWS = 400
@@ -45,17 +46,6 @@ def classes(shift: float, seed: int = 0) -> ClassPrediction:
     return ClassPrediction(torch.stack([-score, score], dim=-1).unsqueeze(0), labels)
 
 
-def test_statistics_are_the_metrics() -> None:
-    prediction = classes(0.7)
-    metrics = prediction.metrics(intervals=False)
-    found = {name: resampling.once(each[0], ROWS) for name, each in statistics_of(prediction).items()}
-    assert found == pytest.approx({name: metrics[name].value for name in ("accuracy", "nll", "ece_15", "brier")})
-    values = ValuePrediction(torch.randn(2, 9, 1), torch.randn(9))
-    found = {name: resampling.once(each[0], 9) for name, each in statistics_of(values).items()}
-    metrics = values.metrics(intervals=False)
-    assert found == pytest.approx({name: metrics[name].value for name in ("nll", "rmse")})
-
-
 def test_an_interval_over_seeds_is_students() -> None:
     values = [0.5, 0.7, 0.6]
     found = over_seeds(values)
@@ -82,6 +72,25 @@ def test_differences_are_of_pairs(study: Made, tmp_path: Path) -> None:
     assert math.isnan(table.loc["a", "nll"]["difference"])
 
 
+def test_distances_from_the_truth_are_means_of_what_was_measured(study: Made, tmp_path: Path) -> None:
+    """They need the rows, which a study does not load again: no interval over these."""
+    found = filled(study(), tmp_path, lambda name, seed: classes(0.7))
+    distances = {("quick", 0): 0.1, ("quick", 3): 0.3, ("wide", 0): 0.15, ("wide", 3): 0.35}
+    for target in found.targets:
+        entry = target.candidates[0].entry
+        measured = classes(0.7).metrics(intervals=False)
+        measured = replace(measured, intervals={**measured, "kl": Interval(distances[target.method, target.seed])})
+        found.results.write_evaluation(entry.cell, entry.evaluations[""], measured, 1.0)
+    table = summary_of(found.targets, found.results, "quick").set_index(["method", "metric"])
+    row = table.loc["quick", "kl"]
+    assert row["value"] == pytest.approx(0.2) and math.isnan(row["rows_low"])
+    assert row["seeds_low"] == 0.0 and row["seeds_high"] == pytest.approx(0.2 + stats.t.ppf(0.975, 1) * 0.1)
+    other = table.loc["wide", "kl"]
+    assert other["difference"] == pytest.approx(0.05) and math.isnan(other["difference_rows_low"])
+    assert not other["chance"]  # both seeds differ by as much
+    assert "mcc" in table.loc["quick"].index
+
+
 def test_an_interval_over_rows_covers(study: Made, tmp_path: Path) -> None:
     """Of 40 intervals at 95 %, each over rows of its own, 33 or more hold the truth but for one case in a thousand."""
     from bayeslora.app.studies.summary import _averages, _Scores
@@ -94,7 +103,9 @@ def test_an_interval_over_rows_covers(study: Made, tmp_path: Path) -> None:
         score = (2 * labels - 1) * 0.7 + generator.normal(size=100)
         outputs = torch.tensor(np.stack([-score, score], -1), dtype=torch.float32).unsqueeze(0)
         prediction = ClassPrediction(outputs, torch.as_tensor(labels))
-        ends = _averages({0: _Scores(statistics_of(prediction), 100)})["accuracy"]
+        values = {"accuracy": prediction.metrics(intervals=False)["accuracy"].value}
+        table = {"accuracy": prediction.statistics()["accuracy"]}
+        ends = _averages({0: _Scores(values, table, 100)})["accuracy"]
         held += ends["rows_low"] <= truth <= ends["rows_high"]
     assert held >= 33
 
