@@ -23,8 +23,8 @@ quickstart: $(READY)  ## Fine-tune the embedded demo by plain LoRA, MAP and SVI,
 
 figures: quickstart  ## Make the README's picture and table again
 	mkdir -p docs/images
-	cp runs/quickstart/reliability.png docs/images/reliability.png
-	@cat runs/quickstart/comparison.md
+	cp runs/quickstart/report/reliability.png docs/images/reliability.png
+	@cat runs/quickstart/report/study.md
 
 test: $(READY)  ## Run the tests (slow ones left out)
 	$(BIN)/python -m pytest -n 2

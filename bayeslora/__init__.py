@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bayeslora import diagnostics, errors, generation, inference, models, observations
-    from bayeslora.app.comparison import compare
     from bayeslora.app.config import RunConfig
     from bayeslora.app.plugins import register
     from bayeslora.app.studies import Study
@@ -50,7 +49,6 @@ __all__ = [  # noqa: RUF022  # grouped as the README groups them
     "diagnostics",
     # runs
     "RunConfig",
-    "compare",
     "Study",
     # one's own
     "register",
@@ -60,7 +58,6 @@ __all__ = [  # noqa: RUF022  # grouped as the README groups them
 #: Where public names are; each is imported when it is first used, so that importing the package is quick.
 _HOMES = {
     "bayeslora": ("diagnostics", "errors", "generation", "inference", "models", "observations"),
-    "bayeslora.app.comparison": ("compare",),
     "bayeslora.app.config": ("RunConfig",),
     "bayeslora.generation": ("Generation",),
     "bayeslora.inference": ("fit", "load", "preset"),

@@ -31,9 +31,7 @@ __all__ = [
     "CHAIN",
     "CHECKPOINTS",
     "CONFIG",
-    "METRICS",
     "POSTERIOR",
-    "PREDICTIVE",
     "adapter_at",
     "begin",
     "current",
@@ -47,8 +45,7 @@ __all__ = [
     "written",
 ]
 
-CONFIG, METRICS, PREDICTIVE = "config.yaml", "metrics.json", "predictive.safetensors"
-CHECKPOINTS, POSTERIOR = "checkpoints", "posterior"
+CONFIG, CHECKPOINTS, POSTERIOR = "config.yaml", "checkpoints", "posterior"
 #: What the folders of independent fits begin with, within that of their mixture.
 CHAIN = "chain-"
 LOCK = ".bayeslora-lock"
@@ -286,7 +283,7 @@ def _settle(folder: Path) -> None:
     for path in (*_own(folder), *(folder / CHECKPOINTS).rglob("*"), folder / NEXT, folder / COMPLETE):
         if path.is_symlink():
             raise SettingError(f"'{path}' is a symbolic link, through which nothing is written: remove it.")
-    for name in (CONFIG, METRICS, PREDICTIVE, POSTERIOR):
+    for name in (CONFIG, POSTERIOR):
         files.settle(folder / name)
     successor, complete = folder / NEXT, folder / COMPLETE
     if successor.exists() and not complete.exists():
@@ -309,6 +306,6 @@ def _settle(folder: Path) -> None:
 
 def _own(folder: Path) -> list[Path]:
     """What a run writes into its folder, as far as it is there."""
-    names = (CONFIG, METRICS, PREDICTIVE, CHECKPOINTS, POSTERIOR)
+    names = (CONFIG, CHECKPOINTS, POSTERIOR)
     chains = [path for path in folder.glob(f"{CHAIN}*") if re.fullmatch(rf"{CHAIN}\d+", path.name)]
     return [*chains, *(folder / name for name in names if (folder / name).exists() or (folder / name).is_symlink())]

@@ -1,4 +1,4 @@
-"""Kill fits, saves, overwriting fits and comparisons of the packaged encoder at random moments, and look what is left.
+"""Kill fits, saves, overwriting fits and studies of the packaged encoder at random moments, and look what is left.
 
 After each kill what was there before must still be read whole, and the same command again (or `fit --resume`) must come
 to the result of a process that nobody killed, to the last digit::
@@ -37,7 +37,7 @@ for _ in range(40):
 """
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 #: Results, without times.
-TENSORS = ("adapter_model.safetensors", "posterior.safetensors", "predictive.safetensors")
+TENSORS = ("adapter_model.safetensors", "posterior.safetensors")
 
 
 def commands(kind: str, folder: Path, source: Path) -> list[list[str]]:
@@ -55,7 +55,9 @@ def commands(kind: str, folder: Path, source: Path) -> list[list[str]]:
 
 def results(folder: Path) -> dict[str, bytes]:
     """Tensors of posteriors and of predictions, by file and name."""
-    paths = [path for path in folder.rglob("*.safetensors") if path.name in TENSORS]
+    paths = [
+        path for path in folder.rglob("*.safetensors") if path.name in TENSORS or path.parent.name == "evaluations"
+    ]
     return {
         f"{path.relative_to(folder)}: {name}": value.tobytes()
         for path in paths

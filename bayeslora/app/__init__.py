@@ -1,1 +1,1 @@
-"""The top floor: configurations, runs, comparisons and the command line, which alone see everything."""
+"""The top floor: configurations, runs, studies and the command line, which alone see everything."""

@@ -40,13 +40,13 @@ def reliability_diagram(
     """Accuracy against confidence, bin by bin, over a histogram of the confidence.
 
     One prediction is drawn as bars, with its gaps to perfect calibration; several as lines over each other. Vertical
-    lines are 95 % intervals of a bin's accuracy. Crosses are the true probabilities, where they are given: they show
+    lines are 95 % intervals of a bin's accuracy. Crosses are the true probabilities, where they are known: they show
     the calibration without the noise of the labels.
 
     Args:
         predictions: one prediction or guesses, such as those of tokens; or several by name (at most seven).
         bins: number of bins of equal width.
-        truth: true class probabilities (examples, classes) of the rows, where they are known.
+        truth: true class probabilities (examples, classes) of the rows; by default those that predictions come with.
         title: of the figure.
 
     Raises:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyro.distributions as dist
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from bayeslora import files
@@ -196,17 +195,24 @@ class ClassPrediction(Prediction):
     Attributes:
         label_names: names of the classes, where they have some.
         aleatoric: expected entropy (examples,) in nats, where a formula gives it in place of draws.
+        truth: true probabilities (examples, classes), where they are known; see `bayeslora.predict.truth`.
     """
 
     kind: ClassVar[str] = "classes"
 
     label_names: tuple[str, ...] = ()
     aleatoric: Tensor | None = None
+    truth: Tensor | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.label_names and len(self.label_names) != self.outputs.shape[-1]:
             raise DataError(f"Expected names of {self.outputs.shape[-1]} classes, found {len(self.label_names)}.")
+        if self.truth is not None and self.truth.shape != self.outputs.shape[1:]:
+            raise DataError(
+                f"Expected true probabilities of the shape {tuple(self.outputs.shape[1:])}, found "
+                f"{tuple(self.truth.shape)}."
+            )
 
     @property
     def logits(self) -> Tensor:
@@ -262,9 +268,9 @@ class ClassPrediction(Prediction):
         """``probabilities`` (draws, examples, classes)."""
         return {"probabilities": (self.outputs.softmax(-1), {"class": self.names})}
 
-    def statistics(self, truth: ArrayLike | None = None) -> dict[str, Bounded]:
+    def statistics(self) -> dict[str, Bounded]:
         """See `bayeslora.predict.metrics.class_statistics`."""
-        return metrics.class_statistics(self.log_probabilities, self._known(), truth)
+        return metrics.class_statistics(self.log_probabilities, self._known(), self.truth)
 
     def to_pandas(self) -> pd.DataFrame:
         """Columns ``class``, ``p(NAME)`` of every class, ``entropy`` and ``mutual_information`` in nats."""

@@ -86,7 +86,7 @@ def guesses_of(found: Prediction | Guesses, truth: ArrayLike | None = None) -> G
 
     Args:
         found: a prediction of classes, with labels; guesses are what they are.
-        truth: true class probabilities (examples, classes), where they are known.
+        truth: true class probabilities (examples, classes); by default those that come with the prediction.
 
     Raises:
         DataError: the prediction has no labels or no classes, or the true probabilities have another shape.
@@ -97,6 +97,7 @@ def guesses_of(found: Prediction | Guesses, truth: ArrayLike | None = None) -> G
         raise DataError("Calibration needs predicted classes and their labels, or tokens.")
     probabilities = found.probabilities.numpy()
     best = probabilities.argmax(1)
+    truth = found.truth if truth is None else truth
     true = None if truth is None else np.asarray(truth, dtype=np.float64)
     if true is not None and true.shape != probabilities.shape:
         raise DataError(f"True probabilities have the shape {true.shape}, predictions {probabilities.shape}.")

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -192,16 +193,75 @@ def test_compare_twice_is_once(tmp_path: Path, capsys: pytest.CaptureFixture[str
     command = [*arguments, "--split", "heldout", "--draws", "2", "--output", tmp_path / "out"]
     assert call(*command) == 0
     shown = capsys.readouterr().out
-    assert "NLL" in shown and "svi" in shown
+    assert "NLL" in shown and "svi" in shown and "KL from truth" in shown
     out = tmp_path / "out"
-    assert sorted(path.name for path in out.iterdir()) == [
-        "comparison.json", "comparison.md", "map-seed0", "reliability.png", "svi-seed0",
-    ]  # fmt: skip
-    record = json.loads((out / "svi-seed0" / "posterior" / "posterior.json").read_text())["record"]
-    assert record["settings"]["particles"] == 2 and record["settings"]["batch_size"] == 16
-    before = {path: path.stat().st_mtime_ns for path in out.glob("*/*")}
+    assert sorted(path.name for path in out.iterdir()) == ["cells", "report"]
+    text = (out / "report" / "study.md").read_text()
+    assert text.startswith("# out\n") and "\n| svi" in text and "; less map" in text
+    settings = {}
+    for place in (out / "cells").glob("*/posterior/posterior.json"):
+        record = json.loads(place.read_text())["record"]
+        settings[record["backend"]] = record["settings"]
+    assert settings["svi"]["particles"] == 2 and settings["svi"]["batch_size"] == settings["map"]["batch_size"] == 16
+    before = {path: path.stat().st_mtime_ns for path in (out / "cells").rglob("*")}
     assert call(*command) == 0
-    assert before == {path: path.stat().st_mtime_ns for path in out.glob("*/*")}
+    assert before == {path: path.stat().st_mtime_ns for path in (out / "cells").rglob("*")}
+
+
+def test_flags_are_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same fits as those of its file, by their addresses."""
+    from bayeslora.app.studies import Study
+
+    seen: list[Study] = []
+    monkeypatch.setattr(Study, "run", lambda self, **_: seen.append(self))
+    words = ["--task", "demo", "--base", "demo", "--backends", "mle,svi", "--seeds", "0,3", "--train-size", "16"]
+    words += ["--split", "test", "--draws", "3", "--method", "mean", "--set", "epochs=2", "--set", "svi.particles=2"]
+    words += ["--set", "lora.r=4", "--set", "svi.model.components=2"]
+    assert call("compare", *words, "--output", tmp_path / "out") == 0
+    study = {
+        "tasks": ["demo"], "bases": ["demo"], "seeds": [0, 3],
+        "methods": {
+            "mle": {"predict": "mean"},
+            "svi": {"settings": {"particles": 2}, "model_settings": {"components": 2}, "predict": "mean"},
+        },
+        "common": {"train_size": 16, "lora": {"r": 4}, "settings": {"epochs": 2}},
+        "evaluation": {"split": "test", "draws": 3},
+    }  # fmt: skip
+    assert seen[0].targets == Study(study).targets and len(seen[0].targets) == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--backends map --split tset", "Unknown split of task 'demo' 'tset'. Did you mean 'test'"),
+        ("--backends map,svy", "Unknown backend 'svy'. Did you mean 'svi'"),
+        ("--backends map --seeds 0,0", "A seed is given twice: 0, 0"),
+        ("--backends map,map", "A backend is given twice: map, map"),
+        ("--backends map --set particles=2", "Unknown setting of any method of the study 'particles'"),
+        ("--backends map --set map.particles=2", "Unknown setting of map 'particles'"),
+        ("--backends map --seeds=", "seeds"),
+    ],
+)
+def test_mistakes_of_a_comparison_are_found_before_anything_is_fitted(
+    words: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begin = ["compare", "--base", "demo", "--task", "demo", "--train-size", "16", "--output", tmp_path / "out"]
+    assert call(*begin, *words.split()) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_comparison_in_which_a_fit_fails_ends_with_status_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(inference.BACKENDS["map"], "fit", fail)
+    begin = ["compare", "--base", "demo", "--task", "demo", "--train-size", "16", "--output", tmp_path / "out"]
+    assert call(*begin, "--backends", "map,mle", "--seeds", "0", "--draws", "2", "--set", "epochs=1") == 1
+    told = capsys.readouterr()
+    assert "demo, demo, map, seed 0: failed: MemoryError: no room" in told.err
+    assert "1 of 2 lines failed, see study.md; --retry tries them again." in told.err and "mle" in told.out
 
 
 def test_lists(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +306,7 @@ def test_the_package_runs_as_a_module_and_says_no_more_than_it_has_to(tmp_path: 
 def test_settings_of_one_backend_go_to_it_alone() -> None:
     shared, own = _by_backend(["epochs=1", "svi.particles=2", "lora.r=4"], ["map", "svi"])
     assert shared == ["epochs=1", "lora.r=4"]
-    assert own == {"map": {}, "svi": {"particles": "2"}}
+    assert own == {"map": [], "svi": ["particles=2"]}
     with pytest.raises(SettingError, match="which is not among map"):
         _by_backend(["svi.particles=2"], ["map"])
 
@@ -326,6 +386,7 @@ def test_compare_runs_the_file_of_a_study(tmp_path: Path, capsys: pytest.Capture
 def test_presets_stand_among_the_backends(tmp_path: Path) -> None:
     arguments = ["compare", *FIT[1:5], *FIT[7:], *QUICK, "--backends", "map,ivon-lora", "--seeds", "0"]
     assert call(*arguments, "--split", "heldout", "--draws", "2", "--output", tmp_path / "out") == 0
-    record = json.loads((tmp_path / "out" / "ivon-lora-seed0" / "posterior" / "posterior.json").read_text())["record"]
+    (place,) = (tmp_path / "out" / "cells").glob("demo-ivon-seed0-*/posterior/posterior.json")
+    record = json.loads(place.read_text())["record"]
     assert record["backend"] == "ivon" and record["settings"]["clip_radius"] == 1e-3
     assert record["settings"]["epochs"] == 1  # what the flags say

@@ -159,14 +159,13 @@ def test_a_second_process_is_told_at_once_who_holds_the_folder(
 ) -> None:
     folder = Path(shutil.copytree(run, tmp_path / "copy"))
     command = [*FIT, *QUICK, "--output", str(folder)]
-    comparison = ["compare", "--base", "demo", "--task", "demo", "--backends", "map", "--output", str(folder)]
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     script = "import sys; from pathlib import Path; from bayeslora import store\n"
     script += "with store.opened(Path(sys.argv[1])): print('open', flush=True); sys.stdin.read()"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": environment()}
     with subprocess.Popen([sys.executable, "-c", script, str(folder)], **pipes) as process:
         assert process.stdout.readline() == b"open\n"
-        for arguments in (command, [*command, "--resume"], [*command, "--overwrite"], comparison):
+        for arguments in (command, [*command, "--resume"], [*command, "--overwrite"]):
             assert call(*arguments) == 2
             message = f"Error: '{folder}' is being written by process {process.pid} on "
             assert capsys.readouterr().err.startswith(message)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,13 +22,19 @@ from bayeslora.app.options import (
     TrainSize,
     new_folder,
 )
-from bayeslora.app.terminal import new_table, show
+from bayeslora.app.terminal import new_table, say, show
 from bayeslora.errors import SettingError, unknown
+
+if TYPE_CHECKING:
+    from bayeslora.app.config import RunConfig
+    from bayeslora.app.studies import Study
 
 __all__ = ["compare"]
 
 #: Flags that say how a study is run, not what it is.
-OF_STUDIES = {"study", "output", "workers", "launcher", "options", "shard", "retry", "dry_run"}
+OF_RUNNING = {"study", "output", "workers", "launcher", "options", "shard", "retry", "dry_run"}
+#: Fields of a run that other flags of a comparison say.
+ELSEWHERE = {"base", "task", "backend", "preset", "seed", "output"}
 
 
 def compare(
@@ -41,7 +48,7 @@ def compare(
     output: Annotated[
         Path | None,
         typer.Option(
-            parser=new_folder, metavar="FOLDER", help="Folder of the comparison.", show_default="runs/NAME of a study"
+            parser=new_folder, metavar="FOLDER", help="Folder of the study.", show_default="runs/NAME of its file"
         ),
     ] = None,
     backends: Annotated[
@@ -60,11 +67,9 @@ def compare(
     assignments: Assignments = None,
     config: ConfigFile = None,
     workers: Annotated[
-        int | None, typer.Option(help="Of a study: processes that share its cells.", min=1, show_default="this one")
+        int | None, typer.Option(help="Processes that share the fits.", min=1, show_default="this one")
     ] = None,
-    launcher: Annotated[
-        str, typer.Option(help="Of a study: what starts them: local, submitit (Slurm), ray.")
-    ] = "local",
+    launcher: Annotated[str, typer.Option(help="What starts them: local, submitit (Slurm), ray.")] = "local",
     options: Annotated[
         list[str] | None,
         typer.Option(
@@ -73,100 +78,109 @@ def compare(
     ] = None,
     shard: Annotated[
         str | None,
-        typer.Option(metavar="I/N", help="Of a study: one of N parts of its lines, from 1 on.", show_default="all"),
+        typer.Option(metavar="I/N", help="One of N parts of the lines, from 1 on.", show_default="all"),
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Of a study: show its cells and what they will take, and end.")
-    ] = False,
-    retry: Annotated[bool, typer.Option("--retry", help="Of a study: try again what failed before.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the fits and what they will take, and end.")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Try again what failed before.")] = False,
 ) -> None:
     """Fit several methods with several seeds and put them into one table.
 
-    A file names tasks, bases, methods, seeds and settings of a study, whose cells are done one by one and kept.
-    Without one, flags name backends and a task.
+    A file names tasks, bases, methods, seeds and settings of a study, whose fits are done one by one and kept.
+    Without one, flags name backends, which become the methods of a study of one task and base.
 
-    Settings go to every backend; one with the backend's name before it, such as svi.particles=4, to that one alone.
-    The same command again goes on with a comparison that was stopped.
+    Settings go to every backend that has them; one with the backend's name before it, such as svi.particles=4, to that
+    one alone. The same command again goes on with a study that was stopped. Where a fit failed, the others go on, and
+    the command ends with status 1.
     """
+    from bayeslora.app.config import read_config
+    from bayeslora.app.studies import Study
+
     context.obj["resume"] = lambda: "The same command goes on from there."
     if study is not None:
         _check_flags(context)
-        if dry_run:
-            _show_plan(study, output, workers or 1)
-            return
-        _run_study(
-            study,
-            output,
-            workers=workers,
-            launcher=launcher,
-            options=_options(options or []),
-            shard=_shard(shard),
-            plugins=context.find_root().params.get("plugin") or (),
-            retry=retry,
-        )
-        return
-    if output is None or backends is None:
+        found = Study(study, output)
+    elif output is None or backends is None:
         raise SettingError("compare takes the file of a study, or --backends and --output.")
-    from bayeslora.app.comparison import Evaluation
-    from bayeslora.app.comparison import compare as run_all
-    from bayeslora.app.config import named, read_config
-
-    flags = {
-        "base": base, "task": task, "data_dir": data_dir, "model": model, "train_size": train_size,
-        "heldout_size": heldout_size,
-    }  # fmt: skip
-    names = _words(backends)
-    if len(set(names)) < len(names):
-        raise SettingError(f"A backend is given twice: {', '.join(names)}.")
-    shared, own = _by_backend(assignments or [], names)
-    found = run_all(
-        read_config(config, flags, shared),
-        {name: named(name) | {"settings": own[name]} for name in names},
-        [_seed(word) for word in _words(seeds)],
-        output,
-        evaluation=Evaluation(split, draws, method),
+    else:
+        flags = {
+            "base": base, "task": task, "data_dir": data_dir, "model": model, "train_size": train_size,
+            "heldout_size": heldout_size,
+        }  # fmt: skip
+        names = _words(backends)
+        shared, own = _by_backend(assignments or [], names)
+        numbers = [_seed(word) for word in _words(seeds)]
+        of_flags = _of_flags(read_config(config, flags, shared), own, numbers, split, draws, method)
+        found = Study(of_flags, output)
+    if dry_run:
+        _show_plan(found, workers or 1)
+        return
+    plugins = context.find_root().params.get("plugin") or ()
+    found.run(
+        workers=workers,
+        launcher=launcher,
+        options=_options(options or []),
+        shard=_shard(shard),
+        plugins=plugins,
+        retry=retry,
     )
-    header, *body = zip(*found.rows(), strict=True)  # arms side by side: metrics are many
-    table = new_table(f"{found.config.task}, {split}: mean over seeds {seeds}", list(header))
-    for row in body:
-        table.add_row(*row)
-    show(table)
-    show(f"Written into {output}: comparison.md, comparison.json and a folder for each run.")
-    if (output / "reliability.png").exists():
-        show(f"Reliability diagram: {output / 'reliability.png'}")
+    _show_report(found)
+
+
+def _of_flags(
+    config: RunConfig,
+    methods: Mapping[str, Sequence[str]],
+    seeds: Sequence[int],
+    split: str,
+    draws: int,
+    method: str | None,
+) -> dict[str, Any]:
+    """The study that flags stand for: backends or presets, with assignments of their own, on one task and base."""
+    from bayeslora.app.config import assign, named
+
+    task = Path(config.task).stem if Path(config.task).suffix else config.task
+    return {
+        "tasks": {task: {"task": config.task}},
+        "bases": {Path(config.base).name: {"base": config.base}},
+        "methods": {name: named(name) | assign({}, own) | {"predict": method} for name, own in methods.items()},
+        "seeds": seeds,
+        "common": {name: value for name, value in config.to_dict().items() if name not in ELSEWHERE},
+        "evaluation": {"split": split, "draws": draws},
+    }
 
 
 def _check_flags(context: typer.Context) -> None:
     """Make sure that no flag was given which the file of a study stands for."""
     for name in context.params:
         source = context.get_parameter_source(name)
-        if name not in OF_STUDIES and source is not None and source.name == "COMMANDLINE":
+        if name not in OF_RUNNING and source is not None and source.name == "COMMANDLINE":
             flag = "set" if name == "assignments" else name.replace("_", "-")
             raise SettingError(f"--{flag} is said by the file of a study: write it there.")
 
 
-def _run_study(file: Path, output: Path | None, **how: Any) -> None:
-    from bayeslora.app.studies import Study
-
-    study = Study(file, output)
-    study.run(**how)
+def _show_report(study: Study) -> None:
+    """Tables, where the rest is, and, by the exit status, whether anything failed."""
     report = study.report()
     for table in report.tables():
-        shown = new_table(table.title, list(table.header))
-        for row in table.rows:
+        turned = table.turned() if len(table.header) > len(table.rows) + 1 else table
+        shown = new_table(turned.title, list(turned.header))
+        for row in turned.rows:
             shown.add_row(*row)
         shown.caption, shown.caption_justify = table.note, "left"
         show(shown)
-    show(f"Written into {study.results.folder / 'report'}: study.md, tables as CSV, JSON and LaTeX, and pictures.")
+    folder = study.results.folder
+    show(f"Written into {folder / 'report'}: study.md, tables as CSV, JSON and LaTeX, and pictures.")
+    show(f"Each fit is a run in {folder / 'cells'}.")
+    failed = report.frame[report.frame["state"] == "failed"]
+    if len(failed):
+        say(f"{len(failed)} of {len(report.frame)} lines failed, see study.md; --retry tries them again.")
+        raise typer.Exit(1)
 
 
-def _show_plan(file: Path, output: Path | None, workers: int) -> None:
+def _show_plan(study: Study, workers: int) -> None:
     """The cells of a study, and an estimate of their time."""
-    from bayeslora.app.studies import Study
     from bayeslora.app.studies.estimate import estimate
     from bayeslora.app.studies.progress import duration
 
-    study = Study(file, output)
     for cell in study.cells:
         start = "" if cell.start is None else f", from {cell.start.name}"
         show(f"{cell.name}{start}{', done' if study.results.fitted(cell) else ''}")
@@ -207,18 +221,20 @@ def _seed(word: str) -> int:
     return int(word)
 
 
-def _by_backend(assignments: list[str], names: list[str]) -> tuple[list[str], dict[str, dict[str, str]]]:
-    """Assignments for all, and settings by the backend whose name stands before them."""
+def _by_backend(assignments: list[str], names: list[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """Assignments for all, and those for the backend whose name stands before them."""
     from bayeslora.app.config import PREFIXES
     from bayeslora.inference import BACKENDS
 
+    if len(set(names)) < len(names):
+        raise SettingError(f"A backend is given twice: {', '.join(names)}.")
     shared: list[str] = []
-    own: dict[str, dict[str, str]] = {name: {} for name in names}
+    own: dict[str, list[str]] = {name: [] for name in names}
     for assignment in assignments:
-        key, _, value = assignment.partition("=")
+        key, equals, value = assignment.partition("=")
         prefix, dot, name = key.partition(".")
         if prefix in own and dot:
-            own[prefix][name] = value
+            own[prefix].append(f"{name}{equals}{value}")
         elif dot and prefix in BACKENDS:
             raise SettingError(f"'{assignment}' is for the backend {prefix}, which is not among {', '.join(names)}.")
         elif dot and prefix not in PREFIXES:

@@ -51,8 +51,8 @@ def evaluate(
     from bayeslora.app import runs
     from bayeslora.diagnostics.tokens import METHODS, token_calibration
     from bayeslora.observations import Completions
-    from bayeslora.predict.measure import measure, true_probabilities
     from bayeslora.predict.plots import figure_format, reliability_diagram, save_figure
+    from bayeslora.predict.truth import with_truth
 
     settings = of_another_task("evaluate", assignments, task)
     if plot is not None:
@@ -61,8 +61,8 @@ def evaluate(
     reported = runs.saved_task(posterior, task, data_dir, settings)
     say(*reported.notes)
     rows = reported.split(split)
-    prediction = posterior.predict(rows, draws, method, seed, batch_size)
-    found, finished = measure(prediction, rows, seed), posterior.record.finished
+    prediction = with_truth(posterior.predict(rows, draws, method, seed, batch_size), rows)
+    found, finished = prediction.metrics(seed=seed), posterior.record.finished
     guesses: Prediction | Guesses = prediction
     if isinstance(posterior.program.observation, Completions) and prediction.method in METHODS:
         guesses = tokens = token_calibration(posterior, rows, draws, method, seed=seed, batch_size=batch_size)
@@ -72,7 +72,7 @@ def evaluate(
     if json is not None:
         files.write_json(json, found.to_dict() | {"finished": finished})
     if plot is not None:
-        save_figure(reliability_diagram(guesses, truth=true_probabilities(rows, prediction), title=title), plot)
+        save_figure(reliability_diagram(guesses, title=title), plot)
 
 
 def of_another_task(command: str, assignments: list[str] | None, task: str | None) -> dict[str, Any]:

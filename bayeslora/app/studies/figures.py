@@ -59,7 +59,10 @@ def pareto(summary: pd.DataFrame, frame: pd.DataFrame) -> Figure:
 
 
 def reliabilities(targets: Sequence[Target], results: Results) -> Figure:
-    """Accuracy by confidence, a panel for each method and protocol, a line for each task and base; seeds are pooled."""
+    """Accuracy by confidence, a panel for each method and protocol, a line for each task and base; seeds are pooled.
+
+    Crosses are the true probabilities of what was guessed, where they are known.
+    """
     found: dict[str, dict[str, ClassPrediction]] = {}
     for group, predictions in _classes(targets, results):
         title = group.method + (", chosen" if group.protocol == "chosen" else "")
@@ -73,6 +76,8 @@ def reliabilities(targets: Sequence[Target], results: Results) -> Figure:
             errors = [bins.accuracy - bins.low, bins.high - bins.accuracy]
             style = _style(places.index(place)) | {"linestyle": "-"}
             axes.errorbar(bins.confidence, bins.accuracy, errors, label=place, elinewidth=1, **style)
+            if bins.truth is not None:
+                axes.scatter(bins.confidence, bins.truth, marker="x", color="black", zorder=5, label="true probability")
         least = min(1 / each.outputs.shape[-1] for each in tasks.values())
         axes.set(title=title, xlabel="confidence", ylabel="accuracy", xlim=(least - 0.03, 1.02), ylim=(0, 1.03))
     _legend(figure, panels)
@@ -168,7 +173,9 @@ def _pooled(predictions: Sequence[ClassPrediction]) -> ClassPrediction:
     """Rows of all seeds as those of one prediction: averaged probabilities, since draws differ in number."""
     labels = [each.labels for each in predictions if each.labels is not None]
     averaged = [each.log_probabilities for each in predictions]
-    return ClassPrediction(torch.cat(averaged).float().unsqueeze(0), torch.cat(labels))
+    truth = [each.truth for each in predictions if each.truth is not None]
+    whole = torch.cat(truth) if len(truth) == len(predictions) else None
+    return ClassPrediction(torch.cat(averaged).float().unsqueeze(0), torch.cat(labels), truth=whole)
 
 
 def _beats(other: tuple[float, float], point: tuple[float, float]) -> bool:

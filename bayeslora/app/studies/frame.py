@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bayeslora.app.studies.cells import Cell, Entry
+from bayeslora.app.studies.cells import Cell
 from bayeslora.app.studies.expansion import Target
 from bayeslora.app.studies.results import Results
 from bayeslora.predict.metrics import Metrics
@@ -13,7 +13,7 @@ from bayeslora.predict.metrics import Metrics
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["LABELS", "cost_of", "frame_of", "number"]
+__all__ = ["LABELS", "cost_of", "failure_of", "frame_of", "number"]
 
 #: Columns that say which line it is.
 LABELS = ("task", "base", "method", "seed", "protocol")
@@ -36,11 +36,10 @@ def _row(target: Target, results: Results) -> Iterator[tuple[str, Any]]:
     yield from ((name, getattr(target, name)) for name in LABELS)
     yield from ((name, number(value)) for name, value in target.point.items())
     yield "state", results.settled(target)
+    yield "error", failure_of(target, results)
     chosen = results.chosen(target)
     if chosen is None:
-        yield "error", next((_said(results, each) for each in target.trials if results.error(each)), "")
         return
-    yield "error", _said(results, chosen.entry)
     yield from ((f"chosen_{name}", number(value)) for name, value in chosen.point.items())
     yield "cell", chosen.entry.cell.name
     yield "device", (results.fitted(chosen.entry.cell) or {}).get("device", "")
@@ -53,8 +52,11 @@ def _row(target: Target, results: Results) -> Iterator[tuple[str, Any]]:
     yield from cost_of(target, results).items()
 
 
-def _said(results: Results, entry: Entry) -> str:
-    error = results.error(entry)
+def failure_of(target: Target, results: Results) -> str:
+    """What went wrong with a line, or with the first of its trials of which none can be chosen; empty if nothing."""
+    chosen = results.chosen(target)
+    entries = target.trials if chosen is None else (chosen.entry,)
+    error = next((found for each in entries if (found := results.error(each)) is not None), None)
     return "" if error is None else f"{error['type']}: {error['message']}".removeprefix(": ")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from bayeslora.app.studies.expansion import Target
-from bayeslora.app.studies.frame import cost_of
+from bayeslora.app.studies.frame import cost_of, failure_of
 from bayeslora.app.studies.results import Results
 from bayeslora.app.terminal import say
 
@@ -40,7 +40,7 @@ class Progress:
         if seconds is not None:
             self.seconds.setdefault((target.task, target.base, target.method), []).append(seconds)
         if self.show:
-            took = "failed" if seconds is None else duration(seconds)
+            took = f"failed: {failure_of(target, self.results)}" if seconds is None else duration(seconds)
             say(f"[{self.total - len(self.left)}/{self.total}] {target.title}: {took}{self._rest()}")
 
     def _rest(self) -> str:

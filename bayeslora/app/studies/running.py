@@ -12,19 +12,45 @@ import torch
 
 from bayeslora import files
 from bayeslora.app import runs
+from bayeslora.app.config import RunConfig
 from bayeslora.app.studies.cells import Cell, Entry, Evaluation
 from bayeslora.app.studies.expansion import Target
 from bayeslora.app.studies.results import Results
 from bayeslora.app.studies.warned import heard
+from bayeslora.errors import BayesLoraError
 from bayeslora.inference import load
 from bayeslora.posterior import Posterior
-from bayeslora.predict.measure import measure
+from bayeslora.predict.truth import with_truth
 from bayeslora.store import CHAIN, CONFIG, POSTERIOR
 
-__all__ = ["perform", "settle"]
+__all__ = ["check_rows", "perform", "settle"]
 
 #: Seconds between two looks at what other processes are doing.
 PAUSE = 0.5
+
+
+def check_rows(targets: Sequence[Target], results: Results) -> None:
+    """Make sure, before anything is fitted, that tasks have the splits to predict.
+
+    A task that cannot be loaded is left to its lines, which fail, while others go on.
+
+    Raises:
+        TaskError: one of them has not.
+    """
+    entries = [each.entry for target in targets if results.settled(target) == "open" for each in target.candidates]
+    asked: dict[str, tuple[RunConfig, set[str]]] = {}
+    for entry in entries:
+        config = entry.cell.config
+        of_task = {name: getattr(config, name) for name in ("task", "data_dir", "heldout_size", "task_settings")}
+        _, splits = asked.setdefault(repr(of_task), (config, set()))
+        splits |= {each.split for each in entry.evaluations.values() if each.task is None}
+    for config, splits in asked.values():
+        try:
+            task = runs.task_of(config)
+        except (BayesLoraError, OSError):
+            continue
+        for split in sorted(splits):
+            task.split(split)
 
 
 def settle(
@@ -32,6 +58,7 @@ def settle(
     results: Results,
     told: Callable[[Target], None] = lambda target: None,
     goes_on: Callable[[], bool] = lambda: True,
+    bars: bool = False,
 ) -> None:
     """Come to the end of every line: a result, or an error that is recorded.
 
@@ -43,6 +70,7 @@ def settle(
         results: where they are.
         told: called with each line that this process has come to the end of, or found there.
         goes_on: whether to begin with another line.
+        bars: show how far each fit and prediction is.
     """
     left = list(targets)
     while left and goes_on():
@@ -50,7 +78,7 @@ def settle(
         for target in left:
             if not goes_on():
                 return
-            if _settled(target, results):
+            if _settled(target, results, bars):
                 told(target)
             else:
                 waiting.append(target)
@@ -59,37 +87,37 @@ def settle(
             time.sleep(PAUSE)
 
 
-def _settled(target: Target, results: Results) -> bool:
+def _settled(target: Target, results: Results, bars: bool) -> bool:
     """Do what is left of a line; whether nothing is, rather than with another process."""
-    if not all([perform(each, results) for each in target.trials]):
+    if not all([perform(each, results, bars) for each in target.trials]):
         return False
     chosen = results.chosen(target)
-    return chosen is None or perform(chosen.entry, results)
+    return chosen is None or perform(chosen.entry, results, bars)
 
 
-def perform(entry: Entry, results: Results) -> bool:
+def perform(entry: Entry, results: Results, bars: bool = False) -> bool:
     """Fit and evaluate, as far as that is not done; false if another process is at it."""
     for cell in entry.cell.chain:
         with results.claimed(cell) as held:
             if not held:
                 return False
             if results.state(entry) == "open":
-                _work(cell, entry.evaluations if cell is entry.cell else {}, results)
+                _work(cell, entry.evaluations if cell is entry.cell else {}, results, bars)
     return True
 
 
-def _work(cell: Cell, evaluations: Mapping[str, Evaluation], results: Results) -> None:
+def _work(cell: Cell, evaluations: Mapping[str, Evaluation], results: Results, bars: bool) -> None:
     """Do what is left of a cell that is held; what goes wrong is recorded."""
     with results.recorded(cell):
-        posterior = _fit(cell, results)
+        posterior = _fit(cell, results, bars)
         for each in evaluations.values():
             if results.evaluated(cell, each) is None:
                 with results.recorded(cell, each):
-                    _evaluate(cell, posterior, each, results)
+                    _evaluate(cell, posterior, each, results, bars)
     _free_memory()
 
 
-def _fit(cell: Cell, results: Results) -> Posterior:
+def _fit(cell: Cell, results: Results, bars: bool) -> Posterior:
     if results.fitted(cell) is not None:
         return load(results.at(cell))
     if cell.is_within:
@@ -97,7 +125,7 @@ def _fit(cell: Cell, results: Results) -> Posterior:
     begin = cell.begin
     start = None if begin is None else load(results.at(begin))
     with heard() as said:
-        posterior = runs.fit(cell.config, results.at(cell), resume=True, progress=False, start=start)
+        posterior = runs.fit(cell.config, results.at(cell), resume=True, progress=bars, start=start)
     results.write_fit(cell, posterior.cost, _device(posterior), said)
     return posterior
 
@@ -120,15 +148,16 @@ def _begin_with(cell: Cell, results: Results) -> None:
             shutil.copytree(results.at(cell.start) / POSTERIOR, new)
 
 
-def _evaluate(cell: Cell, posterior: Posterior, evaluation: Evaluation, results: Results) -> None:
+def _evaluate(cell: Cell, posterior: Posterior, evaluation: Evaluation, results: Results, bars: bool) -> None:
     settings = dict(evaluation.task_settings)
     rows = runs.saved_task(posterior, evaluation.task, evaluation.data_dir, settings).split(evaluation.split)
     begun = time.monotonic()
     seed = cell.config.seed
-    prediction = posterior.predict(rows, evaluation.draws, evaluation.method, seed=seed, progress=False)
+    prediction = posterior.predict(rows, evaluation.draws, evaluation.method, seed=seed, progress=bars)
     seconds = time.monotonic() - begun
+    prediction = with_truth(prediction, rows)
     prediction.save(results.prediction(cell, evaluation))
-    results.write_evaluation(cell, evaluation, measure(prediction, rows, seed), seconds)
+    results.write_evaluation(cell, evaluation, prediction.metrics(seed=seed), seconds)
 
 
 def _free_memory() -> None:

@@ -31,7 +31,8 @@ class Study:
     """
 
     def __init__(self, source: str | Path | Mapping[str, Any], folder: str | Path | None = None) -> None:
-        self.name = "study" if isinstance(source, Mapping) else Path(source).stem
+        named = folder or "study" if isinstance(source, Mapping) else Path(source).with_suffix("")
+        self.name = Path(named).resolve().name
         self.source = source if isinstance(source, Mapping) else read_yaml(Path(source), "study")
         self.file = StudyFile.from_dict(self.source)
         self.results = Results(Path("runs") / self.name if folder is None else folder)
@@ -96,18 +97,20 @@ class Study:
 
         Raises:
             SettingError: the launcher is unknown, or a setting of the study is wrong.
+            TaskError: a task lacks a split that is to be predicted; nothing is fitted then.
         """
         from bayeslora.app.studies.launching import launch
         from bayeslora.app.studies.progress import Progress
-        from bayeslora.app.studies.running import settle
+        from bayeslora.app.studies.running import check_rows, settle
         from bayeslora.app.studies.work import Job
 
         targets = self.part(shard)
         if retry:
             self.results.forget_errors()
+        check_rows(targets, self.results)
         told = Progress(targets, self.results, workers or 1, show=progress)
         if workers is None and launcher == "local":
-            settle(targets, self.results, told)
+            settle(targets, self.results, told, bars=progress)
         else:
             places = tuple(str(Path(each).resolve()) for each in plugins)
             job = Job(self.source, str(self.results.folder.resolve()), str(Path.cwd()), places, shard)

@@ -11,7 +11,7 @@ import numpy as np
 
 from bayeslora.app.studies.expansion import Target
 from bayeslora.app.studies.results import Results
-from bayeslora.predict.metrics import Metrics
+from bayeslora.predict import resampling
 from bayeslora.predict.prediction import Prediction
 from bayeslora.predict.resampling import Bounded, Interval, bootstrap
 
@@ -26,8 +26,6 @@ BETTER = {
     "accuracy": True, "mcc": True, "nll": False, "perplexity": False, "ece_15": False, "brier": False, "rmse": False,
     "pearson": True, "spearman": True, "kl": False, "ece_true": False,
 }  # fmt: skip
-#: Bounds of metrics that are known by their value alone, since they need more than a prediction: distances from truth.
-DISTANCE = 0.0, math.inf
 
 
 @dataclass(frozen=True)
@@ -105,11 +103,13 @@ def over_seeds(values: Sequence[float], least: float = -math.inf, greatest: floa
 
 @dataclass(frozen=True)
 class _Scores:
-    """Metrics of the predictions of one seed: their values, and those that other rows can be drawn for."""
+    """Statistics of the predictions of one seed."""
 
-    values: Mapping[str, float]
     table: Mapping[str, Bounded]
     rows: int
+
+    def value(self, metric: str) -> float:
+        return resampling.once(self.table[metric][0], self.rows)
 
 
 def _scores(group: Group, results: Results) -> dict[int, _Scores]:
@@ -117,14 +117,10 @@ def _scores(group: Group, results: Results) -> dict[int, _Scores]:
     for target in group.lines:
         chosen = results.chosen(target)
         assert chosen is not None
-        cell, evaluation = chosen.entry.cell, chosen.entry.evaluations[""]
-        evaluated = results.evaluated(cell, evaluation)
-        assert evaluated is not None
-        recorded = Metrics.from_dict(evaluated["metrics"])
-        prediction = Prediction.load(results.prediction(cell, evaluation))
-        values = {name: recorded[name].value for name in BETTER if name in recorded}
-        table = {name: each for name, each in prediction.statistics().items() if name in values}
-        found[target.seed] = _Scores(values, table, len(prediction))
+        prediction = Prediction.load(results.prediction(chosen.entry.cell, chosen.entry.evaluations[""]))
+        statistics = prediction.statistics()
+        table = {name: statistics[name] for name in BETTER if name in statistics}
+        found[target.seed] = _Scores(table, len(prediction))
     return found
 
 
@@ -133,9 +129,8 @@ def _averages(own: Mapping[int, _Scores]) -> dict[str, dict[str, float]]:
     first = next(iter(own.values()))
     over_rows = _over_rows({name: _mean(own.values(), name) for name in first.table}, own.values())
     found = {}
-    for name in first.values:
-        bounds = first.table[name][1:] if name in first.table else DISTANCE
-        seeds = over_seeds([each.values[name] for each in own.values()], *bounds)
+    for name in first.table:
+        seeds = over_seeds([each.value(name) for each in own.values()], *first.table[name][1:])
         found[name] = {"value": seeds.value, **_ends("rows", over_rows.get(name)), **_ends("seeds", seeds)}
     return found
 
@@ -143,15 +138,13 @@ def _averages(own: Mapping[int, _Scores]) -> dict[str, dict[str, float]]:
 def _differences(own: Mapping[int, _Scores], other: Mapping[int, _Scores]) -> dict[str, dict[str, object]]:
     """Differences of the means over the seeds that both have, with both intervals, by metric."""
     both = {seed: (own[seed], other[seed]) for seed in own if seed in other}
-    pairs = [each for pair in both.values() for each in pair]
-    names = [name for name in BETTER if both and all(name in each.values for each in pairs)]
-    drawn = [name for name in names if all(name in each.table for each in pairs)]
+    names = [name for name in BETTER if both and all(name in each.table for pair in both.values() for each in pair)]
     first, second = ({seed: pair[place] for seed, pair in both.items()} for place in (0, 1))
-    table = {name: _less(_mean(first.values(), name), _mean(second.values(), name)) for name in drawn}
+    table = {name: _less(_mean(first.values(), name), _mean(second.values(), name)) for name in names}
     over_rows = _over_rows(table, [*first.values(), *second.values()])
     found: dict[str, dict[str, object]] = {}
     for name in names:
-        seeds = over_seeds([one.values[name] - two.values[name] for one, two in both.values()])
+        seeds = over_seeds([one.value(name) - two.value(name) for one, two in both.values()])
         intervals = [each for each in (over_rows.get(name), seeds) if each is not None and not math.isnan(each.low)]
         found[name] = {
             "difference": seeds.value,

@@ -72,6 +72,11 @@ class Table:
     rows: Sequence[Sequence[str]]
     note: str = ""
 
+    def turned(self) -> Table:
+        """The same with rows for columns."""
+        header, *rows = zip(self.header, *self.rows, strict=True)
+        return Table(self.title, header, rows, self.note)
+
     def to_markdown(self) -> str:
         """With its title as a heading."""
         lines = [

@@ -17,7 +17,6 @@ from bayeslora.app.studies import Study
 from bayeslora.app.studies.ranking import ranking_of, signed_rank
 from bayeslora.app.studies.summary import over_seeds, summary_of
 from bayeslora.predict.prediction import ClassPrediction, Prediction
-from bayeslora.predict.resampling import Interval
 
 Made = Callable[..., dict[str, Any]]
 ROWS = 400
@@ -72,23 +71,19 @@ def test_differences_are_of_pairs(study: Made, tmp_path: Path) -> None:
     assert math.isnan(table.loc["a", "nll"]["difference"])
 
 
-def test_distances_from_the_truth_are_means_of_what_was_measured(study: Made, tmp_path: Path) -> None:
-    """They need the rows, which a study does not load again: no interval over these."""
-    found = filled(study(), tmp_path, lambda name, seed: classes(0.7))
-    distances = {("quick", 0): 0.1, ("quick", 3): 0.3, ("wide", 0): 0.15, ("wide", 3): 0.35}
-    for target in found.targets:
-        entry = target.candidates[0].entry
-        measured = classes(0.7).metrics(intervals=False)
-        measured = replace(measured, intervals={**measured, "kl": Interval(distances[target.method, target.seed])})
-        found.results.write_evaluation(entry.cell, entry.evaluations[""], measured, 1.0)
-    table = summary_of(found.targets, found.results, "quick").set_index(["method", "metric"])
+def test_distances_from_the_truth_stand_beside_the_others(study: Made, tmp_path: Path) -> None:
+    """A method that says the true probabilities has none, and is nearer by all the distance of the other one."""
+
+    def predicted(name: str, seed: int) -> ClassPrediction:
+        made = classes(0.7, seed)
+        return replace(made, truth=made.probabilities if name == "quick" else made.probabilities.flip(-1))
+
+    found = filled(study(), tmp_path, predicted)
+    table = summary_of(found.targets, found.results, "wide").set_index(["method", "metric"])
     row = table.loc["quick", "kl"]
-    assert row["value"] == pytest.approx(0.2) and math.isnan(row["rows_low"])
-    assert row["seeds_low"] == 0.0 and row["seeds_high"] == pytest.approx(0.2 + stats.t.ppf(0.975, 1) * 0.1)
-    other = table.loc["wide", "kl"]
-    assert other["difference"] == pytest.approx(0.05) and math.isnan(other["difference_rows_low"])
-    assert not other["chance"]  # both seeds differ by as much
-    assert "mcc" in table.loc["quick"].index
+    assert row["value"] == pytest.approx(0) and row["difference"] == pytest.approx(-table.loc["wide", "kl"]["value"])
+    assert row["difference_rows_high"] < 0 and not row["chance"]
+    assert {"mcc", "ece_true"} <= set(table.loc["quick"].index)
 
 
 def test_an_interval_over_rows_covers(study: Made, tmp_path: Path) -> None:
@@ -103,9 +98,8 @@ def test_an_interval_over_rows_covers(study: Made, tmp_path: Path) -> None:
         score = (2 * labels - 1) * 0.7 + generator.normal(size=100)
         outputs = torch.tensor(np.stack([-score, score], -1), dtype=torch.float32).unsqueeze(0)
         prediction = ClassPrediction(outputs, torch.as_tensor(labels))
-        values = {"accuracy": prediction.metrics(intervals=False)["accuracy"].value}
         table = {"accuracy": prediction.statistics()["accuracy"]}
-        ends = _averages({0: _Scores(values, table, 100)})["accuracy"]
+        ends = _averages({0: _Scores(table, 100)})["accuracy"]
         held += ends["rows_low"] <= truth <= ends["rows_high"]
     assert held >= 33
 

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from bayeslora.predict import metrics
-from bayeslora.predict.measure import measure, true_probabilities
-from bayeslora.predict.prediction import ClassPrediction, ValuePrediction
+from bayeslora.predict.prediction import ClassPrediction, Prediction, ValuePrediction
+from bayeslora.predict.reliability import guesses_of
+from bayeslora.predict.truth import with_truth
 from bayeslora.tasks import Split, TaskSpec, rows_of
 
 SPEC = TaskSpec("counting", labels=("none", "one", "more"))
@@ -29,7 +32,7 @@ def prediction(names: tuple[str, ...]) -> ClassPrediction:
 def test_a_prediction_that_is_the_truth_has_no_distance_from_it_whatever_the_order_of_classes(
     rows: Split, names: tuple[str, ...]
 ) -> None:
-    found = measure(prediction(names), rows)
+    found = with_truth(prediction(names), rows).metrics()
     # Single precision of the logits.
     assert found["kl"].value == pytest.approx(0, abs=1e-6) and found["nll"].value == pytest.approx(
         -(np.log(0.7) + np.log(0.8)) / 2, rel=1e-6
@@ -40,20 +43,28 @@ def test_an_answer_that_is_no_class_is_never_true(rows: Split) -> None:
     known = prediction(SPEC.labels)
     outputs = torch.nn.functional.pad(known.outputs, (0, 1), value=-torch.inf)
     more = ClassPrediction(outputs, known.labels, label_names=(*SPEC.labels, "(other)"))
-    assert true_probabilities(rows, more).tolist() == [[*row, 0.0] for row in TRUTH]
-    assert measure(more, rows)["kl"].value == pytest.approx(measure(known, rows)["kl"].value)
+    found = with_truth(more, rows)
+    assert found.truth.tolist() == [[*row, 0.0] for row in TRUTH]
+    assert found.metrics()["kl"].value == pytest.approx(with_truth(known, rows).metrics()["kl"].value)
 
 
 def test_rows_that_do_not_say_the_truth_have_no_distance_from_it(rows: Split) -> None:
     plain = Split(rows.dataset.remove_columns("probabilities"), SPEC)
-    assert true_probabilities(plain, prediction(SPEC.labels)) is None
-    assert "kl" not in measure(prediction(SPEC.labels), plain)
-    assert "kl" not in measure(ValuePrediction(torch.zeros(1, 2, 1), torch.tensor([0.0, 1.0])), rows)
+    found = with_truth(prediction(SPEC.labels), plain)
+    assert found.truth is None and "kl" not in found.metrics()
+    values = ValuePrediction(torch.zeros(1, 2, 1), torch.tensor([0.0, 1.0]))
+    assert with_truth(values, rows) is values
 
 
-def test_intervals_are_made_once_and_those_of_the_parts(rows: Split, monkeypatch: pytest.MonkeyPatch) -> None:
-    found, made, bootstrap = prediction(SPEC.labels), [], metrics.bootstrap
-    parts = {**found.metrics(seed=3), **metrics.against_truth(found.log_probabilities, TRUTH, seed=3)}
-    monkeypatch.setattr("bayeslora.predict.measure.bootstrap", lambda *rest: made.append(rest) or bootstrap(*rest))
-    assert dict(measure(found, rows, seed=3)) == parts
-    assert len(made) == 1
+def test_the_metrics_are_those_of_both_parts(rows: Split) -> None:
+    plain = prediction(SPEC.labels)
+    parts = {**plain.metrics(seed=3), **metrics.against_truth(plain.log_probabilities, TRUTH, seed=3)}
+    assert dict(with_truth(plain, rows).metrics(seed=3)) == parts
+
+
+def test_the_truth_is_saved_with_a_prediction_and_marked_in_its_diagram(rows: Split, tmp_path: Path) -> None:
+    found = with_truth(prediction(SPEC.labels), rows)
+    found.save(tmp_path / "found.safetensors")
+    loaded = Prediction.load(tmp_path / "found.safetensors")
+    assert loaded.truth.tolist() == TRUTH
+    assert guesses_of(loaded).truth.tolist() == [0.7, 0.8]
