@@ -30,7 +30,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folders = tmp_path_factory.mktemp("old") / "run", tmp_path_factory.mktemp("new") / "run"
     for seed, folder in enumerate(folders):
         fit(tiny_program(), tiny_rows(5), "mle", seed=seed, output_dir=folder, **QUICK)
-    (folders[0] / "metrics.json").write_text("{}")
+    (folders[0] / "config.yaml").write_text("{}")
     shutil.copytree(folders[1] / "posterior", folders[1] / "chain-0" / "posterior")
     return folders
 
@@ -287,7 +287,7 @@ def test_a_link_or_a_file_is_no_place_for_a_posterior(run: Path, tmp_path: Path)
     assert (tmp_path / "file").read_text() == "mine" and (tmp_path / "link").is_symlink()
 
 
-LINKS = ["posterior", "chain-0", "checkpoints", "config.yaml", "metrics.json", ".bayeslora-next", ".bayeslora-complete"]
+LINKS = ["posterior", "chain-0", "checkpoints", "config.yaml", ".bayeslora-next", ".bayeslora-complete"]
 
 
 @pytest.mark.filterwarnings("ignore:A run that is to replace")

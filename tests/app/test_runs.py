@@ -68,11 +68,9 @@ def test_a_run_is_overwritten_only_when_asked(run: Path, tmp_path: Path, capsys:
     assert call(*command, "--resume") == 2  # it has another seed and rank
     assert "holds a run with other settings (there and now): seed: 2 and 0; lora.r: 4 and 8" in capsys.readouterr().err
     (folder / "notes.txt").write_text("mine")
-    (folder / "metrics.json").write_text("{}")
     assert call(*command, "--overwrite") == 0
     assert yaml.safe_load((folder / "config.yaml").read_text())["seed"] == 0
     assert (folder / "notes.txt").read_text() == "mine"
-    assert not (folder / "metrics.json").exists()  # of the run that was there
 
 
 def test_a_run_is_not_removed_for_one_that_cannot_start(
