@@ -79,6 +79,7 @@ class Evaluation:
         task: another task than that of the fit.
         data_dir: folder with that task's files.
         task_settings: further arguments of `bayeslora.load_task` for it.
+        rows: how many of the split, the first of a permutation that is the same for all; all, if left out.
     """
 
     split: str
@@ -87,11 +88,15 @@ class Evaluation:
     task: str | None = None
     data_dir: str | None = None
     task_settings: tuple[tuple[str, Any], ...] = ()
+    rows: int | None = None
 
     @cached_property
     def name(self) -> str:
-        """Of its files: for people, then the address."""
-        return f"{re.sub(r'[^-.A-Za-z0-9]+', '-', self.split)}-{address(asdict(self))}"
+        """Of its files: for people, then the address, which is that of a time without ``rows`` where all are."""
+        described = asdict(self)
+        if self.rows is None:
+            del described["rows"]
+        return f"{re.sub(r'[^-.A-Za-z0-9]+', '-', self.split)}-{address(described)}"
 
 
 @dataclass(frozen=True)

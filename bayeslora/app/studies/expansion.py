@@ -127,7 +127,7 @@ class _Expansion:
                     "such as common: {heldout_size: 300}."
                 )
             own = first.evaluations[""]
-            trial = replace(own, split=HELDOUT, task=None, data_dir=None, task_settings=())
+            trial = replace(own, split=HELDOUT, task=None, data_dir=None, task_settings=(), rows=None)
             yield Candidate(point, self.entry(task, base, method, seed, point), Entry(first.cell, {"": trial}))
 
     def own_values(self, method: str) -> dict[str, list[Any]]:
@@ -141,7 +141,10 @@ class _Expansion:
         cell = self.cell(task, base, method, seed, point)
         of_task, of_method, shared = self.study.tasks[task], self.study.methods[method], self.study.evaluation
         own = Evaluation(
-            of_task.get("split", shared.split), int(of_method.get("draws", shared.draws)), of_method.get("predict")
+            of_task.get("split", shared.split),
+            int(of_method.get("draws", shared.draws)),
+            of_method.get("predict"),
+            rows=of_task.get("rows", shared.rows),
         )
         shifts = {name: _shifted(name, rows, own) for name, rows in (of_task.get("shift") or {}).items()}
         return Entry(cell, {"": own, **shifts})

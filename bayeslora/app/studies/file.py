@@ -15,7 +15,10 @@ from bayeslora.settings import Count, Seed, Settings, build
 __all__ = ["EvaluationSettings", "StudyFile", "Tuning"]
 
 #: What an entry says beside fields of `RunConfig`.
-OWN = {"tasks": {"split", "shift"}, "bases": set(), "methods": {"start", "predict", "draws", "tuning"}, "common": set()}
+OWN = {
+    "tasks": {"split", "rows", "shift"}, "bases": set(), "methods": {"start", "predict", "draws", "tuning"},
+    "common": set(),
+}  # fmt: skip
 #: Fields of `RunConfig` that the study itself says.
 ELSEWHERE = {"seed", "output"}
 
@@ -27,12 +30,14 @@ class EvaluationSettings(Settings):
     Attributes:
         split: rows to predict; a task may name its own.
         draws: number of weight draws; a method may have its own.
+        rows: how many rows of a split at most, the same for all methods; all, if left out. A task may have its own.
     """
 
     name: ClassVar[str] = "evaluation"
 
     split: str = "validation"
     draws: Count = 10
+    rows: Count | None = None
 
 
 @dataclass(frozen=True)
@@ -61,9 +66,9 @@ class StudyFile(Settings):
     backend or model that do not stand at a method itself go to all methods that have them.
 
     Attributes:
-        tasks: by their names in the table: ``task`` (that name, if left out), ``split``, and ``shift``, further rows to
-            predict by name: each with ``split`` and, for those of another task, ``task``, ``data_dir`` and
-            ``task_settings``.
+        tasks: by their names in the table: ``task`` (that name, if left out), ``split``, ``rows``, and ``shift``,
+            further rows to predict by name: each with ``split`` and, for those of another task, ``task``, ``data_dir``
+            and ``task_settings``.
         bases: base networks by their names in the table: a folder or hub name, or fields such as ``network``.
         methods: by their names in the table. One that names no ``backend`` or ``preset`` is that of its own name.
             ``start`` is the method whose posterior it is laid around, with the same task, base, seed and settings;

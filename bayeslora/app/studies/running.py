@@ -151,6 +151,8 @@ def _begin_with(cell: Cell, results: Results) -> None:
 def _evaluate(cell: Cell, posterior: Posterior, evaluation: Evaluation, results: Results, bars: bool) -> None:
     settings = dict(evaluation.task_settings)
     rows = runs.saved_task(posterior, evaluation.task, evaluation.data_dir, settings).split(evaluation.split)
+    if evaluation.rows is not None and evaluation.rows < len(rows):
+        rows, _ = rows.divide(evaluation.rows, 0, seed=0)
     begun = time.monotonic()
     seed = cell.config.seed
     prediction = posterior.predict(rows, evaluation.draws, evaluation.method, seed=seed, progress=bars)

@@ -15,7 +15,7 @@ FOLDER = Path(__file__).parents[3] / "benchmarks" / "studies"
 
 #: Lines of the tables of one task with one seed.
 LINES = {"tiny": 5, "methods": 18 * 2, "little": 17, "robustness": 7 * 12}
-LINES |= {"settings": 20, "rates": 6 * 4, "mrpc-rates": 3 * 5}
+LINES |= {"smollm2": 14, "settings": 20, "rates": 6 * 4, "mrpc-rates": 3 * 5}
 
 
 def test_every_study_is_looked_at() -> None:

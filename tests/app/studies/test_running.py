@@ -15,6 +15,7 @@ import torch
 import bayeslora as bl
 from bayeslora.app.studies import Study
 from bayeslora.app.studies.results import Results
+from bayeslora.predict.prediction import Prediction
 
 Made = Callable[..., dict[str, Any]]
 Lines = Callable[[], list[str]]
@@ -44,6 +45,22 @@ def test_every_line_has_its_result(study: Made, tmp_path: Path, fits: Lines) -> 
     expected = posterior.predict(rows, 2, seed=0, progress=False).metrics(intervals=False)
     assert frame["nll"][1] == pytest.approx(expected["nll"].value)
     assert frame["nll_low"][1] < frame["nll"][1] < frame["nll_high"][1]
+
+
+def test_some_rows_are_the_same_for_all(study: Made, tmp_path: Path) -> None:
+    """And whoever asks for all has the predictions that there are."""
+    whole = run(study(), tmp_path / "out")
+    some = run(study(evaluation={"split": "heldout", "draws": 2, "rows": 7}), tmp_path / "out")
+    loaded = {}
+    for target in some.targets:
+        entry = target.candidates[0].entry
+        loaded[target.method, target.seed] = Prediction.load(some.results.prediction(entry.cell, entry.evaluations[""]))
+    assert {len(each) for each in loaded.values()} == {7}
+    for seed in (0, 3):  # rows that are held out differ with the seed
+        assert torch.equal(loaded["quick", seed].labels, loaded["wide", seed].labels)
+    task = study()["tasks"]["demo"]
+    more = run(study(tasks={"demo": {"task": task, "rows": 50}}), tmp_path / "out")
+    assert list(more.frame()["nll"]) == list(whole.frame()["nll"]) != list(some.frame()["nll"])
 
 
 def test_what_is_done_is_not_done_again(study: Made, tmp_path: Path, fits: Lines) -> None:
