@@ -125,7 +125,7 @@ class Slot:
             )
         self.restore()
         before = self.module.__dict__.get("forward")
-        self.module.__dict__["forward"] = _StandIn(cast("nn.Linear", self.module), value, before)
+        self.module.__dict__["forward"] = _StandIn(cast("nn.Linear", self.module), value, before, self.transposed)
 
     def restore(self) -> None:
         """Let the network use the parameter again."""
@@ -165,11 +165,15 @@ def check_sequences(layer: str, inputs: Tensor, sequences: int, own: str, remedy
 
 
 class _StandIn:
-    """The forward pass of a linear layer by a function in place of its matrix; its bias is added as ever."""
+    """The forward pass of a linear layer by a function in place of its matrix; its bias is added as ever.
 
-    def __init__(self, module: nn.Linear, function: Map, before: Any) -> None:
-        self.module, self.function, self.before = module, function, before
+    PEFT casts what a matrix A is given to the type of that in its place. Beside a function it sees its own, which may
+    not be in single precision, as values are.
+    """
+
+    def __init__(self, module: nn.Linear, function: Map, before: Any, single: bool) -> None:
+        self.module, self.function, self.before, self.single = module, function, before, single
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        found = self.function(inputs)
+        found = self.function(inputs.float() if self.single else inputs)
         return found if self.module.bias is None else found + self.module.bias

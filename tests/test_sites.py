@@ -39,6 +39,18 @@ def test_a_function_equal_to_the_map_gives_the_same_outputs_and_gradients(checkp
         torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-4)
 
 
+# Layers after it round the last bit of a sum to one of 256 steps of a bfloat16.
+@pytest.mark.parametrize(("dtype", "off"), [(torch.bfloat16, 0.03), (torch.float64, 1e-5)])
+def test_a_function_is_given_single_precision_whatever_the_adapter_is_in(dtype: torch.dtype, off: float) -> None:
+    program = awake(tiny_program())
+    program.network.to(dtype)
+    values = {site.name: site.initial for site in program.sites}
+    with torch.no_grad():
+        expected = program.outputs(values, BATCH)
+        beside = program.outputs(values | {NAME: maps(values[NAME])}, BATCH)
+    torch.testing.assert_close(beside, expected, rtol=0, atol=off)
+
+
 def test_a_head_keeps_its_bias_beside_a_function() -> None:
     program = awake(tiny_program())
     values = {site.name: site.initial for site in program.sites}
