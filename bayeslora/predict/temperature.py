@@ -10,7 +10,7 @@ import torch
 from bayeslora.errors import DataError
 from bayeslora.predict.prediction import ClassPrediction
 
-__all__ = ["best_temperature", "tempered"]
+__all__ = ["COLDEST", "HOTTEST", "best_temperature", "tempered"]
 
 #: The coldest and the hottest temperature that is tried: what separates its rows without a mistake has no best one.
 COLDEST, HOTTEST = 0.05, 20.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, ClassVar, Literal
@@ -23,7 +24,7 @@ from bayeslora.models.guides.auto import make_guide
 from bayeslora.passes import Rows
 from bayeslora.posterior import Posterior
 from bayeslora.predict.prediction import ClassPrediction
-from bayeslora.predict.temperature import best_temperature, tempered
+from bayeslora.predict.temperature import COLDEST, HOTTEST, best_temperature, tempered
 from bayeslora.predictors import Outputs, Predictor
 from bayeslora.program import Program
 from bayeslora.record import Record
@@ -110,6 +111,7 @@ class Temperature(Over):
         found = inner.predict(run.heldout, self.draws, self.method, run.seed, progress=run.progress)
         assert isinstance(found, ClassPrediction)  # `_check` sees to it
         temperature = best_temperature(found)
+        _warn_of_limit(temperature, len(run.heldout))
         cost = inner.record.cost | {"seconds": inner.record.cost["seconds"] + time.monotonic() - begun}
         record = replace(inner.record, backend=self.name, settings=asdict(self), cost=cost, chains=1)
         record = replace(record, members=[asdict(inner.record)])
@@ -123,6 +125,17 @@ class Temperature(Over):
                 f"A temperature is of predicted classes, and '{program.observation.name}' predicts none: choose "
                 f"'{self.of}' itself."
             )
+
+
+def _warn_of_limit(temperature: float, rows: int) -> None:
+    """Say if the held-out rows have no best temperature: any mistake elsewhere would cost far more than it gains."""
+    if not 1.01 * COLDEST < temperature < HOTTEST / 1.01:
+        warnings.warn(
+            f"The {rows:,} held-out rows have no best temperature, as where all of them are predicted right, or no "
+            f"better than by chance: {temperature:.3g} is the last one that was tried, and other rows are likely to "
+            "have another. Hold out more of them (heldout_size, or heldout=...).",
+            stacklevel=2,
+        )
 
 
 def given(program: Program, data: Dataset, run: Run) -> Posterior:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,18 @@ def test_around_weights_that_are_given() -> None:
     assert float(posterior.by) == pytest.approx(best_temperature(plain.predict(aside, progress=False)), rel=1e-5)
     with pytest.raises(SettingError, match="have not seen"):
         fit(here, ROWS, "temperature", **quick)
+
+
+def test_rows_without_a_mistake_have_no_best_temperature_and_that_is_said() -> None:
+    here = tiny_program(Gaussian())
+    plain = {"mode": "given", "progress": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(here, ROWS, "temperature", heldout=tiny_rows(16, seed=1), **plain)
+    guesses = fit(here, ROWS, "temperature", heldout=ROWS, **plain).predict(ROWS, progress=False).predictions.tolist()
+    right = ROWS.remove_columns("labels").add_column("labels", guesses)
+    with pytest.warns(UserWarning, match="The 24 held-out rows have no best temperature, .* 0.05 is the last one"):
+        fit(here, ROWS, "temperature", heldout=right, **plain)
 
 
 def test_what_has_no_temperature() -> None:
