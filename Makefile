@@ -47,6 +47,7 @@ lint: $(READY)  ## Check style and types
 
 bench: $(READY)  ## Measure speed and memory against PEFT LoRA and PEFT MonteCLoRA
 	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/speed.py --families --no-memory
 
 notebooks: $(READY)  ## Execute the notebooks
 	$(BIN)/python scripts/run_notebooks.py

@@ -1,6 +1,7 @@
-"""Time and memory of a training step: PEFT LoRA, PEFT MonteCLoRA and bayeslora's SVI, alternating in one process.
+"""Time and memory of a training step: PEFT LoRA, PEFT MonteCLoRA and bayeslora's families, alternating in one process.
 
     python benchmarks/speed.py                                  # BERT of MiniLM's shape: some minutes on 2 CPU cores
+    python benchmarks/speed.py --families --no-memory           # of all our families
     python benchmarks/speed.py --shape llama-small --batches 8x64 --threads 1 --arms lora svi --no-memory
     python benchmarks/speed.py --device cuda --shape llama-1b   # in bfloat16
     python benchmarks/speed.py --device cuda --shape llama-7b --gradient-checkpointing
@@ -9,11 +10,11 @@ A step is the forward pass, the backward pass and the step of AdamW, on the same
 the same layers and the same dropout. PEFT MonteCLoRA runs as its documentation says: `MontecloraConfig()` and its
 variational loss added to that of the task. SVI looks at the parts of its bound as often as in training. Networks have
 random weights, which time does not depend on; `--base` takes one that exists. Times are medians of alternating steps,
-so that a slower spell of the machine hits all three; the ratio is the median of the ratios within a round, and what an
+so that a slower spell of the machine hits all arms; the ratio is the median of the ratios within a round, and what an
 arm takes beyond PEFT LoRA in milliseconds is that of the differences: where steps are short, that is what users feel.
 A median leaves out the noise that PEFT MonteCLoRA draws ahead every 150 steps. Peak memory is that of a process that
 does nothing else, the median of five: on a GPU of all tensors, on a CPU (Linux) of what it adds to the base network.
-In processor time, not the time of the clock that this script takes, a step of SVI with the second command's network,
+In processor time, not the time of the clock that this script takes, a step of SVI with the third command's network,
 batch and thread took 9.2 ms beyond PEFT LoRA at commit efefd55 and 5.5 ms at the commit that added llama-small, both in
 the same minutes of a busy machine. The target is half of the old figure.
 Writes benchmarks/results/speed.json.
@@ -28,29 +29,23 @@ import sys
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
-from itertools import count
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 from common import RESULTS, environment, markdown
+from speed_arms import ARMS, CLASSES, FAMILIES, LOG_EVERY, make_work
 from torch import Tensor
 
 from bayeslora.files import write_json
-from bayeslora.inference.variational.elbo import ELBOS, NegativeELBO
-from bayeslora.inference.variational.svi import SVI
-from bayeslora.models import MonteCLoRA
-from bayeslora.models.guides.auto import make_guide
-from bayeslora.observations import Classes
-from bayeslora.program import Program
 
-ARMS = {"lora": "PEFT LoRA", "monteclora": "PEFT MonteCLoRA", "svi": "bayeslora SVI"}
-CLASSES, EXAMPLES, LEARNING_RATE = 2, 1000, 1e-3
-#: Steps between two looks at the parts of the bound, as in training; processes that measure the memory of an arm.
-LOG_EVERY, PROCESSES = SVI().log_every, 5
-#: Largest ratio of time to PEFT LoRA: at this many tokens a batch or more, and below; and of peak memory.
-MANY_TOKENS, TIME_MANY, TIME_FEW, MEMORY = 2048, 1.05, 1.10, 1.05
+#: Processes that measure the memory of an arm.
+PROCESSES = 5
+#: Largest ratio of time to PEFT LoRA, of each arm that has one: at this many tokens a batch or more, and below.
+MANY_TOKENS, SLOWEST = 2048, {"svi": (1.05, 1.10), "inducing": (1.10, 1.15)}
+#: Largest ratio of peak memory.
+LARGEST = {"svi": 1.05}
 BERT = {
     "tiny": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64},
     "minilm": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536},
@@ -106,50 +101,14 @@ def batch_of(rows: int, tokens: int, vocabulary: int, device: str) -> dict[str, 
     return {name: value.to(device) for name, value in batch.items()}
 
 
-def adapted(base: Any, arm: str, options: Namespace) -> Any:
-    """The network with LoRA of the arm's kind on all linear layers, in training mode."""
-    from peft import LoraConfig, MontecloraConfig, get_peft_model
-
-    # Noise is drawn ahead for 150 steps, which a look at whether this works need not wait for.
-    settings = MontecloraConfig(buffer_size=2) if options.quick else MontecloraConfig()
-    kind = {"monteclora_config": settings} if arm == "monteclora" else {}
-    config = LoraConfig(
-        task_type="SEQ_CLS", r=options.rank, lora_alpha=2 * options.rank, target_modules="all-linear", **kind
-    )
-    return get_peft_model(base, config).train()
-
-
 def make_step(arm: str, base: Any, options: Namespace, batch: dict[str, Tensor]) -> Step:
     """One step of an arm; calling it returns the seconds that it took."""
-    wrapped = adapted(base, arm, options)
-    if arm == "svi":
-        # As `bayeslora.fit` composes it for the backend "svi" with its default settings.
-        program = Program(wrapped, Classes(CLASSES), MonteCLoRA())
-        guide = make_guide("structured", MonteCLoRA(), program.sites, init_scale=1e-2).to(options.device)
-        objective = NegativeELBO(program, guide, ELBOS["mean-field"](), EXAMPLES).train()
-        learned = [parameter for parameter in guide.parameters() if parameter.requires_grad]
-        steps = count(1)
-
-        def loss() -> Tensor:
-            objective.keep_parts = next(steps) % LOG_EVERY == 0
-            negative: Tensor = objective(batch)
-            return negative
-    else:
-        learned = [parameter for parameter in wrapped.parameters() if parameter.requires_grad]
-
-        def loss() -> Tensor:
-            task: Tensor = wrapped(**batch).loss
-            return task + wrapped.base_model._get_monteclora_loss() if arm == "monteclora" else task
-
-    optimiser = torch.optim.AdamW(learned, lr=LEARNING_RATE)
+    work = make_work(arm, base, options, batch)
 
     def step() -> float:
         _wait(options.device)
         start = time.perf_counter()
-        loss().backward()
-        optimiser.step()
-        # At the end, as transformers' Trainer has it: else the step of the next arm finds these gradients in memory.
-        optimiser.zero_grad()
+        work()
         _wait(options.device)
         return time.perf_counter() - start
 
@@ -231,15 +190,16 @@ def _wait(device: str) -> None:
 
 
 def verdicts(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each target of SVI against PEFT LoRA, what was found, and whether it is met."""
+    """Each target against PEFT LoRA, what was found, and whether it is met."""
     found = []
     for name, result in results.items():
         rows, tokens = _shape(name)
-        limits = {"time": TIME_MANY if rows * tokens >= MANY_TOKENS else TIME_FEW, "memory": MEMORY}
-        for what, limit in limits.items():
-            ratio = result.get(f"{what}_ratio", {}).get("svi")
+        limits = {("time", arm): each[rows * tokens < MANY_TOKENS] for arm, each in SLOWEST.items()}
+        limits |= {("memory", arm): each for arm, each in LARGEST.items()}
+        for (what, arm), limit in limits.items():
+            ratio = result.get(f"{what}_ratio", {}).get(arm)
             if ratio is not None:
-                target = f"{what} of an SVI step at {name} tokens at most {limit} of PEFT LoRA's"
+                target = f"{what} of a step of {arm} at {name} tokens at most {limit} of PEFT LoRA's"
                 found.append({"target": target, "found": ratio, "met": ratio <= limit})
     return found
 
@@ -269,7 +229,10 @@ def parse(arguments: Sequence[str] | None = None) -> Namespace:
     parser.add_argument("--base", help="folder or hub name of a network to take in its place")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--batches", nargs="+", metavar="ROWSxTOKENS", help="32x64 and 32x16 by default")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="PEFT LoRA must be among them")
+    parser.add_argument(
+        "--arms", nargs="+", choices=ARMS, default=["lora", "monteclora", "svi"], help="PEFT LoRA is one"
+    )
+    parser.add_argument("--families", action="store_true", help="our other families as well")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=21, help="steps of each arm that are timed")
     parser.add_argument("--warm-up", type=int, default=3, help="steps of each arm before that")
@@ -281,6 +244,8 @@ def parse(arguments: Sequence[str] | None = None) -> Namespace:
     parser.add_argument("--memory-of", choices=ARMS, help="print the peak bytes of one arm, and no more")
     options = parser.parse_args(arguments)
     options.arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if options.families:
+        options.arms = list(dict.fromkeys([*options.arms, *FAMILIES]))
     if "lora" not in options.arms:
         parser.error("--arms needs lora, which the others are compared with.")
     if options.quick:
@@ -329,6 +294,7 @@ def _keep(path: Path, measured: dict[str, Any]) -> None:
     name = " ".join(
         [settings["device"], settings.get("model", settings["shape"])]
         + ["gradient-checkpointing"] * settings["gradient_checkpointing"]
+        + ["families"] * any(arm in FAMILIES for result in measured["results"].values() for arm in result["seconds"])
     )
     write_json(path, kept | {name: measured})
 

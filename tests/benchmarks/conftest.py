@@ -33,9 +33,10 @@ def benchmarks() -> Iterator[SimpleNamespace]:
         import overhead
         import peers
         import speed
+        import speed_arms
 
         modules = common, curvature, diagnosis, epoch_parts, epochs, estimators, language_answers, language_models
-        modules += language_study, nearest, overhead, peers, speed
+        modules += language_study, nearest, overhead, peers, speed, speed_arms
         scripts = {each.__name__: each for each in modules}
         yield SimpleNamespace(**scripts)
         for name in (*scripts, "language_cells", "nearest_figure", "peer_parts"):

@@ -25,7 +25,29 @@ def test_speed_times_all_steps(
     assert set(found["seconds"]) == set(found["milliseconds_beyond"]) == {"lora", "monteclora", "svi"}
     assert found["milliseconds_beyond"]["lora"] == 0
     assert len(measured["verdicts"]) == 1
-    assert "bayeslora SVI" in capsys.readouterr().out
+    assert "bayeslora svi" in capsys.readouterr().out
+
+
+def test_speed_times_every_family_as_it_is_fitted(benchmarks: SimpleNamespace, tmp_path: Path) -> None:
+    results = tmp_path / "speed.json"
+    families = list(benchmarks.speed_arms.FAMILIES)
+    benchmarks.speed.main(["--quick", "--no-memory", "--results", str(results), "--arms", "lora", "--families"])
+    (name,) = measured = json.loads(results.read_text(encoding="utf-8"))
+    assert name == "cpu tiny families" and set(measured[name]["results"]["4x8"]["seconds"]) == {"lora", *families}
+
+
+def test_a_step_of_a_family_is_that_of_its_backend(benchmarks: SimpleNamespace) -> None:
+    """Its objective and optimiser; the noise of `svi` has full width, as it has after its warm-up."""
+    arms, speed = benchmarks.speed_arms, benchmarks.speed
+    options = speed.parse(["--quick"])
+    composed = {}
+    for name in ("svi", "ivon-lora"):
+        wrapped = arms.adapted(speed.network(options), name, options)
+        composed[name] = arms._composed(arms.OURS[name], wrapped)
+    assert type(composed["ivon-lora"].optimiser).__name__ == "IVON"
+    assert composed["svi"].objective.estimator.share == 1 and composed["svi"].objective.size == 1000
+    groups = {group["lr"] for group in composed["svi"].optimiser.param_groups}
+    assert len(groups) == 3  # of the means, the points and the scales
 
 
 @pytest.mark.slow
