@@ -25,7 +25,8 @@ from transformers import (
     XLNetConfig,
 )  # fmt: skip
 
-from bayeslora.app.config import read_config, resolve
+from bayeslora.app.config import read_config
+from bayeslora.app.resolving import resolve
 from bayeslora.app.runs import build_program
 from bayeslora.errors import AdapterError, DataError, SettingError
 from bayeslora.inference import fit, load

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bayeslora import files, store
-from bayeslora.app.config import RunConfig, differences, read_config, resolve
+from bayeslora.app.config import RunConfig, read_config
+from bayeslora.app.resolving import differences, resolve
 from bayeslora.app.terminal import say
 from bayeslora.errors import SettingError, TaskError
 from bayeslora.identity import differing

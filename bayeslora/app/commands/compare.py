@@ -135,7 +135,8 @@ def _of_flags(
     method: str | None,
 ) -> dict[str, Any]:
     """The study that flags stand for: backends or presets, with assignments of their own, on one task and base."""
-    from bayeslora.app.config import assign, named
+    from bayeslora.app.config import assign
+    from bayeslora.app.resolving import named
 
     task = Path(config.task).stem if Path(config.task).suffix else config.task
     return {

@@ -77,7 +77,8 @@ def evaluate(
 
 def of_another_task(command: str, assignments: list[str] | None, task: str | None) -> dict[str, Any]:
     """Settings of a task that is not the run's own."""
-    from bayeslora.app.config import assign, task_settings
+    from bayeslora.app.config import assign
+    from bayeslora.app.resolving import task_settings
 
     if not assignments:
         return {}

@@ -20,7 +20,8 @@ def show_task(
     assignments: Assignments = None,
 ) -> None:
     """One row of a task as each observation that fits it reads the row, and what answers it."""
-    from bayeslora.app.config import assign, task_settings
+    from bayeslora.app.config import assign
+    from bayeslora.app.resolving import task_settings
     from bayeslora.errors import DataError, SettingError
     from bayeslora.observations import OBSERVATIONS
     from bayeslora.tasks import load_task

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise, product
 from typing import Any, Literal
 
-from bayeslora.app.config import RunConfig, assign, canonical, named, resolve
+from bayeslora.app.config import RunConfig, assign
+from bayeslora.app.resolving import canonical, named, resolve
 from bayeslora.app.studies.cells import Cell, Entry, Evaluation, is_over
 from bayeslora.app.studies.file import OWN, StudyFile
 from bayeslora.errors import SettingError, unknown
