@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,8 +19,9 @@ from transformers import AutoModelForCausalLM
 
 import bayeslora as bl
 from bayeslora.errors import PosteriorError, SettingError
+from bayeslora.inference.laplace.fisher import fisher_of
 from bayeslora.models import Gaussian
-from bayeslora.observations import Completions, Sampled, completions
+from bayeslora.observations import Classes, Completions, Drawn, Sampled, completions
 from bayeslora.passes import Rows
 from bayeslora.program import Program
 
@@ -192,3 +194,29 @@ def test_what_makes_no_sense_of_texts_is_refused() -> None:
         given(over, rows(), fisher="exact")
     with pytest.raises(PosteriorError, match="'probit'"):
         given(over, rows()).predict(rows(), method="probit", progress=False)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_offsets_of_drawn_labels_are_by_the_exact_information(temperature: float) -> None:
+    logits = torch.tensor([[0.3, -0.2, 0.4], [1.0, 0.2, -0.5]]).double().repeat(20, 1)
+    labels = torch.tensor([0, 1, 2, 2]).repeat(10)
+    way = Classes(3)
+    over = SimpleNamespace(observation=way)
+    found = fisher_of(over, "mc", temperature).expand(logits, {"labels": labels})  # type: ignore[arg-type]
+    p = logits.softmax(-1)
+    inverse = torch.linalg.pinv((p.diag_embed() - p.unsqueeze(-1) * p.unsqueeze(-2)) / temperature)
+    score = way.score(logits, labels) / temperature
+    expected = torch.einsum("nc,ncd,nd->n", found.roots[0], inverse, score)
+    least = (2 * way.gain(logits, labels) / temperature).sqrt()
+    torch.testing.assert_close(found.shifts[0], expected.clamp(-least, least))
+    assert 0 < int((expected.abs() > least).sum()) < len(labels)
+    assert len(found.roots[0].unique(dim=0)) == 6  # each row drew every label once at least
+
+
+def test_the_temperature_divides_the_offsets_of_drawn_tokens() -> None:
+    drawn = Drawn(torch.tensor([-9.0, -8.0]), torch.zeros(2, 2), torch.tensor([-4.0, -0.5]), torch.tensor([2.0, -6.0]))
+    found = fisher_of(program(), "mc", 4.0).expand(drawn, {})
+    # Half the square of an offset is at most what the one label can gain, over the temperature.
+    torch.testing.assert_close(found.shifts, torch.tensor([[1.0, -0.5]], dtype=torch.float64))
+    torch.testing.assert_close(found.values, torch.tensor([-1.0, -0.125], dtype=torch.float64))
+    assert found.roots[0, 0].tolist() == [0.5, 0.0] and found.roots[1, 0].tolist() == [0.0, 0.5]

@@ -33,7 +33,14 @@ def convolved() -> Program:
     return awake(Program(get_peft_model(network, lora), Classes(3), Gaussian()))
 
 
-PROGRAMS = {"linear": lambda: tiny_program().eval(), "embedding": embedded, "conv1d": convolved}
+def scaled() -> Program:
+    """The same where the network multiplies what it looks up, as Gemma's does."""
+    program = embedded()
+    program.weights.base.bert.embeddings.word_embeddings.base_layer.embed_scale = torch.tensor(3.0)
+    return program
+
+
+PROGRAMS = {"linear": lambda: tiny_program().eval(), "embedding": embedded, "scaled": scaled, "conv1d": convolved}
 
 
 @pytest.mark.parametrize("kind", PROGRAMS)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from scenarios import lora_regression
@@ -18,16 +20,30 @@ CHAINS = 10_000
 @pytest.mark.parametrize("algorithm", [SGLD(), SGHMC(friction=0.2), SGHMC(friction=1.0)])
 @pytest.mark.parametrize(("curvature", "noise"), [(4.0, 0.0), (4.0, 12.0), (0.5, 8.0)])
 def test_the_variance_of_a_chain_is_too_large_by_the_bias(algorithm: SGLD, curvature: float, noise: float) -> None:
-    spread, bias = 3.0, 0.5
+    spread, bias = 3.0, 0.3  # at a half the chain would be as wide by twice the gradient
     step = algorithm.longest(Stiffness(curvature, noise), bias)
     with isolated(0, torch.device("cpu")):
         place = {"w": spread * torch.randn(CHAINS) / curvature**0.5}
         move = algorithm.mover(place, {"w": spread})
-        for _ in range(300):  # the slowest of these chains forgets 6 % of where it was in a step
+        for _ in range(300):  # the slowest of these chains forgets 3 % of where it was in a step
             exact = -curvature * place["w"] / spread**2
             move([exact + noise**0.5 / spread * torch.randn(CHAINS)], step)
     found = float(place["w"].square().mean()) * curvature / spread**2
     assert found == pytest.approx(1 + bias, rel=4 * (2 / CHAINS) ** 0.5)
+
+
+@pytest.mark.parametrize("algorithm", [SGLD(), SGHMC(friction=0.2), SGHMC(friction=1.0)])
+def test_the_drift_is_how_fast_a_chain_forgets_where_the_data_say_nothing(algorithm: SGLD) -> None:
+    size = 0.01 if type(algorithm) is SGLD else 0.005 * algorithm.friction
+    steps = round(1 / algorithm.drift(size))
+    assert steps == 200
+    with isolated(0, torch.device("cpu")):
+        place = {"w": torch.full((CHAINS,), 30.0)}
+        move = algorithm.mover(place, {"w": 3.0})
+        for _ in range(steps):
+            move([-place["w"] / 9], size)
+    # A momentum begins at zero, and lags 1 / friction steps behind.
+    assert float(place["w"].mean()) / 30 == pytest.approx(math.exp(-1), rel=0.04)
 
 
 def test_curvature_and_noise_are_the_largest_eigenvalues() -> None:
