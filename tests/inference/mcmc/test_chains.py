@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from bayeslora.inference import fit, load
 from bayeslora.inference.mcmc import nuts
 from bayeslora.inference.mcmc.posterior import EmpiricalPosterior
 from bayeslora.inference.mcmc.sgld import Unconstrained
+from bayeslora.inference.mcmc.steps import Gradient, Meter, Stiffness
 from bayeslora.models import Gaussian, MonteCLoRA
 from bayeslora.passes import undisturbed
 from bayeslora.rng import isolated
@@ -92,6 +94,48 @@ def test_the_gradient_of_batches_is_that_of_all_rows(known: Regression) -> None:
     error = place[SITE].flatten().double() + spread[SITE] * away - known.mean
     expected = -spread[SITE] * torch.linalg.solve(known.covariance, error)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_every_step_is_by_a_batch_that_stands_for_all_rows(known: Regression, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, batches, places = known.rows.select(range(10)), [], []
+    log_joint = Unconstrained.log_joint
+
+    def told(space: Unconstrained, values: dict[str, Tensor], batch: dict[str, Tensor], size: int) -> Tensor:
+        assert size == len(rows)
+        batches.append(batch["labels"].tolist())
+        places.append(values[SITE].detach().clone())
+        return log_joint(space, values, batch, size)
+
+    monkeypatch.setattr(Unconstrained, "log_joint", told)
+    settings = {"draws": 3, "warmup": 1, "thin": 2, "batch_size": 4, "step_size": 0.1, "progress": False}
+    posterior = fit(known.program, rows, "sgld", **settings)
+    assert isinstance(posterior, EmpiricalPosterior)
+    # Two whole batches of four in each pass over ten rows, and each pass in an order of its own.
+    passes = [batches[number] + batches[number + 1] for number in range(0, 8, 2)]
+    assert [len(set(each)) for each in passes] == [8] * 4
+    assert len({tuple(each) for each in passes}) == 4
+    # What is kept is where the chain is after every other step, once the two of the warm-up are made.
+    assert torch.equal(posterior.chain[SITE][:2], torch.stack(places)[[4, 6]])
+
+
+@pytest.mark.parametrize(("batch_size", "measured"), [(39, 8), (40, 1)])
+def test_noise_is_measured_unless_a_batch_is_all_rows(
+    known: Regression, batch_size: int, measured: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, near = [], Unconstrained.gradient_near
+
+    def gradient(space: Unconstrained, place: dict[str, Tensor], spread: dict[str, float], size: int) -> Gradient:
+        seen.append(size)
+        return near(space, place, spread, size)
+
+    def stiffness(meter: Meter, batches: Sequence[object]) -> Stiffness:
+        seen.append(len(batches))
+        return Stiffness(1.0, 0.0)
+
+    monkeypatch.setattr(Unconstrained, "gradient_near", gradient)
+    monkeypatch.setattr(Meter, "__call__", stiffness)
+    fit(known.program, known.rows, "sgld", draws=30, warmup=0, batch_size=batch_size, progress=False)
+    assert seen == [40, measured]
 
 
 def test_the_density_of_real_numbers_is_pyros() -> None:
@@ -225,6 +269,11 @@ def test_settings_of_nuts_reach_the_sampler(monkeypatch: pytest.MonkeyPatch) -> 
         )  # fmt: skip
     expected = {"target_accept_prob": 0.7, "max_tree_depth": 3, "full_mass": True}
     assert expected.items() <= found.value.args[0].items()
+    start = fit(tiny_program(), tiny_rows(8), "mle", epochs=1, progress=False)
+    with pytest.raises(Told) as found:
+        fit(tiny_program(), tiny_rows(8), "nuts", start=start, progress=False)
+    begun = found.value.args[0]["init_strategy"].keywords["values"]
+    assert all(torch.equal(begun[name], value) for name, value in start.mean().items())
 
 
 def test_too_many_weights_are_refused_before_a_chain_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
