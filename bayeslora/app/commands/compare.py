@@ -178,20 +178,21 @@ def _show_report(study: Study) -> None:
 
 
 def _show_plan(study: Study, workers: int) -> None:
-    """The cells of a study, and an estimate of their time."""
+    """The cells of a study, and an estimate of their time, a line for each method as it comes."""
     from bayeslora.app.studies.estimate import estimate
     from bayeslora.app.studies.progress import duration
 
     for cell in study.cells:
         start = "" if cell.start is None else f", from {cell.start.name}"
         show(f"{cell.name}{start}{', done' if study.results.fitted(cell) else ''}")
-    table = new_table("What is left", ["task", "base", "method", "fits", "s a fit", "s a prediction", ""])
+    lines = len({(target.task, target.base, target.method) for target in study.targets})
+    show("What is left, by a few steps of each:")
     total = 0.0
-    for each in estimate(study):
-        seconds = [f"{each.fit_seconds:.1f}", f"{each.predict_seconds:.1f}"]
-        table.add_row(each.task, each.base, each.method, str(each.cells), *seconds, each.error)
+    for number, each in enumerate(estimate(study), 1):
+        took = f"{duration(each.fit_seconds)} a fit, {duration(each.predict_seconds)} a prediction"
+        title = f"{each.task}, {each.base}, {each.method}: {each.cells} left"
+        show(f"[{number}/{lines}] {title}, {each.error or took}")
         total += each.cells * (each.fit_seconds + each.predict_seconds)
-    show(table)
     show(f"{len(study.cells)} cells at most, about {duration(total / workers)} for {workers} at a time.")
 
 
