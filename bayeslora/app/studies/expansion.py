@@ -5,15 +5,15 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise, product
+from itertools import product
 from typing import Any, Literal
 
 from bayeslora.app.config import RunConfig, assign
 from bayeslora.app.resolving import canonical, named, resolve
 from bayeslora.app.studies.cells import Cell, Entry, Evaluation, is_over
+from bayeslora.app.studies.checks import check_had, check_heldout, check_seeds, check_start
 from bayeslora.app.studies.file import OWN, StudyFile
 from bayeslora.errors import SettingError, unknown
-from bayeslora.identity import differing
 
 __all__ = ["Candidate", "Target", "expand"]
 
@@ -21,8 +21,6 @@ __all__ = ["Candidate", "Target", "expand"]
 HELDOUT = "heldout"
 #: Settings that go to those backends and models alone that have them, unless a method itself has them.
 OF_PARTS = ("settings", "model_settings")
-#: Fields that say which rows there are: a run around another one must not be tuned on rows that this one has seen.
-OF_ROWS = ("task", "data_dir", "train_size", "heldout_size", "task_settings")
 Point = Mapping[str, Any]
 
 
@@ -84,7 +82,7 @@ def expand(study: StudyFile) -> list[Target]:
     """
     expansion = _Expansion(study)
     targets = list(expansion.targets())
-    expansion.check()
+    check_had(expansion.asked, expansion.has)
     return targets
 
 
@@ -122,11 +120,7 @@ class _Expansion:
             points = random.Random(tuning.seed).sample(points, tuning.trials)
         for point in points:
             first = self.entry(task, base, method, self.study.seeds[0], point)
-            if not first.cell.config.heldout_size:
-                raise SettingError(
-                    f"tuning chooses by rows that are held out, and task '{task}' has none: give it a heldout_size, "
-                    "such as common: {heldout_size: 300}."
-                )
+            check_heldout(task, first.cell.config)
             own = first.evaluations[""]
             trial = replace(own, split=HELDOUT, task=None, data_dir=None, task_settings=(), rows=None)
             yield Candidate(point, self.entry(task, base, method, seed, point), Entry(first.cell, {"": trial}))
@@ -157,9 +151,10 @@ class _Expansion:
         key = task, base, method, repr(dict(point))
         if key not in self.configs:
             config = canonical(self.config(task, base, method, point))
-            self.check_seeds(method, config.chains)
+            check_seeds(method, config.chains, self.study.seeds)
             if start is not None:
-                self.check_start(method, config, start.config)
+                own = _of_run("methods", self.study.methods[method])
+                check_start(method, str(name), own, config, start.config)
                 config = _around(config, start.config) if is_over(config) else config
             self.configs[key] = config
         found = Cell(replace(self.configs[key], seed=seed), start)
@@ -183,53 +178,6 @@ class _Expansion:
             self.asked[part] |= {*shared.get(part, {}), *varied.get(part, {})}
         merged = _merged(_merged(_had(shared, has), own), _had(varied, has))
         return RunConfig.from_dict(merged)
-
-    def check_seeds(self, method: str, chains: int) -> None:
-        """Refuse runs whose chains have seeds in common: intervals over seeds would be of fits that are counted twice.
-
-        Raises:
-            SettingError: there are some.
-        """
-        seeds = sorted(self.study.seeds)
-        if any(later - earlier < chains for earlier, later in pairwise(seeds)):
-            apart = ", ".join(str(seeds[0] + chains * place) for place in range(len(seeds)))
-            raise SettingError(
-                f"The {chains} chains of '{method}' have the seeds from its own on, and the study's seeds are "
-                f"{', '.join(map(str, self.study.seeds))}: runs would share fits. Give seeds that are further apart, "
-                f"such as [{apart}], or take the backend 'ensemble', whose members have seeds of their own."
-            )
-
-    def check_start(self, method: str, config: RunConfig, start: RunConfig) -> None:
-        """Refuse what is said of a method and not heeded, since its start is what it is, or is of other rows.
-
-        Raises:
-            SettingError: there is such a thing.
-        """
-        own = _of_run("methods", self.study.methods[method])
-        over = is_over(config)
-        named_fields = own.keys() - {"backend", "preset", "settings"} if over else OF_ROWS
-        one = {name: getattr(config, name) for name in sorted(named_fields)}
-        other = {name: getattr(start, name) for name in one}
-        if over:
-            said = own.get("settings", {})
-            inner = {name: config.settings["of_settings"][name] for name in said.get("of_settings", {})}
-            one |= {f"of.{name}": value for name, value in inner.items()}
-            other |= {f"of.{name}": start.settings.get(name) for name in inner}
-            if "of" in said:
-                one["of"], other["of"] = config.settings["of"], start.backend
-        changed = differing(one, other)
-        if changed:
-            name = self.study.methods[method]["start"]
-            raise SettingError(
-                f"'{method}' starts from '{name}', and differs from it in what both must share ({method} and {name}): "
-                f"{'; '.join(changed)}. Say it of '{name}' or of both, or leave out the start."
-            )
-
-    def check(self) -> None:
-        """Make sure that what goes to those methods that have it is had by one."""
-        for part in OF_PARTS:
-            for name in sorted(self.asked[part] - self.has[part]):
-                raise SettingError(unknown("setting of any method of the study", name, self.has[part]))
 
 
 def _combinations(values: Mapping[str, Sequence[Any]]) -> list[Point]:

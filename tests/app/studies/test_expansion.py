@@ -63,10 +63,6 @@ def test_shared_settings_go_to_those_that_have_them(study: Made) -> None:
     quick, point = Study(study(methods=methods, seeds=[0], common=shared)).cells
     assert quick.config.settings["seconds"] == 2.0 and point.config.settings["max_grad_norm"] == 0.5
     assert point.config.model_settings["components"] == 5 and "components" not in quick.config.model_settings
-    with pytest.raises(
-        SettingError, match="setting of any method of the study 'max_grad'. Did you mean 'max_grad_norm"
-    ):
-        expand(StudyFile.from_dict(study(methods=methods, common={"settings": {"max_grad": 1.0}})))
 
 
 def test_presets_are_methods(study: Made) -> None:
@@ -99,8 +95,6 @@ def test_trials_are_as_many_for_each_method(study: Made) -> None:
     own = {"quick": {"tuning": {"learning_rate": [7.0]}}}
     found = expand(StudyFile.from_dict(study(tuning=tuning, methods=own)))
     assert {each.point["learning_rate"] for each in found[-1].candidates} == {7.0}
-    with pytest.raises(SettingError, match="task 'demo' has none: give it a heldout_size"):
-        expand(StudyFile.from_dict(study(tuning=tuning, common={})))
 
 
 def test_rows_of_other_tasks_are_evaluated_beside(study: Made) -> None:
@@ -155,35 +149,6 @@ def test_what_is_shared_goes_to_the_backend_that_another_one_is_over(study: Made
     assert (over.config.lora.r, plain.config.lora.r) == (4, 4)
 
 
-@pytest.mark.parametrize(
-    ("own", "said"),
-    [
-        ({"backend": "ensemble", "lora": {"r": 4}}, r"'around' starts from 'quick', .* lora.*r=4"),
-        ({"backend": "ensemble", "chains": 2}, "chains: 2 and 1"),
-        ({"backend": "ensemble", "heldout_size": 5}, "heldout_size: 5 and 20"),
-        ({"backend": "temperature", "settings": {"of": "map"}}, "of: map and quick"),
-        ({"backend": "temperature", "settings": {"of": "quick", "of_settings": {"epochs": 7}}}, "epochs: 7.0 and 1.0"),
-        # Its prior would be tuned on rows that the start was trained on.
-        ({"backend": "laplace", "train_size": 8}, "train_size: 8 and 12"),
-        ({"backend": "laplace", "heldout_size": 24}, "heldout_size: 24 and 20"),
-    ],
-)
-def test_a_method_says_nothing_that_its_start_overrules(own: dict[str, Any], said: str, study: Made) -> None:
-    with pytest.raises(SettingError, match=said):
-        expand(StudyFile.from_dict(study(methods={"quick": {}, "around": {"start": "quick", **own}})))
-
-
-def test_what_a_method_says_as_its_start_does_is_no_contradiction(study: Made) -> None:
-    same = {"lora": {"r": 4}, "heldout_size": 10}
-    settings = {"of": "quick", "of_settings": {"epochs": 2}}
-    methods = {
-        "quick": {**same, "settings": {"epochs": 2}},
-        "around": {"start": "quick", "backend": "ensemble", "settings": settings, **same},
-        "laplace": {"start": "quick", **same},
-    }
-    assert len(Study(study(methods=methods, seeds=[0])).cells) == 3
-
-
 def test_a_method_has_the_candidates_of_its_start(study: Made) -> None:
     methods = {
         "quick": {"tuning": {"learning_rate": [7.0, 8.0]}},
@@ -195,13 +160,6 @@ def test_a_method_has_the_candidates_of_its_start(study: Made) -> None:
     tried = {target.method: {tuple(each.point.values()) for each in target.candidates} for target in found[-3:]}
     assert tried["quick"] == tried["tempered"] == {(7.0, 1), (7.0, 2), (8.0, 1), (8.0, 2)}
     assert tried["around"] == {(7.0, 3), (8.0, 3)}
-
-
-def test_chains_of_two_runs_have_no_seed_in_common(study: Made) -> None:
-    common = study()["common"]
-    assert len(Study(study(common=common | {"chains": 3}, seeds=[3, 0])).cells) == 4
-    with pytest.raises(SettingError, match=r"4 chains of 'quick' .* seeds are 3, 0: .* such as \[0, 4\]"):
-        expand(StudyFile.from_dict(study(common=common | {"chains": 4}, seeds=[3, 0])))
 
 
 def test_a_point_may_be_a_list(study: Made) -> None:

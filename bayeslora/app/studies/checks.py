@@ -1,0 +1,93 @@
+"""What entries of a study must not say, each with what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from bayeslora.app.config import RunConfig
+from bayeslora.app.studies.cells import is_over
+from bayeslora.errors import SettingError, unknown
+from bayeslora.identity import differing
+
+__all__ = ["check_had", "check_heldout", "check_seeds", "check_start"]
+
+#: Fields that say which rows there are: a run around another one must not be tuned on rows that this one has seen.
+OF_ROWS = ("task", "data_dir", "train_size", "heldout_size", "task_settings")
+
+
+def check_heldout(task: str, config: RunConfig) -> None:
+    """Refuse to choose settings where there are no rows to choose by.
+
+    Raises:
+        SettingError: there are none.
+    """
+    if not config.heldout_size:
+        raise SettingError(
+            f"tuning chooses by rows that are held out, and task '{task}' has none: give it a heldout_size, "
+            "such as common: {heldout_size: 300}."
+        )
+
+
+def check_seeds(method: str, chains: int, seeds: Sequence[int]) -> None:
+    """Refuse runs whose chains have seeds in common: intervals over seeds would be of fits that are counted twice.
+
+    Raises:
+        SettingError: there are some.
+    """
+    ordered = sorted(seeds)
+    if any(later - earlier < chains for earlier, later in pairwise(ordered)):
+        apart = ", ".join(str(ordered[0] + chains * place) for place in range(len(ordered)))
+        raise SettingError(
+            f"The {chains} chains of '{method}' have the seeds from its own on, and the study's seeds are "
+            f"{', '.join(map(str, seeds))}: runs would share fits. Give seeds that are further apart, "
+            f"such as [{apart}], or take the backend 'ensemble', whose members have seeds of their own."
+        )
+
+
+def check_start(method: str, start: str, own: Mapping[str, Any], config: RunConfig, of_start: RunConfig) -> None:
+    """Refuse what is said of a method and not heeded, since its start is what it is, or is of other rows.
+
+    Args:
+        method: its name.
+        start: name of the method that it starts from.
+        own: what the study says of the method itself.
+        config: of its run.
+        of_start: configuration of the run that it starts from.
+
+    Raises:
+        SettingError: there is such a thing.
+    """
+    over = is_over(config)
+    named_fields = own.keys() - {"backend", "preset", "settings"} if over else OF_ROWS
+    one = {name: getattr(config, name) for name in sorted(named_fields)}
+    other = {name: getattr(of_start, name) for name in one}
+    if over:
+        said = own.get("settings", {})
+        inner = {name: config.settings["of_settings"][name] for name in said.get("of_settings", {})}
+        one |= {f"of.{name}": value for name, value in inner.items()}
+        other |= {f"of.{name}": of_start.settings.get(name) for name in inner}
+        if "of" in said:
+            one["of"], other["of"] = config.settings["of"], of_start.backend
+    changed = differing(one, other)
+    if changed:
+        raise SettingError(
+            f"'{method}' starts from '{start}', and differs from it in what both must share ({method} and {start}): "
+            f"{'; '.join(changed)}. Say it of '{start}' or of both, or leave out the start."
+        )
+
+
+def check_had(asked: Mapping[str, Collection[str]], has: Mapping[str, Collection[str]]) -> None:
+    """Make sure that what goes to those methods that have it is had by one.
+
+    Args:
+        asked: names of settings of each part of a run.
+        has: names of those that methods have.
+
+    Raises:
+        SettingError: none has it.
+    """
+    for part, names in asked.items():
+        for name in sorted(set(names).difference(has[part])):
+            raise SettingError(unknown("setting of any method of the study", name, has[part]))

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from bayeslora.app.studies import Study
+from bayeslora.app.studies.expansion import expand
+from bayeslora.app.studies.file import StudyFile
+from bayeslora.errors import SettingError
+
+Made = Callable[..., dict[str, Any]]
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ({"backend": "ensemble", "lora": {"r": 4}}, r"'around' starts from 'quick', .* lora.*r=4"),
+        ({"backend": "ensemble", "chains": 2}, "chains: 2 and 1"),
+        ({"backend": "ensemble", "heldout_size": 5}, "heldout_size: 5 and 20"),
+        ({"backend": "temperature", "settings": {"of": "map"}}, "of: map and quick"),
+        ({"backend": "temperature", "settings": {"of": "quick", "of_settings": {"epochs": 7}}}, "epochs: 7.0 and 1.0"),
+        # Its prior would be tuned on rows that the start was trained on.
+        ({"backend": "laplace", "train_size": 8}, "train_size: 8 and 12"),
+        ({"backend": "laplace", "heldout_size": 24}, "heldout_size: 24 and 20"),
+    ],
+)
+def test_a_method_says_nothing_that_its_start_overrules(own: dict[str, Any], said: str, study: Made) -> None:
+    with pytest.raises(SettingError, match=said):
+        expand(StudyFile.from_dict(study(methods={"quick": {}, "around": {"start": "quick", **own}})))
+
+
+def test_what_a_method_says_as_its_start_does_is_no_contradiction(study: Made) -> None:
+    same = {"lora": {"r": 4}, "heldout_size": 10}
+    settings = {"of": "quick", "of_settings": {"epochs": 2}}
+    methods = {
+        "quick": {**same, "settings": {"epochs": 2}},
+        "around": {"start": "quick", "backend": "ensemble", "settings": settings, **same},
+        "laplace": {"start": "quick", **same},
+    }
+    assert len(Study(study(methods=methods, seeds=[0])).cells) == 3
+
+
+def test_chains_of_two_runs_have_no_seed_in_common(study: Made) -> None:
+    common = study()["common"]
+    assert len(Study(study(common=common | {"chains": 3}, seeds=[3, 0])).cells) == 4
+    with pytest.raises(SettingError, match=r"4 chains of 'quick' .* seeds are 3, 0: .* such as \[0, 4\]"):
+        expand(StudyFile.from_dict(study(common=common | {"chains": 4}, seeds=[3, 0])))
+
+
+def test_tuning_needs_rows_that_are_held_out(study: Made) -> None:
+    tuning = {"values": {"learning_rate": [0.1, 0.2]}}
+    with pytest.raises(SettingError, match="task 'demo' has none: give it a heldout_size"):
+        expand(StudyFile.from_dict(study(tuning=tuning, common={})))
+
+
+def test_a_shared_setting_is_one_of_some_method(study: Made) -> None:
+    with pytest.raises(
+        SettingError, match="setting of any method of the study 'max_grad'. Did you mean 'max_grad_norm"
+    ):
+        expand(StudyFile.from_dict(study(methods={"quick": {}, "map": {}}, common={"settings": {"max_grad": 1.0}})))
