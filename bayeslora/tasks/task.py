@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bayeslora.errors import DataError, TaskError, unknown
@@ -157,6 +158,12 @@ class Splits(Mapping[str, "Dataset"]):
     def of(self, spec: TaskSpec) -> Splits:
         """The same rows with the columns of another task."""
         return Splits(spec, self._origins, self._read)
+
+    @property
+    def files(self) -> list[Path]:
+        """Local files that splits are read from."""
+        origins = [origin for origin in self._origins.values() if isinstance(origin, list)]
+        return [path for origin in origins for path in origin if isinstance(path, Path)]
 
     def __contains__(self, name: object) -> bool:
         return name in self._origins

@@ -14,6 +14,7 @@ from bayeslora.app.studies import tables
 from bayeslora.app.studies.detection import detection_of, shift_of
 from bayeslora.app.studies.figures import boxes, pareto, reliabilities, risks
 from bayeslora.app.studies.frame import frame_of
+from bayeslora.app.studies.inputs import changes
 from bayeslora.app.studies.ranking import ranking_of
 from bayeslora.app.studies.robustness import by_point, robustness_of, robustness_tests
 from bayeslora.app.studies.summary import summary_of
@@ -101,6 +102,8 @@ class Report:
         states = self.frame["state"].value_counts()
         counts = ", ".join(f"{states.get(name, 0)} {said}" for name, said in STATES.items() if states.get(name, 0))
         lines = [f"# {self.study.name}", "", f"{len(self.frame)} lines: {counts}.", ""]
+        if changed := changes(self.study.cells, self.study.results):
+            lines += [f"**{changed}**", ""]
         failed = self.frame[self.frame["state"] == "failed"]
         labels = ["task", "base", "method", "seed", "protocol", *self.study.file.grid]
         lines += [f"- {', '.join(map(str, row[labels]))}: {row['error']}" for _, row in failed.iterrows()]

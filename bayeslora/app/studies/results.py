@@ -3,7 +3,7 @@
 ::
 
     STUDY/cells/NAME/              the run of a cell: config.yaml, checkpoints/, posterior/, as `bayeslora fit` has it
-    STUDY/cells/NAME/cell.json     what the fit cost and warned of, written when it has ended
+    STUDY/cells/NAME/cell.json     what the fit cost, warned of and read, written when it has ended
     STUDY/cells/NAME/error.json    why there is no result
     STUDY/cells/NAME/evaluations/  metrics (.json, written last) and predictions (.safetensors), or an error
     STUDY/report/                  tables and pictures
@@ -58,7 +58,10 @@ class Results:
     # What is there.
 
     def fitted(self, cell: Cell) -> dict[str, Any] | None:
-        """What a fit cost, ``cost``, on which ``device``, and what it warned of, ``warnings``; None if not ended."""
+        """What a fit cost, ``cost``, on which ``device``, and what it warned of, ``warnings``; None if not ended.
+
+        Where its data or network are local files, ``files`` has their digests.
+        """
         return _read(self.at(cell) / "cell.json")
 
     def evaluated(self, cell: Cell, evaluation: Evaluation) -> dict[str, Any] | None:
@@ -130,9 +133,24 @@ class Results:
         except OSError:
             return ""
 
-    def write_fit(self, cell: Cell, cost: Mapping[str, float], device: str = "", warnings: Sequence[str] = ()) -> None:
-        """Say that a fit has ended, where, since seconds are those of that device, and what it warned of."""
-        found = {"cost": dict(cost), "device": device, "warnings": list(warnings)}
+    def write_fit(
+        self,
+        cell: Cell,
+        cost: Mapping[str, float],
+        device: str = "",
+        warnings: Sequence[str] = (),
+        files_read: Mapping[str, str] | None = None,
+    ) -> None:
+        """Say that a fit has ended, where, since seconds are those of that device, and what it warned of and read.
+
+        Args:
+            cell: the fit.
+            cost: of the fit.
+            device: what it ran on.
+            warnings: what it warned of.
+            files_read: digests of local files by their paths.
+        """
+        found = {"cost": dict(cost), "device": device, "warnings": list(warnings), "files": dict(files_read or {})}
         files.write_json(self.at(cell) / "cell.json", found)
 
     def write_evaluation(self, cell: Cell, evaluation: Evaluation, metrics: Metrics, seconds: float) -> None:

@@ -15,6 +15,7 @@ from bayeslora.app import runs
 from bayeslora.app.config import RunConfig
 from bayeslora.app.studies.cells import Cell, Entry, Evaluation
 from bayeslora.app.studies.expansion import Target
+from bayeslora.app.studies.inputs import digests
 from bayeslora.app.studies.results import Results
 from bayeslora.app.studies.warned import heard
 from bayeslora.errors import BayesLoraError
@@ -124,9 +125,10 @@ def _fit(cell: Cell, results: Results, bars: bool) -> Posterior:
         _begin_with(cell, results)
     begin = cell.begin
     start = None if begin is None else load(results.at(begin))
+    files_read = digests(cell.config)
     with heard() as said:
         posterior = runs.fit(cell.config, results.at(cell), resume=True, progress=bars, start=start)
-    results.write_fit(cell, posterior.cost, _device(posterior), said)
+    results.write_fit(cell, posterior.cost, _device(posterior), said, files_read)
     return posterior
 
 

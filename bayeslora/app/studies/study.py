@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -84,7 +85,7 @@ class Study:
         """Do what is left of the study. What is done stays done, in this process or in others on the same folder.
 
         Tables and pictures of what there is by then come into the folder ``report``. A cell that fails is recorded, and
-        the others go on.
+        the others go on. Of cells that are done and whose local files have changed since, there is a warning.
 
         Args:
             workers: processes that share the cells; without it, and with the launcher "local", this process does all.
@@ -99,6 +100,7 @@ class Study:
             SettingError: the launcher is unknown, or a setting of the study is wrong.
             TaskError: a task lacks a split that is to be predicted; nothing is fitted then.
         """
+        from bayeslora.app.studies.inputs import changes
         from bayeslora.app.studies.launching import launch
         from bayeslora.app.studies.progress import Progress
         from bayeslora.app.studies.running import check_rows, settle
@@ -108,6 +110,8 @@ class Study:
         if retry:
             self.results.forget_errors()
         check_rows(targets, self.results)
+        if changed := changes(self.cells, self.results):
+            warnings.warn(changed, stacklevel=2)
         told = Progress(targets, self.results, workers or 1, show=progress)
         if workers is None and launcher == "local":
             settle(targets, self.results, told, bars=progress)

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bayeslora.app.studies import Study
+from bayeslora.app.studies import inputs as of_files
+from bayeslora.app.studies.inputs import changes, digests
+from bayeslora.demo import MODEL_PATH
+
+Made = Callable[..., dict[str, Any]]
+Lines = Callable[[], list[str]]
+
+
+def run(study: dict[str, Any], folder: Path) -> Study:
+    return Study(study, folder).run(progress=False)
+
+
+def test_changed_rows_are_warned_of_and_what_is_done_stays(study: Made, tmp_path: Path, fits: Lines) -> None:
+    made = study(methods=["quick"], seeds=[0])
+    found = run(made, tmp_path / "out")
+    assert not changes(found.cells, found.results)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(rows.read_text().replace("cold soup", "hot soup"))
+    with pytest.warns(UserWarning, match="Files have changed since .*rows.jsonl.* remove rows-quick"):
+        run(made, tmp_path / "out")
+    assert len(fits()) == 1
+    assert "Files have changed since" in (tmp_path / "out" / "report" / "study.md").read_text()
+
+
+def test_what_is_not_known_is_not_said(study: Made, tmp_path: Path) -> None:
+    found = run(study(methods=["quick"], seeds=[0]), tmp_path / "out")
+    rows = tmp_path / "rows.jsonl"
+    text = rows.read_text()
+    rows.unlink()
+    assert not changes(found.cells, found.results)
+    rows.write_text(text.replace("cold soup", "hot soup"))
+    assert changes(found.cells, found.results)
+    kept = found.results.at(found.cells[0]) / "cell.json"  # of a time when there were no digests
+    kept.write_text(json.dumps({name: each for name, each in json.loads(kept.read_text()).items() if name != "files"}))
+    assert not changes(found.cells, found.results)
+
+
+def test_files_are_those_of_the_task_alone_and_of_the_network(study: Made, tmp_path: Path) -> None:
+    made = study(methods=["quick"], seeds=[0])
+    rows = (tmp_path / "rows.jsonl").read_text()
+    for name in ("mine", "other"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        (tmp_path / "data" / name / "train.jsonl").write_text(rows)
+    task = {"task": "mine", "data_dir": str(tmp_path / "data")}
+    made |= {"tasks": {"mine": task}, "bases": {"small": {"base": str(MODEL_PATH)}}}
+    (cell,) = Study(made).cells
+    found = {Path(each) for each in digests(cell.config)}
+    assert {each for each in found if each.is_relative_to(tmp_path)} == {tmp_path / "data" / "mine" / "train.jsonl"}
+    assert MODEL_PATH / "config.json" in found and MODEL_PATH / "model.safetensors" in found
+
+
+def test_parts_of_a_large_file_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(of_files, "WHOLE", 100)
+    monkeypatch.setattr(of_files, "PART", 2)
+    path = tmp_path / "model.safetensors"
+    seen = set()
+    for place in (0, 199, None):
+        changed = bytearray(200)
+        if place is not None:
+            changed[place] = 1
+        path.write_bytes(changed)
+        seen.add(of_files._read(path, 200, -1 if place is None else place))
+    assert len(seen) == 3
