@@ -155,9 +155,9 @@ class _Trials:
         if epochs is None:
             return one + a_batch * (batches - 1), posterior
         of_steps = more - (fitted(size, 1 / size) if epochs == 1 else one)
-        if of_steps >= ENOUGH / 2:
+        if of_steps >= ENOUGH / 2 and cell.begin is None:
             step = of_steps / ((size - 1) * epochs)
-        else:  # no more than noise, which many steps would multiply: as many epochs as it takes
+        else:  # perhaps noise, which many steps would multiply: what is laid around a start may make none
             times, longer = _grown(lambda times: fitted(size, times * epochs), all_epochs / epochs, more, 4)
             step = (longer - more) / ((times - 1) * epochs * size) if times > 1 else 0.0
         step = max(step, 0.0)
