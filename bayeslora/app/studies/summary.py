@@ -125,11 +125,12 @@ def _scores(group: Group, results: Results) -> dict[int, _Scores]:
 
 
 def _averages(own: Mapping[int, _Scores]) -> dict[str, dict[str, float]]:
-    """Means over seeds with both intervals, by metric."""
+    """Means over seeds with both intervals, by metric that all seeds have: not all predictions know the truth."""
     first = next(iter(own.values()))
-    over_rows = _over_rows({name: _mean(own.values(), name) for name in first.table}, own.values())
+    names = [name for name in first.table if all(name in each.table for each in own.values())]
+    over_rows = _over_rows({name: _mean(own.values(), name) for name in names}, own.values())
     found = {}
-    for name in first.table:
+    for name in names:
         seeds = over_seeds([each.value(name) for each in own.values()], *first.table[name][1:])
         found[name] = {"value": seeds.value, **_ends("rows", over_rows.get(name)), **_ends("seeds", seeds)}
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -126,7 +126,7 @@ def quality_tables(summary: pd.DataFrame, reference: str, notes: Notes) -> Itera
                 [
                     names[method],
                     str(found[method, metrics[0]]["seeds"]),
-                    *(_mean(found[method, name]) for name in metrics),
+                    *_cells(_mean, found, method, metrics),
                 ]
                 for method in methods
             ],
@@ -137,7 +137,7 @@ def quality_tables(summary: pd.DataFrame, reference: str, notes: Notes) -> Itera
             yield Table(
                 f"{place}; less {reference}",
                 ["method", *(TITLES[name] for name in metrics)],
-                [[names[method], *(_difference(found[method, name]) for name in metrics)] for method in others],
+                [[names[method], *_cells(_difference, found, method, metrics)] for method in others],
                 f"Differences by pairs of rows and of seeds. {CHANCE} marks what is less than chance: one of the "
                 "intervals holds zero.",
             )
@@ -221,6 +221,16 @@ def shift_table(shift: pd.DataFrame) -> Table:
         rows.append([place, row["protocol"], row["shift"], str(row["rows"]), *(_number(row[name]) for name in metrics)])
     header = ["", "settings", "rows of", "rows", *(TITLES[name] for name in metrics)]
     return Table("Shift", header, rows, "Metrics on rows that are not of the split of the task; means over seeds.")
+
+
+def _cells(
+    shown: Callable[[Mapping[str, Any]], str],
+    found: Mapping[tuple[str, str], Mapping[str, Any]],
+    method: str,
+    metrics: Iterable[str],
+) -> list[str]:
+    """Metrics of a method as text; empty where it lacks one, as where its predictions do not know the truth."""
+    return [shown(found[method, name]) if (method, name) in found else "" for name in metrics]
 
 
 def _noted(notes: Notes, line: tuple[str, str, str, str]) -> str:

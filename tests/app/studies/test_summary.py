@@ -86,6 +86,25 @@ def test_distances_from_the_truth_stand_beside_the_others(study: Made, tmp_path:
     assert {"mcc", "ece_true"} <= set(table.loc["quick"].index)
 
 
+@pytest.mark.parametrize(
+    ("known", "reference"), [("quick-0 quick-3 wide-0", "quick"), ("wide-0 wide-3 quick-3", "wide")]
+)
+def test_predictions_that_do_not_know_the_truth_leave_its_cells_empty(
+    known: str, reference: str, study: Made, tmp_path: Path
+) -> None:
+    """As those do that were saved before it was a part of them, of some seeds or of all."""
+
+    def predicted(name: str, seed: int) -> ClassPrediction:
+        made = classes(0.7, seed)
+        return replace(made, truth=made.probabilities if f"{name}-{seed}" in known else None)
+
+    quality, differences, *_ = filled(study(reference=reference), tmp_path, predicted).report().tables()
+    column = list(quality.header).index("KL from truth")
+    assert {row[0] for row in quality.rows if row[column]} == {reference} and len(quality.rows) == 2
+    (row,) = differences.rows
+    assert row[column - 1] == "" and row[1].startswith("+")
+
+
 def test_an_interval_over_rows_covers(study: Made, tmp_path: Path) -> None:
     """Of 40 intervals at 95 %, each over rows of its own, 33 or more hold the truth but for one case in a thousand."""
     from bayeslora.app.studies.summary import _averages, _Scores
