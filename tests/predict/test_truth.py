@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from bayeslora.errors import DataError
 from bayeslora.predict import metrics
 from bayeslora.predict.prediction import ClassPrediction, Prediction, ValuePrediction
 from bayeslora.predict.reliability import guesses_of
@@ -54,6 +55,16 @@ def test_rows_that_do_not_say_the_truth_have_no_distance_from_it(rows: Split) ->
     assert found.truth is None and "kl" not in found.metrics()
     values = ValuePrediction(torch.zeros(1, 2, 1), torch.tensor([0.0, 1.0]))
     assert with_truth(values, rows) is values
+
+
+@pytest.mark.parametrize(
+    "said", [["0.1", "0.9"], [0.1, 0.9], [[0.1, 0.9], [0.1, 0.9]], [[0.1, 0.9], [0.1]], [None, None]]
+)
+def test_a_column_of_something_else_is_no_truth(said: list[object], rows: Split) -> None:
+    columns = {"text": ["a", "b"], "label": [0, 2], "probabilities": said}
+    other = rows_of(SPEC, [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)])
+    with pytest.raises(DataError, match=r"'probabilities' .* begins with .*, expected lists .* of 3 classes"):
+        with_truth(prediction(SPEC.labels), other)
 
 
 def test_the_metrics_are_those_of_both_parts(rows: Split) -> None:
