@@ -103,6 +103,7 @@ class StudyFile(Settings):
         given = dict(values)
         for sort in ("tasks", "bases", "methods"):
             given[sort] = _entries(sort, given.get(sort))
+        given["tasks"] = {name: _with_rows(entry) for name, entry in given["tasks"].items()}
         found = build(cls, given)
         found._check()
         return found
@@ -157,6 +158,12 @@ def _entries(sort: str, given: Any) -> dict[str, dict[str, Any]]:
         default = {key: str(name)} if key else {}
         found[str(name)] = {**default, **entry}
     return found
+
+
+def _with_rows(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A task whose number of rows, if it has one, is known to be right."""
+    own = {name: value for name, value in entry.items() if name == "rows"}
+    return {**entry, **{name: getattr(build(EvaluationSettings, own), name) for name in own}}
 
 
 def _check_entry(sort: str, name: str, entry: Mapping[str, Any]) -> None:
