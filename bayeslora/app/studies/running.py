@@ -14,6 +14,7 @@ from bayeslora import files
 from bayeslora.app import runs
 from bayeslora.app.config import RunConfig
 from bayeslora.app.studies.cells import Cell, Entry, Evaluation
+from bayeslora.app.studies.checks import OF_ROWS
 from bayeslora.app.studies.expansion import Target
 from bayeslora.app.studies.inputs import digests
 from bayeslora.app.studies.results import Results
@@ -31,27 +32,32 @@ PAUSE = 0.5
 
 
 def check_rows(targets: Sequence[Target], results: Results) -> None:
-    """Make sure, before anything is fitted, that tasks have the splits to predict.
+    """Make sure, before anything is fitted, that tasks have the splits to predict, with labels to compare with.
 
-    A task that cannot be loaded is left to its lines, which fail, while others go on.
+    A task that cannot be loaded is left to its lines, which fail, while others go on, unless there are no others.
 
     Raises:
-        TaskError: one of them has not.
+        TaskError, DataError: one of them has not.
+        BayesLoraError, OSError: none can be loaded.
     """
     entries = [each.entry for target in targets if results.settled(target) == "open" for each in target.candidates]
     asked: dict[str, tuple[RunConfig, set[str]]] = {}
     for entry in entries:
         config = entry.cell.config
-        of_task = {name: getattr(config, name) for name in ("task", "data_dir", "heldout_size", "task_settings")}
+        of_task = {name: getattr(config, name) for name in OF_ROWS}
         _, splits = asked.setdefault(repr(of_task), (config, set()))
         splits |= {each.split for each in entry.evaluations.values() if each.task is None}
+    errors: list[BayesLoraError | OSError] = []
     for config, splits in asked.values():
         try:
             task = runs.task_of(config)
-        except (BayesLoraError, OSError):
+        except (BayesLoraError, OSError) as error:
+            errors.append(error)
             continue
         for split in sorted(splits):
-            task.split(split)
+            task.split(split).labels()
+    if errors and len(errors) == len(asked):
+        raise errors[0]
 
 
 def settle(

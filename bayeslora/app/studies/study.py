@@ -98,7 +98,8 @@ class Study:
 
         Raises:
             SettingError: the launcher is unknown, or a setting of the study is wrong.
-            TaskError: a task lacks a split that is to be predicted; nothing is fitted then.
+            TaskError, DataError: a task lacks a split that is to be predicted, or its labels, or none can be loaded;
+                nothing is fitted then.
         """
         from bayeslora.app.studies.inputs import changes
         from bayeslora.app.studies.launching import launch

@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from scenarios import write_rows
 
 import bayeslora as bl
 from bayeslora.app.studies import Study
 from bayeslora.app.studies.results import Results
+from bayeslora.errors import DataError
 from bayeslora.predict.prediction import Prediction
 
 Made = Callable[..., dict[str, Any]]
@@ -59,6 +61,10 @@ def test_some_rows_are_the_same_for_all(study: Made, tmp_path: Path) -> None:
     for seed in (0, 3):  # rows that are held out differ with the seed
         assert torch.equal(loaded["quick", seed].labels, loaded["wide", seed].labels)
     task = study()["tasks"]["demo"]
+    few = study(tasks={"demo": {"task": task, "rows": "7"}}, evaluation={"split": "heldout", "draws": 2})
+    assert [each.candidates[0].entry for each in Study(few).targets] == [
+        each.candidates[0].entry for each in some.targets
+    ]
     more = run(study(tasks={"demo": {"task": task, "rows": 50}}), tmp_path / "out")
     assert list(more.frame()["nll"]) == list(whole.frame()["nll"]) != list(some.frame()["nll"])
 
@@ -95,6 +101,27 @@ def test_a_failing_cell_is_recorded_and_does_not_stop_the_rest(
     assert all(frame["error"][frame["method"] != "quick"].str.startswith(said)) and len(fits()) == 2
     error = json.loads((found.results.at(found.cells[0]) / "error.json").read_text())
     assert "backends.py" in error["traceback"] and "raise" in error["traceback"]
+
+
+def test_a_task_that_cannot_be_loaded_fails_alone_or_ends_the_study_before_its_fits(
+    study: Made, tmp_path: Path, fits: Lines
+) -> None:
+    """What is wrong with all lines is nothing to record: once it is put right, the same command does them."""
+    tasks = study()["tasks"] | {"lost": str(tmp_path / "lost.jsonl")}
+    frame = run(study(tasks=tasks, methods=["quick"], seeds=[0]), tmp_path / "some").frame()
+    assert list(frame["state"]) == ["done", "failed"] and len(fits()) == 1
+    with pytest.raises(DataError, match=r"There is no file .*lost\.jsonl"):
+        run(study(tasks={"lost": tasks["lost"]}), tmp_path / "none")
+    assert not (tmp_path / "none").exists() and len(fits()) == 1
+    write_rows(tmp_path / "split" / "train.jsonl", [{"text": f"soup {n}", "label": n % 2} for n in range(40)])
+    write_rows(tmp_path / "split" / "test.jsonl", [{"text": "soup"}])
+    own = {"task": str(tmp_path / "split"), "task_settings": {"text": "text", "label": "label"}, "split": "test"}
+    with pytest.raises(DataError, match="Split 'test' of task 'split' has no labels"):
+        run(study(tasks={"own": own}), tmp_path / "none")
+    assert not (tmp_path / "none").exists() and len(fits()) == 1
+    methods = {"many": {"backend": "quick", "train_size": 99}, "quick": {}}
+    frame = run(study(methods=methods, seeds=[0]), tmp_path / "sizes").frame()
+    assert list(frame["state"]) == ["failed", "done"]
 
 
 def test_what_failed_is_tried_again_on_demand_alone(
