@@ -240,6 +240,11 @@ def test_flags_are_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ("--backends map --set particles=2", "Unknown setting of any method of the study 'particles'"),
         ("--backends map --set map.particles=2", "Unknown setting of map 'particles'"),
         ("--backends map --seeds=", "seeds"),
+        ("--backends map --task lost.csv", "There is no file lost.csv"),
+        ("--backends map --train-size -1", "train_size is -1"),
+        ("--backends map --set seed=3", "'seed=3' is said by a flag of its own: give --seeds."),
+        ("--backends map --set map.backend=svi", "'map.backend=svi' is said by a flag of its own: give --backends."),
+        ("--backends map --set map.base=demo", "give --base."),
     ],
 )
 def test_mistakes_of_a_comparison_are_found_before_anything_is_fitted(
@@ -262,6 +267,23 @@ def test_a_comparison_in_which_a_fit_fails_ends_with_status_1(
     told = capsys.readouterr()
     assert "demo, demo, map, seed 0: failed: MemoryError: no room" in told.err
     assert "1 of 2 lines failed, see study.md; --retry tries them again." in told.err and "mle" in told.out
+
+
+@pytest.mark.parametrize("file", ["", ".", "/"])
+def test_a_folder_is_no_study(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("compare", file) == 2
+    assert "Cannot read the study" in capsys.readouterr().err
+
+
+def test_a_base_in_this_folder_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bayeslora.app.studies import Study
+
+    seen: list[Study] = []
+    monkeypatch.setattr(Study, "run", lambda self, **_: seen.append(self))
+    monkeypatch.chdir(tmp_path)
+    assert call("compare", "--base", ".", "--task", "demo", "--backends", "map", "--output", tmp_path / "out") == 0
+    assert {target.base for target in seen[0].targets} == {"."}
+    assert seen[0].cells[0].config.base == str(tmp_path)
 
 
 def test_lists(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,8 +33,11 @@ __all__ = ["compare"]
 
 #: Flags that say how a study is run, not what it is.
 OF_RUNNING = {"study", "output", "workers", "launcher", "options", "shard", "retry", "dry_run"}
-#: Fields of a run that other flags of a comparison say.
-ELSEWHERE = {"base", "task", "backend", "preset", "seed", "output"}
+#: Fields of a run that have flags of their own in a comparison, whatever a configuration says of the last four.
+ELSEWHERE = {
+    "base": "--base", "task": "--task", "backend": "--backends", "preset": "--backends", "seed": "--seeds",
+    "output": "--output",
+}  # fmt: skip
 
 
 def compare(
@@ -141,7 +144,7 @@ def _of_flags(
     task = Path(config.task).stem if Path(config.task).suffix else config.task
     return {
         "tasks": {task: {"task": config.task}},
-        "bases": {Path(config.base).name: {"base": config.base}},
+        "bases": {Path(config.base).name or config.base: {"base": config.base}},
         "methods": {name: named(name) | assign({}, own) | {"predict": method} for name, own in methods.items()},
         "seeds": seeds,
         "common": {name: value for name, value in config.to_dict().items() if name not in ELSEWHERE},
@@ -235,6 +238,9 @@ def _by_backend(assignments: list[str], names: list[str]) -> tuple[list[str], di
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
         prefix, dot, name = key.partition(".")
+        said = name if prefix in own and dot else key
+        if said.strip() in ELSEWHERE:
+            raise SettingError(f"'{assignment}' is said by a flag of its own: give {ELSEWHERE[said.strip()]}.")
         if prefix in own and dot:
             own[prefix].append(f"{name}{equals}{value}")
         elif dot and prefix in BACKENDS:

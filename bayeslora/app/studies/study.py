@@ -32,8 +32,7 @@ class Study:
     """
 
     def __init__(self, source: str | Path | Mapping[str, Any], folder: str | Path | None = None) -> None:
-        named = folder or "study" if isinstance(source, Mapping) else Path(source).with_suffix("")
-        self.name = Path(named).resolve().name
+        self.name = Path(folder or "study").resolve().name if isinstance(source, Mapping) else Path(source).stem
         self.source = source if isinstance(source, Mapping) else read_yaml(Path(source), "study")
         self.file = StudyFile.from_dict(self.source)
         self.results = Results(Path("runs") / self.name if folder is None else folder)
