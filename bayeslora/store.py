@@ -3,7 +3,7 @@
 A posterior's folder is written beside its place and renamed into it as a whole::
 
     RUN/posterior/              adapter, posterior.safetensors, posterior.json: the folder that `Posterior.save` writes
-    RUN/config.yaml             written by the command line, as metrics.json and predictive.safetensors are
+    RUN/config.yaml             written by the command line
     RUN/checkpoints/            of the Trainer
     RUN/chain-0/, ...           runs of their own: the fits that a mixture or a temperature is of
     RUN/.bayeslora-next/        a run that is to replace this one as soon as it has come to its end
