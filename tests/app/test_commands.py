@@ -197,6 +197,7 @@ def test_compare_twice_is_once(tmp_path: Path, capsys: pytest.CaptureFixture[str
     out = tmp_path / "out"
     assert sorted(path.name for path in out.iterdir()) == ["cells", "report"]
     text = (out / "report" / "study.md").read_text()
+    assert "Ranks" not in text  # of one task they say nothing
     assert text.startswith("# out\n") and "\n| svi" in text and "; less map" in text
     settings = {}
     for place in (out / "cells").glob("*/posterior/posterior.json"):
@@ -267,6 +268,17 @@ def test_a_comparison_in_which_a_fit_fails_ends_with_status_1(
     told = capsys.readouterr()
     assert "demo, demo, map, seed 0: failed: MemoryError: no room" in told.err
     assert "1 of 2 lines failed, see study.md; --retry tries them again." in told.err and "mle" in told.out
+
+
+def test_flags_of_running_reach_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bayeslora.app.studies import Study
+
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(Study, "run", lambda self, **how: seen.update(how))
+    words = ["--base", "demo", "--task", "demo", "--backends", "map", "--output", tmp_path / "out", "--workers", "2"]
+    assert call("compare", *words, "--launcher", "ray", "--option", "a=1", "--shard", "1/2", "--retry") == 0
+    told = {"workers": 2, "launcher": "ray", "options": {"a": "1"}, "shard": (1, 2), "retry": True}
+    assert seen.items() >= told.items()
 
 
 @pytest.mark.parametrize("file", ["", ".", "/"])

@@ -49,6 +49,14 @@ def test_every_line_has_its_result(study: Made, tmp_path: Path, fits: Lines) -> 
     assert frame["nll_low"][1] < frame["nll"][1] < frame["nll_high"][1]
 
 
+def test_a_single_process_shows_bars(study: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    monkeypatch.setattr("bayeslora.app.studies.running.settle", lambda *_, bars: seen.append(bars))
+    for progress in (True, False):
+        Study(study(), tmp_path / "out").run(progress=progress)
+    assert seen == [True, False]
+
+
 def test_some_rows_are_the_same_for_all(study: Made, tmp_path: Path) -> None:
     """And whoever asks for all has the predictions that there are."""
     whole = run(study(), tmp_path / "out")
