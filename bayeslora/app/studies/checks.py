@@ -11,18 +11,26 @@ from bayeslora.app.studies.cells import is_over
 from bayeslora.errors import SettingError, unknown
 from bayeslora.identity import differing
 
-__all__ = ["check_had", "check_heldout", "check_seeds", "check_start"]
+__all__ = ["HELDOUT", "check_had", "check_heldout", "check_seeds", "check_start"]
 
+#: Split of the rows that trials are judged on.
+HELDOUT = "heldout"
 #: Fields that say which rows there are: a run around another one must not be tuned on rows that this one has seen.
 OF_ROWS = ("task", "data_dir", "train_size", "heldout_size", "task_settings")
 
 
-def check_heldout(task: str, config: RunConfig) -> None:
-    """Refuse to choose settings where there are no rows to choose by.
+def check_heldout(task: str, config: RunConfig, split: str) -> None:
+    """Refuse to choose settings where there are no rows to choose by, or where these are what is reported.
 
     Raises:
-        SettingError: there are none.
+        SettingError: there are none, or the split to predict is theirs.
     """
+    if split == HELDOUT:
+        raise SettingError(
+            f"tuning chooses by the rows that are held out, and those of task '{task}' are to be predicted as well: "
+            "what they chose looks better on them than it is. Predict another split, such as evaluation: "
+            "{split: validation}."
+        )
     if not config.heldout_size:
         raise SettingError(
             f"tuning chooses by rows that are held out, and task '{task}' has none: give it a heldout_size, "

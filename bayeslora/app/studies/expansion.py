@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Any, Literal
 
 from bayeslora.app.config import RunConfig, assign
 from bayeslora.app.resolving import canonical, named, resolve
 from bayeslora.app.studies.cells import Cell, Entry, Evaluation, is_over
-from bayeslora.app.studies.checks import check_had, check_heldout, check_seeds, check_start
+from bayeslora.app.studies.checks import HELDOUT, check_had, check_heldout, check_seeds, check_start
 from bayeslora.app.studies.file import OWN, StudyFile
 from bayeslora.errors import SettingError, unknown
 
 __all__ = ["Candidate", "Target", "expand"]
 
-#: Rows that trials are judged on.
-HELDOUT = "heldout"
 #: Settings that go to those backends and models alone that have them, unless a method itself has them.
 OF_PARTS = ("settings", "model_settings")
 Point = Mapping[str, Any]
@@ -120,7 +118,7 @@ class _Expansion:
             points = random.Random(tuning.seed).sample(points, tuning.trials)
         for point in points:
             first = self.entry(task, base, method, self.study.seeds[0], point)
-            check_heldout(task, first.cell.config)
+            check_heldout(task, first.cell.config, first.evaluations[""].split)
             own = first.evaluations[""]
             trial = replace(own, split=HELDOUT, task=None, data_dir=None, task_settings=(), rows=None)
             yield Candidate(point, self.entry(task, base, method, seed, point), Entry(first.cell, {"": trial}))
@@ -215,10 +213,15 @@ def _parts(values: Mapping[str, Any]) -> dict[str, dict[str, tuple[str, ...]]]:
     found: dict[str, tuple[str, ...]] = {}
     path: tuple[str, ...] = ()
     while algorithm is not None:
-        found = {name: (*path, name) for name in algorithm.__dataclass_fields__} | found
+        found = {name: (*path, name) for name in _settings(algorithm)} | found
         algorithm, path = getattr(algorithm, "inner", None), (*path, "of_settings")
     model: Any = MODELS[config.model]
-    return {"settings": found, "model_settings": {name: (name,) for name in model.__dataclass_fields__}}
+    return {"settings": found, "model_settings": {name: (name,) for name in _settings(model)}}
+
+
+def _settings(part: Any) -> Iterator[str]:
+    """Names of the settings of a backend or model."""
+    return (each.name for each in fields(part))
 
 
 def _had(values: Mapping[str, Any], has: Mapping[str, Mapping[str, tuple[str, ...]]]) -> dict[str, Any]:

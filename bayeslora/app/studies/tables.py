@@ -191,7 +191,7 @@ def robustness_table(robustness: pd.DataFrame, tests: pd.DataFrame | None, refer
     said = [
         f"{row['method']} {row['measure']} p = {row['wilcoxon']:.3f} ({row['pairs']})"
         for row in ([] if tests is None else tests.to_dict("records"))
-        if row["pairs"]
+        if row["pairs"] > 1
     ]
     note = f"Wilcoxon's signed-rank test over tasks against {reference} (pairs): {'; '.join(said)}." if said else ""
     return Table("Robustness over the grid", ["", "points", *(shown[name] for name in names)], rows, note)

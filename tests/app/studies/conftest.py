@@ -38,7 +38,7 @@ def study(tmp_path: Path) -> Callable[..., dict[str, Any]]:
             "methods": {"quick": {}, "wide": {"backend": "quick", "settings": {"learning_rate": 0.1}}},
             "seeds": [0, 3],
             "common": common,
-            "evaluation": {"split": "heldout", "draws": 2},
+            "evaluation": {"split": "train" if "tuning" in changes else "heldout", "draws": 2},
         } | changes
 
     return made

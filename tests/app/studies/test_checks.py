@@ -55,6 +55,21 @@ def test_tuning_needs_rows_that_are_held_out(study: Made) -> None:
         expand(StudyFile.from_dict(study(tuning=tuning, common={})))
 
 
+def test_rows_that_choose_are_not_those_that_are_reported(study: Made) -> None:
+    tuning = {"values": {"learning_rate": [0.1, 0.2]}}
+    with pytest.raises(
+        SettingError, match="those of task 'demo' are to be predicted as well: .* Predict another split"
+    ):
+        expand(StudyFile.from_dict(study(tuning=tuning, evaluation={"split": "heldout"})))
+
+
+def test_names_that_are_no_settings_are_not_offered(study: Made) -> None:
+    common = study()["common"] | {"settings": {"papers": 1}}
+    with pytest.raises(SettingError) as raised:
+        expand(StudyFile.from_dict(study(common=common)))
+    assert "learning_rate" in str(raised.value) and "paper," not in str(raised.value)
+
+
 def test_a_shared_setting_is_one_of_some_method(study: Made) -> None:
     with pytest.raises(
         SettingError, match="setting of any method of the study 'max_grad'. Did you mean 'max_grad_norm"
