@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["boxes", "pareto", "reliabilities", "risks"]
 
 COLUMNS = 3
+#: Characters of a line of a method's name below a box.
+LABEL = 18
 Place = tuple[str, str, str]
 
 
@@ -114,8 +117,9 @@ def boxes(points: pd.DataFrame) -> Figure:
         place, metric = places[number // len(metrics)], metrics[number % len(metrics)]
         part = points[(points[["task", "base"]] == list(place)).all(axis=1)]
         drawn = [part[metric][part["method"] == method].to_numpy() for method in methods]
-        axes.boxplot(drawn, tick_labels=methods, medianprops={"color": COLOURS[1]})
-        axes.tick_params(axis="x", rotation=40)
+        names = [fill(method, LABEL) for method in methods]
+        axes.boxplot(drawn, tick_labels=names, medianprops={"color": COLOURS[1]})
+        axes.set_xticks(axes.get_xticks(), names, rotation=40, ha="right", rotation_mode="anchor", fontsize=8)
         axes.set(title=", ".join(place), ylabel={"nll": "NLL", "accuracy": "accuracy"}[metric])
     return figure
 
