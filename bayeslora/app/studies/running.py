@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 
 import torch
 
@@ -171,12 +173,14 @@ def _evaluate(cell: Cell, posterior: Posterior, evaluation: Evaluation, results:
 
 
 def _free_memory() -> None:
-    """Leave nothing of a cell on the device to the next one.
+    """Leave nothing of a cell to the next one, in whose peak it would be counted.
 
     After some errors a process cannot use its device any more: it ends here, before it records all that is left as
     failed.
     """
+    gc.collect()
+    with suppress(AttributeError):  # glibc's alone: it keeps what was freed for itself, gigabytes after a large network
+        ctypes.CDLL(None).malloc_trim(0)
     if torch.cuda.is_initialized():
-        gc.collect()
         torch.cuda.synchronize()
         torch.cuda.empty_cache()

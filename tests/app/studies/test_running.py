@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import json
 import multiprocessing
 import os
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from scenarios import write_rows
@@ -16,6 +18,7 @@ from scenarios import write_rows
 import bayeslora as bl
 from bayeslora.app.studies import Study
 from bayeslora.app.studies.results import Results
+from bayeslora.app.studies.running import _free_memory
 from bayeslora.errors import DataError
 from bayeslora.predict.prediction import Prediction
 
@@ -284,3 +287,14 @@ def test_a_device_that_no_longer_works_fails_one_cell_alone(
     with pytest.raises(RuntimeError, match="device-side"):
         run(made, tmp_path / "out")
     assert list(Study(made, tmp_path / "out").frame()["state"]) == ["failed", "open"]
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="memory goes back to the system by glibc")
+def test_the_memory_of_a_cell_is_not_counted_in_the_next_one() -> None:
+    process = psutil.Process()
+    blocks = [torch.ones(2**14) for _ in range(4096)]  # 256 MiB of blocks that the allocator keeps
+    last = torch.ones(2**14)
+    del blocks
+    before = process.memory_info().rss
+    _free_memory()
+    assert before - process.memory_info().rss > 128 * 2**20 and last.sum() == 2**14
