@@ -58,6 +58,29 @@ def test_settings_of_a_way(base: Path) -> None:
         made(base, "rora")
 
 
+@pytest.mark.parametrize(
+    ("method", "own"),
+    [
+        ("lora", {"use_rslora": False, "use_dora": False, "init_lora_weights": True, "r": 4}),
+        ("rslora", {"use_rslora": True, "r": 4}),
+        ("pissa", {"init_lora_weights": "pissa", "r": 4}),
+        ("dora", {"use_dora": True, "r": 4}),
+        ("adalora", {"init_r": 4, "target_r": 4}),
+    ],
+)
+def test_matrices_have_the_scale_the_dropout_and_the_layers_that_are_said(method: str, own: dict[str, object]) -> None:
+    settings = LoraSettings(method=method, r=4, alpha=12, dropout=0.25, target_modules=("query", "value"))
+    found = settings.to_peft()
+    assert found is not None
+    expected = own | {"lora_alpha": 12, "lora_dropout": 0.25, "target_modules": {"query", "value"}}
+    assert {name: getattr(found, name) for name in expected} == expected
+
+
+def test_a_word_is_the_end_of_a_layers_name_and_all_else_an_expression_of_names() -> None:
+    for said, given in (("q_proj", ["q_proj"]), ("all-linear", "all-linear"), (r".*\.query", r".*\.query")):
+        assert LoraSettings(target_modules=said).targets == given
+
+
 def test_what_begins_at_the_weights_is_not_taken_for_trained(base: Path) -> None:
     program = made(base, "pissa")
     assert all(bool(site.initial.any()) for site in program.sites if site.stacked)

@@ -14,6 +14,7 @@ from scenarios import saved_base, text_program, text_rows, tiny_method, tiny_pro
 from bayeslora.errors import PosteriorError, SettingError
 from bayeslora.inference import fit, load
 from bayeslora.inference.baselines import checkpoints
+from bayeslora.inference.baselines.checkpoints import CheckpointPosterior
 from bayeslora.inference.training.trainer import _Steps
 from bayeslora.models import MonteCLoRA
 from bayeslora.passes import Rows
@@ -45,6 +46,25 @@ def test_the_last_epochs_are_averaged_as_probabilities(monkeypatch: pytest.Monke
         posterior.sample(4)
 
 
+@pytest.mark.parametrize(
+    ("weight", "backend", "own"),
+    [
+        (0.0, "mle", {}),
+        (1.0, "map", {"prior_mean": "model"}),
+        (5.0, "map", {"prior_mean": "model", "temperature": 5.0}),
+    ],
+)
+def test_the_last_one_is_the_end_of_the_point_that_is_trained(weight: float, backend: str, own: dict[str, Any]) -> None:
+    settings = {"epochs": 2, "batch_size": 4, "learning_rate": 1e-2, "progress": False}
+    rows, decay = tiny_rows(8), {"weight_decay": 0.0}
+    posterior = fit(
+        tiny_program(), rows, "checkpoint-ensemble", checkpoints=1, prior_weight=weight, **decay, **settings
+    )
+    point = fit(tiny_program(), rows, backend, **settings, **own, **(decay if backend == "mle" else {}))
+    assert all(torch.equal(value, posterior.mean()[name]) for name, value in point.mean().items())
+    assert posterior.record.temperature == (weight or 1.0)
+
+
 def test_without_lora_matrices() -> None:
     rows = tiny_rows(8)
     posterior = fit(tiny_method("full"), rows, "checkpoint-ensemble", **{**QUICK, "epochs": 2, "checkpoints": 2})
@@ -65,7 +85,10 @@ def test_a_resumed_fit_is_the_uninterrupted_one(tmp_path: Path, monkeypatch: pyt
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(_Steps, "on_step_end", hooked)
         fit(text_program(base), rows, "checkpoint-ensemble", output_dir=folder, **QUICK)
-    assert load(folder).predict(rows, progress=False).draws == 2
+    begun = load(folder)
+    assert begun.predict(rows, progress=False).draws == 2
+    assert isinstance(begun, CheckpointPosterior) and isinstance(whole, CheckpointPosterior)
+    assert torch.equal(begun.kept()[1], whole.kept()[0])  # the second epoch of four
     resumed = fit(text_program(base), rows, "checkpoint-ensemble", output_dir=folder, resume=True, **QUICK)
     for name, value in whole.state().items():
         assert torch.equal(resumed.state()[name], value), name

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from bayeslora.errors import AdapterError, PosteriorError, SettingError
 from bayeslora.inference import fit
-from bayeslora.inference.baselines.masks import Columns, RowMasks, Tokens
+from bayeslora.inference.baselines.masks import Columns, Kept, RowMasks, Tokens
 from bayeslora.models import Gaussian
 from bayeslora.passes import Rows
 from bayeslora.program import Program
+from bayeslora.rng import isolated
 
 QUICK: dict[str, Any] = {"epochs": 1, "batch_size": 4, "progress": False}
 ROWS = tiny_rows(8)
@@ -53,6 +54,15 @@ def test_left_padding_and_texts_of_one_row() -> None:
     assert len({tuple(each.flatten().tolist()) for each in texts}) == 4
     with pytest.raises(AdapterError, match="'first' is given inputs of shape"):
         masks([0], [3])(0, torch.ones(7, 3, 400))
+
+
+@pytest.mark.parametrize("kept", [None, masks([0, 1], [100, 100])])
+def test_what_is_kept_of_tokens_makes_up_for_what_is_dropped(kept: Kept | None) -> None:
+    with isolated(0, torch.device("cpu")):
+        found = Tokens([], 0.25, kept).dropped(0, torch.full((2, 100, 400), 3.0))
+    assert found.unique().tolist() == [0.0, 4.0]
+    # Standard error of the mean of 80,000 entries of deviation sqrt(3): 0.006.
+    assert float(found.mean()) == pytest.approx(3.0, abs=0.025)
 
 
 def test_columns_are_dropped_for_a_whole_pass_and_their_mean_is_the_weights() -> None:
