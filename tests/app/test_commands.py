@@ -424,3 +424,16 @@ def test_presets_stand_among_the_backends(tmp_path: Path) -> None:
     record = json.loads(place.read_text())["record"]
     assert record["backend"] == "ivon" and record["settings"]["clip_radius"] == 1e-3
     assert record["settings"]["epochs"] == 1  # what the flags say
+
+
+def test_a_dry_run_of_a_part_is_of_its_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    begin = ["compare", "--base", "demo", "--task", "demo", "--train-size", "16", "--output", tmp_path / "out"]
+    begin += ["--backends", "mle", "--seeds", "0,1,2,3", "--draws", "1", "--set", "epochs=1", "--dry-run"]
+    cells: list[set[str]] = []
+    for number in (1, 2):
+        assert call(*begin, "--shard", f"{number}/2") == 0
+        told = capsys.readouterr().out
+        cells.append({line for line in told.splitlines() if line.startswith("demo-mle-")})
+        assert "2 cells at most" in told and "mle: 2 left" in told
+    assert [len(each) for each in cells] == [2, 2] and not cells[0] & cells[1]
+    assert call(*begin, "--shard", "3/2") == 2 and not (tmp_path / "out").exists()

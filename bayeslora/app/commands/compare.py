@@ -115,7 +115,7 @@ def compare(
         of_flags = _of_flags(read_config(config, flags, shared), own, numbers, split, draws, method)
         found = Study(of_flags, output)
     if dry_run:
-        _show_plan(found, workers or 1)
+        _show_plan(found, _shard(shard), workers or 1)
         return
     plugins = context.find_root().params.get("plugin") or ()
     found.run(
@@ -180,23 +180,26 @@ def _show_report(study: Study) -> None:
         raise typer.Exit(1)
 
 
-def _show_plan(study: Study, workers: int) -> None:
-    """The cells of a study, and an estimate of their time, a line for each method as it comes."""
+def _show_plan(study: Study, shard: tuple[int, int] | None, workers: int) -> None:
+    """The cells of a part of a study, and an estimate of their time, a line for each method as it comes."""
     from bayeslora.app.studies.estimate import estimate
     from bayeslora.app.studies.progress import duration
+    from bayeslora.app.studies.study import cells_of
 
-    for cell in study.cells:
+    targets = study.part(shard)
+    cells = cells_of(targets)
+    for cell in cells:
         start = "" if cell.start is None else f", from {cell.start.name}"
         show(f"{cell.name}{start}{', done' if study.results.fitted(cell) else ''}")
-    lines = len({(target.task, target.base, target.method) for target in study.targets})
+    lines = len({(target.task, target.base, target.method) for target in targets})
     show("What is left, by a few steps of each:")
     total = 0.0
-    for number, each in enumerate(estimate(study), 1):
+    for number, each in enumerate(estimate(targets, study.results), 1):
         took = f"{duration(each.fit_seconds)} a fit, {duration(each.predict_seconds)} a prediction"
         title = f"{each.task}, {each.base}, {each.method}: {each.cells} left"
         show(f"[{number}/{lines}] {title}, {each.error or took}")
         total += each.cells * (each.fit_seconds + each.predict_seconds)
-    show(f"{len(study.cells)} cells at most, about {duration(total / workers)} for {workers} at a time.")
+    show(f"{len(cells)} cells at most, about {duration(total / workers)} for {workers} at a time.")
 
 
 def _options(assignments: list[str]) -> dict[str, str]:

@@ -5,22 +5,21 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from bayeslora import inference
 from bayeslora.app import runs
 from bayeslora.app.studies.cells import Cell, Evaluation
+from bayeslora.app.studies.expansion import Target
+from bayeslora.app.studies.results import Results
 from bayeslora.errors import BayesLoraError
 from bayeslora.inference.mixture import refitted
 from bayeslora.posterior import Posterior
 from bayeslora.program import Program
 from bayeslora.tasks import Task
-
-if TYPE_CHECKING:
-    from bayeslora.app.studies.study import Study
 
 __all__ = ["Estimate", "estimate"]
 
@@ -58,11 +57,11 @@ class Estimate:
     error: str = ""
 
 
-def estimate(study: Study) -> Iterator[Estimate]:
+def estimate(targets: Sequence[Target], results: Results) -> Iterator[Estimate]:
     """Estimates of each task, base and method, from the first of its cells, as they come. Nothing is written."""
     first: dict[tuple[str, str, str], tuple[Cell, Evaluation]] = {}
     cells: dict[tuple[str, str, str], dict[str, Cell]] = {}
-    for target in study.targets:
+    for target in targets:
         key = target.task, target.base, target.method
         for candidate in target.candidates:
             first.setdefault(key, (candidate.entry.cell, candidate.entry.evaluations[""]))
@@ -71,7 +70,7 @@ def estimate(study: Study) -> Iterator[Estimate]:
         draws = max(evaluation.draws for _, evaluation in first.values())
         trials = _Trials(max(draws, FEWEST))  # of one task and base, whose networks are in memory meanwhile
         for key in keys:
-            left = sum(study.results.fitted(each) is None for each in cells[key].values())
+            left = sum(results.fitted(each) is None for each in cells[key].values())
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of so short a fit they say nothing

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from bayeslora.app.studies.report import Report
 
-__all__ = ["Study"]
+__all__ = ["Study", "cells_of"]
 
 
 class Study:
@@ -48,10 +48,8 @@ class Study:
 
     @property
     def cells(self) -> list[Cell]:
-        """The fits of all lines, each once, those that others need before them; of choices, all that may be taken."""
-        entries = [each.entry for target in self.targets for each in target.candidates]
-        entries = [trial for target in self.targets for trial in target.trials] + entries
-        return list({cell.name: cell for entry in entries for cell in entry.cell.chain}.values())
+        """The fits of all lines, see `cells_of`."""
+        return cells_of(self.targets)
 
     def part(self, shard: tuple[int, int] | None) -> list[Target]:
         """The lines of one of several parts, which have as many each, of all methods.
@@ -134,3 +132,10 @@ class Study:
         from bayeslora.app.studies.report import Report
 
         return Report(self)
+
+
+def cells_of(targets: Sequence[Target]) -> list[Cell]:
+    """The fits of lines, each once, those that others need before them; of choices, all that may be taken."""
+    entries = [each.entry for target in targets for each in target.candidates]
+    entries = [trial for target in targets for trial in target.trials] + entries
+    return list({cell.name: cell for entry in entries for cell in entry.cell.chain}.values())

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -58,6 +58,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Clock]:
     return made
 
 
+def estimated(study: Study) -> Iterator[estimate.Estimate]:
+    return estimate.estimate(study.targets, study.results)
+
+
 def known(study: Made, methods: Any) -> Study:
     """A study whose fits have `BATCHES` and `EPOCHS`."""
     common = {"train_size": 12, "heldout_size": 20, "settings": {"batch_size": 2, "epochs": EPOCHS}}
@@ -72,7 +76,7 @@ def test_seconds_are_of_steps_and_of_rows(
     step: float, once: float, least: float, study: Made, clock: Callable[..., Clock]
 ) -> None:
     made = clock(step, once, least)
-    (found,) = estimate.estimate(known(study, ["mle"]))
+    (found,) = estimated(known(study, ["mle"]))
     assert found.fit_seconds == pytest.approx(FIXED + step * EPOCHS * BATCHES + once * BATCHES)
     assert found.predict_seconds == pytest.approx(20 * ROW)
     if step == 0.3:  # slow ones are not made in full
@@ -84,7 +88,7 @@ def test_fits_that_are_made_of_others_take_their_times(study: Made, clock: Calla
     ensemble = {"backend": "ensemble", "settings": {"of": "mle", "members": 4}}
     methods = {"mle": {}, "whole": ensemble, "over": {**ensemble, "start": "mle"}, "chains": {"backend": "mle"}}
     methods["chains"]["chains"] = 3
-    mle, whole, over, chains = estimate.estimate(known(study, methods))
+    mle, whole, over, chains = estimated(known(study, methods))
     assert whole.fit_seconds == pytest.approx(4 * mle.fit_seconds)
     assert over.fit_seconds == pytest.approx(3 * mle.fit_seconds)  # the first member is there
     assert chains.fit_seconds == pytest.approx(3 * mle.fit_seconds)
@@ -98,7 +102,7 @@ def test_what_is_shared_is_made_once_and_lines_come_one_by_one(
     build = estimate.runs.build_program
     monkeypatch.setattr(estimate.runs, "build_program", lambda *args: networks.append(1) or build(*args))
     methods = {"around": {"backend": "map", "start": "mle"}, "again": {"backend": "map", "start": "mle"}, "mle": {}}
-    lines = estimate.estimate(known(study, methods))
+    lines = estimated(known(study, methods))
     next(lines)
     first = len(made.fits)
     assert {backend for backend, *_ in made.fits} == {"mle", "map"}
@@ -117,14 +121,14 @@ def test_a_chain_is_as_long_as_its_draws(study: Made, clock: Callable[..., Clock
 
     made.fit = fit  # type: ignore[method-assign]
     chain = {"settings": {"draws": 400, "warmup": 200}}
-    (found,) = estimate.estimate(Study(study(methods={"sgld": chain}, common={"train_size": 12, "heldout_size": 20})))
+    (found,) = estimated(Study(study(methods={"sgld": chain}, common={"train_size": 12, "heldout_size": 20})))
     assert found.fit_seconds == pytest.approx(FIXED + 60.0)
     assert made.fits == [("sgld", 12, 4), ("sgld", 12, 8)]
 
 
 def test_estimates_are_of_what_is_left_and_errors_are_told(study: Made, tmp_path: Path) -> None:
     methods = {"quick": {"settings": {"seconds": 0.4}}, "around": {"backend": "quick", "start": "quick"}, "hungry": {}}
-    quick, around, hungry = estimate.estimate(Study(study(methods=methods, seeds=[0, 1]), tmp_path / "out"))
+    quick, around, hungry = estimated(Study(study(methods=methods, seeds=[0, 1]), tmp_path / "out"))
     assert quick.fit_seconds >= 0.4 and around.fit_seconds < quick.fit_seconds
     assert (quick.cells, around.cells, hungry.cells) == (2, 2, 2)
     assert hungry.error.startswith("MemoryError: no room") and not (tmp_path / "out").exists()
