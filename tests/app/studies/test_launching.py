@@ -157,7 +157,7 @@ def test_launchers_give_the_table_of_one_process(
     (tmp_path / "fits").unlink()
     words = command(tmp_path / "study.yaml", tmp_path / "out", plugin, *how)
     found = subprocess.run(words, capture_output=True, text=True, timeout=300, env=environment(), check=False)
-    assert found.returncode == 0, found.stderr
+    assert found.returncode == 1 and "4 of 8 lines failed" in found.stderr, found.stderr  # those of "hungry"
     # Times differ from run to run, and launchers share cores out in ways of their own, which "device" tells.
     differing = ["predict_seconds", "seconds", "tuning_seconds", "device"]
     here, there = (each.frame().drop(columns=differing) for each in (alone, Study(made, tmp_path / "out")))
