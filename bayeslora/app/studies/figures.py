@@ -118,8 +118,8 @@ def boxes(points: pd.DataFrame) -> Figure:
         part = points[(points[["task", "base"]] == list(place)).all(axis=1)]
         drawn = [part[metric][part["method"] == method].to_numpy() for method in methods]
         names = [fill(method, LABEL) for method in methods]
-        axes.boxplot(drawn, tick_labels=names, medianprops={"color": COLOURS[1]})
-        axes.set_xticks(axes.get_xticks(), names, rotation=40, ha="right", rotation_mode="anchor", fontsize=8)
+        axes.boxplot(drawn, medianprops={"color": COLOURS[1]})
+        axes.set_xticks(range(1, len(names) + 1), names, rotation=40, ha="right", rotation_mode="anchor", fontsize=8)
         axes.set(title=", ".join(place), ylabel={"nll": "NLL", "accuracy": "accuracy"}[metric])
     return figure
 

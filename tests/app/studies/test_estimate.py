@@ -111,7 +111,9 @@ def test_what_is_shared_is_made_once_and_lines_come_one_by_one(
     assert len(made.fits) == first and len(networks) == 1  # "again" is the same fit, and "mle" was needed before
 
 
-def test_a_chain_is_as_long_as_its_draws(study: Made, clock: Callable[..., Clock]) -> None:
+def test_a_chain_is_as_long_as_its_draws(
+    study: Made, clock: Callable[..., Clock], monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = clock()
 
     def fit(program: Any, rows: Any, backend: str, draws: int, warmup: int, **settings: Any) -> Any:
@@ -119,7 +121,7 @@ def test_a_chain_is_as_long_as_its_draws(study: Made, clock: Callable[..., Clock
         made.fits.append((backend, len(rows), draws))
         return SimpleNamespace(predict=made.predict)
 
-    made.fit = fit  # type: ignore[method-assign]
+    monkeypatch.setattr(made, "fit", fit)
     chain = {"settings": {"draws": 400, "warmup": 200}}
     (found,) = estimated(Study(study(methods={"sgld": chain}, common={"train_size": 12, "heldout_size": 20})))
     assert found.fit_seconds == pytest.approx(FIXED + 60.0)

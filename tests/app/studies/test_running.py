@@ -289,7 +289,10 @@ def test_a_device_that_no_longer_works_fails_one_cell_alone(
     assert list(Study(made, tmp_path / "out").frame()["state"]) == ["failed", "open"]
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="memory goes back to the system by glibc")
+@pytest.mark.skipif(
+    not hasattr(ctypes.CDLL(None), "malloc_trim"),
+    reason="`malloc_trim` is glibc's: other systems' allocators offer no such call, and nothing is called there",
+)
 def test_the_memory_of_a_cell_is_not_counted_in_the_next_one() -> None:
     process = psutil.Process()
     blocks = [torch.ones(2**14) for _ in range(4096)]  # 256 MiB of blocks that the allocator keeps
