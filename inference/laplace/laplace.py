@@ -129,6 +129,11 @@ class Laplace(TrainingSettings):
             raise SettingError(
                 f"sharing='{self.sharing}' is for curvature='kron': '{self.curvature}' takes every token."
             )
+        if self.heldout_size and self.tune not in ("auto", "heldout"):
+            raise SettingError(
+                f"heldout_size={self.heldout_size} sets training rows aside to tune on, and tune='{self.tune}' tunes on "
+                "none: leave heldout_size out, or give tune='heldout'."
+            )
 
     def fit(self, program: Program, data: Dataset, run: Run) -> LaplacePosterior:
         """Find the mode, measure the curvature there in one pass, and tune the prior."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from bayeslora.diagnostics import to_inference_data
 from bayeslora.errors import SettingError
 from bayeslora.inference import fit, load
 from bayeslora.inference.aside import chosen
+from bayeslora.inference.base import Run
 from bayeslora.inference.laplace import laplace
 from bayeslora.inference.laplace.posterior import LaplacePosterior
 from bayeslora.models import Gaussian
@@ -97,6 +98,13 @@ def test_nothing_is_set_aside_of_rows_that_a_mode_may_have_seen() -> None:
         fitted(program, rows, heldout_size=4, heldout=rows)
     with pytest.raises(SettingError, match="there are 12 rows"):
         fitted(program, rows, heldout_size=12)
+
+
+@pytest.mark.parametrize("tune", ["none", "evidence", "mode-evidence"])
+def test_nothing_is_set_aside_for_nothing(tune: Literal["none", "evidence", "mode-evidence"]) -> None:
+    with pytest.raises(SettingError, match=f"heldout_size=4 sets .* aside .*, and tune='{tune}' tunes on none: leave"):
+        fitted(fresh(), tiny_rows(12), heldout_size=4, tune=tune)
+    assert laplace.Laplace(heldout_size=0, tune=tune).sets_aside(fresh(), 400, Run()) == 0
 
 
 def test_a_resumed_fit_and_all_chains_have_the_same_rows_aside(tmp_path: Path) -> None:
