@@ -131,8 +131,8 @@ class Laplace(TrainingSettings):
             )
         if self.heldout_size and self.tune not in ("auto", "heldout"):
             raise SettingError(
-                f"heldout_size={self.heldout_size} sets training rows aside to tune on, and tune='{self.tune}' tunes on "
-                "none: leave heldout_size out, or give tune='heldout'."
+                f"heldout_size={self.heldout_size} sets training rows aside to tune on, and tune='{self.tune}' tunes "
+                "on none: leave heldout_size out, or give tune='heldout'."
             )
 
     def fit(self, program: Program, data: Dataset, run: Run) -> LaplacePosterior:
