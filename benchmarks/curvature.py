@@ -32,7 +32,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "diag": {"curvature": "diag"},
     **{
         f"kron, {sharing}, rank {rank}": {"curvature": "kron", "sharing": sharing, "curvature_rank": rank}
-        for sharing in ("sum", "expand", "reduce")
+        for sharing in ("sum", "expand")
         for rank in (4, 16, 64)
     },
     "full": {"curvature": "full"},

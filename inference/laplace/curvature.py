@@ -23,12 +23,11 @@ over the data and the vectors of the likelihood's curvature:
   Janson, *A new perspective on Shampoo's preconditioner*, ICLR 2025: a step of power iteration towards the nearest
   Kronecker product). Its trace is that of F.
 - ``expand``: (sum w w^T) (x) (sum u u^T) / tokens, as if each token were an example of its own.
-- ``reduce``: the same of the mean of what entered and the sum of what came back. Both are from Eschenhagen, Immer,
-  Turner, Schneider and Hennig, *Kronecker-factored approximate curvature for modern neural network architectures*,
-  NeurIPS 2023.
+  From Eschenhagen, Immer, Turner, Schneider and Hennig, *Kronecker-factored approximate curvature for modern neural
+  network architectures*, NeurIPS 2023; what Laplace-LoRA was published with.
 
-All three are exact for one token if what comes back, up to its size, is the same for every example. On the embedded
-demo, at rank 64, the variances of the logits are off by 8, 41 and 89 % (`benchmarks/curvature.py`).
+Both are exact for one token if what comes back, up to its size, is the same for every example. On the embedded demo, at
+rank 64, the variances of the logits are off by 8 and 41 % (`benchmarks/curvature.py`).
 """
 
 from __future__ import annotations
@@ -106,7 +105,7 @@ class Kronecker(Curvature):
     Args:
         sites: whose matrices.
         rank: of the wide factor; exact where it reaches the number of columns.
-        sharing: "sum", "expand" or "reduce".
+        sharing: "sum" or "expand".
     """
 
     kind: ClassVar[str] = "kron"
@@ -134,7 +133,7 @@ class Kronecker(Curvature):
             if self.sharing == "sum":
                 self._add_examples(key, product)
             else:
-                self._add_tokens(key, product.reduced() if self.sharing == "reduce" else product, vector == 0)
+                self._add_tokens(key, product, vector == 0)
 
     def _add_examples(self, key: Layer, product: Products) -> None:
         gradients = product.matrices()

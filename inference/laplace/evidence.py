@@ -45,9 +45,6 @@ class Evidence(Protocol):
     def along(self, prior: NormalPrior) -> Callable[[Tensor], Tensor]:
         """Under all multiples of a prior, cheaply: a function of the log of a multiple (1,)."""
 
-    def by_scale(self, prior: NormalPrior, by_layer: bool) -> Callable[[Mapping[str, Tensor]], Tensor]:
-        """Under a prior whose sites, or layers, are multiples of it: a function of logs by site, (1,) or (layers,)."""
-
 
 class LinearEvidence:
     """Log p(data) of the model that is linear in the weights, with the likelihood to second order.
@@ -143,42 +140,7 @@ class LinearEvidence:
         Raises:
             TrainingError: the prior is so wide that rounding hides the likelihood.
         """
-        return self._of_kernel(torch.cat(self._kernels(prior, by_layer=False)).sum(0))
-
-    def along(self, prior: NormalPrior) -> Callable[[Tensor], Tensor]:
-        """The same under all multiples of a prior, given the log of one (1,)."""
-        values, vectors = torch.linalg.eigh(torch.cat(self._kernels(prior, by_layer=False)).sum(0))
-        squares = (vectors.mT @ torch.cat(self._targets)).square()
-
-        def evidence(log: Tensor) -> Tensor:
-            gains = values.clamp(min=0) * (2 * log).exp()
-            return self._constant - (squares / (1 + gains) + gains.log1p()).sum() / 2
-
-        return evidence
-
-    def by_scale(self, prior: NormalPrior, by_layer: bool) -> Callable[[Mapping[str, Tensor]], Tensor]:
-        """The same where sites or layers are multiples of a prior, given logs by site."""
-        kernels = torch.cat(self._kernels(prior, by_layer))
-
-        def evidence(logs: Mapping[str, Tensor]) -> Tensor:
-            squares = (2 * torch.cat([logs[name] for name in self._shapes])).exp()
-            return self._of_kernel(torch.einsum("g,gij->ij", squares, kernels))
-
-        return evidence
-
-    def _kernels(self, prior: NormalPrior, by_layer: bool) -> list[Tensor]:
-        """Inner products of the rows' gradients where the prior's covariance is the identity: (groups, rows, rows)."""
-        self._features = [torch.cat(self._features)]
-        sizes = [torch.Size(shape).numel() for shape in self._shapes.values()]
-        found = []
-        for part, (name, shape) in zip(self._features[0].split(sizes, dim=1), self._shapes.items(), strict=True):
-            root = prior.roots[name]
-            rows = part.to(root).unflatten(-1, shape) @ root
-            rows = rows.flatten(2).transpose(0, 1) if by_layer else rows.flatten(1).unsqueeze(0)
-            found.append(rows @ rows.mT)
-        return found
-
-    def _of_kernel(self, kernel: Tensor) -> Tensor:
+        kernel = self._kernel(prior)
         try:
             root = torch.linalg.cholesky(kernel + torch.eye(len(kernel)).to(kernel))
         except torch.linalg.LinAlgError as error:
@@ -188,6 +150,28 @@ class LinearEvidence:
             ) from error
         rest = torch.linalg.solve_triangular(root, torch.cat(self._targets).unsqueeze(1), upper=False)
         return self._constant - rest.square().sum() / 2 - root.diagonal().log().sum()
+
+    def along(self, prior: NormalPrior) -> Callable[[Tensor], Tensor]:
+        """The same under all multiples of a prior, given the log of one (1,)."""
+        values, vectors = torch.linalg.eigh(self._kernel(prior))
+        squares = (vectors.mT @ torch.cat(self._targets)).square()
+
+        def evidence(log: Tensor) -> Tensor:
+            gains = values.clamp(min=0) * (2 * log).exp()
+            return self._constant - (squares / (1 + gains) + gains.log1p()).sum() / 2
+
+        return evidence
+
+    def _kernel(self, prior: NormalPrior) -> Tensor:
+        """Inner products (rows, rows) of the rows' gradients where the prior's covariance is the identity."""
+        self._features = [torch.cat(self._features)]
+        sizes = [torch.Size(shape).numel() for shape in self._shapes.values()]
+        found = []
+        for part, (name, shape) in zip(self._features[0].split(sizes, dim=1), self._shapes.items(), strict=True):
+            root = prior.roots[name]
+            rows = (part.to(root).unflatten(-1, shape) @ root).flatten(1)
+            found.append(rows @ rows.mT)
+        return torch.stack(found).sum(0)
 
 
 def counted(rows: int, most: int) -> Tensor:
@@ -245,7 +229,3 @@ class ModeEvidence:
             return self.log_likelihood - (distance / square).sum() / 2 - (square * gains).log1p().sum() / 2
 
         return evidence
-
-    def by_scale(self, prior: NormalPrior, by_layer: bool) -> Callable[[Mapping[str, Tensor]], Tensor]:
-        """The same where sites or layers are multiples of a prior, given logs by site."""
-        return lambda logs: self(prior.scaled(logs))

@@ -205,12 +205,12 @@ class Tape:
             f"gradients cannot be split between examples: {span}. {way_out}"
         )
 
-    def _entered(self, key: Layer, calls: list[_Call], attended: Tensor, finite: bool) -> tuple[Tensor, Tensor, int]:
-        """What entered a layer (examples, tokens, ...); which tokens count; sequences an example."""
+    def _entered(self, key: Layer, calls: list[_Call], attended: Tensor, finite: bool) -> tuple[Tensor, Tensor]:
+        """What entered a layer (examples, tokens, ...), and which tokens count."""
         examples = len(attended)
         if not calls:  # a layer that the network leaves out
             nothing = self._sites[key[0]].initial.new_zeros(examples, 0)
-            return nothing.unsqueeze(-1), nothing.bool(), 1
+            return nothing.unsqueeze(-1), nothing.bool()
         entered, counted = [], []
         for call in calls:
             rows, tokens = len(call.entered), call.left.shape[1:-1]
@@ -222,9 +222,9 @@ class Tape:
                 value = call.entered.reshape(examples, -1)
             entered.append(value)
             counted.append(each)
-        return _joined(entered), _joined(counted), attended.shape[1] * len(calls)
+        return _joined(entered), _joined(counted)
 
-    def _product(self, key: Layer, entered: Tensor, counted: Tensor, groups: int, came: list[Tensor]) -> Products:
+    def _product(self, key: Layer, entered: Tensor, counted: Tensor, came: list[Tensor]) -> Products:
         site = self._sites[key[0]]
         columns, rank = as_matrices(site, site.initial).shape[1:]
         if not came:
@@ -232,14 +232,14 @@ class Tape:
             return Products(wide, narrow, counted, columns, site.role != "B")
         back = _joined(came)
         if site.role == "B":
-            return Products(back, entered * counted.unsqueeze(-1), counted, columns, False, groups)
+            return Products(back, entered * counted.unsqueeze(-1), counted, columns, False)
         back = back * counted.unsqueeze(-1)
         if site.role == "head":
             # A head may score every token, of which one is looked at.
             counted = counted & back.ne(0).any(-1)
             if site.initial.dim() == 1:  # a bias sees one
                 entered = counted.unsqueeze(-1).to(back)
-        return Products(entered, back, counted, columns, True, groups)
+        return Products(entered, back, counted, columns, True)
 
 
 def jacobians(
@@ -292,11 +292,11 @@ def _at_places(calls: Sequence[_Call], places: Places) -> bool:
     return one_row and sum(call.left.shape[1] for call in calls) == len(places)
 
 
-def _entered_at(calls: Sequence[_Call], places: Places) -> tuple[Tensor, Tensor, int]:
-    """What entered a layer at the scored positions (examples, tokens, ...); which count; one sequence an example."""
+def _entered_at(calls: Sequence[_Call], places: Places) -> tuple[Tensor, Tensor]:
+    """What entered a layer at the scored positions (examples, tokens, ...), and which count."""
     entered = [call.entered.float() for call in calls]
     counted = places.spread([torch.ones_like(each[..., :1]) for each in entered])
-    return places.spread(entered), counted.squeeze(-1).bool(), 1
+    return places.spread(entered), counted.squeeze(-1).bool()
 
 
 def _sees_rows(call: _Call, mask: Tensor) -> bool:

@@ -25,15 +25,13 @@ from bayeslora.inference.laplace.fisher import Fisher, FisherName, fisher_of
 from bayeslora.inference.laplace.forms import make_curvature
 from bayeslora.inference.laplace.jacobians import Tape, matrices_of
 from bayeslora.inference.laplace.posterior import LaplacePosterior
-from bayeslora.inference.laplace.priors import HyperPrior, NormalPrior, normal_prior
+from bayeslora.inference.laplace.priors import normal_prior
 from bayeslora.inference.laplace.refitted import RefittedEvidence
 from bayeslora.inference.laplace.tuning import (
     best_width,
     intact_width,
     matched_width,
     refitted_width,
-    tuned_hyper,
-    tuned_scales,
     tuned_width,
 )
 from bayeslora.inference.training.process import available, cost_of, peak, reset_peak
@@ -53,8 +51,6 @@ __all__ = ["Laplace"]
 #: Rows that are held out from which on they say more than an evidence does; the part of the training rows that is set
 #: aside for that, and how many there are at most: one number is tuned on them.
 ENOUGH_ROWS, PART, MOST_ROWS = 30, 10, 1000
-#: Ways to tune that maximise an evidence.
-EVIDENCES = ("evidence", "mode-evidence")
 #: Ways to tune that find the linear network's own mode under each width.
 REFITTED = {"evidence": refitted_width, "matched": matched_width}
 
@@ -77,24 +73,22 @@ class Laplace(TrainingSettings):
         fisher: expectation over labels: "exact", by the likelihood's curvature; "mc", labels drawn for each row, of a
             text for each token; or "empirical", the labels of the data (biased). "auto" is "exact" where that is to be
             had, and else "mc".
-        sharing: how "kron" treats the tokens of an example, "sum", "expand" or "reduce"; the first is much the nearest.
+        sharing: how "kron" treats the tokens of an example: "sum", much the nearer, or "expand", as published.
         subset: "all" random sites, or "last-layer": the head's last layer alone.
         head: count the head among the random sites, with the prior that the model gives it.
         tune: "auto" is "heldout" where there are 30 rows or more for it, and else what needs none: of texts, which are
             predicted by draws of the weights in the network as it is and of which the linear model knows nothing, the
             widest prior of which a draw adds at most a hundredth to the mode's loss on some training rows (see
-            `intact_width` of `bayeslora.inference.laplace.tuning`); of other labels "evidence", but, where one scale is
-            tuned, no wider than fits weights that were stopped early (see `matched_width` there). "heldout" takes the
-            width, and a temperature of predictions, by which rows that `fit` was given as ``heldout`` are predicted
-            best (see `best_width` there); "evidence" maximises that of the linear model around the mode, for the width
-            of the prior at that model's own mode under each (see `bayeslora.inference.laplace.refitted`);
+            `intact_width` of `bayeslora.inference.laplace.tuning`); of other labels "evidence", but no wider than fits
+            weights that were stopped early (see `matched_width` there). "heldout" takes the width, and a temperature of
+            predictions, by which rows that `fit` was given as ``heldout`` are predicted best (see `best_width` there);
+            "evidence" maximises that of the linear model around the mode, for the width of the prior at that model's
+            own mode under each (see `bayeslora.inference.laplace.refitted`);
             "mode-evidence" does as published, and takes the weights for a mode under every prior (see
             `bayeslora.inference.laplace.evidence`); "none" keeps the model's prior.
         heldout_size: training rows that are set aside to tune on and that the mode does not see, where it is found here
             and `fit` was given no ``heldout``. By default they are a tenth of all, but 1,000 at most, and none where
             that is less than 30. They are drawn by the run's seed, with each class's share.
-        scales: what the evidence tunes: one prior scale for "all" sites, for each "site", for each "layer", or the
-            hyper-sites of the model ("hyper": Sigma and pi, under their own priors).
         temperature: weight of the log prior against the whole data's log-likelihood; 1 is Bayes' rule.
         point_learning_rate: of weights that are not random in the model; of the mode "mle" by default that of all.
             See `map` for the other.
@@ -112,19 +106,16 @@ class Laplace(TrainingSettings):
     curvature: Literal["kron", "diag", "full", "exact"] = "kron"
     curvature_rank: Count = 16
     fisher: FisherName = "auto"
-    sharing: Literal["sum", "expand", "reduce"] = "sum"
+    sharing: Literal["sum", "expand"] = "sum"
     subset: Literal["all", "last-layer"] = "all"
     head: bool = False
     tune: Literal["auto", "heldout", "evidence", "mode-evidence", "none"] = "auto"
     heldout_size: Annotated[int, Field(ge=0)] | None = None
-    scales: Literal["all", "site", "layer", "hyper"] = "all"
     temperature: Positive = 1.0
     point_learning_rate: NotNegative | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.tune != "auto":
-            self._check_scales(self.tune)
         if self.sharing != "sum" and self.curvature != "kron":
             raise SettingError(
                 f"sharing='{self.sharing}' is for curvature='kron': '{self.curvature}' takes every token."
@@ -169,14 +160,14 @@ class Laplace(TrainingSettings):
             note(f"On {len(run.heldout):,} held-out rows laplace chose {chosen}.", run.progress)
         elif tune == "intact":
             prior, trace = intact_width(make(latents=latents, prior=prior), data, self.batch_size, run.progress)
-        elif tune in REFITTED and self.scales == "all" and isinstance(program.observation, Curved):
+        elif tune in REFITTED and isinstance(program.observation, Curved):
             over = Rows.of(program, data, self.batch_size, run.progress)
             refitted = RefittedEvidence(program, sites, weights, matrices, prior, over, self.temperature)
             prior, trace = REFITTED[tune](refitted, prior)
         else:
             as_published = ModeEvidence(log_likelihood, matrices, curvature)
             evidence: Evidence = as_published if tune == "mode-evidence" else linear
-            latents, prior, trace = self._tuned(program, sites, latents, prior, evidence)
+            prior, trace = (prior, []) if tune == "none" else tuned_width(evidence, prior)
         posterior = make(
             latents=latents,
             prior=prior,
@@ -201,7 +192,7 @@ class Laplace(TrainingSettings):
         if self.heldout_size:
             self._check_aside(program, rows, run)
             return self.heldout_size
-        tunes = self.tune == "heldout" or (self.tune == "auto" and self.scales == "all")
+        tunes = self.tune in ("auto", "heldout")
         if run.heldout is not None or self.heldout_size == 0 or not tunes or self._found(program, run) == "given":
             return 0
         size = min(rows // PART, MOST_ROWS)
@@ -224,11 +215,9 @@ class Laplace(TrainingSettings):
         if self.tune != "auto":
             return self.tune
         enough = run.heldout is not None and (self.heldout_size or len(run.heldout) >= ENOUGH_ROWS)
-        if self.scales == "all" and enough:
+        if enough:
             return "heldout"
-        if not isinstance(program.observation, Curved):
-            return "intact"
-        return "matched" if self.scales == "all" else "evidence"
+        return "matched" if isinstance(program.observation, Curved) else "intact"
 
     def _found(self, program: Program, run: Run) -> str:
         """How the mode is found."""
@@ -237,13 +226,6 @@ class Laplace(TrainingSettings):
         if weights_given(program, run):
             return "given"
         return "map" if self.tune == "none" else "mle"
-
-    def _check_scales(self, tune: str) -> None:
-        if self.scales != "all" and tune not in EVIDENCES:
-            raise SettingError(
-                f"scales='{self.scales}' is tuned by an evidence: give tune='evidence' or 'mode-evidence', found "
-                f"'{self.tune}'."
-            )
 
     def _mode(self, program: Program, data: Dataset, run: Run) -> Mode:
         """The mode of every latent site."""
@@ -258,14 +240,7 @@ class Laplace(TrainingSettings):
         self, program: Program, sites: Sequence[Site], curvature: Curvature, rows: int, vectors: int, run: Run
     ) -> None:
         """Refuse what cannot work before the time of training and of a pass is spent."""
-        self._check_scales(self._tune(program, run))
-        latents = program.model.initial(program.sites)
-        normal_prior(program, sites, latents)
-        if self.scales == "hyper" and not HyperPrior(program, sites, latents).shapes_weights:
-            raise SettingError(
-                f"scales='hyper' needs a model whose hyper-sites shape the prior of the weights, and those of "
-                f"'{program.model.name}' do not, or it has none: choose 'all', 'site' or 'layer'."
-            )
+        normal_prior(program, sites, program.model.initial(program.sites))
         if self.tune == "heldout" and run.heldout is None:
             raise SettingError(
                 "tune='heldout' needs rows to tune on that the mode has not seen: set some of its training rows aside "
@@ -354,22 +329,3 @@ class Laplace(TrainingSettings):
             self._pass(program, rows, tape, partial(fisher.run, program, weights), take)
         curvature.finish()
         return total, chance
-
-    def _tuned(
-        self,
-        program: Program,
-        sites: Sequence[Site],
-        latents: dict[str, Tensor],
-        prior: NormalPrior,
-        evidence: Evidence,
-    ) -> tuple[dict[str, Tensor], NormalPrior, list[dict[str, float]]]:
-        """Every latent site and the prior where the evidence is largest, and the trace of the search."""
-        if self.tune == "none":
-            return latents, prior, []
-        if self.scales == "all":
-            return latents, *tuned_width(evidence, prior)
-        if self.scales != "hyper":
-            return latents, *tuned_scales(evidence, prior, self.scales)
-        values, trace = tuned_hyper(evidence, HyperPrior(program, sites, latents))
-        latents = latents | {name: value.to(latents[name]) for name, value in values.items()}
-        return latents, normal_prior(program, sites, latents), trace

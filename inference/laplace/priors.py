@@ -11,7 +11,7 @@ import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import Independent, biject_to
+from torch.distributions import Independent
 
 from bayeslora.errors import PosteriorError, SettingError
 from bayeslora.inference.laplace.gaussian import Roots
@@ -20,7 +20,7 @@ from bayeslora.models.distributions import ColumnNormal, IsotropicNormal
 from bayeslora.program import Program
 from bayeslora.weights import Site
 
-__all__ = ["HyperPrior", "NormalPrior", "normal_prior"]
+__all__ = ["NormalPrior", "normal_prior"]
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ class NormalPrior:
             found[name] = -columns * logs.sum()
         return found
 
-    def scaled(self, logs: Mapping[str, Tensor]) -> NormalPrior:
-        """The prior with the standard deviations of a site multiplied by exp(logs), (1,) or (layers,)."""
-        return replace(self, roots={name: logs[name].exp()[:, None, None] * root for name, root in self.roots.items()})
+    def scaled(self, log: Tensor) -> NormalPrior:
+        """The prior with all standard deviations multiplied by exp(log), (1,)."""
+        return replace(self, roots={name: log.exp().to(root.device) * root for name, root in self.roots.items()})
 
 
 def normal_prior(program: Program, sites: Sequence[Site], latents: Mapping[str, Tensor]) -> NormalPrior:
@@ -68,14 +68,7 @@ def normal_prior(program: Program, sites: Sequence[Site], latents: Mapping[str, 
         PosteriorError: the prior of a site is not normal, or its columns differ in covariance (the message names it).
         SettingError: its variance is zero or infinite.
     """
-    return _normal_prior(_trace(program, latents), sites)
-
-
-def _trace(program: Program, latents: Mapping[str, Tensor]) -> poutine.Trace:
-    return poutine.trace(poutine.condition(program.prior, data=dict(latents))).get_trace()
-
-
-def _normal_prior(trace: poutine.Trace, sites: Sequence[Site]) -> NormalPrior:
+    trace = poutine.trace(poutine.condition(program.prior, data=dict(latents))).get_trace()
     centres, roots = {}, {}
     for site in sites:
         mean, covariance = _moments(site, trace.nodes[site.name])
@@ -110,48 +103,3 @@ def _moments(site: Site, node: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         f"The prior of site '{site.name}' is a {type(law).__name__}; Laplace's approximation needs a ColumnNormal or "
         "an IsotropicNormal there. Choose another model of the weights."
     )
-
-
-class HyperPrior:
-    """The prior of ``sites`` as a function of the model's hyper-sites, in their unconstrained spaces.
-
-    Args:
-        program: whose prior.
-        sites: whose matrices.
-        latents: values of all latent sites; those that are no weights are the start.
-    """
-
-    def __init__(self, program: Program, sites: Sequence[Site], latents: Mapping[str, Tensor]) -> None:
-        self._program, self._sites, self._latents = program, sites, dict(latents)
-        weights = {site.name for site in program.sites}
-        self._transforms = {
-            name: biject_to(node["fn"].support)
-            for name, node in _trace(program, latents).nodes.items()
-            if name in self._latents and name not in weights
-        }
-        self.start = {
-            name: transform.inv(self._latents[name]).detach().clone() for name, transform in self._transforms.items()
-        }
-
-    @property
-    def shapes_weights(self) -> bool:
-        """Whether the prior of the weights depends on a hyper-site; on auxiliary ones of a guide it does not."""
-        values = [value.double().requires_grad_() for value in self.start.values()]
-        if not values:
-            return False
-        prior, _ = self.at(dict(zip(self.start, values, strict=True)))
-        # A factor may come and go again on the way to a root: what counts is the derivative, beyond rounding.
-        total = torch.stack([root.diagonal(dim1=-2, dim2=-1).log().sum() for root in prior.roots.values()]).sum()
-        found = torch.autograd.grad(total, values, allow_unused=True) if total.requires_grad else []
-        return any(each is not None and bool((each.abs() > 1e-6).any()) for each in found)
-
-    def constrained(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The hyper-sites' values."""
-        return {name: transform(values[name]) for name, transform in self._transforms.items()}
-
-    def at(self, values: Mapping[str, Tensor]) -> tuple[NormalPrior, Tensor]:
-        """The prior of the weights, and the log density of the hyper-sites."""
-        trace = _trace(self._program, self._latents | self.constrained(values))
-        trace.compute_log_prob(lambda name, node: name in self._transforms)
-        density = torch.stack([trace.nodes[name]["log_prob_sum"].double() for name in self._transforms]).sum()
-        return _normal_prior(trace, self._sites), density

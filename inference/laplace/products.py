@@ -24,8 +24,6 @@ class Products:
         counted: true for tokens that are no padding, (examples, tokens).
         columns: number of columns.
         wide_is_input: whether the wide side entered the layer, and the narrow one came back; else the other way round.
-        groups: sequences of an example, one after another among its tokens: choices of multiple choice, and passes of a
-            layer that is used again.
     """
 
     wide: Tensor
@@ -33,7 +31,6 @@ class Products:
     counted: Tensor
     columns: int
     wide_is_input: bool
-    groups: int = 1
 
     def matrices(self) -> Tensor:
         """The gradients (examples, columns, rank)."""
@@ -44,22 +41,6 @@ class Products:
         if chosen.all():
             return self
         return replace(self, wide=self.wide[chosen], narrow=self.narrow[chosen], counted=self.counted[chosen])
-
-    def reduced(self) -> Products:
-        """One token a sequence: the mean of what entered, the sum of what came back."""
-        examples = len(self.counted)
-        counted = self.counted.reshape(examples * self.groups, -1)
-        wide, narrow = (side.reshape(*counted.shape, *side.shape[2:]) for side in (self.wide, self.narrow))
-        ones = counted.unsqueeze(-1).to(narrow)
-        share = ones / ones.sum(1, keepdim=True).clamp(min=1)
-        of_wide, of_narrow = (share, ones) if self.wide_is_input else (ones, share)
-        sides = (
-            replace(self, wide=wide).gathered(of_wide).mT,
-            (narrow * of_narrow).sum(1, keepdim=True),
-            counted.any(1, keepdim=True),
-        )
-        wide, narrow, counted = (side.reshape(examples, self.groups, *side.shape[2:]) for side in sides)
-        return replace(self, wide=wide, narrow=narrow, counted=counted)
 
     def projected(self, basis: Tensor) -> Tensor:
         """Wide sides in the columns of ``basis`` (columns, k): (examples, tokens, k), zero at padding."""

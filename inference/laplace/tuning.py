@@ -1,4 +1,4 @@
-"""The prior that maximises an evidence: its width, its scales by site or by layer, or the model's hyper-sites.
+"""The width of the prior that maximises an evidence.
 
 Or else the width at which rows that were held out are predicted best: one pass for all widths that are compared, or, of
 texts, a few for each. Or the widest one whose draws of the weights leave the network intact.
@@ -19,7 +19,7 @@ from torch import Tensor
 from bayeslora.errors import TrainingError
 from bayeslora.inference.laplace.evidence import Evidence
 from bayeslora.inference.laplace.posterior import LaplacePosterior, linearised, linked
-from bayeslora.inference.laplace.priors import HyperPrior, NormalPrior
+from bayeslora.inference.laplace.priors import NormalPrior
 from bayeslora.inference.laplace.refitted import Refitted, RefittedEvidence
 from bayeslora.observations import Curved
 from bayeslora.passes import Rows, undisturbed
@@ -34,8 +34,6 @@ __all__ = [
     "intact_width",
     "matched_width",
     "refitted_width",
-    "tuned_hyper",
-    "tuned_scales",
     "tuned_width",
 ]
 
@@ -75,7 +73,7 @@ def tuned_width(evidence: Evidence, prior: NormalPrior) -> tuple[NormalPrior, li
         return value, {"log_evidence": float(value.detach()), "scale": float(log.detach().exp())}
 
     trace = _ascend([log], objective)
-    return prior.scaled(dict.fromkeys(prior.roots, log.detach())), trace
+    return prior.scaled(log.detach()), trace
 
 
 def refitted_width(evidence: RefittedEvidence, prior: NormalPrior) -> tuple[NormalPrior, list[dict[str, float]]]:
@@ -138,56 +136,6 @@ def _warn_of_limit(none: bool) -> None:
         "not seen (heldout=...), a prior around zero (model.centre=zero), or a width with tune='none'.",
         stacklevel=3,
     )
-
-
-def tuned_scales(evidence: Evidence, prior: NormalPrior, scales: str) -> tuple[NormalPrior, list[dict[str, float]]]:
-    """The prior of largest evidence where each site, or each layer, is multiplied by a number of its own.
-
-    Args:
-        evidence: of a prior.
-        prior: whose multiples; the search starts where one number for all is best.
-        scales: "site" or "layer".
-
-    Returns:
-        The prior, and the log evidence and multiples at each step.
-    """
-    prior, trace = tuned_width(evidence, prior)
-    by_scale = evidence.by_scale(prior, by_layer=scales == "layer")
-    sizes = [1 if scales == "site" else len(root) for root in prior.roots.values()]
-    logs = next(iter(prior.roots.values())).new_zeros(sum(sizes), requires_grad=True)
-
-    def by_site() -> dict[str, Tensor]:
-        return dict(zip(prior.roots, logs.split(sizes), strict=True))
-
-    def objective() -> tuple[Tensor, dict[str, float]]:
-        value = by_scale(by_site())
-        multiples = {
-            f"scale/{name}" + (f"/{place}" if len(each) > 1 else ""): float(multiple)
-            for name, each in by_site().items()
-            for place, multiple in enumerate(each.detach().exp())
-        }
-        return value, {"log_evidence": float(value.detach())} | multiples
-
-    trace += _ascend([logs], objective)
-    return prior.scaled({name: each.detach() for name, each in by_site().items()}), trace
-
-
-def tuned_hyper(evidence: Evidence, hyper: HyperPrior) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
-    """Hyper-sites of largest evidence times their own prior density.
-
-    Returns:
-        The hyper-sites' values, and the log evidence and the log density of the hyper-sites at each step.
-    """
-    values = {name: value.double().requires_grad_() for name, value in hyper.start.items()}
-
-    def objective() -> tuple[Tensor, dict[str, float]]:
-        prior, log_density = hyper.at(values)
-        value = evidence(prior)
-        found = {"log_evidence": float(value.detach()), "log_hyperprior": float(log_density.detach())}
-        return value + log_density, found
-
-    trace = _ascend(list(values.values()), objective)
-    return {name: value.detach() for name, value in hyper.constrained(values).items()}, trace
 
 
 class Tuned(NamedTuple):
@@ -333,8 +281,7 @@ def _by_draws(posterior: LaplacePosterior, rows: Rows) -> Iterator[tuple[float, 
 
 
 def _times(prior: NormalPrior, multiple: float) -> NormalPrior:
-    log = torch.tensor([multiple], dtype=torch.float64).log()
-    return prior.scaled({name: log.to(root.device) for name, root in prior.roots.items()})
+    return prior.scaled(torch.tensor([multiple], dtype=torch.float64).log())
 
 
 def _ascend(

@@ -83,7 +83,7 @@ def test_a_run_is_not_removed_for_one_that_cannot_start(
         "--base missing-folder/at/all --overwrite": "missing-folder",
         "--backend svi --set guide=nonsense --overwrite": "Unknown guide 'nonsense'",
         "--overwrite --resume": "either resumed or overwritten",
-        "--backend laplace --model gaussian --set scales=hyper --overwrite": "scales='hyper' needs a model",
+        "--backend laplace --model scalabl --overwrite": "is made of other sites' draws",
     }
     for flags, message in wrong.items():
         assert call(*FIT, *QUICK, *flags.split(), "--output", folder) == 2

@@ -51,7 +51,7 @@ def site(columns: int) -> Site:
     return Site("A", "A", "group", torch.zeros(1, columns, 2), ("layer",), (1.0,))
 
 
-SHARINGS = [{"curvature": "kron", "sharing": sharing} for sharing in ("sum", "expand", "reduce")]
+SHARINGS = [{"curvature": "kron", "sharing": sharing} for sharing in ("sum", "expand")]
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_diagonal_curvature_is_the_dense_diagonal(transformer: tuple[Program, Da
     torch.testing.assert_close(found.diagonal(), expected.diagonal(), rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("sharing", ["sum", "expand", "reduce"])
+@pytest.mark.parametrize("sharing", ["sum", "expand"])
 def test_a_kronecker_product_of_full_rank_is_exact_for_one_token(sharing: str) -> None:
     rows = tiny_rows(1).map(lambda row: {"input_ids": row["input_ids"][:1], "attention_mask": [1]})
     # Two classes: the likelihood's curvature has one vector, and one row and token make one outer product.
@@ -90,13 +90,12 @@ def test_a_kronecker_product_of_full_rank_is_exact_for_one_token(sharing: str) -
     assert relative(found, torch.where(blocks, expected, 0.0)) < 1e-5
 
 
-@pytest.mark.parametrize("sharing", ["expand", "reduce"])
-def test_what_enters_counts_once_for_all_vectors(sharing: str) -> None:
+def test_what_enters_counts_once_for_all_vectors() -> None:
     # Three classes have two vectors: for one row of one token they share what entered, and the product is exact.
     rows = tiny_rows(1).map(lambda row: {"input_ids": row["input_ids"][:1], "attention_mask": [1]})
     program = tiny()
     expected = dense_curvature(program, rows)
-    found = matrix_of(given(program, rows, curvature="kron", curvature_rank=24, sharing=sharing))
+    found = matrix_of(given(program, rows, curvature="kron", curvature_rank=24, sharing="expand"))
     blocks = torch.block_diag(
         *(torch.ones(shape[1] * shape[2], shape[1] * shape[2]) for shape in curvature_shapes(program))
     )
@@ -146,7 +145,7 @@ def test_whole_examples_have_the_trace_of_the_whole_matrix_and_are_nearest_to_it
         errors[form["sharing"]] = relative(found, blocks)
         if form["sharing"] == "sum":
             assert float(found.trace()) == pytest.approx(float(exact.trace()), rel=1e-4)
-    assert errors["sum"] < min(errors["expand"], errors["reduce"])
+    assert errors["sum"] < errors["expand"]
 
 
 def test_dropout_is_off_while_curvature_is_measured() -> None:
@@ -191,18 +190,14 @@ def test_a_layer_that_the_network_leaves_out_keeps_its_prior() -> None:
         assert float((posterior.basis.gains(key) * coordinates**2).sum()) == pytest.approx(0, abs=1e-6)
 
 
-def test_reduced_tokens_are_those_of_one_choice() -> None:
+def test_tokens_of_all_choices_count() -> None:
     program = tiny_choices(Gaussian(sites="both", centre="zero"))
     ids = torch.randint(1, VOCABULARY, (6, 3, 5), generator=torch.Generator().manual_seed(0)).tolist()
     rows = Dataset.from_dict({"input_ids": ids, "labels": [0, 1, 2, 0, 1, 2]})
     exact = matrix_of(given(program, rows, curvature="full")).trace()
-    for sharing in ("sum", "expand", "reduce"):
+    for sharing in ("sum", "expand"):
         found = matrix_of(given(program, rows, curvature="kron", curvature_rank=24, sharing=sharing)).trace()
         assert 0.05 < float(found / exact) < 20
-    # The head sees one pooled token a choice, so that both ways of sharing are one.
-    last = {"curvature": "kron", "curvature_rank": 24, "subset": "last-layer"}
-    one, other = (matrix_of(given(program, rows, sharing=sharing, **last)) for sharing in ("expand", "reduce"))
-    assert one.trace() > 0 and relative(one, other) < 1e-5
 
 
 def test_a_head_that_scores_every_token_counts_the_one_that_is_looked_at() -> None:
@@ -212,7 +207,7 @@ def test_a_head_that_scores_every_token_counts_the_one_that_is_looked_at() -> No
     program = awake(Program(get_peft_model(network, lora), Classes(2), Gaussian()))
     last = {"subset": "last-layer", "curvature_rank": 8}
     exact = matrix_of(given(program, tiny_rows(1), curvature="full", **last))
-    for sharing in ("sum", "expand", "reduce"):
+    for sharing in ("sum", "expand"):
         found = matrix_of(given(program, tiny_rows(1), curvature="kron", sharing=sharing, **last))
         assert relative(found, exact) < 1e-5
 

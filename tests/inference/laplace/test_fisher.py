@@ -188,8 +188,6 @@ def test_with_nothing_set_a_draw_is_nearly_as_likely_as_the_mode(deviation: floa
 
 def test_what_makes_no_sense_of_texts_is_refused() -> None:
     over = program()
-    with pytest.raises(SettingError, match="scales='site' is tuned by an evidence: give .*, found 'auto'"):
-        given(over, rows(), tune="auto", scales="site")
     with pytest.raises(SettingError, match="fisher='exact' is not to be had for 'completions'"):
         given(over, rows(), fisher="exact")
     with pytest.raises(PosteriorError, match="'probit'"):

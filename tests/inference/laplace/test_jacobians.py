@@ -12,7 +12,7 @@ from scenarios import VOCABULARY, awake, dense_jacobian, tiny_batch, tiny_bert, 
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from bayeslora.errors import AdapterError
-from bayeslora.inference.laplace.jacobians import Products, Tape, as_matrices, as_value, jacobians
+from bayeslora.inference.laplace.jacobians import Tape, as_matrices, as_value, jacobians
 from bayeslora.models import Gaussian
 from bayeslora.observations import Classes
 from bayeslora.passes import Rows
@@ -112,22 +112,6 @@ def test_a_layer_that_mixes_examples_is_named() -> None:
         logits = program.outputs({site.name: site.initial for site in program.sites}, batch)
         with pytest.raises(AdapterError, match="1 layers see .*position_embeddings'. No layer is left"):
             list(tape.products(logits, torch.ones(1, 4, 3), batch))
-
-
-@pytest.mark.parametrize("wide_is_input", [True, False])
-def test_reduced_is_the_mean_of_what_entered_and_the_sum_of_what_came_back(wide_is_input: bool) -> None:
-    counted = torch.tensor([[True, True, False, True], [True, False, False, False]])
-    wide, narrow = torch.randn(2, 4, 5), torch.randn(2, 4, 2) * counted.unsqueeze(-1)
-    found = Products(wide, narrow, counted, 5, wide_is_input).reduced()
-    masked = wide * counted.unsqueeze(-1)
-    counts = torch.tensor([3.0, 1.0])[:, None]
-    expected_wide, expected_narrow = masked.sum(1), narrow.sum(1)
-    if wide_is_input:
-        expected_wide = expected_wide / counts
-    else:
-        expected_narrow = expected_narrow / counts
-    torch.testing.assert_close(found.wide.squeeze(1), expected_wide)
-    torch.testing.assert_close(found.narrow.squeeze(1), expected_narrow)
 
 
 @pytest.mark.parametrize("make", [lambda: (awake(tiny_program()), tiny_rows(7)), lambda: (tiny_choices(), None)])

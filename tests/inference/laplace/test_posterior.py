@@ -154,8 +154,7 @@ def test_one_pass_gives_the_covariance_under_priors_of_several_widths(kind: str)
     over = Rows.of(program, rows, 5)
     _, found = linearised(posterior, over, torch.tensor([0.1, 3.0]))
     for multiple, covariance in zip((0.1, 3.0), found, strict=True):
-        logs = {name: torch.tensor([math.log(multiple)], dtype=torch.float64) for name in posterior.prior.roots}
-        other = posterior.under(posterior.prior.scaled(logs))
+        other = posterior.under(posterior.prior.scaled(torch.tensor([math.log(multiple)], dtype=torch.float64)))
         torch.testing.assert_close(covariance, linearised(other, over, ONE)[1][0], rtol=1e-5, atol=1e-9)
 
 

@@ -31,7 +31,7 @@ def test_the_density_is_that_of_independent_normal_columns() -> None:
     prior = NormalPrior({"A": centre}, {"A": root})
     for multiple in (1.0, 3.0):
         law = MultivariateNormal(centre.double(), scale_tril=multiple * root.unsqueeze(1))
-        wider = prior.scaled({"A": torch.tensor([multiple], dtype=torch.float64).log()})
+        wider = prior.scaled(torch.tensor([multiple], dtype=torch.float64).log())
         torch.testing.assert_close(wider.log_prob({"A": value})["A"], law.log_prob(value.double()).sum())
         torch.testing.assert_close(wider.log_constants()["A"], law.log_prob(centre.double()).sum())
 
