@@ -11,8 +11,9 @@ from common import Run
 from torch import Tensor
 
 import bayeslora as bl
+from bayeslora.inference.laplace.heldout import best_width
+from bayeslora.inference.laplace.likeliest import tuned_width
 from bayeslora.inference.laplace.posterior import LaplacePosterior, linearised, linked
-from bayeslora.inference.laplace.tuning import best_width, tuned_width
 from bayeslora.passes import Rows
 from bayeslora.posterior import Posterior
 from bayeslora.predict.prediction import ClassPrediction

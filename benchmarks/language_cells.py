@@ -11,8 +11,8 @@ import torch
 from common import MODEL, SETTINGS, Run, environment
 
 import bayeslora as bl
+from bayeslora.inference.laplace.heldout import best_width
 from bayeslora.inference.laplace.posterior import LaplacePosterior, linearised, linked
-from bayeslora.inference.laplace.tuning import best_width
 from bayeslora.networks import NetworkSettings
 from bayeslora.passes import Rows, undisturbed
 from bayeslora.predict.prediction import ClassPrediction

@@ -6,7 +6,7 @@ Yang, Robeyns, Wang and Aitchison, *Bayesian low-rank adaptation for large langu
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
@@ -14,34 +14,25 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from datasets import Dataset
 from pydantic import Field
-from torch import Tensor
 
 from bayeslora.errors import SettingError
 from bayeslora.inference.base import Run, check_random
 from bayeslora.inference.laplace.checks import check_distance, warn_of_draws, warn_of_mode
 from bayeslora.inference.laplace.curvature import Curvature
-from bayeslora.inference.laplace.evidence import Evidence, LinearEvidence, ModeEvidence
-from bayeslora.inference.laplace.fisher import Fisher, FisherName, fisher_of
+from bayeslora.inference.laplace.evidence import LinearEvidence
+from bayeslora.inference.laplace.fisher import FisherName, fisher_of
 from bayeslora.inference.laplace.forms import make_curvature
 from bayeslora.inference.laplace.jacobians import Tape, matrices_of
+from bayeslora.inference.laplace.measuring import Measuring
 from bayeslora.inference.laplace.posterior import LaplacePosterior
 from bayeslora.inference.laplace.priors import normal_prior
-from bayeslora.inference.laplace.refitted import RefittedEvidence
-from bayeslora.inference.laplace.tuning import (
-    best_width,
-    intact_width,
-    matched_width,
-    refitted_width,
-    tuned_width,
-)
+from bayeslora.inference.laplace.tuning import WAYS, Measured
 from bayeslora.inference.training.process import available, cost_of, peak, reset_peak
 from bayeslora.inference.training.trainer import TrainingSettings
 from bayeslora.inference.variational.point import MLE, Mode, mode_of, weights_given
 from bayeslora.observations import Curved
-from bayeslora.passes import Rows, undisturbed
+from bayeslora.passes import Rows
 from bayeslora.program import Program
-from bayeslora.progress import note
-from bayeslora.rng import isolated
 from bayeslora.settings import Count, NotNegative, Positive
 from bayeslora.weights import Site
 
@@ -51,8 +42,6 @@ __all__ = ["Laplace"]
 #: Rows that are held out from which on they say more than an evidence does; the part of the training rows that is set
 #: aside for that, and how many there are at most: one number is tuned on them.
 ENOUGH_ROWS, PART, MOST_ROWS = 30, 10, 1000
-#: Ways to tune that find the linear network's own mode under each width.
-REFITTED = {"evidence": refitted_width, "matched": matched_width}
 
 
 @dataclass(frozen=True)
@@ -76,16 +65,16 @@ class Laplace(TrainingSettings):
         sharing: how "kron" treats the tokens of an example: "sum", much the nearer, or "expand", as published.
         subset: "all" random sites, or "last-layer": the head's last layer alone.
         head: count the head among the random sites, with the prior that the model gives it.
-        tune: "auto" is "heldout" where there are 30 rows or more for it, and else what needs none: of texts, which are
-            predicted by draws of the weights in the network as it is and of which the linear model knows nothing, the
-            widest prior of which a draw adds at most a hundredth to the mode's loss on some training rows (see
-            `intact_width` of `bayeslora.inference.laplace.tuning`); of other labels "evidence", but no wider than fits
-            weights that were stopped early (see `matched_width` there). "heldout" takes the width, and a temperature of
-            predictions, by which rows that `fit` was given as ``heldout`` are predicted best (see `best_width` there);
-            "evidence" maximises that of the linear model around the mode, for the width of the prior at that model's
-            own mode under each (see `bayeslora.inference.laplace.refitted`);
-            "mode-evidence" does as published, and takes the weights for a mode under every prior (see
-            `bayeslora.inference.laplace.evidence`); "none" keeps the model's prior.
+        tune: each way has its function in `bayeslora.inference.laplace.tuning`. "auto" is "heldout" where there are 30
+            rows or more for it, and else what needs none: of texts, which are predicted by draws of the weights in the
+            network as it is and of which the linear model knows nothing, the widest prior of which a draw adds at most
+            a hundredth to the mode's loss on some training rows (`intact_width`); of other labels "evidence", but no
+            wider than fits weights that were stopped early (`matched_width`). "heldout" takes the width, and a
+            temperature of predictions, by which rows that `fit` was given as ``heldout`` are predicted best
+            (`best_width`); "evidence" maximises that of the linear model around the mode, for the width of the prior at
+            that model's own mode under each (see `bayeslora.inference.laplace.refitted`); "mode-evidence" does as
+            published, and takes the weights for a mode under every prior (see `bayeslora.inference.laplace.evidence`);
+            "none" keeps the model's prior.
         heldout_size: training rows that are set aside to tune on and that the mode does not see, where it is found here
             and `fit` was given no ``heldout``. By default they are a tenth of all, but 1,000 at most, and none where
             that is less than 30. They are drawn by the run's seed, with each class's share.
@@ -131,56 +120,43 @@ class Laplace(TrainingSettings):
         check_random(program)
         begun = time.monotonic()
         program.to("cuda" if torch.cuda.is_available() and not self.cpu else "cpu")
-        sites = self._sites(program)
+        sites, fisher = self._sites(program), fisher_of(program, self.fisher, self.temperature)
         curvature = make_curvature(self.curvature, sites, self.curvature_rank, self.sharing)
-        tape = Tape(program, sites)
-        fisher = fisher_of(program, self.fisher, self.temperature)
+        measuring = Measuring(program, Tape(program, sites), fisher, self.bf16)
         self._check(program, sites, curvature, len(data), fisher.vectors, run)
-        self._probe(program, tape, fisher, data)
+        measuring.probe(data)
+
         latents, history, cost = self._mode(program, data, run)
+        prior, way = normal_prior(program, sites, latents), self._way(program, run)
         weights = program.weights_at(latents)
-        matrices, prior = matrices_of(sites, weights), normal_prior(program, sites, latents)
-        tune = self._tune(program, run)
-        if tune == "mode-evidence":
-            check_distance(prior, matrices)
+        modes = matrices_of(sites, weights)
+        if way == "mode-evidence":
+            check_distance(prior, modes)
+
         reset_peak(program.device)
-        linear = LinearEvidence(matrices, prior, len(data), fisher.vectors)
-        log_likelihood, chance = self._measure(program, weights, data, run, tape, fisher, curvature, linear)
+        linear = LinearEvidence(modes, prior, len(data), fisher.vectors)
+        over = Rows.of(program, data, self.batch_size, run.progress)
+        log_likelihood, chance = measuring.add_up(weights, over, run.seed, curvature, linear)
         if not cost and isinstance(program.observation, Curved):  # the mode was given
             warn_of_mode(log_likelihood * self.temperature / len(data), chance / len(data))
-        fixed = latents.keys() - prior.roots.keys()
-        record = run.record(self.name, asdict(self), len(data), self.temperature, fixed)
-        make = partial(LaplacePosterior, program, record, curvature=curvature, log_likelihood=log_likelihood)
-        softening = 1.0
-        if tune == "heldout":
-            assert run.heldout is not None  # `_check` refuses
-            tuned = best_width(make(latents=latents, prior=prior), run.heldout, self.batch_size, run.progress)
-            prior, trace, softening = tuned.prior, tuned.trace, tuned.temperature
-            chosen = f"a prior {tuned.multiple:.3g} times as wide, predictions at a temperature of {softening:.3g}"
-            note(f"On {len(run.heldout):,} held-out rows laplace chose {chosen}.", run.progress)
-        elif tune == "intact":
-            prior, trace = intact_width(make(latents=latents, prior=prior), data, self.batch_size, run.progress)
-        elif tune in REFITTED and isinstance(program.observation, Curved):
-            over = Rows.of(program, data, self.batch_size, run.progress)
-            refitted = RefittedEvidence(program, sites, weights, matrices, prior, over, self.temperature)
-            prior, trace = REFITTED[tune](refitted, prior)
-        else:
-            as_published = ModeEvidence(log_likelihood, matrices, curvature)
-            evidence: Evidence = as_published if tune == "mode-evidence" else linear
-            prior, trace = (prior, []) if tune == "none" else tuned_width(evidence, prior)
-        posterior = make(
-            latents=latents,
-            prior=prior,
-            log_evidence=float(linear(prior)),
+
+        record = run.record(self.name, asdict(self), len(data), self.temperature, latents.keys() - prior.roots.keys())
+        around = partial(LaplacePosterior, program, record, latents, curvature=curvature, log_likelihood=log_likelihood)
+        measured = Measured(around(prior=prior), linear, data, run.heldout, self.batch_size, run.progress)
+        tuned = WAYS[way](measured)
+
+        posterior = around(
+            prior=tuned.prior,
+            log_evidence=float(linear(tuned.prior)),
             evidence_rows=linear.rows,
-            softening=softening,
+            softening=tuned.softening,
         )
-        if tune != "intact" and not isinstance(program.observation, Curved):
+        if way != "intact" and not isinstance(program.observation, Curved):
             warn_of_draws(posterior, data)
         # A mode that was found over several sittings has its own count of seconds.
         own = cost_of(program, time.monotonic() - begun, peak(program.device))
         cost = {name: max(value, cost.get(name, value)) for name, value in own.items()}
-        posterior.record = replace(record, cost=cost, history=history + trace, finished=True)
+        posterior.record = replace(record, cost=cost, history=history + tuned.trace, finished=True)
         return posterior
 
     def sets_aside(self, program: Program, rows: int, run: Run) -> int:
@@ -210,7 +186,7 @@ class Laplace(TrainingSettings):
         if self.heldout_size is not None and self.heldout_size >= rows:
             raise SettingError(f"{asked}, and there are {rows} rows: some must be left to train on.")
 
-    def _tune(self, program: Program, run: Run) -> str:
+    def _way(self, program: Program, run: Run) -> str:
         """How the prior is tuned: of texts no linear network is predicted with, of which an evidence would be."""
         if self.tune != "auto":
             return self.tune
@@ -253,35 +229,6 @@ class Laplace(TrainingSettings):
                 f"{rows:,} rows, and {free / 2**30:.1f} GiB are free: choose 'kron' or 'diag', or fewer sites."
             )
 
-    def _probe(self, program: Program, tape: Tape, fisher: Fisher, data: Dataset) -> None:
-        """Take the gradients of two rows, so that a layer which cannot be split by examples is named at once."""
-
-        def take(found: Any, batch: Mapping[str, Tensor], _: Tensor) -> None:
-            given = fisher.given(found)
-            next(tape.products(given, torch.ones_like(given).unsqueeze(0), batch))
-
-        rows = Rows.of(program, data.select(range(min(2, len(data)))), 2)
-        weights = {site.name: site.initial for site in program.sites}
-        with isolated(0, program.device):
-            self._pass(program, rows, tape, partial(fisher.run, program, weights), take)
-
-    def _pass(
-        self,
-        program: Program,
-        rows: Rows,
-        tape: Tape,
-        run: Callable[[Mapping[str, Tensor]], Any],
-        take: Callable[[Any, Mapping[str, Tensor], Tensor], None],
-    ) -> None:
-        """Hand on what a pass gives of each batch, the batch and which rows they are, while the tape listens."""
-        cast = torch.autocast(program.device.type, dtype=torch.bfloat16, enabled=self.bf16)
-        with undisturbed(program), torch.enable_grad():
-            for batch, index in rows.batches(program.device, "curvature"):
-                with tape:
-                    with cast:
-                        found = run(batch)
-                    take(found, batch, index)
-
     def _sites(self, program: Program) -> list[Site]:
         """The sites whose weights get a Gaussian."""
         heads = [site for site in program.sites if site.role == "head"]
@@ -292,40 +239,3 @@ class Laplace(TrainingSettings):
             return [site for site in heads if site.layers[0].rpartition(".")[0] == last]
         random = {site.name for site in program.model.split(program.sites)[0]}
         return [site for site in program.sites if site.name in random or (self.head and site.role == "head")]
-
-    def _measure(
-        self,
-        program: Program,
-        weights: Mapping[str, Tensor],
-        data: Dataset,
-        run: Run,
-        tape: Tape,
-        fisher: Fisher,
-        curvature: Curvature,
-        evidence: LinearEvidence,
-    ) -> tuple[float, float]:
-        """One pass over the data: add to curvature and evidence; the tempered log-likelihood at the mode, and chance's.
-
-        The latter is not tempered, and zero for labels that are drawn.
-        """
-        total = chance = 0.0
-
-        def take(found: Any, batch: Mapping[str, Tensor], index: Tensor) -> None:
-            nonlocal total, chance
-            given, to = fisher.given(found), fisher.expand(found, batch)
-            evidence.count(index, to.values)
-            for number, products in enumerate(tape.products(given, to.roots.to(given), batch)):
-                if number in to.curved:
-                    curvature.add(products, to.curved.index(number))
-                if number in to.evident:
-                    vector = to.evident.index(number)
-                    evidence.add(products, vector, index, to.shifts[vector])
-            total += float(to.log_likelihoods.sum())
-            if isinstance(program.observation, Curved):
-                chance += float(program.observation.chance(given.detach(), batch["labels"]).sum())
-
-        rows = Rows.of(program, data, self.batch_size, run.progress)
-        with isolated(run.seed, program.device):
-            self._pass(program, rows, tape, partial(fisher.run, program, weights), take)
-        curvature.finish()
-        return total, chance

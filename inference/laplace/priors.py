@@ -60,6 +60,10 @@ class NormalPrior:
         """The prior with all standard deviations multiplied by exp(log), (1,)."""
         return replace(self, roots={name: log.exp().to(root.device) * root for name, root in self.roots.items()})
 
+    def times(self, multiple: float) -> NormalPrior:
+        """The prior that is so many times as wide."""
+        return self.scaled(torch.tensor([multiple], dtype=torch.float64).log())
+
 
 def normal_prior(program: Program, sites: Sequence[Site], latents: Mapping[str, Tensor]) -> NormalPrior:
     """The prior of ``sites`` with all other latent sites at the values in ``latents``.

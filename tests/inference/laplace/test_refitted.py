@@ -12,10 +12,10 @@ from datasets import Dataset
 from scenarios import awake, dense_jacobian, lora_regression, tiny_batch, tiny_program, tiny_rows
 
 from bayeslora.inference.laplace import refitted
+from bayeslora.inference.laplace.likeliest import WIDTHS, matched_width
 from bayeslora.inference.laplace.posterior import LaplacePosterior
 from bayeslora.inference.laplace.priors import NormalPrior
 from bayeslora.inference.laplace.refitted import Refitted, RefittedEvidence
-from bayeslora.inference.laplace.tuning import WIDTHS, matched_width
 from bayeslora.models import Gaussian
 from bayeslora.passes import Rows
 

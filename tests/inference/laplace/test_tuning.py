@@ -12,9 +12,10 @@ from scenarios import lora_regression, saved_base, text_program, text_rows, tiny
 
 from bayeslora.errors import DataError, SettingError, TrainingError
 from bayeslora.inference import fit, load
-from bayeslora.inference.laplace import tuning
+from bayeslora.inference.laplace import heldout as by_rows
+from bayeslora.inference.laplace import intact
+from bayeslora.inference.laplace.heldout import MULTIPLES
 from bayeslora.inference.laplace.posterior import LaplacePosterior
-from bayeslora.inference.laplace.tuning import MULTIPLES
 from bayeslora.models import Gaussian
 from bayeslora.predict.prediction import ClassPrediction
 from bayeslora.predict.temperature import best_temperature
@@ -82,7 +83,7 @@ def test_a_temperature_is_no_better_elsewhere() -> None:
     logits = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)) * 3
     labels = torch.randint(3, (40,), generator=torch.Generator().manual_seed(1))
     found = ClassPrediction(logits.unsqueeze(0), labels)
-    temperature, cost = tuning._weighted_temperature(found)
+    temperature, cost = by_rows._weighted_temperature(found)
 
     def at(value: float) -> float:
         nll = torch.nn.functional.cross_entropy(logits.double() / value, labels, reduction="sum")
@@ -142,6 +143,6 @@ def test_width_and_temperature_are_saved(tmp_path: Path) -> None:
 def test_a_mode_that_has_no_loss_is_left_intact_by_no_width(monkeypatch: pytest.MonkeyPatch) -> None:
     program, rows = tiny_program(Gaussian(), targets=["query"]), tiny_rows(4)
     posterior = fit(program, rows, "laplace", tune="none", epochs=1, cpu=True, progress=False)
-    monkeypatch.setattr(tuning, "_loss", lambda *_: math.nan)
+    monkeypatch.setattr(intact, "_loss", lambda *_: math.nan)
     with pytest.raises(TrainingError, match="loss at the mode is nan"):
-        tuning.intact_width(posterior, rows, 4, progress=False)
+        intact.intact_width(posterior, rows, 4, progress=False)
