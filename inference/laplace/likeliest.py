@@ -51,8 +51,7 @@ def tuned_width(evidence: Evidence, prior: NormalPrior) -> tuple[NormalPrior, li
 def refitted_width(evidence: RefittedEvidence, prior: NormalPrior) -> tuple[NormalPrior, list[dict[str, float]]]:
     """The same by the evidence of the linear network's own mode, by Brent's method around the best of a grid."""
     trace: list[dict[str, float]] = []
-    log = _likeliest(evidence, trace)
-    return (prior if log is None else prior.times(math.exp(log))), trace
+    return _times(prior, _likeliest(evidence, trace)), trace
 
 
 def matched_width(evidence: RefittedEvidence, prior: NormalPrior) -> tuple[NormalPrior, list[dict[str, float]]]:
@@ -67,29 +66,34 @@ def matched_width(evidence: RefittedEvidence, prior: NormalPrior) -> tuple[Norma
     """
     trace: list[dict[str, float]] = []
     log = _likeliest(evidence, trace)
-    if log is None:
-        return prior, trace
 
     def gain(log: float) -> float:
         return _traced(evidence, log, trace).log_likelihood - evidence.at_mode
 
-    if gain(log) > 0:
+    if log > WIDTHS[0] and gain(log) > 0:
         log = min(0.0, log) if gain(WIDTHS[0]) >= 0 else brentq(gain, WIDTHS[0], log, xtol=1e-2)
-    return prior.times(math.exp(log)), trace
+    return _times(prior, log), trace
 
 
-def _likeliest(evidence: RefittedEvidence, trace: list[dict[str, float]]) -> float | None:
-    """Log of the multiple of largest evidence; none where there is none, which is said."""
+def _likeliest(evidence: RefittedEvidence, trace: list[dict[str, float]]) -> float:
+    """Log of the multiple of largest evidence, an end of the grid where there is none."""
 
     def lack(log: float) -> float:
         return -_traced(evidence, log, trace).evidence
 
     place = min(range(len(WIDTHS)), key=[lack(log) for log in WIDTHS].__getitem__)
     if place in (0, len(WIDTHS) - 1):
-        _warn_of_limit(place == 0)
-        return None
+        return WIDTHS[place]
     around = (WIDTHS[place - 1], WIDTHS[place + 1])
     return float(minimize_scalar(lack, bounds=around, method="bounded", options={"xatol": 1e-4}).x)
+
+
+def _times(prior: NormalPrior, log: float) -> NormalPrior:
+    """The prior times what a search came to; at an end of the grid it is kept, which is said."""
+    if log in (WIDTHS[0], WIDTHS[-1]):
+        _warn_of_limit(log == WIDTHS[0])
+        return prior
+    return prior.times(math.exp(log))
 
 
 def _traced(evidence: RefittedEvidence, log: float, trace: list[dict[str, float]]) -> Refitted:

@@ -130,6 +130,7 @@ class Curve:
     [
         (5.0, -0.1, 5.0),  # the weights interpolate: the evidence decides
         (5.0, -5.0, 2.0),  # they were stopped early
+        (1e9, -5.0, 2.0),  # and the evidence has no best width
         (5.0, -2000.0, 1.0),  # they are worse than the prior's centre: the model's width
         (0.5, -2000.0, 0.5),  # or the evidence's, where that is narrower
     ],
@@ -142,6 +143,13 @@ def test_the_width_is_the_narrower_of_the_evidences_and_the_one_that_fits_as_wel
     assert float(found.roots["a"]) == pytest.approx(expected, rel=0.02)
     assert [row["tuning"] for row in trace] == list(range(len(trace)))
     assert trace[-1]["own_log_likelihood"] == pytest.approx(-10 / trace[-1]["scale"])
+
+
+def test_weights_that_interpolate_do_not_bound_an_evidence_of_any_width() -> None:
+    prior = NormalPrior({"a": torch.zeros(1, 2, 1)}, {"a": torch.ones(1, 1, 1, dtype=torch.float64)})
+    with pytest.warns(UserWarning, match="any width"):
+        found, _ = matched_width(cast(RefittedEvidence, Curve(1e9, -1e-3)), prior)
+    assert found is prior
 
 
 def test_weights_that_were_stopped_early_have_a_prior_that_fits_them() -> None:
