@@ -162,6 +162,22 @@ def test_compare_runs_the_file_of_a_study(tmp_path: Path, capsys: pytest.Capture
     assert "takes the file of a study, or --backends and --output" in capsys.readouterr().err
 
 
+def test_a_comparison_builds_its_report_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bayeslora.app.studies import report
+
+    built: list[Any] = []
+    summary_of = report.summary_of
+
+    def seen(*given: Any) -> Any:
+        built.append(given)
+        return summary_of(*given)
+
+    monkeypatch.setattr(report, "summary_of", seen)
+    begin = ["compare", "--base", "demo", "--task", "demo", "--train-size", "16", "--backends", "map", "--seeds", "0"]
+    assert call(*begin, "--draws", "1", "--set", "epochs=1", "--output", tmp_path / "out") == 0
+    assert len(built) == 1
+
+
 def test_presets_stand_among_the_backends(tmp_path: Path) -> None:
     arguments = ["compare", *FIT[1:5], *FIT[7:], *QUICK, "--backends", "map,ivon-lora", "--seeds", "0"]
     assert call(*arguments, "--split", "heldout", "--draws", "2", "--output", tmp_path / "out") == 0

@@ -28,6 +28,7 @@ from bayeslora.errors import SettingError, unknown
 if TYPE_CHECKING:
     from bayeslora.app.config import RunConfig
     from bayeslora.app.studies import Study
+    from bayeslora.app.studies.report import Report
 
 __all__ = ["compare"]
 
@@ -126,7 +127,7 @@ def compare(
         plugins=plugins,
         retry=retry,
     )
-    _show_report(found)
+    _show_report(found.reported)
 
 
 def _of_flags(
@@ -161,9 +162,8 @@ def _check_flags(context: typer.Context) -> None:
             raise SettingError(f"--{flag} is said by the file of a study: write it there.")
 
 
-def _show_report(study: Study) -> None:
+def _show_report(report: Report) -> None:
     """Tables, where the rest is, and, by the exit status, whether anything failed."""
-    report = study.report()
     for table in report.tables():
         turned = table.turned() if len(table.header) > len(table.rows) + 1 else table
         shown = new_table(turned.title, list(turned.header))
@@ -171,7 +171,7 @@ def _show_report(study: Study) -> None:
             shown.add_row(*row)
         shown.caption, shown.caption_justify = table.note, "left"
         show(shown)
-    folder = study.results.folder
+    folder = report.study.results.folder
     show(f"Written into {folder / 'report'}: study.md, tables as CSV, JSON and LaTeX, and pictures.")
     show(f"Each fit is a run in {folder / 'cells'}.")
     failed = report.frame[report.frame["state"] == "failed"]

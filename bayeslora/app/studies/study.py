@@ -118,8 +118,14 @@ class Study:
             job = Job(self.source, str(self.results.folder.resolve()), str(Path.cwd()), places, shard)
             launch(job, targets, self.results, launcher, workers or 1, options or {}, told)
         with self.results.reporting() as folder:
-            self.report().save(folder)
+            self.reported = self.report()
+            self.reported.save(folder)
         return self
+
+    @cached_property
+    def reported(self) -> Report:
+        """The report that `run` wrote last; `report` is of what there is now."""
+        return self.report()
 
     def frame(self) -> pd.DataFrame:
         """A row for each line, whatever has come of it: labels, metrics with their intervals over rows, and costs."""
