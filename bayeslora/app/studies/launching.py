@@ -136,7 +136,8 @@ class _Process:
 
     def failure(self) -> str:
         code = self.process.returncode
-        return f"a process ended with {code}, see above" if code else ""
+        stopped = code > 128  # by a signal, of which it says nothing
+        return f"a process ended with {code}, see above" if code and not stopped else ""
 
     def held(self) -> str:
         return f"process {self.process.pid} on {gethostname()}," if self.process.returncode < 0 else ""

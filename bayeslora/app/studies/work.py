@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -63,12 +64,18 @@ def work(job: Job, goes_on: Callable[[], bool] = lambda: True) -> None:
 
 
 def main() -> None:
-    """A process of its own, which begins with nothing more once the one that started it is gone."""
+    """A process of its own, which begins with nothing more once the one that started it is gone.
+
+    It exits with 128 + n on signal n: whoever started it says what there is to say.
+    """
     from bayeslora.signals import acted_on
 
     parent = os.getppid()
-    with acted_on():
-        work(Job.from_json(sys.argv[1]), lambda: os.getppid() == parent)
+    try:
+        with acted_on():
+            work(Job.from_json(sys.argv[1]), lambda: os.getppid() == parent)
+    except KeyboardInterrupt as stop:
+        sys.exit(128 + getattr(stop, "number", signal.SIGINT))
 
 
 if __name__ == "__main__":

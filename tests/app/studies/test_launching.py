@@ -3,7 +3,10 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from socket import gethostname
@@ -129,6 +132,23 @@ def test_a_process_of_its_own_does_the_work(
     assert fits() == ["quick 3 0.001 False"] and list(found.frame()["state"]) == ["done"]
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_process_that_is_stopped_says_nothing(number: int, study: Made, tmp_path: Path, plugin: Path) -> None:
+    made = study(methods=["quick"], seeds=[0])
+    made["common"]["settings"]["seconds"] = 60
+    found = Study(made, tmp_path / "out")
+    job = Job(made, str(found.results.folder), str(tmp_path), (str(plugin),))
+    words = [sys.executable, "-m", work.__module__, job.to_json()]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment())
+    while not found.results.holder(found.cells[0]):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, told = process.communicate(timeout=50)
+    assert process.returncode == 128 + number and told == ""
+    assert list(found.frame()["state"]) == ["open"]
+
+
 def command(file: Path, folder: Path, plugin: Path, *more: str) -> list[str]:
     words = [sys.executable, "-m", "bayeslora.app.cli", "compare", str(file), "--output", str(folder)]
     return [*words, "--plugin", str(plugin), *more]
@@ -146,8 +166,6 @@ def command(file: Path, folder: Path, plugin: Path, *more: str) -> list[str]:
 def test_launchers_give_the_table_of_one_process(
     how: list[str], study: Made, tmp_path: Path, fits: Lines, plugin: Path
 ) -> None:
-    import subprocess
-
     if "submitit" in how or "ray" in how:
         pytest.importorskip(how[3])
     made = study(methods=["quick", "hungry"], tuning={"values": {"learning_rate": [0.1, 0.2]}})
