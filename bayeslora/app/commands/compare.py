@@ -35,7 +35,7 @@ __all__ = ["compare"]
 #: Flags that say how a study is run, not what it is.
 OF_RUNNING = {"study", "output", "workers", "launcher", "options", "shard", "retry", "dry_run"}
 #: Fields of a run that have flags of their own in a comparison, whatever a configuration says of the last four.
-ELSEWHERE = {
+OWN_FLAGS = {
     "base": "--base", "task": "--task", "backend": "--backends", "preset": "--backends", "seed": "--seeds",
     "output": "--output",
 }  # fmt: skip
@@ -148,7 +148,7 @@ def _of_flags(
         "bases": {Path(config.base).name or config.base: {"base": config.base}},
         "methods": {name: named(name) | assign({}, own) | {"predict": method} for name, own in methods.items()},
         "seeds": seeds,
-        "common": {name: value for name, value in config.to_dict().items() if name not in ELSEWHERE},
+        "common": {name: value for name, value in config.to_dict().items() if name not in OWN_FLAGS},
         "evaluation": {"split": split, "draws": draws},
     }
 
@@ -242,8 +242,8 @@ def _by_backend(assignments: list[str], names: list[str]) -> tuple[list[str], di
         key, equals, value = assignment.partition("=")
         prefix, dot, name = key.partition(".")
         said = name if prefix in own and dot else key
-        if said.strip() in ELSEWHERE:
-            raise SettingError(f"'{assignment}' is said by a flag of its own: give {ELSEWHERE[said.strip()]}.")
+        if said.strip() in OWN_FLAGS:
+            raise SettingError(f"'{assignment}' is said by a flag of its own: give {OWN_FLAGS[said.strip()]}.")
         if prefix in own and dot:
             own[prefix].append(f"{name}{equals}{value}")
         elif dot and prefix in BACKENDS:

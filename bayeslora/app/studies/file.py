@@ -19,8 +19,8 @@ OWN = {
     "tasks": {"split", "rows", "shift"}, "bases": set(), "methods": {"start", "predict", "draws", "tuning"},
     "common": set(),
 }  # fmt: skip
-#: Fields of `RunConfig` that the study itself says.
-ELSEWHERE = {"seed", "output"}
+#: Fields of `RunConfig` that no entry says: seeds are the study's, and folders its cells'.
+OF_STUDY = {"seed", "output"}
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def _with_rows(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_entry(sort: str, name: str, entry: Mapping[str, Any]) -> None:
-    known = OWN[sort] | set(RunConfig.__dataclass_fields__) - ELSEWHERE
+    known = OWN[sort] | set(RunConfig.__dataclass_fields__) - OF_STUDY
     for field_name in entry:
         if field_name not in known:
             raise SettingError(unknown(f"field of '{name}' in a study's {sort}", str(field_name), known))
