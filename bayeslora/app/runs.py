@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +83,7 @@ def fit(
     overwrite: bool = False,
     progress: bool = True,
     start: Posterior | None = None,
+    told: Callable[..., None] = say,
 ) -> Posterior:
     """Fit what a configuration describes into a folder, which gets the configuration first and the posterior last.
 
@@ -93,6 +94,7 @@ def fit(
         overwrite: replace a run that is in the folder; it stays until the new one has come to its end.
         progress: show bars, and what was taken for what in the data.
         start: posterior of the same network that the fit starts from or is laid around; see `bayeslora.fit`.
+        told: what says, with ``progress``, what was taken for what.
 
     Raises:
         SettingError: the configuration is wrong; the folder holds a run already, with ``resume`` that of another
@@ -110,10 +112,10 @@ def fit(
             return inference.load(folder)
         task = task_of(config)
         if progress:
-            say(*task.notes)
+            told(*task.notes)
         program = build_program(config, task)
         if progress:
-            say(*_chosen(config, program, task))
+            told(*_chosen(config, program, task))
         assert config.backend is not None
         with store.place(folder, anew=overwrite) as place:
             if store.is_main_process():

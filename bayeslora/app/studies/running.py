@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 
 import torch
 
@@ -21,13 +22,14 @@ from bayeslora.app.studies.expansion import Target
 from bayeslora.app.studies.inputs import digests
 from bayeslora.app.studies.results import Results
 from bayeslora.app.studies.warned import heard
+from bayeslora.app.terminal import say
 from bayeslora.errors import BayesLoraError
 from bayeslora.inference import load
 from bayeslora.posterior import Posterior
 from bayeslora.predict.truth import with_truth
 from bayeslora.store import CHAIN, CONFIG, POSTERIOR
 
-__all__ = ["check_rows", "perform", "settle"]
+__all__ = ["Performer", "check_rows", "settle"]
 
 #: Seconds between two looks at what other processes are doing.
 PAUSE = 0.5
@@ -79,15 +81,15 @@ def settle(
         results: where they are.
         told: called with each line that this process has come to the end of, or found there.
         goes_on: whether to begin with another line.
-        bars: show how far each fit and prediction is.
+        bars: show how far each fit and prediction is, and once what was taken for what in the data.
     """
-    left = list(targets)
+    left, performer = list(targets), Performer(results, bars)
     while left and goes_on():
         before, waiting = len(left), []
         for target in left:
             if not goes_on():
                 return
-            if _settled(target, results, bars):
+            if performer.settled(target):
                 told(target)
             else:
                 waiting.append(target)
@@ -96,48 +98,78 @@ def settle(
             time.sleep(PAUSE)
 
 
-def _settled(target: Target, results: Results, bars: bool) -> bool:
-    """Do what is left of a line; whether nothing is, rather than with another process."""
-    if not all([perform(each, results, bars) for each in target.trials]):
-        return False
-    chosen = results.chosen(target)
-    return chosen is None or perform(chosen.entry, results, bars)
+@dataclass
+class Performer:
+    """Does what is left of lines, as far as no other process is at it.
 
+    Attributes:
+        results: where they are.
+        progress: show how far each fit and prediction is, and once what was taken for what in the data.
+        said: what was.
+    """
 
-def perform(entry: Entry, results: Results, bars: bool = False) -> bool:
-    """Fit and evaluate, as far as that is not done; false if another process is at it."""
-    for cell in entry.cell.chain:
-        with results.claimed(cell) as held:
-            if not held:
-                return False
-            if results.state(entry) == "open":
-                _work(cell, entry.evaluations if cell is entry.cell else {}, results, bars)
-    return True
+    results: Results
+    progress: bool = False
+    said: set[str] = field(default_factory=set)
 
+    def settled(self, target: Target) -> bool:
+        """Do what is left of a line; whether nothing is, rather than with another process."""
+        if not all([self.perform(each) for each in target.trials]):
+            return False
+        chosen = self.results.chosen(target)
+        return chosen is None or self.perform(chosen.entry)
 
-def _work(cell: Cell, evaluations: Mapping[str, Evaluation], results: Results, bars: bool) -> None:
-    """Do what is left of a cell that is held; what goes wrong is recorded."""
-    with results.recorded(cell):
-        posterior = _fit(cell, results, bars)
-        for each in evaluations.values():
-            if results.evaluated(cell, each) is None:
-                with results.recorded(cell, each):
-                    _evaluate(cell, posterior, each, results, bars)
-    _free_memory()
+    def perform(self, entry: Entry) -> bool:
+        """Fit and evaluate, as far as that is not done; false if another process is at it."""
+        for cell in entry.cell.chain:
+            with self.results.claimed(cell) as held:
+                if not held:
+                    return False
+                if self.results.state(entry) == "open":
+                    self._work(cell, entry.evaluations if cell is entry.cell else {})
+        return True
 
+    def _work(self, cell: Cell, evaluations: Mapping[str, Evaluation]) -> None:
+        """Do what is left of a cell that is held; what goes wrong is recorded."""
+        with self.results.recorded(cell):
+            posterior = self._fit(cell)
+            for each in evaluations.values():
+                if self.results.evaluated(cell, each) is None:
+                    with self.results.recorded(cell, each):
+                        self._evaluate(cell, posterior, each)
+        _free_memory()
 
-def _fit(cell: Cell, results: Results, bars: bool) -> Posterior:
-    if results.fitted(cell) is not None:
-        return load(results.at(cell))
-    if cell.is_within:
-        _begin_with(cell, results)
-    begin = cell.begin
-    start = None if begin is None else load(results.at(begin))
-    files_read = digests(cell.config)
-    with heard() as said:
-        posterior = runs.fit(cell.config, results.at(cell), resume=True, progress=bars, start=start)
-    results.write_fit(cell, posterior.cost, _device(posterior), said, files_read)
-    return posterior
+    def _fit(self, cell: Cell) -> Posterior:
+        folder = self.results.at(cell)
+        if self.results.fitted(cell) is not None:
+            return load(folder)
+        if cell.is_within:
+            _begin_with(cell, self.results)
+        start = None if cell.begin is None else load(self.results.at(cell.begin))
+        files_read = digests(cell.config)
+        with heard() as warned:
+            posterior = runs.fit(
+                cell.config, folder, resume=True, progress=self.progress, start=start, told=self._say_once
+            )
+        self.results.write_fit(cell, posterior.cost, _device(posterior), warned, files_read)
+        return posterior
+
+    def _say_once(self, *notes: str) -> None:
+        say(*(note for note in notes if note not in self.said))
+        self.said.update(notes)
+
+    def _evaluate(self, cell: Cell, posterior: Posterior, evaluation: Evaluation) -> None:
+        settings = dict(evaluation.task_settings)
+        rows = runs.saved_task(posterior, evaluation.task, evaluation.data_dir, settings).split(evaluation.split)
+        if evaluation.rows is not None and evaluation.rows < len(rows):
+            rows, _ = rows.divide(evaluation.rows, 0, seed=0)
+        begun = time.monotonic()
+        seed = cell.config.seed
+        prediction = posterior.predict(rows, evaluation.draws, evaluation.method, seed=seed, progress=self.progress)
+        seconds = time.monotonic() - begun
+        prediction = with_truth(prediction, rows)
+        prediction.save(self.results.prediction(cell, evaluation))
+        self.results.write_evaluation(cell, evaluation, prediction.metrics(seed=seed), seconds)
 
 
 def _device(posterior: Posterior) -> str:
@@ -156,20 +188,6 @@ def _begin_with(cell: Cell, results: Results) -> None:
     if not target.exists():
         with files.replaced(target) as new:
             shutil.copytree(results.at(cell.start) / POSTERIOR, new)
-
-
-def _evaluate(cell: Cell, posterior: Posterior, evaluation: Evaluation, results: Results, bars: bool) -> None:
-    settings = dict(evaluation.task_settings)
-    rows = runs.saved_task(posterior, evaluation.task, evaluation.data_dir, settings).split(evaluation.split)
-    if evaluation.rows is not None and evaluation.rows < len(rows):
-        rows, _ = rows.divide(evaluation.rows, 0, seed=0)
-    begun = time.monotonic()
-    seed = cell.config.seed
-    prediction = posterior.predict(rows, evaluation.draws, evaluation.method, seed=seed, progress=bars)
-    seconds = time.monotonic() - begun
-    prediction = with_truth(prediction, rows)
-    prediction.save(results.prediction(cell, evaluation))
-    results.write_evaluation(cell, evaluation, prediction.metrics(seed=seed), seconds)
 
 
 def _free_memory() -> None:

@@ -60,6 +60,20 @@ def test_a_single_process_shows_bars(study: Made, tmp_path: Path, monkeypatch: p
     assert seen == [True, False]
 
 
+def test_what_was_taken_for_what_is_said_once(
+    study: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = study(methods=["quick"], seeds=[0, 1])
+    monkeypatch.setattr(
+        "bayeslora.app.runs._chosen", lambda *_: ["Rows have up to 16 tokens.", "The observation is x."]
+    )
+    run(made, tmp_path / "quiet")
+    assert "tokens" not in capsys.readouterr().err
+    Study(made, tmp_path / "out").run()
+    told = capsys.readouterr().err
+    assert told.count("Rows have up to 16 tokens.") == told.count("The observation is x.") == 1
+
+
 def test_some_rows_are_the_same_for_all(study: Made, tmp_path: Path) -> None:
     """And whoever asks for all has the predictions that there are."""
     whole = run(study(), tmp_path / "out")
@@ -236,7 +250,7 @@ def test_a_held_cell_is_left_to_its_holder(study: Made, tmp_path: Path) -> None:
     found = Study(study(seeds=[0]), tmp_path / "out")
     results = Results(tmp_path / "out")
     entry = found.targets[0].candidates[0].entry
-    from bayeslora.app.studies.running import perform
+    from bayeslora.app.studies.running import Performer
 
     connection, other = FORKED.Pipe()
 
@@ -248,11 +262,11 @@ def test_a_held_cell_is_left_to_its_holder(study: Made, tmp_path: Path) -> None:
     process = FORKED.Process(target=hold)
     process.start()
     assert connection.recv()
-    assert not perform(entry, results) and results.state(entry) == "open"
+    assert not Performer(results).perform(entry) and results.state(entry) == "open"
     assert f"process {process.pid} on" in results.holder(entry.cell)
     connection.send("end")
     process.join()
-    assert perform(entry, results) and results.state(entry) == "done"
+    assert Performer(results).perform(entry) and results.state(entry) == "done"
 
 
 def test_a_run_is_a_part_of_those_that_are_over_it(study: Made, tmp_path: Path, fits: Lines) -> None:
