@@ -23,23 +23,33 @@ def benchmarks() -> Iterator[SimpleNamespace]:
         import common
         import curvature
         import diagnosis
+        import ensembles
         import epoch_parts
         import epochs
         import estimators
         import language_answers
         import language_models
-        import language_study
         import nearest
         import overhead
         import peers
         import speed
         import speed_arms
 
-        modules = common, curvature, diagnosis, epoch_parts, epochs, estimators, language_answers, language_models
-        modules += language_study, nearest, overhead, peers, speed, speed_arms
+        modules = (
+            common,
+            curvature,
+            diagnosis,
+            ensembles,
+            epoch_parts,
+            epochs,
+            estimators,
+            language_answers,
+            language_models,
+        )
+        modules += nearest, overhead, peers, speed, speed_arms
         scripts = {each.__name__: each for each in modules}
         yield SimpleNamespace(**scripts)
-        for name in (*scripts, "language_cells", "nearest_figure", "peer_parts"):
+        for name in (*scripts, "nearest_figure", "peer_parts"):
             sys.modules.pop(name, None)
 
 

@@ -15,7 +15,7 @@ FOLDER = Path(__file__).parents[3] / "benchmarks" / "studies"
 
 #: Lines of the tables of one task with one seed.
 LINES = {"tiny": 5, "methods": 18 * 2, "little": 17, "robustness": 7 * 12}
-LINES |= {"smollm2": 14, "settings": 20, "rates": 6 * 4, "mrpc-rates": 3 * 5}
+LINES |= {"language": 2 * 6, "own_settings": 5 * 2, "smollm2": 14, "settings": 20, "rates": 6 * 4, "mrpc-rates": 3 * 5}
 
 
 def test_every_study_is_looked_at() -> None:
@@ -27,10 +27,11 @@ def test_the_studies_of_this_repository_are_right(name: str, lines: int) -> None
     source = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
     assert all(find_task(task["task"] if "task" in task else key) for key, task in source["tasks"].items())
     one = {**source, "seeds": [0], "tasks": dict(list(source["tasks"].items())[:1])}
-    targets = Study(one).targets
-    assert len(targets) == lines
-    for target in targets:
-        assert len(target.candidates) == (6 if target.protocol == "chosen" else 1), target.title
+    study = Study(one)
+    assert len(study.targets) == lines
+    for target in study.targets:
+        trials = study.file.tuning.trials if target.protocol == "chosen" and study.file.tuning else 1
+        assert len(target.candidates) == trials, target.title
 
 
 @pytest.mark.parametrize("name", ["settings", "rates", "mrpc-rates"])
