@@ -217,7 +217,8 @@ class IsotropicNormal(TorchDistribution):
 def _kl_column_normal(q: ColumnNormal, p: ColumnNormal) -> Tensor:
     """KL (...) summed over the columns; the trace and determinants are taken once a layer."""
     columns, rank = q.event_shape
-    shift = 0.0 if q.loc is p.loc else p._distance(q.loc - p.loc)  # a prior mean that is learned is the posterior's own
+    # A prior mean that is learned is the posterior's own; the batch may be that of the means alone.
+    shift = q.loc.new_zeros(q.batch_shape) if q.loc is p.loc else p._distance(q.loc - p.loc)
     if q._same_factor(p):
         ratio = (q.scale / p.scale).square().squeeze(-1).squeeze(-1)
         return (shift + columns * rank * (ratio - 1 - ratio.log())) / 2

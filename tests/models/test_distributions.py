@@ -293,11 +293,12 @@ class TestIsotropicNormal:
         torch.testing.assert_close(law.expand((3, 2)).log_prob(draws[0]), law.log_prob(draws[0]).expand(3, 2))
 
 
+@pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("kind", ["identity", "covariance", "precision"])
-def test_laws_around_one_mean_diverge_as_laws_around_equal_means(kind: str) -> None:
+def test_laws_around_one_mean_diverge_as_laws_around_equal_means(kind: str, layers: int) -> None:
     torch.manual_seed(0)
     loc = torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True)
-    narrow, wide = (torch.full((2, 1, 1), scale, dtype=torch.float64, requires_grad=True) for scale in (0.5, 2.0))
+    narrow, wide = (torch.full((layers, 1, 1), scale, dtype=torch.float64, requires_grad=True) for scale in (0.5, 2.0))
     law = columns(kind, loc, narrow)
     factors = {"scale_tril": law.scale_tril, "precision_tril": law.precision_tril}
     one, equal = (kl_divergence(law, ColumnNormal(mean, wide, **factors)) for mean in (loc, loc.detach().clone()))
