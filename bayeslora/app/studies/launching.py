@@ -13,6 +13,7 @@ common, whose file system has locks. Options of a launcher:
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -136,7 +137,7 @@ class _Process:
 
     def failure(self) -> str:
         code = self.process.returncode
-        stopped = code > 128  # by a signal, of which it says nothing
+        stopped = code - 128 in signal.valid_signals()  # it says nothing of a signal
         return f"a process ended with {code}, see above" if code and not stopped else ""
 
     def held(self) -> str:

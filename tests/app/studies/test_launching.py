@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from socket import gethostname
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -180,3 +181,11 @@ def test_launchers_give_the_table_of_one_process(
     differing = ["predict_seconds", "seconds", "tuning_seconds", "device"]
     here, there = (each.frame().drop(columns=differing) for each in (alone, Study(made, tmp_path / "out")))
     assert here.to_csv() == there.to_csv() and sorted(fits()) == expected
+
+
+@pytest.mark.parametrize(
+    ("code", "said"), [(0, ""), (143, ""), (130, ""), (1, "ended with 1, see above"), (200, "200"), (255, "255")]
+)
+def test_a_process_that_was_stopped_has_said_nothing_to_see(code: int, said: str) -> None:
+    found = launching._Process.failure(SimpleNamespace(process=SimpleNamespace(returncode=code)))  # type: ignore[arg-type]
+    assert said in found and bool(found) == bool(said)
