@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from matplotlib.ticker import LogLocator
 
 from bayeslora.app.studies.detection import risk_by_coverage
 from bayeslora.app.studies.results import Results
@@ -56,6 +57,7 @@ def pareto(summary: pd.DataFrame, frame: pd.DataFrame) -> Figure:
         axes.plot(*zip(*front, strict=True), color=GREY, linewidth=1, zorder=1)
         axes.set(title=_title(place), xlabel="seconds of fit, trials and prediction", ylabel="NLL", xscale="log")
         axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))  # all nine of a decade would overlap
         axes.xaxis.set_minor_formatter("{x:g}")
     _legend(figure, panels)
     return figure
