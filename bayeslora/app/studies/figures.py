@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 
     from bayeslora.app.studies.expansion import Target
 
-__all__ = ["boxes", "pareto", "reliabilities", "risks"]
+__all__ = ["boxes", "curves", "pareto", "reliabilities", "risks"]
 
 COLUMNS = 3
 #: Characters of a line of a method's name below a box.
 LABEL = 18
+#: What metrics over a grid are called.
+LABELS = {"nll": "NLL", "accuracy": "accuracy", "ece_15": "ECE-15"}
 Place = tuple[str, str, str]
 
 
@@ -122,7 +124,31 @@ def boxes(points: pd.DataFrame) -> Figure:
         names = [fill(method, LABEL) for method in methods]
         axes.boxplot(drawn, medianprops={"color": COLOURS[1]})
         axes.set_xticks(range(1, len(names) + 1), names, rotation=40, ha="right", rotation_mode="anchor", fontsize=8)
-        axes.set(title=", ".join(place), ylabel={"nll": "NLL", "accuracy": "accuracy"}[metric])
+        axes.set(title=", ".join(place), ylabel=LABELS[metric])
+    return figure
+
+
+def curves(points: pd.DataFrame, name: str) -> Figure:
+    """NLL, accuracy and ECE by the setting that a grid varies, a row of panels for each task and base."""
+    places = list(dict.fromkeys(zip(points["task"], points["base"], strict=True)))
+    metrics = [metric for metric in LABELS if metric in points]
+    methods = list(points["method"].unique())
+    figure, panels = _panels(len(places) * len(metrics), len(metrics))
+    for number, axes in enumerate(panels):
+        place, metric = places[number // len(metrics)], metrics[number % len(metrics)]
+        part = points[(points[["task", "base"]] == list(place)).all(axis=1)].sort_values(name)
+        for order, method in enumerate(methods):
+            own = part[part["method"] == method]
+            # Later lines are thinner: where methods agree, as two classes' accuracy may, every one of them is seen.
+            style = _style(order) | {"linestyle": "-", "linewidth": 1 + 3 * (1 - order / len(methods))}
+            axes.plot(own[name].to_numpy(), own[metric].to_numpy(), label=method, **style)
+        axes.set(title=", ".join(place), xlabel=name, ylabel=LABELS[metric])
+        if (part[name] > 0).all():
+            axes.set_xscale("log")
+        values = part[name].unique()
+        axes.set_xticks(values, [f"{value:g}" for value in values])
+        axes.minorticks_off()
+    _legend(figure, panels)
     return figure
 
 

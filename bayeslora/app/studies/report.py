@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bayeslora import files
 from bayeslora.app.studies import tables
 from bayeslora.app.studies.detection import detection_of, shift_of
-from bayeslora.app.studies.figures import boxes, pareto, reliabilities, risks
+from bayeslora.app.studies.figures import boxes, curves, pareto, reliabilities, risks
 from bayeslora.app.studies.frame import frame_of
 from bayeslora.app.studies.inputs import changes
 from bayeslora.app.studies.ranking import ranking_of
@@ -78,6 +78,8 @@ class Report:
                 yield tables.ranking_table(parts["ranks"], self.reference)
         if "robustness" in parts:
             yield tables.robustness_table(parts["robustness"], parts.get("robustness_tests"), self.reference, notes)
+        if "points" in parts:
+            yield from tables.points_tables(parts["points"], list(self.study.file.grid))
         if (self.frame["state"] == "done").any():
             yield tables.cost_table(self.frame)
         if "shift" in parts:
@@ -96,6 +98,9 @@ class Report:
             yield "risk", risks(self.study.targets, self.study.results)
         if "points" in self.parts:
             yield "robustness", boxes(self.parts["points"])
+            name, *others = self.study.file.grid
+            if not others and self.parts["points"][name].dtype.kind in "if":
+                yield "curves", curves(self.parts["points"], name)
 
     def to_markdown(self) -> str:
         """All tables, and what is missing."""

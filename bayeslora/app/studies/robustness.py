@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["by_point", "robustness_of", "robustness_tests"]
 
-#: Metrics that robustness is of.
+#: Metrics that robustness is of, and those that are told of each point.
 METRICS = ("accuracy", "nll")
+OF_POINTS = (*METRICS, "ece_15")
 
 
 def by_point(frame: pd.DataFrame, names: list[str]) -> pd.DataFrame:
@@ -27,7 +28,7 @@ def by_point(frame: pd.DataFrame, names: list[str]) -> pd.DataFrame:
     """
     grid = frame[frame["protocol"] == "grid"]
     keys = ["task", "base", "method", *names]
-    metrics = [name for name in METRICS if name in grid]
+    metrics = [name for name in OF_POINTS if name in grid]
     points = grid.groupby(keys, sort=False, dropna=False)  # no value is a value, too
     whole = grid[points["state"].transform(lambda states: (states == "done").all())]
     return whole.groupby(keys, sort=False, dropna=False, as_index=False)[metrics].mean()

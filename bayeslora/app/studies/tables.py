@@ -18,6 +18,7 @@ __all__ = [
     "Table",
     "cost_table",
     "detection_table",
+    "points_tables",
     "quality_tables",
     "ranking_table",
     "robustness_table",
@@ -197,6 +198,20 @@ def robustness_table(robustness: pd.DataFrame, tests: pd.DataFrame | None, refer
     return Table("Robustness over the grid", ["", "points", *(shown[name] for name in names)], rows, note)
 
 
+def points_tables(points: pd.DataFrame, names: Sequence[str]) -> Iterator[Table]:
+    """For each task and base: the metrics of each method, a row for each point of the grid."""
+    metrics = [name for name in TITLES if name in points]
+    for (task, base), part in points.groupby(["task", "base"], sort=False):
+        methods = list(part["method"].unique())
+        rows = []
+        for point, found in part.groupby(list(names), sort=False, dropna=False):
+            of_methods = found.set_index("method")[metrics].reindex(methods)
+            said = (f"{value:g}" if isinstance(value, float) else str(value) for value in point)
+            rows.append([", ".join(said), *(_several(values) for values in of_methods.to_numpy())])
+        note = f"{' / '.join(TITLES[name] for name in metrics)}; means over seeds."
+        yield Table(f"{task}, {base}: at each point of the grid", [", ".join(names), *methods], rows, note)
+
+
 def detection_table(detection: pd.DataFrame) -> Table:
     """Areas under curves, of each group and what is detected."""
     rows = []
@@ -267,6 +282,12 @@ def _rank(row: Mapping[str, Any]) -> str:
 
 def _number(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.3f}"
+
+
+def _several(values: Iterable[float]) -> str:
+    """Numbers side by side; empty if there are none."""
+    found = [_number(value) for value in values]
+    return " / ".join(found) if any(found) else ""
 
 
 def _latex(text: str) -> str:

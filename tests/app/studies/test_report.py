@@ -62,7 +62,20 @@ def test_a_grid_is_reported_by_its_robustness(study: Made, tmp_path: Path) -> No
     text = (tmp_path / "out" / "report" / "study.md").read_text()
     assert "## Robustness over the grid" in text and "| demo, demo, quick | 2 |" in text
     assert not (tmp_path / "out" / "report" / "summary.csv").exists()
+    assert f"| 1, 1 | {frame['accuracy'][1]:.3f} / {frame['nll'][1]:.3f} / {frame['ece_15'][1]:.3f} |" in text
+    assert [name for name, _ in found.report().figures()] == ["robustness"]  # no curve is of two settings
     assert (tmp_path / "out" / "report" / "robustness.png").exists()
+
+
+def test_a_grid_of_one_number_is_drawn_along_it(study: Made, tmp_path: Path) -> None:
+    made = study(methods=["quick"], seeds=[0, 1], grid={"learning_rate": [1.0, 0.1]})
+    found = Study(made, tmp_path / "out").run(progress=False)
+    (figure,) = (figure for name, figure in found.report().figures() if name == "curves")
+    means = found.frame().groupby("learning_rate")["nll"].mean()
+    assert [axes.get_ylabel() for axes in figure.axes] == ["NLL", "accuracy", "ECE-15"]
+    assert [each.get_text() for each in figure.axes[0].get_xticklabels()] == ["0.1", "1"]
+    (line,) = figure.axes[0].get_lines()
+    assert line.get_xydata().tolist() == [[rate, pytest.approx(nll)] for rate, nll in means.items()]
 
 
 @pytest.mark.parametrize("grid", [{"max_length": [None, 8]}, {"lora.target_modules": [["query"], ["query", "value"]]}])
