@@ -54,7 +54,8 @@ def fit(
         resume: go on from the last checkpoint in ``output_dir``, to the same result as without the stop.
         progress: show a bar.
         heldout: rows that the weights are not trained on, for a backend that chooses something on such rows; without
-            it, one that trains the weights itself may set some of the training rows aside (see `Laplace`).
+            it, one that trains the weights itself may set some of the training rows aside (see `Laplace`). Where
+            nothing is chosen on them they change nothing, so that all backends can be given the same arguments.
         start: posterior from whose mean learning starts, or around which `laplace` lays its Gaussian; the program's
             initial weights, if left out. The prior stays where it is.
         chains: number of independent fits, with the seeds from ``seed`` on; the posterior is their mixture. Each has

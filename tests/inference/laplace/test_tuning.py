@@ -113,6 +113,13 @@ def test_held_out_rows_are_tuned_on_where_there_are_enough(number: int, chosen: 
     assert [row for row in found.record.history if "heldout_nll" in row] or not chosen
 
 
+@pytest.mark.parametrize("tune", ["none", "evidence", "mode-evidence"])
+def test_held_out_rows_change_nothing_where_the_prior_is_tuned_without_them(tune: str) -> None:
+    found, expected = (given(tiny(), tiny_rows(12), tune=tune, heldout=rows) for rows in (tiny_rows(30), None))
+    assert found.softening == 1 and found.record.history == expected.record.history
+    assert all(root.equal(expected.prior.roots[name]) for name, root in found.prior.roots.items())
+
+
 def test_held_out_rows_must_be_given_before_anything_is_trained() -> None:
     with pytest.raises(SettingError, match="tune='heldout' needs rows to tune on"):
         given(tiny(), tiny_rows(6), tune="heldout")
