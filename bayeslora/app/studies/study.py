@@ -36,6 +36,7 @@ class Study:
         self.source = source if isinstance(source, Mapping) else read_yaml(Path(source), "study")
         self.file = StudyFile.from_dict(self.source)
         self.results = Results(Path("runs") / self.name if folder is None else folder)
+        self._written: Report | None = None
 
     @cached_property
     def targets(self) -> list[Target]:
@@ -118,14 +119,14 @@ class Study:
             job = Job(self.source, str(self.results.folder.resolve()), str(Path.cwd()), places, shard)
             launch(job, targets, self.results, launcher, workers or 1, options or {}, told)
         with self.results.reporting() as folder:
-            self.reported = self.report()
-            self.reported.save(folder)
+            self._written = self.report()
+            self._written.save(folder)
         return self
 
-    @cached_property
+    @property
     def reported(self) -> Report:
-        """The report that `run` wrote last; `report` is of what there is now."""
-        return self.report()
+        """The report that `run` wrote last; while it has written none, what `report` gives now."""
+        return self._written or self.report()
 
     def frame(self) -> pd.DataFrame:
         """A row for each line, whatever has come of it: labels, metrics with their intervals over rows, and costs."""

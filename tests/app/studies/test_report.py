@@ -45,6 +45,14 @@ def test_everything_is_written(study: Made, tmp_path: Path) -> None:
     assert list(cost["tuning_seconds"].fillna(-1) > 1.4) == [False, False, False, True, True, False]
 
 
+def test_the_report_is_that_which_was_written_or_of_what_there_is(study: Made, tmp_path: Path) -> None:
+    mine, other = (Study(study(seeds=[0]), tmp_path / "out") for _ in range(2))
+    assert set(mine.reported.frame["state"]) == {"open"}
+    other.run(progress=False)
+    assert set(mine.reported.frame["state"]) == {"done"}
+    assert other.reported is other.reported and mine.reported is not mine.reported
+
+
 def test_every_line_of_a_picture_is_told_apart(study: Made, tmp_path: Path) -> None:
     methods = {f"rate {rate}": {"backend": "quick", "settings": {"learning_rate": rate}} for rate in range(1, 10)}
     found = Study(study(methods=methods, seeds=[0]), tmp_path / "out").run(progress=False)
