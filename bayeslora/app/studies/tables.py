@@ -45,7 +45,7 @@ PROTOCOLS = {
 }
 #: Numbers of what is said below the tables, by task, base, protocol and method.
 Notes: TypeAlias = Mapping[tuple[str, str, str, str], int]
-#: What cannot be told from the reference by the rows and seeds that there are.
+#: What cannot be told from the reference by the rows and seeds that there are, or by the digits that are shown.
 CHANCE = "≈"
 COSTS = {
     "fit_seconds": ("fit, s", 1.0, ".1f"),
@@ -139,8 +139,8 @@ def quality_tables(summary: pd.DataFrame, reference: str, notes: Notes) -> Itera
                 f"{place}; less {reference}",
                 ["method", *(TITLES[name] for name in metrics)],
                 [[names[method], *_cells(_difference, found, method, metrics)] for method in others],
-                f"Differences by pairs of rows and of seeds. {CHANCE} marks what is less than chance: one of the "
-                "intervals holds zero.",
+                f"Differences by pairs of rows and of seeds. {CHANCE} marks what is less than chance (one of the "
+                "intervals holds zero) or than the digits shown.",
             )
 
 
@@ -264,8 +264,9 @@ def _mean(row: Mapping[str, Any]) -> str:
 def _difference(row: Mapping[str, Any]) -> str:
     if math.isnan(row["difference"]):
         return ""
-    mark = f" {CHANCE}" if row["chance"] else ""
-    return f"{row['difference']:+.3f}" + _ends(row, "difference_rows", "difference_seeds") + mark
+    difference = f"{row['difference']:+.3f}"
+    mark = f" {CHANCE}" if row["chance"] or not float(difference) else ""
+    return difference + _ends(row, "difference_rows", "difference_seeds") + mark
 
 
 def _ends(row: Mapping[str, Any], *names: str) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import pandas as pd
 import pytest
 
 from bayeslora.app.studies import Study
-from bayeslora.app.studies.tables import Table
+from bayeslora.app.studies.tables import Table, quality_tables
 
 Made = Callable[..., dict[str, Any]]
 
@@ -106,6 +107,30 @@ def test_a_study_without_results_has_a_report(study: Made, tmp_path: Path) -> No
     report.save(tmp_path / "report")
     assert "4 lines: 4 not done yet." in (tmp_path / "report" / "study.md").read_text()
     assert [name for name, _ in report.figures()] == []
+
+
+@pytest.mark.parametrize(
+    ("difference", "low", "high", "cell"),
+    [
+        (-0.0004, -0.0006, -0.0002, "-0.000 (-0.001 to -0.000) ≈"),  # sure, and nothing to who reads three digits
+        (0.0006, 0.0002, 0.0009, "+0.001 (0.000 to 0.001)"),
+        (0.01, -0.01, 0.03, "+0.010 (-0.010 to 0.030) ≈"),
+    ],
+)
+def test_a_difference_is_marked_that_is_none_by_chance_or_by_its_digits(
+    difference: float, low: float, high: float, cell: str
+) -> None:
+    line = {"task": "t", "base": "b", "protocol": "same", "metric": "nll", "seeds": 1, "value": 0.5}
+    ends = {f"{name}_{end}": math.nan for name in ("rows", "seeds", "difference_seeds") for end in ("low", "high")}
+    found = {
+        "difference": difference,
+        "difference_rows_low": low,
+        "difference_rows_high": high,
+        "chance": low < 0 < high,
+    }
+    summary = pd.DataFrame([line | ends | {"method": "ref"}, line | ends | found | {"method": "other"}])
+    _, differences = quality_tables(summary, "ref", {})
+    assert differences.rows == [["other", cell]]
 
 
 def test_signs_of_latex_are_text() -> None:
