@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import MaxNLocator
 
 from bayeslora.app.studies.detection import risk_by_coverage
 from bayeslora.app.studies.results import Results
@@ -31,6 +32,9 @@ COLUMNS = 3
 LABEL = 18
 #: What metrics over a grid are called.
 LABELS = {"nll": "NLL", "accuracy": "accuracy", "ece_15": "ECE-15"}
+#: Labels that have room below a panel, and the numbers of a decade that are labelled, as many as have.
+MOST_TICKS = 6
+OF_A_DECADE = ((1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8), (1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,))
 Place = tuple[str, str, str]
 
 
@@ -58,9 +62,9 @@ def pareto(summary: pd.DataFrame, frame: pd.DataFrame) -> Figure:
         front = [point for point in sorted(points) if not any(_beats(other, point) for other in points)]
         axes.plot(*zip(*front, strict=True), color=GREY, linewidth=1, zorder=1)
         axes.set(title=_title(place), xlabel="seconds of fit, trials and prediction", ylabel="NLL", xscale="log")
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))  # all nine of a decade would overlap
-        axes.xaxis.set_minor_formatter("{x:g}")
+        ticks = _ticks(*axes.get_xlim())
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
     _legend(figure, panels)
     return figure
 
@@ -150,6 +154,19 @@ def curves(points: pd.DataFrame, name: str) -> Figure:
         axes.minorticks_off()
     _legend(figure, panels)
     return figure
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers between two others, few enough for their labels on a logarithmic axis."""
+    if high < 2 * low:
+        return [float(tick) for tick in MaxNLocator(MOST_TICKS - 2).tick_values(low, high) if low <= tick <= high]
+    decades = [10.0**power for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)))]
+    found: list[float] = []
+    for numbers in OF_A_DECADE:
+        found = [number * decade for decade in decades for number in numbers if low <= number * decade <= high]
+        if len(found) <= MOST_TICKS:
+            break
+    return found
 
 
 def _panels(count: int, columns: int = COLUMNS) -> tuple[Figure, list[Axes]]:

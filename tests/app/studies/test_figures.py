@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from bayeslora.app.studies.figures import pareto
+
+
+@pytest.mark.parametrize("seconds", [(5.0, 5.2), (240.0, 920.0), (70.0, 430.0), (66.0, 300.0), (0.5, 40.0), (1, 9e4)])
+def test_costs_are_read_off_ticks_whose_labels_are_apart(seconds: tuple[float, float]) -> None:
+    tasks, rows, costs = ("CoLA", "MRPC", "SST-2"), [], []  # three panels: as many as are side by side
+    for task in tasks:
+        for name, cost in zip(("one", "other"), seconds, strict=True):
+            line = {"task": task, "base": "MiniLM", "protocol": "same", "method": name}
+            rows.append(line | {"metric": "nll", "value": 0.512, "rows_low": 0.401, "rows_high": 0.603})
+            costs.append(line | {"state": "done", "seconds": cost, "tuning_seconds": 0.0})
+    figure = pareto(pd.DataFrame(rows), pd.DataFrame(costs))
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    axes = figure.axes[0]
+    low, high = axes.get_xlim()
+    ticks = [tick for minor in (False, True) for tick in axes.xaxis.get_ticklabels(minor=minor) if tick.get_text()]
+    ticks = sorted(
+        (tick for tick in ticks if low <= tick.get_position()[0] <= high), key=lambda tick: tick.get_position()[0]
+    )
+    boxes = [tick.get_window_extent(canvas.get_renderer()) for tick in ticks]
+    digit = boxes[0].width / len(ticks[0].get_text())  # with less between them two numbers read as one
+    assert len(boxes) >= 2
+    assert all(one.x1 + digit < other.x0 for one, other in zip(boxes, boxes[1:], strict=False))
