@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "digests",
     "hidden",
+    "left",
     "locked",
     "make",
     "move",
@@ -127,6 +128,19 @@ def locked(lock: Path) -> Iterator[None]:
 
 
 #: Locks of this thread.
+def left(lock: Path) -> bool:
+    """Whether a process that was killed has left a lock behind, which nobody holds since."""
+    import fcntl
+
+    try:
+        with lock.open(encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # One that is empty is being taken, and one that is gone has been given back.
+            return bool(file.read()) and lock.exists()
+    except (FileNotFoundError, BlockingIOError):
+        return False
+
+
 _HELD: ContextVar[frozenset[Path]] = ContextVar("held", default=frozenset())
 
 

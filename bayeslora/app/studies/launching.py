@@ -20,9 +20,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from socket import gethostname
 from typing import Any, Protocol
 
+from bayeslora.app.studies.cells import Cell
 from bayeslora.app.studies.expansion import Target
 from bayeslora.app.studies.results import Results
 from bayeslora.app.studies.work import Job, work
@@ -41,10 +41,10 @@ class Worker(Protocol):
         """Whether it has come to an end, of whatever kind."""
 
     def failure(self) -> str:
-        """Why it ended before the study did; empty if it did not, or was killed while it had a cell."""
+        """Why it ended before the study did; empty if it did not, or was stopped."""
 
-    def held(self) -> str:
-        """How the lock of a cell names it, if it was killed; else empty."""
+    def killed(self) -> bool:
+        """Whether it ended as a process does that the system has no memory for."""
 
     def stop(self) -> None:
         """End it."""
@@ -83,7 +83,10 @@ def launch(
     if launcher not in LAUNCHERS:
         raise SettingError(unknown("launcher", launcher, LAUNCHERS))
     start, failures = LAUNCHERS[launcher], []
-    left = list(targets)
+    left, cells = list(targets), _cells(targets)
+    for cell in cells:
+        with results.left(cell):  # by a process of some other time, which is no reason not to try again
+            pass
     running = dict(enumerate(start(job, range(workers), workers, options)))
     try:
         while running:
@@ -92,7 +95,7 @@ def launch(
             for number, worker in gone.items():
                 del running[number]
                 failures += [worker.failure()] if worker.failure() else []
-                if _record_killed(worker, targets, results):
+                if worker.killed() and _record_killed(cells, results):
                     (running[number],) = start(job, [number], workers, options)
             left = _tell(left, results, told)
     finally:
@@ -113,16 +116,21 @@ def _tell(left: Sequence[Target], results: Results, told: Callable[[Target], Non
     return waiting
 
 
-def _record_killed(worker: Worker, targets: Sequence[Target], results: Results) -> bool:
-    """Record what a process that was killed had; whether there was something."""
-    holder = worker.held()
+def _cells(targets: Sequence[Target]) -> list[Cell]:
+    """All fits that lines may need."""
     entries = [entry for target in targets for entry in (*target.trials, *(each.entry for each in target.candidates))]
-    cells = {cell.name: cell for entry in entries for cell in entry.cell.chain} if holder else {}
-    for cell in cells.values():
-        if results.holder(cell).startswith(holder):
-            results.write_end(cell, "The process was killed: there may have been no memory left.")
-            return True
-    return False
+    return list({cell.name: cell for entry in entries for cell in entry.cell.chain}.values())
+
+
+def _record_killed(cells: Sequence[Cell], results: Results) -> bool:
+    """Record what processes that were killed had; whether there was something."""
+    found = False
+    for cell in cells:
+        with results.left(cell) as held:
+            if held:
+                results.write_end(cell, "The process was killed: there may have been no memory left.")
+            found |= held
+    return found
 
 
 class _Process:
@@ -140,8 +148,8 @@ class _Process:
         stopped = code - 128 in signal.valid_signals()  # it says nothing of a signal
         return f"a process ended with {code}, see above" if code and not stopped else ""
 
-    def held(self) -> str:
-        return f"process {self.process.pid} on {gethostname()}," if self.process.returncode < 0 else ""
+    def killed(self) -> bool:
+        return bool(self.process.returncode < 0)
 
     def stop(self) -> None:
         self.process.terminate()
@@ -171,8 +179,11 @@ def _devices() -> list[str]:
 class _SlurmJob:
     """A job of submitit."""
 
-    def __init__(self, job: Any) -> None:
-        self.job = job
+    #: States of jobs that are not at fault: the same command goes on with their cells.
+    stopped = ("TIMEOUT", "CANCELLED", "PREEMPTED", "NODE_FAIL")
+
+    def __init__(self, submitit: Any, job: Any) -> None:
+        self.submitit, self.job = submitit, job
 
     def ended(self) -> bool:
         return bool(self.job.done())
@@ -181,8 +192,9 @@ class _SlurmJob:
         error = self.job.exception()
         return "" if error is None else f"job {self.job.job_id}: {str(error).strip().splitlines()[-1]}"
 
-    def held(self) -> str:
-        return ""
+    def killed(self) -> bool:
+        no_result = isinstance(self.job.exception(), self.submitit.core.utils.UncompletedJobError)
+        return no_result and not self.job.state.startswith(self.stopped)
 
     def stop(self) -> None:
         self.job.cancel()
@@ -194,7 +206,7 @@ def _submitit(job: Job, numbers: Sequence[int], workers: int, options: Mapping[s
     cluster = parameters.pop("cluster", None)
     executor = submitit.AutoExecutor(folder=str(Path(job.folder) / "jobs" / "%j"), cluster=cluster)
     executor.update_parameters(**{name: int(text) if text.isdigit() else text for name, text in parameters.items()})
-    return [_SlurmJob(each) for each in executor.map_array(work, [job] * len(numbers))]
+    return [_SlurmJob(submitit, each) for each in executor.map_array(work, [job] * len(numbers))]
 
 
 class _RayTask:
@@ -207,14 +219,20 @@ class _RayTask:
         return bool(self.ray.wait([self.task], timeout=0)[0])
 
     def failure(self) -> str:
+        error = self._error()
+        return "" if error is None else str(error).strip().splitlines()[-1]
+
+    def killed(self) -> bool:
+        from ray.exceptions import OutOfMemoryError, WorkerCrashedError
+
+        return isinstance(self._error(), OutOfMemoryError | WorkerCrashedError)
+
+    def _error(self) -> Exception | None:
         try:
             self.ray.get(self.task)
         except Exception as error:
-            return str(error).strip().splitlines()[-1]
-        return ""
-
-    def held(self) -> str:
-        return ""
+            return error
+        return None
 
     def stop(self) -> None:
         self.ray.cancel(self.task)

@@ -126,12 +126,14 @@ class Results:
         with _held(self.at(cell)) as held:
             yield held
 
-    def holder(self, cell: Cell) -> str:
-        """Who holds a cell or was killed while holding it, as its lock says; empty if nobody."""
-        try:
-            return files.hidden(self.at(cell), "lock").read_text(encoding="utf-8")
-        except OSError:
-            return ""
+    @contextmanager
+    def left(self, cell: Cell) -> Iterator[bool]:
+        """Hold a cell while the block runs, if a process was killed while it had it; yields whether it is held."""
+        if files.left(files.hidden(self.at(cell), "lock")):
+            with self.claimed(cell) as held:
+                yield held
+        else:
+            yield False
 
     def write_fit(
         self,

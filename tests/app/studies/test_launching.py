@@ -9,13 +9,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from socket import gethostname
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from command_line import environment
 
+from bayeslora import files
 from bayeslora.app.studies import Study, launching
 from bayeslora.app.studies.work import Job, work
 from bayeslora.errors import SettingError
@@ -37,9 +37,8 @@ class Forked:
     def failure(self) -> str:
         return "ended badly" if (self.process.exitcode or 0) > 0 else ""
 
-    def held(self) -> str:
-        killed = (self.process.exitcode or 0) < 0
-        return f"process {self.process.pid} on {gethostname()}," if killed else ""
+    def killed(self) -> bool:
+        return (self.process.exitcode or 0) < 0
 
     def stop(self) -> None:
         self.process.terminate()
@@ -74,6 +73,36 @@ def test_a_process_that_is_killed_costs_its_cell_alone(
     assert started[:2] == [(0, 2), (1, 2)] and len(started) == 2 + 2 and set(started[2:]) <= {(0, 2), (1, 2)}
     told = capsys.readouterr().err
     assert told.count("failed") == 4 and "[6/6]" in told
+
+
+def test_what_was_left_some_other_time_is_tried_again(
+    study: Made, tmp_path: Path, started: list[tuple[int, int]]
+) -> None:
+    found = Study(study(methods=["deadly", "quick"], seeds=[0]), tmp_path / "out")
+    locks = [files.hidden(found.results.at(cell), "lock") for cell in found.cells]
+    locks[0].parent.mkdir(parents=True)
+    for lock in locks:
+        lock.write_text("process 1 on another machine, long ago")
+    found.run(workers=1, launcher="forked", progress=False)
+    assert list(found.frame()["state"]) == ["failed", "done"] and len(started) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("launcher", "options"), [("submitit", {"cluster": "local", "timeout_min": "9"}), ("ray", {})])
+def test_a_job_that_is_killed_costs_its_cell_alone(
+    launcher: str, options: dict[str, str], study: Made, tmp_path: Path, fits: Lines, plugin: Path
+) -> None:
+    pytest.importorskip(launcher)
+    made = study(methods=["deadly", "quick"])
+    (tmp_path / "study.yaml").write_text(json.dumps(made))
+    words = [f"{name}={value}" for name, value in options.items()]
+    how = ["--workers", "1", "--launcher", launcher, *(word for each in words for word in ("--option", each))]
+    command_line = command(tmp_path / "study.yaml", tmp_path / "out", plugin, *how)
+    found = subprocess.run(command_line, capture_output=True, text=True, timeout=300, env=environment(), check=False)
+    assert found.returncode == 1 and "2 of 4 lines failed" in found.stderr, found.stderr
+    frame = Study(made, tmp_path / "out").frame()
+    assert list(frame["state"]) == ["failed", "done"] * 2 and len(fits()) == 2
+    assert set(frame["error"].dropna()) - {""} == {"The process was killed: there may have been no memory left."}
 
 
 def test_processes_that_end_too_early_are_told(study: Made, tmp_path: Path, started: list[tuple[int, int]]) -> None:
@@ -141,7 +170,8 @@ def test_a_process_that_is_stopped_says_nothing(number: int, study: Made, tmp_pa
     job = Job(made, str(found.results.folder), str(tmp_path), (str(plugin),))
     words = [sys.executable, "-m", work.__module__, job.to_json()]
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment())
-    while not found.results.holder(found.cells[0]):
+    lock = files.hidden(found.results.at(found.cells[0]), "lock")
+    while not lock.exists():
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(number)

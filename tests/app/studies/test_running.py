@@ -263,9 +263,14 @@ def test_a_held_cell_is_left_to_its_holder(study: Made, tmp_path: Path) -> None:
     process.start()
     assert connection.recv()
     assert not Performer(results).perform(entry) and results.state(entry) == "open"
-    assert f"process {process.pid} on" in results.holder(entry.cell)
-    connection.send("end")
+    with results.left(entry.cell) as held:
+        assert not held
+    process.kill()
     process.join()
+    with results.left(entry.cell) as held:
+        assert held
+    with results.left(entry.cell) as held:  # it was given back
+        assert not held
     assert Performer(results).perform(entry) and results.state(entry) == "done"
 
 
