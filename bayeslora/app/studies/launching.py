@@ -32,6 +32,9 @@ __all__ = ["LAUNCHERS", "Worker", "launch"]
 
 #: Seconds between two looks at the processes.
 PAUSE = 0.2
+#: What a process does. Until `main` acts on Ctrl-C, which whoever started it is told as well, that ends it without the
+#: traceback of its imports.
+PROGRAM = f"import signal; signal.signal(signal.SIGINT, signal.SIG_DFL); from {work.__module__} import main; main()"
 
 
 class Worker(Protocol):
@@ -137,7 +140,7 @@ class _Process:
     """A process on this machine."""
 
     def __init__(self, job: Job, environment: Mapping[str, str]) -> None:
-        command = [sys.executable, "-m", work.__module__, job.to_json()]
+        command = [sys.executable, "-c", PROGRAM, job.to_json()]
         self.process = subprocess.Popen(command, env=os.environ | dict(environment))
 
     def ended(self) -> bool:

@@ -76,7 +76,3 @@ def main() -> None:
             work(Job.from_json(sys.argv[1]), lambda: os.getppid() == parent)
     except KeyboardInterrupt as stop:
         sys.exit(128 + getattr(stop, "number", signal.SIGINT))
-
-
-if __name__ == "__main__":
-    main()

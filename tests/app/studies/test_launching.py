@@ -168,7 +168,7 @@ def test_a_process_that_is_stopped_says_nothing(number: int, study: Made, tmp_pa
     made["common"]["settings"]["seconds"] = 60
     found = Study(made, tmp_path / "out")
     job = Job(made, str(found.results.folder), str(tmp_path), (str(plugin),))
-    words = [sys.executable, "-m", work.__module__, job.to_json()]
+    words = [sys.executable, "-c", launching.PROGRAM, job.to_json()]
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment())
     lock = files.hidden(found.results.at(found.cells[0]), "lock")
     while not lock.exists():
@@ -178,6 +178,20 @@ def test_a_process_that_is_stopped_says_nothing(number: int, study: Made, tmp_pa
     _, told = process.communicate(timeout=50)
     assert process.returncode == 128 + number and told == ""
     assert list(found.frame()["state"]) == ["open"]
+
+
+def test_a_process_that_is_stopped_while_it_imports_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bayeslora").mkdir()  # what a process imports first, and is long about
+    (tmp_path / "bayeslora" / "__init__.py").write_text("import time\nopen('begun', 'w').close()\ntime.sleep(60)\n")
+    monkeypatch.chdir(tmp_path)
+    process = launching._Process(Job({}, ".", "."), {}).process
+    while not (tmp_path / "begun").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=50) == -signal.SIGINT and capfd.readouterr().err == ""
 
 
 def command(file: Path, folder: Path, plugin: Path, *more: str) -> list[str]:
