@@ -99,7 +99,8 @@ class Report:
         if "points" in self.parts:
             yield "robustness", boxes(self.parts["points"])
             name, *others = self.study.file.grid
-            if not others and self.parts["points"][name].dtype.kind in "if":
+            along = self.parts["points"][name]
+            if not others and along.dtype.kind in "if" and along.notna().all():
                 yield "curves", curves(self.parts["points"], name)
 
     def to_markdown(self) -> str:

@@ -200,14 +200,13 @@ def robustness_table(robustness: pd.DataFrame, tests: pd.DataFrame | None, refer
 
 def points_tables(points: pd.DataFrame, names: Sequence[str]) -> Iterator[Table]:
     """For each task and base: the metrics of each method, a row for each point of the grid."""
-    metrics = [name for name in TITLES if name in points]
     for (task, base), part in points.groupby(["task", "base"], sort=False):
+        metrics = [name for name in TITLES if name in part and part[name].notna().any()]
         methods = list(part["method"].unique())
         rows = []
         for point, found in part.groupby(list(names), sort=False, dropna=False):
             of_methods = found.set_index("method")[metrics].reindex(methods)
-            said = (f"{value:g}" if isinstance(value, float) else str(value) for value in point)
-            rows.append([", ".join(said), *(_several(values) for values in of_methods.to_numpy())])
+            rows.append([", ".join(map(_setting, point)), *(_several(values) for values in of_methods.to_numpy())])
         note = f"{' / '.join(TITLES[name] for name in metrics)}; means over seeds."
         yield Table(f"{task}, {base}: at each point of the grid", [", ".join(names), *methods], rows, note)
 
@@ -283,6 +282,13 @@ def _rank(row: Mapping[str, Any]) -> str:
 
 def _number(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.3f}"
+
+
+def _setting(value: Any) -> str:
+    """The value of a setting, which among numbers is not a number where it is none."""
+    if isinstance(value, float):
+        return "none" if math.isnan(value) else f"{value:g}"
+    return str(value)
 
 
 def _several(values: Iterable[float]) -> str:

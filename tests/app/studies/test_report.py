@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from bayeslora.app.studies import Study
-from bayeslora.app.studies.tables import Table, quality_tables
+from bayeslora.app.studies.tables import Table, points_tables, quality_tables
 
 Made = Callable[..., dict[str, Any]]
 
@@ -89,8 +89,21 @@ def test_a_grid_of_one_number_is_drawn_along_it(study: Made, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("grid", [{"max_length": [None, 8]}, {"lora.target_modules": [["query"], ["query", "value"]]}])
 def test_a_grid_may_be_of_no_number(grid: dict[str, Any], study: Made, tmp_path: Path) -> None:
-    Study(study(methods=["quick"], seeds=[0], grid=grid), tmp_path / "out").run(progress=False)
-    assert "| demo, demo, quick | 2 |" in (tmp_path / "out" / "report" / "study.md").read_text()
+    found = Study(study(methods=["quick"], seeds=[0], grid=grid), tmp_path / "out").run(progress=False)
+    text = (tmp_path / "out" / "report" / "study.md").read_text()
+    assert "| demo, demo, quick | 2 |" in text
+    assert ("\n| none | " in text) == ("max_length" in grid) and "nan" not in text
+    assert [name for name, _ in found.report().figures()] == ["robustness"]  # nothing has a place on an axis
+
+
+def test_points_of_a_task_have_the_metrics_that_it_has() -> None:
+    line = {"base": "demo", "method": "quick", "learning_rate": 0.1}
+    of_classes = {"task": "classes", "accuracy": 0.5, "nll": 0.75} | line
+    classes, values = points_tables(
+        pd.DataFrame([of_classes, {"task": "values", "nll": 1.25} | line]), ["learning_rate"]
+    )
+    assert classes.rows == [["0.1", "0.500 / 0.750"]] and classes.note.startswith("accuracy / NLL;")
+    assert values.rows == [["0.1", "1.250"]] and values.note.startswith("NLL;")
 
 
 def test_a_grid_without_a_result_is_reported(study: Made, tmp_path: Path) -> None:
