@@ -84,7 +84,7 @@ class Curvature(ABC):
 
     @abstractmethod
     def gains(self, roots: Roots) -> Tensor:
-        """Eigenvalues of F where the prior's covariance is the identity, one vector; differentiable by the roots."""
+        """Eigenvalues of F where the prior's covariance is the identity, one vector."""
 
     @abstractmethod
     def basis(self, roots: Roots) -> Basis:

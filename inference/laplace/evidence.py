@@ -40,7 +40,7 @@ class Evidence(Protocol):
     """Log p(data), in nats."""
 
     def __call__(self, prior: NormalPrior) -> Tensor:
-        """Under a prior; a scalar that is differentiable by the prior's roots."""
+        """Under a prior, a scalar."""
 
     def along(self, prior: NormalPrior) -> Callable[[Tensor], Tensor]:
         """Under all multiples of a prior, cheaply: a function of the log of a multiple (1,)."""

@@ -70,8 +70,8 @@ class Full(Curvature):
         self._matrix: Tensor | None = None
 
     def room(self, vectors: int) -> int:
-        """In double precision the matrix and, while its eigenvalues are differentiated, some eight more."""
-        return 72 * self.size**2
+        """In double precision the matrix and, while its eigenvectors are found, some seven more."""
+        return 64 * self.size**2
 
     def add(self, products: Mapping[Layer, Products], vector: int) -> None:
         """Add the squares of each example's gradient."""
