@@ -107,6 +107,8 @@ class SGLD(ChainSettings):
                         densities.append(log_joint.item())
                 shown.update()
         draws = {name: torch.stack([draw[name] for draw in kept]) for name in kept[0]}
+        if not all(value.isfinite().all() for value in draws.values()):  # of the last no density is taken
+            raise TrainingError("A draw is infinite or not a number: try a smaller step_size.")
         relaxations = self.draws * self.thin * self.drift(size)
         if relaxations < 1:
             warnings.warn(

@@ -197,6 +197,12 @@ def test_a_step_that_is_too_long_is_an_error() -> None:
         fit(tiny_program(), tiny_rows(8), "sgld", step_size=1e30, draws=20, progress=False)
 
 
+@pytest.mark.parametrize("backend", ["sgld", "sghmc"])
+def test_a_last_step_that_is_too_long_is_an_error(backend: str) -> None:
+    with pytest.raises(TrainingError, match="draw is infinite or not a number.*step_size"):
+        fit(tiny_program(), tiny_rows(8), backend, step_size=1e60, draws=1, warmup=0, thin=1, progress=False)
+
+
 @pytest.mark.filterwarnings("ignore:Encountered NaN")
 def test_a_prior_that_is_too_wide_to_start_from_is_said() -> None:
     program = tiny_program(Gaussian(sites="both", deviation=1e12, head_scale=1e12))
