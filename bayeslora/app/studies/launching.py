@@ -25,6 +25,7 @@ from typing import Any, Protocol
 from bayeslora.app.studies.cells import Cell
 from bayeslora.app.studies.expansion import Target
 from bayeslora.app.studies.results import Results
+from bayeslora.app.studies.study import cells_of
 from bayeslora.app.studies.work import Job, work
 from bayeslora.errors import SettingError, unknown
 
@@ -86,7 +87,7 @@ def launch(
     if launcher not in LAUNCHERS:
         raise SettingError(unknown("launcher", launcher, LAUNCHERS))
     start, failures = LAUNCHERS[launcher], []
-    left, cells = list(targets), _cells(targets)
+    left, cells = list(targets), cells_of(targets)
     for cell in cells:
         with results.left(cell):  # by a process of some other time, which is no reason not to try again
             pass
@@ -117,12 +118,6 @@ def _tell(left: Sequence[Target], results: Results, told: Callable[[Target], Non
         else:
             told(target)
     return waiting
-
-
-def _cells(targets: Sequence[Target]) -> list[Cell]:
-    """All fits that lines may need."""
-    entries = [entry for target in targets for entry in (*target.trials, *(each.entry for each in target.candidates))]
-    return list({cell.name: cell for entry in entries for cell in entry.cell.chain}.values())
 
 
 def _record_killed(cells: Sequence[Cell], results: Results) -> bool:
