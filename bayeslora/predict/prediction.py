@@ -45,7 +45,7 @@ class Prediction(ABC):
         method: how it was made, one of the posterior's predictors.
 
     Raises:
-        DataError: the shapes do not belong together, or an output is NaN.
+        DataError: the shapes do not belong together, or an output is NaN or infinity.
     """
 
     kind: ClassVar[str]
@@ -65,9 +65,10 @@ class Prediction(ABC):
             raise DataError(
                 f"Expected {self.outputs.shape[1]} labels, one an example, found the shape {tuple(self.labels.shape)}."
             )
-        if self.outputs.isnan().any():
-            row = int(self.outputs.isnan().any(-1).any(0).nonzero()[0])
-            raise DataError(f"The outputs of row {row} are NaN: the network or the posterior is not finite.")
+        broken = ~(self.outputs < math.inf).all(-1).all(0)  # minus infinity is the logarithm of nothing
+        if broken.any():
+            row = int(broken.nonzero()[0])
+            raise DataError(f"The outputs of row {row} are NaN or infinity: network or posterior is not finite.")
 
     def __len__(self) -> int:
         return self.outputs.shape[1]

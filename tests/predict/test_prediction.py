@@ -167,7 +167,8 @@ def test_files_that_are_no_predictive_are_refused(tmp_path: Path) -> None:
         ClassPrediction.load(tmp_path / "other")
 
 
-def test_wrong_shapes_and_nan_are_refused() -> None:
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_wrong_shapes_and_what_is_not_finite_are_refused(value: float) -> None:
     with pytest.raises(DataError, match=r"Expected outputs \(draws, examples, outputs\), found the shape \(4, 2\)"):
         ClassPrediction(torch.zeros(4, 2), None)
     with pytest.raises(DataError, match="Expected names of 2 classes, found 3"):
@@ -175,9 +176,11 @@ def test_wrong_shapes_and_nan_are_refused() -> None:
     with pytest.raises(DataError, match="Expected 4 labels"):
         ClassPrediction(torch.zeros(1, 4, 2), torch.zeros(3, dtype=torch.long))
     logits = torch.zeros(2, 4, 2)
-    logits[1, 3, 0] = math.nan
-    with pytest.raises(DataError, match="The outputs of row 3 are NaN"):
-        ClassPrediction(logits, None)
+    logits[1, 3, 0] = -math.inf  # of a choice that the row lacks
+    assert ClassPrediction(logits).probabilities[3].tolist() == [0.25, 0.75]
+    logits[1, 3, 0] = value
+    with pytest.raises(DataError, match="The outputs of row 3 are NaN or infinity"):
+        ClassPrediction(logits)
 
 
 def test_rows_without_labels_have_no_metrics() -> None:
