@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -94,6 +95,15 @@ class Rows:
         """The prediction of these rows that outputs (draws, examples, outputs) make."""
         made = {"method": method} | ({} if aleatoric is None else {"aleatoric": aleatoric})
         return self.observation.predicted(outputs, self.labels, self.names, **made)
+
+    def nll(self, outputs: Tensor) -> float:
+        """Mean over rows of minus the log density of the label, averaged over outputs (draws, examples, outputs).
+
+        It is infinite where an output is NaN or infinity, as of weights that are too large for the network's precision.
+        """
+        if not (outputs < math.inf).all():
+            return math.inf
+        return -float(self.predicted(outputs).log_predictive_density.double().mean())
 
     def batches(self, device: torch.device, title: str = "predict") -> Iterator[tuple[Batch, Tensor]]:
         """Batches on ``device``, labels included where they are known, and which rows they are."""

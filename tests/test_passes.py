@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -96,3 +97,13 @@ def test_rows_may_have_another_number_of_choices(program: Program) -> None:
     rows = Dataset.from_list([{"q": "w3", "choices": ["w4", "w5", "w6", "w7"], "right": 3}])
     found = Rows.of(choosing, Split(rows, quiz(("A", "B", "C", "D"))))
     assert (found.observation.classes, found.names) == (4, ("A", "B", "C", "D"))
+
+
+def test_the_loss_of_an_average_over_draws_is_infinite_where_the_network_overflows(program: Program) -> None:
+    rows = Rows.of(program, text_rows(2))
+    outputs = torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(0))
+    right = torch.stack([outputs.softmax(-1)[:, row, label] for row, label in enumerate(rows.labels.tolist())])
+    assert rows.nll(outputs) == pytest.approx(-float(right.mean(1).log().mean()))
+    for value in (math.nan, math.inf):
+        outputs[1, 0, 0] = value
+        assert rows.nll(outputs) == math.inf

@@ -15,6 +15,7 @@ from datasets import Dataset
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
+from bayeslora.errors import TrainingError
 from bayeslora.inference.laplace.posterior import LaplacePosterior, linearised, linked
 from bayeslora.inference.laplace.priors import NormalPrior
 from bayeslora.observations import Curved
@@ -62,20 +63,27 @@ def best_width(posterior: LaplacePosterior, data: Dataset, batch_size: int, prog
     Returns:
         The trace has for each width the ``multiple``, ``heldout_nll``, in nats an example, of classes the best
         ``temperature`` with it and its ``tempered_nll``, and whether it was ``chosen``.
+
+    Raises:
+        TrainingError: the loss of the rows is infinite or not a number under all widths.
     """
     rows = Rows.of(posterior.program, data, batch_size, progress)
     by_links = isinstance(rows.observation, Curved)
     trace: list[dict[str, float]] = []
     costs = []
     for multiple, outputs in (_by_links if by_links else _by_draws)(posterior, rows):
-        found = rows.observation.predicted(outputs, rows.labels)
-        row = {"multiple": multiple, "heldout_nll": -float(found.log_predictive_density.mean())}
+        row = {"multiple": multiple, "heldout_nll": rows.nll(outputs)}
         cost = row["heldout_nll"] * len(rows)
-        if by_links and isinstance(found, ClassPrediction):
+        if by_links and math.isfinite(cost) and isinstance(found := rows.predicted(outputs), ClassPrediction):
             row["temperature"], cost = _weighted_temperature(found)
             row["tempered_nll"] = -float(tempered(found, row["temperature"]).log_predictive_density.mean())
         trace.append(row)
         costs.append(cost + math.log(multiple) ** 2 / 2 if by_links else cost)
+    if not math.isfinite(min(costs)):
+        raise TrainingError(
+            "The loss of the held-out rows is infinite or not a number under every width of the prior, however near to "
+            "the mode: look at what the mode itself predicts of them."
+        )
     best = trace[min(range(len(costs)), key=costs.__getitem__)]
     for row in trace:
         row["chosen"] = float(row is best)

@@ -122,8 +122,7 @@ class TFB(MLE):
 
     def _loss(self, rows: Rows, posterior: VariationalPosterior, seed: int) -> float:
         """Negative log-likelihood of an example, by the average over draws with the same noise at every width."""
-        outputs = rows.outputs_of(posterior.program, posterior.draws(self.draws, seed))
-        return -float(rows.observation.predicted(outputs, rows.labels).log_predictive_density.double().mean())
+        return rows.nll(rows.outputs_of(posterior.program, posterior.draws(self.draws, seed)))
 
 
 class TFBPosterior(VariationalPosterior):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from functools import cache
 from pathlib import Path
@@ -18,7 +19,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import bayeslora as bl
-from bayeslora.errors import PosteriorError, SettingError
+from bayeslora.errors import PosteriorError, SettingError, TrainingError
+from bayeslora.inference.laplace import heldout
 from bayeslora.inference.laplace.fisher import fisher_of
 from bayeslora.models import Gaussian
 from bayeslora.observations import Classes, Completions, Drawn, Sampled, completions
@@ -168,6 +170,17 @@ def test_a_width_that_breaks_the_network_is_said_and_held_out_rows_find_a_better
         torch.testing.assert_close(root, wide.prior.roots[site] * best)
     again = tuned.predict(rows(2), 3, progress=False)
     assert -float(again.log_predictive_density.mean()) == pytest.approx(tried[best])
+
+
+def test_a_width_under_which_the_network_overflows_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"start": fine_tuned(), "curvature": "diag", "progress": False, "cpu": True}
+    monkeypatch.setattr(heldout, "FEW_MULTIPLES", [1e200, 0.01])
+    tuned = bl.fit(under(1.0), rows(), "laplace", tune="heldout", heldout=rows(2), **settings)
+    broken, whole = tuned.record.history
+    assert broken["heldout_nll"] == math.inf > whole["heldout_nll"] and whole["chosen"]
+    monkeypatch.setattr(heldout, "FEW_MULTIPLES", [1e200, 1e201])
+    with pytest.raises(TrainingError, match="held-out rows is infinite or not a number under every width"):
+        bl.fit(under(1.0), rows(), "laplace", tune="heldout", heldout=rows(2), **settings)
 
 
 @pytest.mark.parametrize("deviation", [0.003, 0.1, 1e14])

@@ -18,6 +18,7 @@ from scenarios import lora_regression, saved_base, text_program, text_rows, tiny
 import bayeslora as bl
 from bayeslora.errors import AdapterError, SettingError, TrainingError
 from bayeslora.inference import fit, load
+from bayeslora.inference.posthoc import tfb
 from bayeslora.inference.posthoc.tfb import FIRST, HALVINGS, TFBPosterior, widest
 from bayeslora.inference.training.trainer import _Steps
 from bayeslora.models import Gaussian, MonteCLoRA
@@ -63,6 +64,12 @@ def test_what_is_no_number_is_not_borne() -> None:
     assert 0.02 / NEAR * 0.999 < found < 0.02
     with pytest.raises(TrainingError, match="without noise is nan"):
         widest(lambda _: math.nan, 0.01)
+
+
+def test_noise_under_which_the_network_overflows_is_not_borne(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tfb, "widest", lambda loss, _: (0.1, [{"wide": loss(1e30), "narrow": loss(0.1)}]))
+    posterior = fit(tiny_program(Gaussian(sites="both")), tiny_rows(8), "tfb", mode="given", progress=False)
+    assert posterior.record.history[-1]["wide"] == math.inf > posterior.record.history[-1]["narrow"]
 
 
 def test_noise_of_any_width_that_is_borne_is_said() -> None:
