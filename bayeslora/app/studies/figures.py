@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
@@ -117,43 +118,51 @@ def risks(targets: Sequence[Target], results: Results) -> Figure:
 
 def boxes(points: pd.DataFrame) -> Figure:
     """Box plots of NLL and accuracy over the points of a grid, a row of panels for each task and base."""
-    places = list(dict.fromkeys(zip(points["task"], points["base"], strict=True)))
-    metrics = [name for name in ("nll", "accuracy") if name in points]
     methods = list(points["method"].unique())
-    figure, panels = _panels(len(places) * len(metrics), len(metrics))
-    for number, axes in enumerate(panels):
-        place, metric = places[number // len(metrics)], metrics[number % len(metrics)]
-        part = points[(points[["task", "base"]] == list(place)).all(axis=1)]
+    names = [fill(method, LABEL) for method in methods]
+    figure, panels = _panels_of_grid(points, ("nll", "accuracy"))
+    for axes, metric, part in panels:
         drawn = [part[metric][part["method"] == method].to_numpy() for method in methods]
-        names = [fill(method, LABEL) for method in methods]
         axes.boxplot(drawn, medianprops={"color": COLOURS[1]})
         axes.set_xticks(range(1, len(names) + 1), names, rotation=40, ha="right", rotation_mode="anchor", fontsize=8)
-        axes.set(title=", ".join(place), ylabel=LABELS[metric])
     return figure
 
 
 def curves(points: pd.DataFrame, name: str) -> Figure:
     """NLL, accuracy and ECE by the setting that a grid varies, a row of panels for each task and base."""
-    places = list(dict.fromkeys(zip(points["task"], points["base"], strict=True)))
-    metrics = [metric for metric in LABELS if metric in points]
     methods = list(points["method"].unique())
-    figure, panels = _panels(len(places) * len(metrics), len(metrics))
-    for number, axes in enumerate(panels):
-        place, metric = places[number // len(metrics)], metrics[number % len(metrics)]
-        part = points[(points[["task", "base"]] == list(place)).all(axis=1)].sort_values(name)
+    figure, panels = _panels_of_grid(points, tuple(LABELS))
+    for axes, metric, part in panels:
         for order, method in enumerate(methods):
-            own = part[part["method"] == method]
+            own = part[part["method"] == method].sort_values(name)
             # Later lines are thinner: where methods agree, as two classes' accuracy may, every one of them is seen.
             style = _style(order) | {"linestyle": "-", "linewidth": 1 + 3 * (1 - order / len(methods))}
             axes.plot(own[name].to_numpy(), own[metric].to_numpy(), label=method, **style)
-        axes.set(title=", ".join(place), xlabel=name, ylabel=LABELS[metric])
+        axes.set_xlabel(name)
         if (part[name] > 0).all():
             axes.set_xscale("log")
         values = part[name].unique()
         axes.set_xticks(values, [f"{value:g}" for value in values])
         axes.minorticks_off()
-    _legend(figure, panels)
+    _legend(figure, [axes for axes, *_ in panels])
     return figure
+
+
+def _panels_of_grid(
+    points: pd.DataFrame, metrics: Sequence[str]
+) -> tuple[Figure, list[tuple[Axes, str, pd.DataFrame]]]:
+    """A row of panels for each task and base: one for each metric that it has, and its points."""
+    places = points.groupby(["task", "base"], sort=False)
+    metrics = [metric for metric in metrics if metric in points]
+    figure, panels = _panels(len(places) * len(metrics), len(metrics))
+    found = []
+    for axes, ((place, part), metric) in zip(panels, product(places, metrics), strict=True):
+        if part[metric].isna().all():  # values have no accuracy
+            axes.remove()
+            continue
+        axes.set(title=", ".join(place), ylabel=LABELS[metric])
+        found.append((axes, metric, part))
+    return figure, found
 
 
 def _ticks(low: float, high: float) -> list[float]:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
-from bayeslora.app.studies.figures import pareto
+from bayeslora.app.studies.figures import boxes, curves, pareto
 
 
 @pytest.mark.parametrize("seconds", [(5.0, 5.2), (240.0, 920.0), (70.0, 430.0), (66.0, 300.0), (0.5, 40.0), (1, 9e4)])
@@ -28,3 +31,12 @@ def test_costs_are_read_off_ticks_whose_labels_are_apart(seconds: tuple[float, f
     digit = boxes[0].width / len(ticks[0].get_text())  # with less between them two numbers read as one
     assert len(boxes) >= 2
     assert all(one.x1 + digit < other.x0 for one, other in zip(boxes, boxes[1:], strict=False))
+
+
+@pytest.mark.parametrize("drawn", [boxes, lambda points: curves(points, "learning_rate")])
+def test_a_task_has_no_panel_of_a_metric_that_it_lacks(drawn: Callable[[pd.DataFrame], Figure]) -> None:
+    rates = ({"base": "demo", "method": "quick", "learning_rate": rate} for rate in (0.1, 0.1, 1.0, 1.0))
+    metrics = [{"task": "values", "nll": 1.25}, {"task": "classes", "nll": 0.75, "accuracy": 0.5}] * 2
+    figure = drawn(pd.DataFrame([line | found for line, found in zip(rates, metrics, strict=True)]))
+    titles = [(axes.get_title(), axes.get_ylabel()) for axes in figure.axes]
+    assert titles == [("values, demo", "NLL"), ("classes, demo", "NLL"), ("classes, demo", "accuracy")]
