@@ -141,7 +141,7 @@ def curves(points: pd.DataFrame, name: str) -> Figure:
         axes.set_xlabel(name)
         if (part[name] > 0).all():
             axes.set_xscale("log")
-        values = part[name].unique()
+        values = sorted(part[name].unique())
         axes.set_xticks(values, [f"{value:g}" for value in values])
         axes.minorticks_off()
     _legend(figure, [axes for axes, *_ in panels])
