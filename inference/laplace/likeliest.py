@@ -35,7 +35,7 @@ def tuned_width(evidence: Evidence, prior: NormalPrior) -> tuple[NormalPrior, li
     grid = [like.new_full((1,), log) for log in GRID]
     log = max(grid, key=lambda each: float(along(each)))
     if float(log) in (GRID[0], GRID[-1]):
-        _warn_of_limit(float(log) < 0)
+        _warn_of_limit(float(log))
         return prior, [{"tuning": 0.0, "log_evidence": float(along(torch.zeros_like(log))), "scale": 1.0}]
 
     log.requires_grad_()
@@ -91,7 +91,7 @@ def _likeliest(evidence: RefittedEvidence, trace: list[dict[str, float]]) -> flo
 def _times(prior: NormalPrior, log: float) -> NormalPrior:
     """The prior times what a search came to; at an end of the grid it is kept, which is said."""
     if log in (WIDTHS[0], WIDTHS[-1]):
-        _warn_of_limit(log == WIDTHS[0])
+        _warn_of_limit(log)
         return prior
     return prior.times(math.exp(log))
 
@@ -104,12 +104,13 @@ def _traced(evidence: RefittedEvidence, log: float, trace: list[dict[str, float]
     return found
 
 
-def _warn_of_limit(none: bool) -> None:
-    """Say that an evidence has no best width, so that the model's prior stays as it is."""
-    limit = "no width, which leaves the point estimate" if none else "any width, which is no prior"
+def _warn_of_limit(log: float) -> None:
+    """Say that an evidence is largest at an end of what is tried, so that the model's prior stays as it is."""
+    kind = "no width, which leaves the point estimate, or less" if log < 0 else "any width, which is no prior, or more"
     warnings.warn(
-        f"By the evidence the best prior has {limit}: that of the model is kept as it is. Give rows that the mode has "
-        "not seen (heldout=...), a prior around zero (model.centre=zero), or a width with tune='none'.",
+        f"By the evidence the best prior has {kind} than {math.exp(log):.4g} times the model's: that of the model is "
+        "kept as it is. Give rows that the mode has not seen (heldout=...), a prior around zero (model.centre=zero) or "
+        "of another width (model.deviation), or have this one with tune='none'.",
         stacklevel=3,
     )
 
