@@ -112,7 +112,8 @@ class Report:
             lines += [f"**{changed}**", ""]
         failed = self.frame[self.frame["state"] == "failed"]
         labels = ["task", "base", "method", "seed", "protocol", *self.study.file.grid]
-        lines += [f"- {', '.join(map(str, row[labels]))}: {row['error']}" for _, row in failed.iterrows()]
+        named = failed[labels].astype(object).where(failed[labels].notna(), "none").to_numpy()
+        lines += [f"- {', '.join(map(str, row))}: {said}" for row, said in zip(named, failed["error"], strict=True)]
         return "\n".join([*lines, "", *(table.to_markdown() for table in self.tables())])
 
     def to_dict(self) -> dict[str, Any]:

@@ -115,6 +115,12 @@ def test_a_grid_without_a_result_is_reported(study: Made, tmp_path: Path) -> Non
     assert "- demo, demo, hungry, 0, grid, 1.0: MemoryError" in text
 
 
+def test_a_failure_where_a_setting_is_none_says_so(study: Made, tmp_path: Path) -> None:
+    made = study(methods=["hungry"], seeds=[0], grid={"max_length": [None, 8]})
+    text = Study(made, tmp_path / "out").run(progress=False).report().to_markdown()
+    assert "- demo, demo, hungry, 0, grid, none: MemoryError" in text and "nan" not in text
+
+
 def test_a_study_without_results_has_a_report(study: Made, tmp_path: Path) -> None:
     report = Study(study(), tmp_path / "out").report()
     report.save(tmp_path / "report")
