@@ -74,6 +74,8 @@ class Report:
         parts, notes = self.parts, notes_of(self.frame)
         if "summary" in parts:
             yield from tables.quality_tables(parts["summary"], self.reference, notes)
+            if self.study.file.tuning:
+                yield tables.chosen_table(self.frame)
             if len(parts["summary"][["task", "base"]].drop_duplicates()) > 1:
                 yield tables.ranking_table(parts["ranks"], self.reference)
         if "robustness" in parts:

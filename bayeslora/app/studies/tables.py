@@ -16,6 +16,7 @@ __all__ = [
     "TITLES",
     "Notes",
     "Table",
+    "chosen_table",
     "cost_table",
     "detection_table",
     "points_tables",
@@ -142,6 +143,17 @@ def quality_tables(summary: pd.DataFrame, reference: str, notes: Notes) -> Itera
                 f"Differences by pairs of rows and of seeds. {CHANCE} marks what is less than chance (one of the "
                 "intervals holds zero) or than the digits shown.",
             )
+
+
+def chosen_table(frame: pd.DataFrame) -> Table:
+    """The settings that each task, base and method stands at, chosen with the first seed."""
+    chosen = frame[frame["protocol"] == "chosen"].drop_duplicates(["task", "base", "method"])
+    names = [name for name in chosen if name.startswith("chosen_") and chosen[name].notna().any()]
+    rows = [
+        [f"{row['task']}, {row['base']}, {row['method']}", *(_setting(row[name]).replace("none", "") for name in names)]
+        for row in chosen.dropna(subset=names, how="all").to_dict("records")
+    ]
+    return Table("Chosen settings", ["", *(name.removeprefix("chosen_") for name in names)], rows)
 
 
 def cost_table(frame: pd.DataFrame) -> Table:

@@ -35,6 +35,7 @@ def test_everything_is_written(study: Made, tmp_path: Path) -> None:
     text = (folder / "study.md").read_text()
     assert "6 lines: 4 done, 2 failed." in text and "- demo, demo, hungry, 0, same: MemoryError: no room" in text
     assert "## demo, demo: each at its own, chosen on held-out rows; less quick" in text and "## Shift" in text
+    assert "|  | learning_rate |\n|---|---:|\n| demo, demo, quick | 0.1 |\n| demo, demo, wide | 0.1 |" in text
     frame = found.frame()
     wide = frame[(frame["method"] == "wide") & (frame["protocol"] == "same")].iloc[0]
     assert f"| wide | 1 | {wide['accuracy']:.3f} (" in text
