@@ -98,6 +98,14 @@ class Posterior(ABC):
         for _ in seeded(n, seed, self.program.device):
             yield self.draw()
 
+    def pairs(self, n: int, seed: int = 0) -> Iterator[dict[str, Tensor]]:
+        """Yield ``n`` draws of the weights, every second one the mirror image of the one before.
+
+        Raises:
+            PosteriorError: it is not known to be symmetric.
+        """
+        raise PosteriorError(f"Draws in pairs are those of a symmetric guide, and this is a {type(self).__name__}.")
+
     def differing(self, draws: int) -> int:
         """How many of so many draws may differ: of point estimates one of each fit."""
         return draws if self.random else min(draws, len(self.chains))
@@ -201,7 +209,8 @@ class Posterior(ABC):
                 texts, mappings from column to value, a DataFrame, a data set. Rows of another multiple-choice task may
                 have another number of choices.
             draws: number of weight draws; a point estimate makes one pass in any case.
-            method: name of one of `predictors`, by default the first. ``"sample"`` averages probabilities over draws;
+            method: name of one of `predictors`, by default the first. ``"sample"`` averages probabilities over draws,
+                ``"pairs"`` over as many that lie two by two on opposite sides of the mean, which is more precise;
                 ``"mean"`` is the one pass at the posterior mean, the plain-LoRA prediction.
             seed: of the draws; the global generators are left as they were.
             batch_size: rows a pass; it does not change the result.

@@ -15,7 +15,7 @@ from bayeslora.passes import Rows
 if TYPE_CHECKING:
     from bayeslora.posterior import Posterior
 
-__all__ = ["Draws", "Mean", "Outputs", "Predictor"]
+__all__ = ["Draws", "Mean", "Outputs", "Pairs", "Predictor"]
 
 #: Outputs of the network (draws, examples, outputs), and the expected entropy (examples,) where it is not theirs.
 Outputs = tuple[Tensor, Tensor | None]
@@ -25,7 +25,8 @@ class Predictor(Protocol):
     """A way to predict.
 
     Attributes:
-        by_draws: whether its outputs are those of the draws that `Posterior.draws` gives by the same seed.
+        by_draws: whether its outputs are those of the draws that `Posterior.draws` gives by the same seed, which are
+            independent or those of a Markov chain.
     """
 
     by_draws: bool
@@ -43,6 +44,24 @@ class Draws:
         """Outputs (draws, examples, outputs); a point estimate has one draw."""
         values = posterior.draws(posterior.differing(draws), seed)
         return rows.outputs_of(posterior.program, values), None
+
+
+class Pairs:
+    """A pass for each draw of the weights, every second one the mirror image of the one before.
+
+    Each has the posterior's law, so that averages are of the same mean as those of independent draws. Their errors are
+    smaller, since within a pair they cancel as far as the network's outputs are linear in the noise
+    (``benchmarks/results/draws.json``).
+
+    References:
+        Hammersley and Morton, *A new Monte Carlo technique: antithetic variates*, 1956.
+    """
+
+    by_draws = False
+
+    def __call__(self, posterior: Posterior, rows: Rows, draws: int, seed: int) -> Outputs:
+        """Outputs (draws, examples, outputs)."""
+        return rows.outputs_of(posterior.program, posterior.pairs(draws, seed)), None
 
 
 class Mean:

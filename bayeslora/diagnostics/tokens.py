@@ -25,7 +25,7 @@ from bayeslora.program import Program
 __all__ = ["METHODS", "TokenCalibration", "token_calibration"]
 
 #: By what tokens are predicted: the mixture of draws, or the posterior mean.
-METHODS = ("sample", "mean")
+METHODS = ("pairs", "sample", "mean")
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ def token_calibration(
         data: rows with completions.
         draws: number of weight draws.
         method: ``"sample"``, the mixture of draws, or ``"mean"``, the weights' mean; by default the posterior's first.
+            Draws are independent, of ``"pairs"`` as well.
         seed: of the draws.
         batch_size: rows a pass.
         progress: show a bar.

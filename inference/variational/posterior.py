@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import islice
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
@@ -27,6 +28,7 @@ from bayeslora.models.guides.auto import make_guide
 from bayeslora.models.guides.base import Guide
 from bayeslora.passes import Rows
 from bayeslora.posterior import Posterior, Record
+from bayeslora.predictors import Pairs
 from bayeslora.program import Estimator, Program
 from bayeslora.store import POSTERIOR
 from bayeslora.weights import Site
@@ -51,6 +53,8 @@ class VariationalPosterior(Posterior):
         super().__init__(program, record)
         self.guide = guide
         self.random = guide.random
+        if guide.spreads() and "sample" in self.predictors:
+            self.predictors = {"pairs": Pairs(), **self.predictors}
 
     def prior_model(self) -> dict[str, Tensor]:
         """Pyro model of the weights alone, around the means that were learned, if they were."""
@@ -81,6 +85,21 @@ class VariationalPosterior(Posterior):
                 if not trace.nodes[name]["infer"].get("is_auxiliary")
             }
             return latents | self.program.model.weights(latents)
+
+    def pairs(self, n: int, seed: int = 0) -> Iterator[dict[str, Tensor]]:
+        """Yield ``n`` draws of the weights, every second one the mirror image of the one before.
+
+        Given the guide's other sites, its matrices are as likely there: see `Spread`.
+        """
+        return islice(self._mirrored(self.draws(-(-n // 2), seed)), n)
+
+    def _mirrored(self, draws: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+        """The weights of each draw, and of its mirror image."""
+        means = {name: spread.mean.detach() for name, spread in self.guide.spreads().items()}
+        for draw in draws:
+            weights = self.program.model.weights(draw)
+            yield weights
+            yield weights | {name: 2 * mean - weights[name] for name, mean in means.items()}
 
     def mean(self) -> dict[str, Tensor]:
         """The guide's mean of the weights, by site."""
