@@ -7,15 +7,16 @@ MRPC, 400 training rows: the base's vector of each row is computed once, and wha
 two dense layers of its classification head, 2,308 weights, all of them random. Families have the library's defaults but
 for the length of training, 50 epochs, and for the rate of the full covariance: at 1e-2 its 2.7 million entries blow up.
 Nothing is chosen on the validation split, whose predictions are compared. All are of one prior, but for MonteCLoRA,
-which has its own. Two chains of the sampler say how near two samples of one law are. The report takes seconds: a
-Markdown table, benchmarks/results/nearest.json and docs/images/nearest.png.
+which has its own. Two chains of the sampler say how near two samples of one law are. A family that is done is not done
+again. The report takes seconds: a Markdown table, benchmarks/results/nearest.json and docs/images/nearest.png.
 """
 
 from __future__ import annotations
 
-from argparse import Namespace
+import json
+from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, Run, command_line, environment, markdown, read_runs, work
+from common import RESULTS, environment, markdown, say
 from datasets import Dataset
 from nearest_figure import draw
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ from bayeslora.posterior import Posterior
 from bayeslora.predict.prediction import ClassPrediction
 
 FIGURE = RESULTS.parent.parent / "docs" / "images" / "nearest.png"
-TASK, ROWS, EPOCHS, DRAWS = "mrpc", 400, 50, 80
+DRAWS = 80
 #: The prior: normal, around LoRA's start, for both matrices of both layers.
 PRIOR = {"sites": "both", "scale": 1.5, "zero_scale": 0.2}
 #: Of `svi`: the prior that all have, and the rate of its means under it.
@@ -61,8 +62,28 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "sgld": ("sgld", {"draws": DRAWS, "warmup": DRAWS}),
 }
 CHAINS = 2
-#: Settings to see that it works.
+#: Settings of samplers to see that it works.
 QUICK = {"nuts": {"draws": 40, "warmup": 5, "max_tree_depth": 2}, "sgld": {"draws": 40, "warmup": 5, "thin": 1}}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What all families have in common."""
+
+    task: str = "mrpc"
+    train_size: int = 400
+    heldout_size: int = 300
+    rank: int = 2
+    lora_alpha: int = 8
+    epochs: int = 50
+    batch_size: int = 32
+    draws: int = DRAWS
+    seed: int = 0
+    samplers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
+
+
+#: In seconds, to see that it works; its figures mean nothing.
+SHORT = Protocol(train_size=32, heldout_size=16, epochs=1, batch_size=8, draws=40, samplers=QUICK)
 
 
 class Head(nn.Module):
@@ -80,10 +101,10 @@ class Head(nn.Module):
 
 
 @cache
-def vectors_of(base: str, data_dir: str | None, size: int, heldout: int, seed: int) -> tuple[Any, ...]:
+def vectors_of(base: str, data_dir: str | None, how: Protocol) -> tuple[Any, ...]:
     """Vectors of all rows, the layer that follows them, and the rows by number: for training, and to report on."""
-    task = bl.load_task(TASK, data_dir, train_size=size, heldout_size=heldout, seed=seed)
-    program = bl.Program.from_pretrained(base, task, seed=seed).eval()
+    task = bl.load_task(how.task, data_dir, train_size=how.train_size, heldout_size=how.heldout_size, seed=how.seed)
+    program = bl.Program.from_pretrained(base, task, seed=how.seed).eval()
     encoder = program.weights.base.base_model
     vectors, splits, first = [], [], 0
     for split in (task.train, task.validation):
@@ -100,55 +121,61 @@ def vectors_of(base: str, data_dir: str | None, size: int, heldout: int, seed: i
     return torch.cat(vectors), encoder.pooler.dense.get_base_layer(), *splits
 
 
-def program_of(run: Run, base: str, data_dir: str | None) -> tuple[bl.Program, Dataset, Dataset]:
-    """The program of one run, its training rows, and those to report on."""
+def program_of(family: str, base: str, data_dir: str | None, how: Protocol) -> tuple[bl.Program, Dataset, Dataset]:
+    """The program of one family, its training rows, and those to report on."""
     from copy import deepcopy
 
     from peft import LoraConfig, get_peft_model
 
-    vectors, pooler, train, other = vectors_of(base, data_dir, run.train_size, run.heldout_size, run.seed)
+    vectors, pooler, train, other = vectors_of(base, data_dir, how)
     with torch.random.fork_rng():
-        torch.manual_seed(run.seed)
-        lora = LoraConfig(r=run.rank, lora_alpha=run.lora_alpha, target_modules=["pooler", "classifier"])
+        torch.manual_seed(how.seed)
+        lora = LoraConfig(r=how.rank, lora_alpha=how.lora_alpha, target_modules=["pooler", "classifier"])
         network = get_peft_model(Head(vectors, deepcopy(pooler)), lora)
-    name = "monteclora" if run.backend.endswith("monteclora") else "gaussian"
+    name = "monteclora" if family.endswith("monteclora") else "gaussian"
     return bl.Program(network, bl.observations.Classes(2), bl.models.build(name, **PRIOR)), train, other
 
 
-def fitted(run: Run, program: bl.Program, train: Dataset) -> Posterior:
+def fitted(family: str, program: bl.Program, train: Dataset, how: Protocol) -> Posterior:
     """The posterior of one family; of the reference, all of its chains."""
-    backend, settings = FAMILIES[run.backend]
+    backend, settings = FAMILIES[family]
     if "epochs" in bl.inference.BACKENDS[backend].__dataclass_fields__:
-        settings = settings | {"epochs": run.epochs, "batch_size": run.batch_size}
-    if run.samples < DRAWS and backend in QUICK:
-        settings = QUICK[backend]
-    seeds = [run.seed + chain for chain in range(CHAINS if run.backend == REFERENCE else 1)]
+        settings = settings | {"epochs": how.epochs, "batch_size": how.batch_size}
+    settings = {**settings, **how.samplers.get(backend, {})}
+    seeds = [how.seed + chain for chain in range(CHAINS if family == REFERENCE else 1)]
     found = [bl.fit(program, train, backend, seed=seed, progress=False, **settings) for seed in seeds]
     return found[0] if len(found) == 1 else MixturePosterior(found, found[0].record)
 
 
-def measured(run: Run, base: str, data_dir: str | None, output: Path) -> dict[str, Any]:
-    """Fit one family, predict, and ask it how near it is by itself."""
-    program, train, other = program_of(run, base, data_dir)
-    posterior = fitted(run, program, train)
-    draws = max(run.samples, 40)
-    for place, chain in enumerate(posterior.chains):
-        count = chain.differing(min(draws, chain.most_draws or draws))
-        prediction = chain.predict(other, count, seed=run.seed + place, progress=False)
-        prediction.save(output / run.name / f"chain{place}.safetensors")
-    shown = posterior.predict(other, chain.differing(draws), progress=False).metrics(intervals=False).to_dict()
-    return {
-        "run": asdict(run),
-        "arms": {run.backend: shown},
-        "diagnosis": diagnosed(run.backend, posterior, train, draws),
-        "seconds": {"fit": sum(chain.cost["seconds"] for chain in posterior.chains)},
-        "history": [chain.record.history[-1] for chain in posterior.chains],
-        "weights": sum(site.initial.numel() for site in program.sites),
-        "environment": environment(program.device),
-    }
+def run(options: Namespace) -> None:
+    """Fit the families that are not done, predict, and ask each how near it is by itself."""
+    how = SHORT if options.quick else Protocol()
+    torch.set_num_threads(options.threads)
+    for family in options.families:
+        folder = options.output / family
+        if (folder / "record.json").exists():
+            say(f"{family}: done before")
+            continue
+        program, train, other = program_of(family, options.base, options.data_dir, how)
+        posterior = fitted(family, program, train, how)
+        for place, chain in enumerate(posterior.chains):
+            count = chain.differing(min(how.draws, chain.most_draws or how.draws))
+            prediction = chain.predict(other, count, seed=how.seed + place, progress=False)
+            prediction.save(folder / f"chain{place}.safetensors")
+        shown = posterior.predict(other, chain.differing(how.draws), progress=False).metrics(intervals=False)
+        record = {
+            "protocol": asdict(how) | {"weights": sum(site.initial.numel() for site in program.sites)},
+            "metrics": {name: shown[name].value for name in ("accuracy", "nll", "ece_15")},
+            "diagnosis": diagnosed(posterior, train, how.draws),
+            "seconds": sum(chain.cost["seconds"] for chain in posterior.chains),
+            "history": [chain.record.history[-1] for chain in posterior.chains],
+            "environment": environment(program.device),
+        }
+        write_json(folder / "record.json", record)
+        say(f"{family}: NLL {shown['nll'].value:.3f} ({record['seconds']:.0f} s)")
 
 
-def diagnosed(name: str, posterior: Posterior, train: Dataset, draws: int) -> dict[str, Any]:
+def diagnosed(posterior: Posterior, train: Dataset, draws: int) -> dict[str, Any]:
     """K-hat, by layer too, leave-one-out, and convergence, as far as the family has them."""
     found: dict[str, Any] = {}
     if not posterior.random:
@@ -173,14 +200,6 @@ def diagnosed(name: str, posterior: Posterior, train: Dataset, draws: int) -> di
     return found
 
 
-def plan(families: Sequence[str]) -> list[Run]:
-    """One run for each family, the reference first."""
-    return [
-        Run(TASK, family, 0, ROWS, epochs=EPOCHS, rank=2, lora_alpha=8, samples=DRAWS, precision="highest")
-        for family in families
-    ]
-
-
 def compared(found: Sequence[ClassPrediction], reference: Sequence[ClassPrediction]) -> dict[str, float]:
     """How far predictions are from those of the reference: probabilities, and the spread of logits, if there is one."""
     (mine, spread), (true, wide) = (_moments(each) for each in (found, reference))
@@ -202,28 +221,25 @@ def _moments(found: Sequence[ClassPrediction]) -> tuple[Tensor, Tensor]:
 
 def report(options: Namespace) -> None:
     """Print the table, draw the picture, and write the figures that are kept."""
-    records = {record["run"]["backend"]: record for record in read_runs(options.output)}
-    if REFERENCE not in records:
+    folders = {name: options.output / name for name in FAMILIES if (options.output / name / "record.json").exists()}
+    if REFERENCE not in folders:
         raise SystemExit(f"The reference is not there: run --families {REFERENCE}.")
-    predictions = {name: _predictions(options.output / record_name(record)) for name, record in records.items()}
-    reference = predictions.pop(REFERENCE)
-    summary = {
-        name: compared(predictions[name], reference) | _kept(records[name]) for name in FAMILIES if name in predictions
-    }
+    records = {name: json.loads((folder / "record.json").read_text()) for name, folder in folders.items()}
+    predictions = {name: _predictions(folder) for name, folder in folders.items()}
+    first, reference = records.pop(REFERENCE), predictions.pop(REFERENCE)
+    summary = {name: compared(predictions[name], reference) | _kept(record) for name, record in records.items()}
     floor = compared(reference[:1], reference[1:])
     order = sorted(summary, key=lambda name: float(summary[name]["variation"]))
-    print(table(summary | {REFERENCE: floor | _kept(records[REFERENCE])}, order))
-    draw({name: summary[name] for name in order}, _kept(records[REFERENCE]), floor, options.figure)
-    first = records[REFERENCE]
+    print(table(summary | {REFERENCE: floor | _kept(first)}, order))
+    draw({name: summary[name] for name in order}, _kept(first), floor, options.figure)
     kept = {
-        "protocol": {key: item for key, item in first["run"].items() if key != "backend"}
-        | {"weights": first["weights"]},
+        "protocol": first["protocol"],
         "environment": first["environment"],
         "reference": _kept(first) | {"between_chains": floor},
         "summary": summary,
     }
     write_json(options.results, kept)
-    print(convergence(records[REFERENCE]["diagnosis"]))
+    print(convergence(first["diagnosis"]))
     print(f"\nWrote {options.results} and {options.figure}.")
 
 
@@ -235,19 +251,12 @@ def convergence(found: Mapping[str, Any]) -> str:
     )
 
 
-def record_name(record: Mapping[str, Any]) -> str:
-    """Name of a run's folder."""
-    return Run(**record["run"]).name
-
-
 def _predictions(folder: Path) -> list[ClassPrediction]:
     return [ClassPrediction.load(path) for path in sorted(folder.glob("chain*.safetensors"))]
 
 
 def _kept(record: Mapping[str, Any]) -> dict[str, Any]:
-    (arm,) = record["arms"].values()
-    scores = {name: float(arm[name]["value"]) for name in ("accuracy", "nll", "ece_15")}
-    return {**record["diagnosis"], **scores, "seconds": record["seconds"]["fit"], "history": record["history"]}
+    return {**record["diagnosis"], **record["metrics"], "seconds": record["seconds"], "history": record["history"]}
 
 
 def table(rows: Mapping[str, Mapping[str, Any]], order: Sequence[str]) -> str:
@@ -283,9 +292,21 @@ def table(rows: Mapping[str, Mapping[str, Any]], order: Sequence[str]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run or report."""
-    parser, running = command_line("Which family is nearest to the posterior.", "nearest", report, FIGURE)
+    parser = ArgumentParser(description="Which family is nearest to the posterior.")
+    commands = parser.add_subparsers(required=True)
+    running = commands.add_parser("run", help="fit the families that are not done")
+    running.add_argument("--base", required=True, help="folder or hub name of the base network")
+    running.add_argument("--data-dir", help="folder with a folder of files for each task; the hub by default")
+    running.add_argument("--threads", type=int, default=1, help="threads of this process")
+    running.add_argument("--quick", action="store_true", help="32 rows, one epoch: to see that it works")
     running.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
-    running.set_defaults(do=lambda options: work(plan(options.families), options, measured))
+    running.set_defaults(do=run)
+    reporting = commands.add_parser("report", help="table and picture of the families that are done")
+    reporting.add_argument("--results", type=Path, default=RESULTS / "nearest.json", help="figures that are kept")
+    reporting.add_argument("--figure", type=Path, default=FIGURE, help="picture")
+    reporting.set_defaults(do=report)
+    for each in (running, reporting):
+        each.add_argument("--output", type=Path, default=Path("runs") / "nearest", help="where the families are")
     options = parser.parse_args(arguments)
     options.do(options)
 

@@ -22,10 +22,8 @@ def benchmarks() -> Iterator[SimpleNamespace]:
         patch.syspath_prepend(str(FOLDER))
         import common
         import curvature
-        import diagnosis
+        import draws
         import ensembles
-        import epoch_parts
-        import epochs
         import estimators
         import language_answers
         import language_models
@@ -38,10 +36,8 @@ def benchmarks() -> Iterator[SimpleNamespace]:
         modules = (
             common,
             curvature,
-            diagnosis,
+            draws,
             ensembles,
-            epoch_parts,
-            epochs,
             estimators,
             language_answers,
             language_models,
