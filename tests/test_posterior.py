@@ -78,7 +78,7 @@ def test_the_first_draws_do_not_depend_on_their_number(posterior: Posterior, man
 def test_predictions_are_those_of_the_draws(model: MonteCLoRA) -> None:
     posterior = untrained(tiny_program(model).eval())
     rows = tiny_rows(5)
-    found = logits(posterior, rows, draws=2, seed=3)
+    found = logits(posterior, rows, draws=2, method="sample", seed=3)
     draws = posterior.sample(2, seed=3)
     ids = [torch.tensor([row]) for row in rows["input_ids"]]
     with torch.no_grad():
@@ -161,7 +161,7 @@ def test_a_wide_posterior_flattens_the_prediction(posterior: Posterior) -> None:
 
 
 def test_bad_arguments_of_prediction_are_refused(posterior: Posterior) -> None:
-    with pytest.raises(PosteriorError, match="Unknown method of prediction 'average'. Known: mean, sample"):
+    with pytest.raises(PosteriorError, match="Unknown method of prediction 'average'. Known: mean, pairs, sample"):
         posterior.predict(tiny_rows(2), method="average")
     with pytest.raises(PosteriorError, match="draws=0"):
         posterior.predict(tiny_rows(2), draws=0)

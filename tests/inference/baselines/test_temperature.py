@@ -46,7 +46,7 @@ def test_it_is_of_averaged_probabilities_on_rows_that_were_set_aside() -> None:
     assert found.method == "tempered"
     torch.testing.assert_close(found.probabilities, expected.probabilities, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(found.mutual_information, expected.mutual_information, rtol=1e-3, atol=1e-6)
-    untempered = posterior.predict(ROWS, 4, method="sample", seed=2, progress=False)
+    untempered = posterior.predict(ROWS, 4, method="pairs", seed=2, progress=False)
     torch.testing.assert_close(untempered.outputs, plain.predict(ROWS, 4, seed=2, progress=False).outputs)
     assert torch.equal(found.predictions, untempered.predictions)
     # What is said of the weights is the other posterior's.
