@@ -97,7 +97,7 @@ class VariationalPosterior(Posterior):
         """The weights of each draw, and of its mirror image."""
         means = {name: spread.mean.detach() for name, spread in self.guide.spreads().items()}
         for draw in draws:
-            weights = self.program.model.weights(draw)
+            weights = {site.name: draw[site.name] for site in self.program.sites}
             yield weights
             yield weights | {name: 2 * mean - weights[name] for name, mean in means.items()}
 

@@ -216,7 +216,8 @@ class DrawnNormal(InducedNormal):
 def _kl_induced(q: InducedNormal, p: ColumnNormal) -> Tensor:
     """KL (...) in closed form from columns without covariance or mixture weights."""
     if any(each is not None for each in (p.scale_tril, p.precision_tril, p.mixture)):
-        # The protocol by which callers of `kl_divergence` are told to take a draw for an estimate.
+        # Formulas are registered by type, and this one is of columns without a covariance. PyTorch's protocol for what
+        # has none is this exception, by which callers of `kl_divergence` are told to take a draw for an estimate.
         raise NotImplementedError(f"No closed form of the divergence from {q} to columns with a covariance.")
     ratio = _flat((q.scale / p.scale).square())
     trace = q.block_variance.sum((-2, -1)) + q.remaining * _flat(q.lam.square())

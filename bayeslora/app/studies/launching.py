@@ -142,9 +142,7 @@ class _Process:
         return self.process.poll() is not None
 
     def failure(self) -> str:
-        code = self.process.returncode
-        stopped = code - 128 in signal.valid_signals()  # it says nothing of a signal
-        return f"a process ended with {code}, see above" if code and not stopped else ""
+        return _failure(self.process.returncode)
 
     def killed(self) -> bool:
         return bool(self.process.returncode < 0)
@@ -152,6 +150,12 @@ class _Process:
     def stop(self) -> None:
         self.process.terminate()
         self.process.wait()
+
+
+def _failure(code: int) -> str:
+    """Why a process with such a status has ended; empty if it came to its end or was stopped."""
+    stopped = code - 128 in signal.valid_signals()  # it says nothing of a signal
+    return f"a process ended with {code}, see above" if code and not stopped else ""
 
 
 def _local(job: Job, numbers: Sequence[int], workers: int, options: Mapping[str, str]) -> list[Worker]:

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -231,5 +230,5 @@ def test_launchers_give_the_table_of_one_process(
     ("code", "said"), [(0, ""), (143, ""), (130, ""), (1, "ended with 1, see above"), (200, "200"), (255, "255")]
 )
 def test_a_process_that_was_stopped_has_said_nothing_to_see(code: int, said: str) -> None:
-    found = launching._Process.failure(SimpleNamespace(process=SimpleNamespace(returncode=code)))  # type: ignore[arg-type]
+    found = launching._failure(code)
     assert said in found and bool(found) == bool(said)
