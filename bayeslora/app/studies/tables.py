@@ -150,7 +150,10 @@ def chosen_table(frame: pd.DataFrame) -> Table:
     chosen = frame[frame["protocol"] == "chosen"].drop_duplicates(["task", "base", "method"])
     names = [name for name in chosen if name.startswith("chosen_") and chosen[name].notna().any()]
     rows = [
-        [f"{row['task']}, {row['base']}, {row['method']}", *(_setting(row[name]).replace("none", "") for name in names)]
+        [
+            f"{row['task']}, {row['base']}, {row['method']}",
+            *("" if row[name] != row[name] else _setting(row[name]) for name in names),  # not every method has each
+        ]
         for row in chosen.dropna(subset=names, how="all").to_dict("records")
     ]
     return Table("Chosen settings", ["", *(name.removeprefix("chosen_") for name in names)], rows)

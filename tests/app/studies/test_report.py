@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from bayeslora.app.studies import Study
-from bayeslora.app.studies.tables import Table, points_tables, quality_tables
+from bayeslora.app.studies.tables import Table, chosen_table, points_tables, quality_tables
 
 Made = Callable[..., dict[str, Any]]
 
@@ -105,6 +105,16 @@ def test_points_of_a_task_have_the_metrics_that_it_has() -> None:
     )
     assert classes.rows == [["0.1", "0.500 / 0.750"]] and classes.note.startswith("accuracy / NLL;")
     assert values.rows == [["0.1", "1.250"]] and values.note.startswith("NLL;")
+
+
+def test_a_setting_that_was_chosen_is_told_from_one_that_a_method_lacks() -> None:
+    line = {"task": "t", "base": "b", "protocol": "chosen", "seed": 0}
+    one = line | {"method": "one", "chosen_tune": "none", "chosen_epochs": math.nan}
+    other = line | {"method": "other", "chosen_tune": math.nan, "chosen_epochs": 3.0}
+    found = chosen_table(pd.DataFrame([one, other, other | {"seed": 1}]))
+    assert (found.header, found.rows) == (
+        ["", "tune", "epochs"], [["t, b, one", "none", ""], ["t, b, other", "", "3"]]
+    )  # fmt: skip
 
 
 def test_a_grid_without_a_result_is_reported(study: Made, tmp_path: Path) -> None:
