@@ -20,8 +20,9 @@ from common import RESULTS, environment, markdown
 
 import bayeslora as bl
 from bayeslora.files import write_json
-from bayeslora.inference.variational.elbo import ELBOS, NegativeELBO
+from bayeslora.inference.variational.elbo import ELBOS
 from bayeslora.inference.variational.estimators import make_estimator
+from bayeslora.inference.variational.loss import NegativeELBO
 from bayeslora.passes import Rows, undisturbed
 
 KINDS = ("draw", "flipout", "local")

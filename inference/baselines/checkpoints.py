@@ -13,7 +13,8 @@ from torch import Tensor
 from bayeslora.errors import PosteriorError, SettingError
 from bayeslora.inference.base import Run
 from bayeslora.inference.training.objective import Hook, State
-from bayeslora.inference.variational.elbo import MeanFieldBound, NegativeELBO
+from bayeslora.inference.variational.elbo import MeanFieldBound
+from bayeslora.inference.variational.loss import NegativeELBO
 from bayeslora.inference.variational.point import MLE
 from bayeslora.inference.variational.posterior import VariationalPosterior, learn
 from bayeslora.inference.variational.rates import groups_of, rate_of_points

@@ -22,7 +22,7 @@ from bayeslora.inference.base import Run
 from bayeslora.inference.training.objective import Hook, Outcome, State
 from bayeslora.inference.training.process import cost_of, restored_network
 from bayeslora.inference.training.trainer import TrainingSettings, train
-from bayeslora.inference.variational.elbo import KLWarmup, NegativeELBO, ProgramLoss
+from bayeslora.inference.variational.loss import KLWarmup, NegativeELBO, ProgramLoss
 from bayeslora.inference.variational.rising import Rising
 from bayeslora.models.guides.auto import make_guide
 from bayeslora.models.guides.base import Guide

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bayeslora.inference.training.objective import Hook, State
-from bayeslora.inference.variational.elbo import NegativeELBO
+from bayeslora.inference.variational.loss import NegativeELBO
 
 __all__ = ["Rising"]
 

@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM
 
 import bayeslora as bl
 from bayeslora.errors import DataError, PosteriorError
-from bayeslora.inference.variational.elbo import ELBOS, NegativeELBO
+from bayeslora.inference.variational.elbo import ELBOS
+from bayeslora.inference.variational.loss import NegativeELBO
 from bayeslora.models import Gaussian
 from bayeslora.observations import completions
 from bayeslora.observations.batches import Batch, Padding

@@ -176,7 +176,7 @@ def test_two_processes_train_one_posterior(
         from pathlib import Path
         from scenarios import text_program, text_rows
         from bayeslora.inference import fit
-        from bayeslora.inference.variational.elbo import NegativeELBO
+        from bayeslora.inference.variational.loss import NegativeELBO
         seen, forward = [], NegativeELBO.forward
         NegativeELBO.forward = lambda loss, batch: (
             # Without gradients, it is the look at the weights before a checkpoint.

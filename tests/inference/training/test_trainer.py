@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bayeslora.errors import DataError, SettingError, TrainingError
 from bayeslora.inference import fit, load
-from bayeslora.inference.variational.elbo import NegativeELBO
+from bayeslora.inference.variational.loss import NegativeELBO
 from bayeslora.inference.variational.posterior import VariationalPosterior
 from bayeslora.models import Gaussian, MonteCLoRA, WeightModel
 from bayeslora.observations import Classes

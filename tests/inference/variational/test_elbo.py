@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bayeslora.inference.variational.elbo import ELBOS, NegativeELBO, RenyiBound, _divergences
+from bayeslora.inference.variational.elbo import ELBOS, RenyiBound, _divergences
+from bayeslora.inference.variational.loss import NegativeELBO
 from bayeslora.inference.variational.posterior import prior_sites
 from bayeslora.models import Gaussian, MonteCLoRA, WeightModel
 from bayeslora.models.guides.auto import make_guide

@@ -18,8 +18,9 @@ from torch import Tensor
 from bayeslora.errors import AdapterError, SettingError
 from bayeslora.inference import fit
 from bayeslora.inference.training.objective import State
-from bayeslora.inference.variational.elbo import ELBOS, NegativeELBO
+from bayeslora.inference.variational.elbo import ELBOS
 from bayeslora.inference.variational.estimators import Draw, NoiseWarmup, make_estimator
+from bayeslora.inference.variational.loss import NegativeELBO
 from bayeslora.inference.variational.svi import SVI
 from bayeslora.models import Gaussian, MonteCLoRA, WeightModel
 from bayeslora.models.guides.auto import make_guide

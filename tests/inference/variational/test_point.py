@@ -12,7 +12,7 @@ from bayeslora.errors import PosteriorError, SettingError
 from bayeslora.inference import fit
 from bayeslora.inference.training.objective import State
 from bayeslora.inference.variational import point
-from bayeslora.inference.variational.elbo import ProgramLoss
+from bayeslora.inference.variational.loss import ProgramLoss
 from bayeslora.models import MonteCLoRA, build
 from bayeslora.models.guides.base import Guide
 from bayeslora.passes import Rows

@@ -13,7 +13,8 @@ from torch import Tensor
 from bayeslora.errors import SettingError
 from bayeslora.inference import fit, load
 from bayeslora.inference.variational import svi
-from bayeslora.inference.variational.elbo import ELBOS, NegativeELBO
+from bayeslora.inference.variational.elbo import ELBOS
+from bayeslora.inference.variational.loss import NegativeELBO
 from bayeslora.inference.variational.rates import groups_of, rate_of_points
 from bayeslora.inference.variational.svi import SVI
 from bayeslora.models import Gaussian, MonteCLoRA
