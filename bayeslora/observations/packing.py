@@ -195,9 +195,10 @@ def _apart(row: Mapping[str, Any]) -> dict[str, list[list[int]]]:
 
 
 def _positions(segments: Tensor, attended: Tensor) -> Tensor:
-    """Positions (examples, tokens): of the question from 0, of each choice from where the question ends."""
+    """Positions (examples, tokens): of the question from 0, of a choice from where the question ends, of padding 0."""
     place = attended.cumsum(1) - 1
     begins = segments != segments.roll(1, 1)
     start = torch.where(begins, place, 0).cummax(1).values
     question = (attended.bool() & (segments == 0)).sum(1, keepdim=True)
-    return torch.where(segments > 0, place - start + question, place).clamp(min=0)
+    # Behind the packed tokens, which may be more than a network has positions for, padding would have none.
+    return torch.where(segments > 0, place - start + question, place).masked_fill(attended == 0, 0)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from causal_scenarios import causal_base
+from causal_scenarios import POSITIONS, causal_base
 from datasets import Dataset
 from peft import LoraConfig
 from scenarios import awake, dense_jacobian, tiny_batch
@@ -104,6 +104,15 @@ def test_padding_counts_for_nothing(side: str) -> None:
     lengths = [Rows.of(found, each).dataset["length"][:] for each in (rows(), more)]
     assert max(lengths[0]) < max(lengths[1])
     torch.testing.assert_close(scores(found, more, 5)[:4], scores(found, rows()), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_choices_may_be_more_tokens_together_than_there_are_positions(side: str) -> None:
+    found = program("gpt2", side=side)
+    long = rows(choices=[["stone " * 45, "moon " * 45, "sun " * (45 - row)] for row in range(4)])
+    lengths = Rows.of(found, long).dataset["length"][:]
+    assert POSITIONS < min(lengths) < max(lengths)  # so that there is padding
+    torch.testing.assert_close(scores(found, long), scores(found, long, 1), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("network", ["llama", "qwen2"])
