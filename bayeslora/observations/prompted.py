@@ -244,8 +244,8 @@ def _answer(tokenizer: PreTrainedTokenizerBase, prompt: str, word: str) -> list[
 
 def _wrong(tokenizer: PreTrainedTokenizerBase, words: Sequence[str], answers: Sequence[Sequence[int]]) -> list[str]:
     """What keeps words from standing for a label each."""
-    found, owners = [], dict[tuple[int, ...], str]()
-    for word, answer in zip(words, answers, strict=False):
+    found, owners = [], dict[tuple[int, ...], int]()
+    for number, (word, answer) in enumerate(zip(words, answers, strict=False)):
         if tokenizer.unk_token_id in answer:
             found.append(f"'{word}' is unknown to the tokenizer")
         elif not answer:
@@ -253,6 +253,6 @@ def _wrong(tokenizer: PreTrainedTokenizerBase, words: Sequence[str], answers: Se
         elif len(answer) != 1:
             pieces = ", ".join(repr(tokenizer.decode([token])) for token in answer)
             found.append(f"'{word}' takes {len(answer)} tokens ({pieces})")
-        elif (owner := owners.setdefault(tuple(answer), word)) != word:
-            found.append(f"'{word}' has the token of '{owner}'")
+        elif (owner := owners.setdefault(tuple(answer), number)) != number:
+            found.append(f"'{word}' has the token of '{words[owner]}'")
     return found

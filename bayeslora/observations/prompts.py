@@ -114,8 +114,10 @@ def chatted(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Mapping[str, Any
         answered: whether the assistant has spoken last; else it is its turn.
 
     Raises:
-        DataError: the tokenizer has no chat template, or one that does not take these turns.
+        DataError: there are no turns, or the tokenizer has no chat template, or one that does not take these turns.
     """
+    if not turns:
+        raise DataError("Nothing is said before the assistant's turn of a chat: remove the row, or give it a question.")
     name = f"The tokenizer {tokenizer.name_or_path or type(tokenizer).__name__}"
     if not tokenizer.chat_template:
         raise DataError(

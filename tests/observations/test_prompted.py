@@ -177,6 +177,7 @@ def test_a_prompt_may_be_what_a_user_says_in_a_chat() -> None:
     [
         ("bytes", ("positive", "wonderful", "neutral"), r"'wonderful' takes \d tokens \(' wo?', "),
         ("bytes", ("positive", "negative", " positive"), "' positive' has the token of 'positive'"),
+        ("bytes", ("positive", "negative", "positive"), "'positive' has the token of 'positive'"),
         ("unigram", ("positive", "négative", "neutral"), "'négative' is unknown to the tokenizer"),
         ("bytes", ("positive", "negative"), "has 3 classes or choices and 2 words to answer by"),
     ],

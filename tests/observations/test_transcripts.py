@@ -103,6 +103,11 @@ def test_what_cannot_be_a_chat_is_refused() -> None:
         read(tokenizer_of(chat=thinking), {"messages": TURNS}, CHATS, 400)
 
 
+def test_a_chat_without_anything_to_answer_is_refused() -> None:
+    with pytest.raises(DataError, match="Nothing is said before the assistant's turn"):
+        read(tokenizer_of(chat=CHAT), {"messages": TURNS[1:2]}, CHATS, 400)
+
+
 def test_tools_that_are_called_are_written_as_the_template_does() -> None:
     tokenizer = tokenizer_of(chat=WITH_TOOLS)
     before, after = read(tokenizer, {"messages": CALLED}, CHATS, 400)
