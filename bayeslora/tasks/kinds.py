@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from bayeslora.errors import DataError, TaskError
 from bayeslora.registry import Registry
-from bayeslora.tasks.sources import ColumnError, column, pick, render
+from bayeslora.tasks.sources import ColumnError, column, fields_of, pick, render
 from bayeslora.tasks.values import infer_classes, is_finite, is_missing, name_of, shown, single, whole
 
 if TYPE_CHECKING:
@@ -189,9 +189,14 @@ class MultipleChoice(Kind):
     """A row has choices of its own, one of which is right."""
 
     def check(self, spec: TaskSpec) -> None:
-        """One text, the question, and its choices."""
+        """One text, the question, and its choices, which a prompt shows."""
         if len(spec.text) != 1 or not spec.choices:
             raise TaskError(f"Task '{spec.name}': multiple choice needs one text, the question, and its choices.")
+        if spec.prompt is not None and {"choices", *spec.choices}.isdisjoint(fields_of(spec.prompt)):
+            raise TaskError(
+                f"Task '{spec.name}': the prompt asks for a choice by its letter and shows none of them: put "
+                "{choices} where they are to stand."
+            )
         super().check(spec)
 
     def classes(self, spec: TaskSpec, splits: Mapping[str, Dataset]) -> tuple[str, ...]:

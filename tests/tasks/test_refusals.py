@@ -162,6 +162,7 @@ def test_an_unknown_split(mrpc: Path) -> None:
         ({"kind": "regresion"}, "Did you mean 'regression'"),
         ({"text": ("a", "b", "c")}, "3 texts, expected 1 or 2"),
         ({"kind": "multiple-choice"}, "needs one text, the question, and its choices"),
+        ({"kind": "multiple-choice", "choices": "all", "prompt": "{text}:"}, "shows none of them: put {choices}"),
         ({"labels": ("a", "a")}, "names a class twice"),
         ({"labels": 2}, "labels is 2, expected names"),
         ({"text": 0}, "text is 0, expected names"),
@@ -171,6 +172,11 @@ def test_an_unknown_split(mrpc: Path) -> None:
 def test_a_task_that_contradicts_itself(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(TaskError, match=message):
         TaskSpec("t", **fields)
+
+
+@pytest.mark.parametrize("prompt", ["{text} {choices}:", "{text} {one} or {two}:"])
+def test_a_prompt_may_show_choices_together_or_each_by_itself(prompt: str) -> None:
+    assert TaskSpec("t", "multiple-choice", choices=("one", "two"), prompt=prompt).prompt == prompt
 
 
 def test_an_unknown_property_of_a_task() -> None:
