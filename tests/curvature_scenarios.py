@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from scenarios import awake, tiny_program
+from scenarios import awake, dense_jacobian, tiny_batch, tiny_program
 from torch import Tensor
 
 from bayeslora.inference import fit
 from bayeslora.inference.laplace.posterior import LaplacePosterior
 from bayeslora.models import Gaussian
 from bayeslora.program import Program
+from bayeslora.tasks import Split
 
 #: One batch of all rows and a rate that falls to zero: the mode to six digits.
 EXACT = {
@@ -32,6 +33,18 @@ def given(program: Program, rows: Dataset, **settings: Any) -> LaplacePosterior:
     posterior = fit(program, rows, "laplace", **fixed)
     assert isinstance(posterior, LaplacePosterior)
     return posterior
+
+
+def dense_curvature(found: Program, rows: Split) -> Tensor:
+    """The generalised Gauss-Newton matrix by autograd on one row at a time, without padding."""
+    total = torch.zeros(1, dtype=torch.float64)
+    for number in range(len(rows)):
+        batch = tiny_batch(found, rows.select([number]))
+        jacobian = dense_jacobian(found, batch)
+        flat = torch.cat([each[0].flatten(1) for each in jacobian.values()], dim=1).double()
+        p = found.outputs({site.name: site.initial for site in found.sites}, batch)[0].double().softmax(-1)
+        total = total + flat.mT @ (p.diag() - torch.outer(p, p)) @ flat
+    return total
 
 
 def relative(found: Tensor, expected: Tensor) -> float:

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 from causal_scenarios import CHAT, POSITIONS, causal_base, tokenizer_of
-from curvature_scenarios import given, matrix_of, relative
+from curvature_scenarios import dense_curvature, given, matrix_of, relative
 from datasets import Dataset
 from peft import LoraConfig
-from scenarios import awake, dense_jacobian, saved_base, tiny_batch
+from scenarios import awake, saved_base, tiny_batch
 from torch import Tensor
 
 import bayeslora as bl
@@ -253,18 +253,6 @@ def test_labels_whose_tokens_nobody_knows() -> None:
     rows = Dataset.from_dict({"input_ids": [[5, 6], [7]], "labels": [0, 1]})
     one = Program(found.network, Prompted(3, label_tokens=(7, 8, 9)))
     assert one.outputs({site.name: site.initial for site in one.sites}, tiny_batch(one, rows)).shape == (2, 3)
-
-
-def dense_curvature(found: Program, rows: Split) -> Tensor:
-    """The generalised Gauss-Newton matrix by autograd on one row at a time, without padding."""
-    total = torch.zeros(1, dtype=torch.float64)
-    for number in range(len(rows)):
-        batch = tiny_batch(found, rows.select([number]))
-        jacobian = dense_jacobian(found, batch)
-        flat = torch.cat([each[0].flatten(1) for each in jacobian.values()], dim=1).double()
-        p = found.outputs({site.name: site.initial for site in found.sites}, batch)[0].double().softmax(-1)
-        total = total + flat.mT @ (p.diag() - torch.outer(p, p)) @ flat
-    return total
 
 
 @pytest.mark.parametrize(

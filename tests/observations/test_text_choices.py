@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from causal_scenarios import POSITIONS, causal_base
+from curvature_scenarios import dense_curvature, given, matrix_of, relative
 from datasets import Dataset
 from peft import LoraConfig
 from scenarios import awake, dense_jacobian, tiny_batch
@@ -20,6 +21,7 @@ from transformers import PreTrainedTokenizerFast
 import bayeslora as bl
 from bayeslora.errors import AdapterError, DataError, SettingError
 from bayeslora.inference.laplace.jacobians import jacobians
+from bayeslora.models import Gaussian
 from bayeslora.networks import NetworkSettings
 from bayeslora.observations import Encoder, TextChoices, build, of_task
 from bayeslora.passes import Rows
@@ -198,6 +200,25 @@ def test_products_of_packed_rows_are_the_jacobian(network: str, targets: list[st
 
 
 APART = {"packed": False}
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize(
+    ("network", "targets", "likelihood"),
+    [
+        ("llama", ["q_proj", "down_proj"], "sum"),
+        ("qwen2", ["v_proj", "lm_head"], "token"),
+        ("gpt2", ["c_attn", "c_fc"], "byte"),
+    ],
+)
+def test_curvature_is_the_dense_one(network: str, targets: list[str], likelihood: str, apart: bool) -> None:
+    settings = {"likelihood": likelihood} | (APART if apart else {})
+    model = Gaussian(sites="both", centre="zero")
+    found = program(network, side="left", targets=targets, model=model, observation_settings=settings)
+    exact = dense_curvature(found, rows())
+    assert relative(matrix_of(given(found, rows(), curvature="full", batch_size=3)), exact) < 1e-4
+    diagonal = matrix_of(given(found, rows(), curvature="diag", batch_size=3)).diagonal()
+    torch.testing.assert_close(diagonal, exact.diagonal(), rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(("network", "side"), [("llama", "left"), ("gpt2", "right")])
