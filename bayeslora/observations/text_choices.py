@@ -52,6 +52,7 @@ class TextChoices(Causal, Choices):
             which does not favour short choices.
         packed: run the question once for all choices of a row, in one sequence with them; else with each of them. The
             scores are the same, up to rounding. A network that cannot be asked the first way is asked the second.
+        chat: put the question into the tokenizer's chat template, as what a user says; choices are what is answered.
 
     Raises:
         SettingError: the likelihood is none of these.
@@ -62,6 +63,7 @@ class TextChoices(Causal, Choices):
 
     likelihood: Literal["sum", "token", "byte"] = "sum"
     packed: bool = True
+    chat: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,13 +94,19 @@ class TextChoices(Causal, Choices):
         """Columns of packed rows: token ids, whose they are, and what the likelihood of each choice is divided by.
 
         Raises:
-            DataError: a row has no question, an empty choice, or one that is longer than there is room for.
+            DataError: a row has no question, an empty choice, or one that is longer than there is room for; or the
+                tokenizer has no chat template to put a question into, or choices fill a blank in it.
         """
+        if self.chat and spec.blank is not None:
+            raise DataError(
+                f"Choices of task '{spec.name}' fill a blank in the question, which is no answer to it: leave out "
+                "chat=True."
+            )
         columns: dict[str, list[Any]] = {"input_ids": [], "segments": [], "sizes": []}
         size = SIZES[self.likelihood]
         for row in rows:
             texts = [str(text).strip() for _, text in spec.texts(row)]
-            question, choices = _parts(encoder, spec, row, texts)
+            question, choices = _parts(encoder, spec, row, texts, self.chat)
             segments = [question, *choices]
             columns["input_ids"].append([token for part in segments for token in part])
             columns["segments"].append([number for number, part in enumerate(segments) for _ in part])
@@ -141,18 +149,19 @@ class TextChoices(Causal, Choices):
 
 
 def _parts(
-    encoder: Encoder, spec: TaskSpec, row: Mapping[str, Any], choices: Sequence[str]
+    encoder: Encoder, spec: TaskSpec, row: Mapping[str, Any], choices: Sequence[str], chat: bool
 ) -> tuple[list[int], list[list[int]]]:
     """Tokens of the question that all choices share, and of each choice behind it: together no more than fit."""
     room = encoder.max_length
     while room > 0:
-        text = rendered(encoder.tokenizer, _template(spec), row, room)
+        text = rendered(encoder.tokenizer, _template(spec), row, room, chat)
         if spec.blank is not None:
             text = text.partition(spec.blank)[0].rstrip()
         text = text.rstrip(" ")  # a choice brings the blank before it
+        blank = "" if text[-1:].isspace() else " "
         if not all(choices):
             raise DataError(f"A choice of the question {text!r} has no text: remove the row, or give the choice one.")
-        pairs = [continuation(encoder.tokenizer, text, f" {choice}") for choice in choices]
+        pairs = [continuation(encoder.tokenizer, text, f"{blank}{choice}") for choice in choices]
         # A token that reaches over the end of the question counts with its choice, and so does that one of all others.
         question = min((before for before, _ in pairs), key=len)
         if not question:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from causal_scenarios import POSITIONS, causal_base
+from causal_scenarios import CHAT, POSITIONS, causal_base
 from curvature_scenarios import dense_curvature, given, matrix_of, relative
 from datasets import Dataset
 from peft import LoraConfig
@@ -53,14 +53,23 @@ def rows(**columns: Any) -> Split:
 
 
 def program(
-    network: str = "llama", tokenizer: str = "bytes", side: str = "right", targets: Sequence[str] = (), **settings: Any
+    network: str = "llama",
+    tokenizer: str = "bytes",
+    side: str = "right",
+    targets: Sequence[str] = (),
+    chat: str | None = None,
+    **settings: Any,
 ) -> Program:
-    """With no LoRA matrix at its zero start."""
+    """With no LoRA matrix at its zero start, and with packed choices unless others are asked for."""
     names = list(targets) or (["c_attn"] if network == "gpt2" else ["q_proj", "v_proj"])
     lora = LoraConfig(r=2, lora_alpha=4, target_modules=names)
     given = {"max_length": 64} | settings
-    base = causal_base(network, tokenizer, side=side)
-    return awake(Program.from_pretrained(str(base), Task(SPEC, train=rows()), lora=lora, **given))
+    base = causal_base(network, tokenizer, chat, side)
+    made = Program.from_pretrained(str(base), Task(SPEC, train=rows()), lora=lora, **given)
+    # A network that read packed choices wrongly would be asked otherwise, and nothing here would tell.
+    assert isinstance(made.observation, TextChoices)
+    assert made.observation.packed == given.get("observation_settings", {}).get("packed", True)
+    return awake(made)
 
 
 def scores(found: Program, data: Any, batch_size: int = 4) -> Tensor:
@@ -379,6 +388,42 @@ def test_kernels_agree() -> None:
         for kernel in ("eager", "sdpa")
     )
     torch.testing.assert_close(scores(eager, rows()), scores(sdpa, rows()), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_question_may_be_what_a_user_says_in_a_chat(side: str) -> None:
+    found = program(side=side, chat=CHAT, max_length=POSITIONS, observation_settings={"chat": True})
+    tokenizer: Any = found.encoder.tokenizer
+    scored = scores(found, rows())
+    for number, row in enumerate(rows().dataset):
+        asked = [{"role": "user", "content": f"Question: {row['ask']}\nAnswer:"}]
+        text = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+        for place, choice in enumerate(row["choices"]):
+            # The assistant's line begins with its answer, without a blank.
+            one, two = (tokenizer(each)["input_ids"] for each in (text, f"{text}{choice}"))
+            with torch.no_grad():
+                logits = found.network(input_ids=torch.tensor([two])).logits[0, len(one) - 1 : -1].log_softmax(-1)
+            expected = logits.gather(1, torch.tensor(two[len(one) :])[:, None]).sum()
+            torch.testing.assert_close(scored[number, place], expected, rtol=1e-4, atol=1e-4)
+    (asked_of,) = found.observation.asked(found.encoder, [rows().dataset[0]], SPEC)
+    assert tokenizer.decode(asked_of).endswith("Answer:</s>\n<|assistant|>\n")
+
+
+def test_chats_that_text_choices_cannot_be_asked_in() -> None:
+    with pytest.raises(DataError, match="has no chat template"):
+        scores(program(observation_settings={"chat": True}), rows())
+    found = program(chat=CHAT, observation_settings={"chat": True})
+    spec = TaskSpec("blanks", "multiple-choice", ("ask",), choices=("choices",), labels=SPEC.labels, blank="_")
+    with pytest.raises(DataError, match="fill a blank in the question.*leave out chat=True"):
+        scores(found, Split(rows(ask=["The _ is dull"] * 4).dataset, spec))
+
+
+def test_a_choice_at_the_beginning_of_a_line_has_no_blank() -> None:
+    encoder = program().encoder
+    assert encoder is not None
+    found = TextChoices(3).tokens(encoder, [rows().dataset[0]], replace(SPEC, question="{ask}?\n"))
+    parts = parts_of({name: values[0] for name, values in found.items()})
+    assert [encoder.tokenizer.decode(part) for part in parts] == ["Is the film good?\n", "yes", "it is not good"]
 
 
 def test_blanks_at_the_end_of_a_question_are_those_of_its_choices() -> None:
