@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def _load(folder: Path, base: str | Path | None, device: torch.device, program: 
             raise PosteriorError(
                 f"'{folder}' is damaged: {RECORD} does not describe a program ({type(error).__name__}: {error})."
             ) from error
-    _check(folder, saved.program, describe(program), (*NETWORK, "lora", "model"))
+    _check(folder, _filled(saved.program), describe(program), (*NETWORK, "lora", "model"))
     _check_weights(folder, "initial values", tensors["centre"], program)
     program = program.around(tensors["centre"])
     program.to(device)
@@ -145,7 +146,7 @@ def check_same(folder: Path, begun: Mapping[str, Any], program: Program) -> None
         return
     saved = whole_record(folder / store.POSTERIOR)
     changed = differing({name: getattr(saved.record, name) for name in begun}, json.loads(json.dumps(begun)))
-    changed += differences(saved.program, describe(program), ("lora", "model", "spec", "max_length", *NETWORK))
+    changed += differences(_filled(saved.program), describe(program), ("lora", "model", "spec", "max_length", *NETWORK))
     if not changed:
         centre = _tensors(folder / store.POSTERIOR)["centre"]
         _check_weights(folder, "initial values", centre, program)
@@ -180,6 +181,19 @@ def _check(folder: Path, saved: Identity, now: Mapping[str, Any], names: tuple[s
             f"'{folder}' is of another program, on '{saved['base']['name']}' and now '{now['base']['name']}' (there "
             f"and now): {'; '.join(changed)}. Give the network that it was fitted on as base."
         )
+
+
+def _filled(described: Identity) -> Identity:
+    """A saved description, in which a setting that there was not yet when it was saved has its default."""
+    from bayeslora.models import MODELS
+
+    found = described.copy()
+    with suppress(SettingError, TypeError, KeyError):  # what cannot be built will differ as it is
+        found["observation"] = build_observation(described["observation"]).to_dict()
+        model = MODELS.build(described["model"]["name"], described["model"]["settings"])
+        found["model"] = {"name": model.name, "settings": asdict(model)}
+    plain: Identity = json.loads(json.dumps(found, default=str))
+    return plain
 
 
 def _rebuilt(folder: Path, described: Identity, base: str | Path | None, drawn: dict[str, torch.Tensor]) -> Program:

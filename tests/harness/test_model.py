@@ -11,7 +11,7 @@ import torch
 from harness_scenarios import LONG, QUIZ, TEXTS, posterior_of, write_tasks
 from lm_eval import evaluator
 from lm_eval.api.instance import Instance
-from lm_eval.api.model import CachingLM
+from lm_eval.api.model import CacheHook, CachingLM
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from peft import PeftModel
@@ -136,13 +136,17 @@ def test_neither_global_generators_nor_the_network_are_disturbed(posterior: Post
 
 
 class TestCache:
-    def test_holds_averages_alone(self, posterior: Posterior, tmp_path: Path, exact: torch.Tensor) -> None:
+    def test_holds_averages_alone(
+        self, posterior: Posterior, tmp_path: Path, exact: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         model = lm(posterior)
         cached = CachingLM(model, str(tmp_path / "cache.db"))
+        early: list[Any] = []  # what a model itself keeps before it has an answer
+        monkeypatch.setattr(CacheHook, "add_partial", lambda self, *values: early.append(values))
         rolling = [request("loglikelihood_rolling", text) for text in TEXTS]
         found = [*cached.loglikelihood(quiz()), *cached.loglikelihood_rolling(rolling)]
         kept = list(cached.dbdict.values())
-        assert len(kept) == len(found) and all(each in found for each in kept)
+        assert len(kept) == len(found) and all(each in found for each in kept) and not early
         averages = exact.exp().mean(1).log().tolist()
         assert [value for value, _ in kept[: len(averages)]] == pytest.approx(averages, abs=1e-5)
         model._scores = None  # nothing is asked twice

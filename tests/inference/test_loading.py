@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,16 @@ def test_a_loaded_posterior_is_the_saved_one(base: Path, tmp_path: Path, case: s
     if backend == "svi" and settings.get("guide") != "delta":
         one_draw = {name: value[0] for name, value in draws.items()}
         assert torch.equal(posterior.log_prob(one_draw), loaded.log_prob(one_draw))
+
+
+def test_a_setting_that_there_was_not_yet_has_its_default(copy: Path) -> None:
+    before = load(copy)
+    model: dict[str, Any] = json.loads((copy / "posterior.json").read_text())["program"]["model"]["settings"]
+    usual = [name for name, value in asdict(MonteCLoRA()).items() if model[name] == value]
+    assert usual
+    rewrite(copy, lambda described: [described["program"]["model"]["settings"].pop(name) for name in usual])
+    for program in (None, before.program):
+        assert load(copy, program=program).program.model == before.program.model
 
 
 @pytest.mark.parametrize("method", [*METHODS, "partly"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 import bayeslora as bl
-from bayeslora.errors import AdapterError, DataError, SettingError
+from bayeslora.errors import AdapterError, DataError, PosteriorError, SettingError
 from bayeslora.inference.laplace.jacobians import jacobians
 from bayeslora.models import Gaussian
 from bayeslora.networks import NetworkSettings
@@ -282,6 +283,19 @@ def test_a_posterior_predicts_the_same_once_it_is_loaded(tmp_path: Path, backend
     again = bl.load(tmp_path / "saved")
     assert again.program.observation == posterior.program.observation == TextChoices(3)
     assert torch.equal(again.predict(rows(), 3, progress=False).outputs, found.outputs)
+
+
+def test_a_posterior_that_is_older_than_a_setting_has_its_default(tmp_path: Path) -> None:
+    posterior = bl.fit(program(), rows(), "mle", epochs=1, cpu=True, progress=False)
+    posterior.save(tmp_path)
+    described = json.loads((tmp_path / "posterior.json").read_text("utf-8"))
+    del described["program"]["observation"]["chat"], described["program"]["observation"]["packed"]
+    (tmp_path / "posterior.json").write_text(json.dumps(described), "utf-8")
+    assert bl.load(tmp_path).program.observation == TextChoices(3)
+    described["program"]["observation"]["chat"] = True
+    (tmp_path / "posterior.json").write_text(json.dumps(described), "utf-8")
+    with pytest.raises(PosteriorError, match="observation.chat: True and False"):
+        bl.load(tmp_path, program=posterior.program)
 
 
 def test_what_is_too_long_loses_the_end_of_its_question() -> None:
