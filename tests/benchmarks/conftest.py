@@ -25,7 +25,6 @@ def benchmarks() -> Iterator[SimpleNamespace]:
         import draws
         import ensembles
         import estimators
-        import language_answers
         import language_models
         import nearest
         import overhead
@@ -39,7 +38,6 @@ def benchmarks() -> Iterator[SimpleNamespace]:
             draws,
             ensembles,
             estimators,
-            language_answers,
             language_models,
         )
         modules += nearest, overhead, peers, speed, speed_arms
