@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, starmap
+from itertools import chain
 from typing import Any
 
 import torch
@@ -27,8 +27,8 @@ __all__ = ["Layer", "Products", "Tape", "as_matrices", "as_value", "jacobians", 
 
 #: A site and the place in its stack: one weight matrix of the network.
 Layer = tuple[str, int]
-#: Tokens whose activations a backward pass of a prediction keeps at most, but for one row: 2 GB of a MiniLM.
-TOKENS = 4096
+#: Bytes of activations that a backward pass of a prediction keeps at most, about, but for one row.
+BYTES = 2_000_000_000
 
 
 def as_matrices(site: Site, value: Tensor) -> Tensor:
@@ -247,15 +247,16 @@ def jacobians(
 ) -> Iterator[tuple[Tensor, Tensor, dict[Layer, Tensor]]]:
     """Logits at ``weights`` and their gradients, one batch at a time.
 
-    What is held is what enters and comes back to the layers, and the gradients, of at most `TOKENS` tokens at once (or
-    of one row): a batch with more is split.
+    What is held is what enters and comes back to the layers, and the gradients, of as many tokens at once as take about
+    `BYTES` (or of one row): a batch with more is split.
 
     Yields:
         Which rows they are, logits (examples, outputs), and gradients (examples, outputs, columns, rank) by layer.
     """
-    tape = Tape(program, sites)
+    tape, most = Tape(program, sites), _tokens(program.network)
     with undisturbed(program):
-        for batch, index in chain.from_iterable(starmap(_pieces, rows.batches(program.device))):
+        pieces = (_pieces(batch, index, most) for batch, index in rows.batches(program.device))
+        for batch, index in chain.from_iterable(pieces):
             with torch.enable_grad(), tape:
                 logits = program.outputs(weights, batch)
                 directions = torch.eye(logits.shape[1]).to(logits).unsqueeze(1).expand(-1, *logits.shape)
@@ -268,9 +269,17 @@ def jacobians(
             yield index, logits.detach(), gradients
 
 
-def _pieces(batch: Mapping[str, Tensor], index: Tensor) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-    """A batch in parts of at most `TOKENS` tokens, padding and all choices counted."""
-    step = max(1, TOKENS // batch["input_ids"][0].numel())
+def _tokens(network: nn.Module) -> int:
+    """Tokens whose activations take `BYTES`: a number in four bytes for each that enters or leaves a matrix.
+
+    About 4,200 of MiniLM and 750 of SmolLM2-135M, with LoRA on all linear layers.
+    """
+    return BYTES // (4 * sum(sum(value.shape) for value in network.parameters() if value.dim() == 2))
+
+
+def _pieces(batch: Mapping[str, Tensor], index: Tensor, most: int) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+    """A batch in parts of so many tokens at most, padding and all choices counted."""
+    step = max(1, most // batch["input_ids"][0].numel())
     for start in range(0, len(index), step):
         rows = slice(start, start + step)
         yield {name: value[rows] for name, value in batch.items()}, index[rows]

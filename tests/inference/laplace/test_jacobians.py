@@ -122,10 +122,23 @@ def test_a_batch_of_many_tokens_is_split(make: Any, monkeypatch: pytest.MonkeyPa
     weights = {site.name: site.initial for site in program.sites}
     over = Rows.of(program, rows, 7)
     [(index, logits, gradients)] = jacobians(program, program.sites, weights, over)
-    monkeypatch.setattr("bayeslora.inference.laplace.jacobians.TOKENS", 8)  # fewer than one row has, with padding
+    monkeypatch.setattr("bayeslora.inference.laplace.jacobians.BYTES", 1)
     pieces = list(jacobians(program, program.sites, weights, over))
     assert len(pieces) == len(rows)
     assert torch.equal(torch.cat([piece[0] for piece in pieces]), index)
     torch.testing.assert_close(torch.cat([piece[1] for piece in pieces]), logits)
     for key, value in gradients.items():
         torch.testing.assert_close(torch.cat([piece[2][key] for piece in pieces]), value, rtol=1e-4, atol=1e-6)
+
+
+def test_a_larger_network_passes_fewer_tokens_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    program, rows = awake(tiny_program()), tiny_rows(7)
+    weights = {site.name: site.initial for site in program.sites}
+    over = Rows.of(program, rows, 7)
+    tokens = next(iter(over.batches(program.device)))[0]["input_ids"].shape[1]
+    widths = sum(sum(value.shape) for value in program.network.parameters() if value.dim() == 2)
+    # Numbers of four bytes that three rows keep, and hardly those of three rows of a network with one matrix more.
+    monkeypatch.setattr("bayeslora.inference.laplace.jacobians.BYTES", 4 * widths * 3 * tokens)
+    assert [len(index) for index, *_ in jacobians(program, program.sites, weights, over)] == [3, 3, 1]
+    program.network.register_parameter("more", torch.nn.Parameter(torch.zeros(4, 4)))
+    assert [len(index) for index, *_ in jacobians(program, program.sites, weights, over)] == [2, 2, 2, 1]
