@@ -213,7 +213,7 @@ def test_offsets_of_drawn_labels_are_by_the_exact_information(temperature: float
     labels = torch.tensor([0, 1, 2, 2]).repeat(10)
     way = Classes(3)
     over = SimpleNamespace(observation=way)
-    found = fisher_of(over, "mc", temperature).expand(logits, {"labels": labels})  # type: ignore[arg-type]
+    found = fisher_of(over, "mc", temperature).expand(logits, {"labels": labels})
     p = logits.softmax(-1)
     inverse = torch.linalg.pinv((p.diag_embed() - p.unsqueeze(-1) * p.unsqueeze(-2)) / temperature)
     score = way.score(logits, labels) / temperature
