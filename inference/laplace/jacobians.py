@@ -253,7 +253,7 @@ def jacobians(
     Yields:
         Which rows they are, logits (examples, outputs), and gradients (examples, outputs, columns, rank) by layer.
     """
-    tape, most = Tape(program, sites), _tokens(program.network)
+    tape, most = Tape(program, sites), _tokens(program)
     with undisturbed(program):
         pieces = (_pieces(batch, index, most) for batch, index in rows.batches(program.device))
         for batch, index in chain.from_iterable(pieces):
@@ -269,12 +269,13 @@ def jacobians(
             yield index, logits.detach(), gradients
 
 
-def _tokens(network: nn.Module) -> int:
+def _tokens(program: Program) -> int:
     """Tokens whose activations take `BYTES`: a number in four bytes for each that enters or leaves a matrix.
 
     About 4,200 of MiniLM and 750 of SmolLM2-135M, with LoRA on all linear layers.
     """
-    return BYTES // (4 * sum(sum(value.shape) for value in network.parameters() if value.dim() == 2))
+    program.weights.restore()  # what has a value in its place is no parameter
+    return BYTES // (4 * sum(sum(value.shape) for value in program.network.parameters() if value.dim() == 2))
 
 
 def _pieces(batch: Mapping[str, Tensor], index: Tensor, most: int) -> Iterator[tuple[dict[str, Tensor], Tensor]]:

@@ -140,5 +140,8 @@ def test_a_larger_network_passes_fewer_tokens_at_once(monkeypatch: pytest.Monkey
     # Numbers of four bytes that three rows keep, and hardly those of three rows of a network with one matrix more.
     monkeypatch.setattr("bayeslora.inference.laplace.jacobians.BYTES", 4 * widths * 3 * tokens)
     assert [len(index) for index, *_ in jacobians(program, program.sites, weights, over)] == [3, 3, 1]
+    program.weights.install(weights)
+    assert [len(index) for index, *_ in jacobians(program, program.sites, weights, over)] == [3, 3, 1]
+    program.weights.restore()
     program.network.register_parameter("more", torch.nn.Parameter(torch.zeros(4, 4)))
     assert [len(index) for index, *_ in jacobians(program, program.sites, weights, over)] == [2, 2, 2, 1]
