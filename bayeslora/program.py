@@ -239,7 +239,8 @@ class Program(nn.Module):
         tokens = batch["input_ids"].shape[-1]
         rows = batch["input_ids"].numel() // tokens
         # Layers that are given tokens before rows (XLNet's) are told from others by how many there are.
-        if len(draws) > 1 and len(draws) * rows != tokens and self.weights.joinable:
+        whole = not self.weights.on_head or self.observation.scored(batch) is None
+        if len(draws) > 1 and len(draws) * rows != tokens and self.weights.joinable and whole:
             self.weights.install(self.weights.joined(draws, rows))
             repeated = {name: value.repeat(len(draws), *[1] * (value.dim() - 1)) for name, value in batch.items()}
             with suppress(Apart):

@@ -177,26 +177,29 @@ class Weights:
 
     @property
     def joinable(self) -> bool:
-        """Whether a network can be run at several draws at once.
+        """Whether a network can be run at several draws at once: all that is learned is in linear LoRA layers.
 
-        All that is learned has to be linear LoRA layers that see the whole batch, which an output head does not: it is
-        given the tokens that matter, some at a time.
+        With some of it `on_head` this has to be given one place of each row, as all other layers are given rows.
         """
-        return self.stackable and all(site.stacked for site in self.sites)
+        return all(site.stacked and slot.linear for site in self.sites for slot in self._slots[site.name])
 
     @property
     def stackable(self) -> bool:
         """Whether several sets of weights can each have a part of a batch, if one vector a sequence is a part as well.
 
-        Linear layers that are trained in full may then be among what is learned.
+        Linear layers that are trained in full may then be among what is learned, an output head not.
         """
+        slots = [slot for site in self.sites for slot in self._slots[site.name]]
+        return not self.on_head and all(
+            slot.linear or (type(slot.module) is nn.Linear and slot.name == "bias") for slot in slots
+        )
+
+    @property
+    def on_head(self) -> bool:
+        """Whether something is learned in an output head, which may be given the tokens that matter alone."""
         head = getattr(self.base, "get_output_embeddings", lambda: None)()
         apart = set() if head is None else set(head.modules())
-        return all(
-            (slot.linear or (type(slot.module) is nn.Linear and slot.name == "bias")) and slot.module not in apart
-            for site in self.sites
-            for slot in self._slots[site.name]
-        )
+        return any(slot.module in apart for slots in self._slots.values() for slot in slots)
 
     def joined(self, draws: Sequence[Mapping[str, Tensor]], rows: int, flat: bool = False) -> dict[str, Value]:
         """Values for `install` by which a batch that is repeated for each draw sees each draw once.

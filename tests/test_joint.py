@@ -83,15 +83,34 @@ def test_what_cannot_be_joined_runs_one_after_another() -> None:
             assert torch.equal(found[1], rows.outputs(program, draws[1])) and not torch.equal(found[0], found[1])
 
 
-def test_a_head_that_is_given_some_tokens_at_a_time_is_not_joined(monkeypatch: pytest.MonkeyPatch) -> None:
-    program, split = causal("llama", ["v_proj", "lm_head"])
-    assert not program.weights.joinable  # a pass of all but the head would be for nothing
+@pytest.mark.parametrize(("observation", "passes"), [("prompted", 1), ("text-choices", 2), ("completions", 2)])
+def test_a_head_is_joined_where_it_is_given_one_place_of_each_row(
+    observation: str, passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = COLUMNS if observation != "completions" else {"ask": COLUMNS["ask"], "answer": ["yes", "moon stone", "no"]}
+    spec = SPEC if observation != "completions" else TaskSpec("quiz", "completion", ("ask",), completion=" {answer}")
+    split = Split(Dataset.from_dict(rows), spec)
+    config = LoraConfig(r=3, target_modules=["v_proj", "lm_head"])
+    program = Program.from_pretrained(
+        str(causal_base("llama")), Task(spec, split), lora=config, observation=observation
+    )
     size = program.network.config.vocab_size
     monkeypatch.setattr("bayeslora.observations.completions.LOGITS", 4 * size)  # tokens of several draws, were they one
-    rows, draws = Rows.of(program, split), draws_of(program, 2)
+    made, run = [], type(program.observation).run
+
+    def counted(self: Any, network: Any, batch: Any) -> Tensor:
+        made.append(len(batch["input_ids"]))
+        return run(self, network, batch)
+
+    monkeypatch.setattr(type(program.observation), "run", counted)
+    data, draws = Rows.of(program, split), draws_of(program, 2)
     with undisturbed(program), torch.no_grad():
-        found = rows.outputs_of(program, draws)
-        assert all(torch.equal(found[number], rows.outputs(program, draw)) for number, draw in enumerate(draws))
+        found = data.outputs_of(program, draws)
+        assert len(made) == passes
+        each = torch.stack([data.outputs(program, draw) for draw in draws])
+    finite = each.isfinite()
+    assert torch.equal(finite, found.isfinite()) and not torch.equal(each[0], each[1])
+    torch.testing.assert_close(found[finite], each[finite])
 
 
 ENCODERS: dict[str, tuple[PreTrainedConfig, str]] = {

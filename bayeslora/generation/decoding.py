@@ -115,7 +115,7 @@ class Reader:
             self._program.weights.install(values)
             repeated = {name: value.repeat(draws, 1) for name, value in batch.items()}
             hidden = hidden_states(self._program.network, repeated, cache=cache)
-            logits = logits_at(self._program.network, hidden[:, -1])
+            logits = logits_at(self._program.network, hidden[:, -1:]).squeeze(1)
             found.append(logits.double().log_softmax(-1).cpu().unflatten(0, (draws, -1)))
         return torch.cat(found).transpose(0, 1)
 

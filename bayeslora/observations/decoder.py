@@ -8,7 +8,7 @@ architecture does around its head (scales, soft caps) is done.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -47,8 +47,8 @@ def logits_at(network: nn.Module, hidden: Tensor, tokens: Tensor | None = None) 
     Args:
         network: a causal language model.
         hidden: what its body makes of them, (..., positions, width).
-        tokens: whose logits are wanted, by number; all by default. Only their rows of the head are multiplied, unless
-            the head has layers of its own around them.
+        tokens: whose logits are wanted, by number; all by default. Only their rows of the head are multiplied, and of
+            plain LoRA around it.
 
     Returns:
         Logits in float32, (..., positions, tokens).
@@ -56,8 +56,11 @@ def logits_at(network: nn.Module, hidden: Tensor, tokens: Tensor | None = None) 
     base = _bare(network)
     body, head = _body(base), base.get_output_embeddings()
     states = hidden.flatten(0, -3) if hidden.dim() > 2 else hidden.unsqueeze(0)
-    rows = head if tokens is None else _Rows(head, tokens)
-    with _replaced(base, body, _Given(states)), _replaced(base, head, rows):
+    with ExitStack() as places:
+        places.enter_context(_replaced(base, body, _Given(states)))
+        if tokens is not None:
+            for part in _parts(head):
+                places.enter_context(_replaced(base, part, _Rows(part, tokens)))
         # Some networks ask their inputs how many rows there are.
         found: Tensor = base(input_ids=states.new_zeros(states.shape[:2], dtype=torch.long), use_cache=False).logits
     return found.float().reshape(*hidden.shape[:-1], found.shape[-1])
@@ -144,11 +147,28 @@ class _Rows(_Head):
 
     def forward(self, hidden: Tensor) -> Tensor:
         head, tokens = self.head, self._tokens
-        if type(head) is not nn.Linear:  # LoRA layers around it, quantised, or what else
+        if not _plain(head):
             every: Tensor = head(hidden)
             return every[..., tokens]
         bias = None if head.bias is None else head.bias[tokens]
         return nn.functional.linear(hidden, head.weight[tokens], bias)
+
+
+def _plain(layer: nn.Module) -> bool:
+    """Whether a layer is a product with its matrix and nothing else: not quantised, and no function stands for it.
+
+    Those who watch what goes in and out by hooks are to see the whole of it.
+    """
+    return type(layer) is nn.Linear and "forward" not in vars(layer) and not layer._forward_hooks
+
+
+def _parts(head: Any) -> list[nn.Module]:
+    """The layers of a head whose outputs are summed to the head's own: it alone, or with plain LoRA around it."""
+    from peft.tuners.lora import Linear
+
+    if type(head) is Linear and not head.lora_variant:
+        return [head.base_layer, *(head.lora_B[name] for name in head.active_adapters if name in head.lora_B)]
+    return [head]
 
 
 def _bare(network: Any) -> Any:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from itertools import product
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from scipy import stats
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MambaConfig, Qwen2MoeConfig
 
 from bayeslora import Program
 from bayeslora.errors import PosteriorError, SettingError
 from bayeslora.generation.decoding import Decoding, Reader, decode
 from bayeslora.observations import Classes
+from bayeslora.observations.decoder import hidden_states
 
 VOCABULARY, LENGTH = 5, 4
 ALL = torch.tensor(list(product(range(VOCABULARY), repeat=LENGTH)))
@@ -43,10 +44,18 @@ class Causal(Classes):
     causal: ClassVar[bool] = True
 
 
+TARGETS = {
+    "llama": ["q_proj", "down_proj"],
+    "head": ["q_proj", "lm_head"],
+    "gpt2": ["c_attn"],
+    "moe": ["q_proj", "shared_expert.up_proj"],
+}
+
+
 def program_of(name: str) -> Program:
     torch.manual_seed(0)
-    network = AutoModelForCausalLM.from_config(CONFIGURATIONS[name]).eval()
-    targets = {"llama": ["q_proj", "down_proj"], "gpt2": ["c_attn"], "moe": ["q_proj", "shared_expert.up_proj"]}[name]
+    network = AutoModelForCausalLM.from_config(CONFIGURATIONS["llama" if name == "head" else name]).eval()
+    targets = TARGETS[name]
     return Program(get_peft_model(network, LoraConfig(r=2, target_modules=targets)).eval(), Causal(2))
 
 
@@ -82,7 +91,7 @@ def batch_of(times: int) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", ["llama", "head", "gpt2"])
 def test_a_mixture_is_the_average_of_the_draws_texts(name: str) -> None:
     program, times = program_of(name), 3000
     draws = draws_of(program)
@@ -131,6 +140,22 @@ def test_every_conditional_is_the_mixtures_own() -> None:
         for step in range(LENGTH):
             rest = average[tuple(texts[row][:step])].reshape(VOCABULARY, -1).sum(1)
             torch.testing.assert_close(decoding.seen[step][row].exp(), rest / rest.sum(), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "passes"), [("llama", [6]), ("head", [6]), ("moe", [6, 2, 2, 2])])
+def test_draws_are_read_by_one_pass_where_layers_allow_it(
+    name: str, passes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, made = program_of(name), []
+
+    def counted(network: nn.Module, inputs: dict[str, Tensor], cache: Any = None) -> Tensor:
+        made.append(len(inputs["input_ids"]))
+        return hidden_states(network, inputs, cache)
+
+    monkeypatch.setattr("bayeslora.generation.decoding.hidden_states", counted)
+    with torch.no_grad():
+        Reader(program, draws_of(program))(batch_of(1))
+    assert made == passes  # three draws of two rows; of experts the first pass is in vain
 
 
 def test_experts_that_are_given_tokens_read_one_draw_after_another() -> None:

@@ -91,14 +91,24 @@ def test_with_lora_also_on_the_head(name: str, lora: list[str]) -> None:
         torch.testing.assert_close(mine, theirs)
 
 
-def test_only_the_rows_that_are_asked_for_are_multiplied() -> None:
-    model: Any = network(CONFIGURATIONS["llama"])
+@pytest.mark.parametrize(("lora", "rank"), [(None, 0), (["lm_head"], 8)])
+def test_only_the_rows_that_are_asked_for_are_multiplied(lora: list[str] | None, rank: int) -> None:
+    model: Any = network(CONFIGURATIONS["llama"], lora)
     with torch.no_grad():
         hidden = hidden_states(model, inputs())
         with FlopCounterMode(display=False) as counted:
             found = logits_at(model, hidden[:, -1], TOKENS)
-    # A product and a sum for each entry of the width, of one position a row.
-    assert found.shape == (3, len(TOKENS)) and counted.get_total_flops() == 2 * 16 * found.numel()
+    # A product and a sum for each entry of the width or, in B, of the rank, of one position a row; and A's product.
+    assert found.shape == (3, len(TOKENS))
+    assert counted.get_total_flops() == 2 * (16 + rank) * found.numel() + 2 * 16 * rank * 3
+
+
+def test_dora_on_the_head() -> None:
+    model, batch = network(CONFIGURATIONS["llama"]), inputs()
+    model = get_peft_model(model, LoraConfig(target_modules=["lm_head"], init_lora_weights=False, use_dora=True)).eval()
+    with torch.no_grad():
+        whole = model(**batch).logits[:, -1, TOKENS]
+        torch.testing.assert_close(logits_at(model, hidden_states(model, batch)[:, -1], TOKENS), whole)
 
 
 def test_the_network_is_as_before_after_an_error() -> None:
