@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from bayeslora.adapters import adapt, by_base_name, load_adapter
 from bayeslora.errors import AdapterError, renamed
+from bayeslora.joined import Apart
 from bayeslora.models.base import WeightModel
 from bayeslora.models.monteclora import MonteCLoRA
 from bayeslora.networks import (
@@ -34,7 +35,7 @@ from bayeslora.observations import Encoder, Observation, Padding, of_task
 from bayeslora.recipes import LoraSettings
 from bayeslora.sites import Value
 from bayeslora.store import adapter_at
-from bayeslora.weights import Apart, Site, Weights
+from bayeslora.weights import Site, Weights
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel

@@ -18,17 +18,14 @@ from torch import Tensor, nn
 
 from bayeslora.errors import AdapterError
 from bayeslora.finding import active_adapter, find
+from bayeslora.joined import Joined
 from bayeslora.rng import seeded
 from bayeslora.sites import Map, Site, Slot, Value
 
-__all__ = ["Apart", "Site", "Slot", "Weights"]
+__all__ = ["Site", "Slot", "Weights"]
 
 #: Where a network says whose values are in its places now.
 HOLDER = "_bayeslora_weights"
-
-
-class Apart(Exception):  # noqa: N818 (no mistake: draws run one after another then)
-    """A layer is given something else than a batch, of which no part would be a draw's own."""
 
 
 class Weights:
@@ -223,7 +220,7 @@ class Weights:
             bias = biases.get(slots[0].module)
             added = None if bias is None else torch.stack([draw[bias] for draw in draws]).unsqueeze(1)
             found[site.name] = [
-                _Joined(matrices.to(slot.parameter.device), rows * len(draws), flat, added)
+                Joined(matrices.to(slot.parameter.device), rows * len(draws), flat, added)
                 for slot, matrices in zip(slots, each, strict=True)
             ]
         return found
@@ -280,34 +277,6 @@ class Weights:
 
     def __repr__(self) -> str:
         return f"Weights({', '.join(site.name for site in self.sites)})"
-
-
-class _Joined:
-    """The function x -> x W^T of a layer for several W, each for its part of x.
-
-    Args:
-        matrices: W^T (draws, inputs, outputs).
-        rows: of all parts together.
-        flat: whether x may be one vector a row.
-        bias: (draws, 1, outputs) that is added.
-    """
-
-    def __init__(self, matrices: Tensor, rows: int, flat: bool = False, bias: Tensor | None = None) -> None:
-        self._matrices, self._rows, self._least, self._bias = matrices, rows, 2 if flat else 3, bias
-
-    def __call__(self, inputs: Tensor) -> Tensor:
-        """Outputs (rows, ..., outputs) of inputs (rows, ..., inputs), the parts of which follow one another.
-
-        Raises:
-            Apart: the inputs are not those rows, as with an expert's own tokens, relative positions that all rows
-                share, or a network that has tokens come first.
-        """
-        if inputs.dim() < self._least or len(inputs) != self._rows:
-            raise Apart
-        found = inputs.reshape(len(self._matrices), -1, inputs.shape[-1]) @ self._matrices.to(inputs)
-        if self._bias is not None:
-            found = found + self._bias.to(found)
-        return found.reshape(*inputs.shape[:-1], -1)
 
 
 def _stored(role: str, slots: tuple[Slot, ...], device: torch.device) -> Tensor:

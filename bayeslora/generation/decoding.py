@@ -14,10 +14,10 @@ from pydantic import Field
 from torch import Tensor
 
 from bayeslora.errors import PosteriorError
+from bayeslora.joined import Apart
 from bayeslora.observations.batches import Batch
 from bayeslora.observations.decoder import hidden_states, logits_at
 from bayeslora.settings import Count, NotNegative, Settings
-from bayeslora.weights import Apart
 
 if TYPE_CHECKING:
     from transformers import DynamicCache

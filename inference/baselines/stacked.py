@@ -21,13 +21,13 @@ from bayeslora.inference.training.trainer import train
 from bayeslora.inference.variational.point import MLE
 from bayeslora.inference.variational.posterior import VariationalPosterior
 from bayeslora.inference.variational.rates import groups_of
+from bayeslora.joined import Apart
 from bayeslora.models.guides.auto import make_guide
 from bayeslora.models.guides.base import Guide
 from bayeslora.passes import Rows
 from bayeslora.posterior import Posterior
 from bayeslora.program import Program
 from bayeslora.store import POSTERIOR
-from bayeslora.weights import Apart
 
 __all__ = ["side_by_side"]
 
