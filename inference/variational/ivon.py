@@ -20,7 +20,7 @@ from bayeslora.inference.training.objective import Hook, Outcome
 from bayeslora.inference.training.trainer import TrainingSettings
 from bayeslora.inference.variational.loss import ProgramLoss
 from bayeslora.inference.variational.posterior import VariationalPosterior, learn
-from bayeslora.inference.variational.rates import LEAST_RATE
+from bayeslora.inference.variational.rates import POINT_RATE
 from bayeslora.models.base import full_precision
 from bayeslora.models.distributions import ColumnNormal
 from bayeslora.models.gaussian import GaussianGuide
@@ -72,7 +72,7 @@ class IVON(TrainingSettings):
     guide: Literal["entry"] = "entry"
     temperature: Positive = 1.0
     learning_rate: Positive = 0.03
-    point_learning_rate: Positive = LEAST_RATE
+    point_learning_rate: Positive = POINT_RATE
     curvature: Positive = 1e-3
     beta1: Beta = 0.9
     beta2: Beta = 0.99

@@ -63,8 +63,8 @@ class SVI(TrainingSettings):
         learning_rate: of the means of random weights, for AdamW; the one that suits plain LoRA suits them.
         scale_learning_rate: learning rate of what shapes the noise: scales, Wishart and Dirichlet parameters.
         point_learning_rate: learning rate of weights that are point estimates, such as B and the head; see
-            `rate_of_points` for what it is by default: twice ``learning_rate``, or no less than 2e-3 where the prior
-            mean is the model's.
+            `rate_of_points` for what it is by default: twice ``learning_rate`` up to 2e-3, and ``learning_rate`` above
+            that; no less than 2e-3 where the prior mean is the model's.
         init_scale: standard deviation that Pyro's autoguides start from, in their unconstrained space.
 
     References:

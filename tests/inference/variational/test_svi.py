@@ -225,6 +225,8 @@ def test_points_beside_matrices_that_are_held_have_a_least_rate() -> None:
     assert rate_of_points(5e-4, held=True, noisy=True) == 2e-3
     assert rate_of_points(5e-3, held=True, noisy=True) == 5e-3
     assert rate_of_points(5e-4, held=False, noisy=True) == 1e-3
+    assert rate_of_points(1.5e-3, held=False, noisy=True) == 2e-3
+    assert rate_of_points(3e-3, held=False, noisy=True) == 3e-3
     assert rate_of_points(5e-4, held=False, noisy=False) == 5e-4
 
 
