@@ -48,7 +48,7 @@ def logits_at(network: nn.Module, hidden: Tensor, tokens: Tensor | None = None) 
         network: a causal language model.
         hidden: what its body makes of them, (..., positions, width).
         tokens: whose logits are wanted, by number; all by default. Only their rows of the head are multiplied, and of
-            plain LoRA around it.
+            plain LoRA around it, where neither is quantised, has hooks, or has a function in its place.
 
     Returns:
         Logits in float32, (..., positions, tokens).
@@ -155,11 +155,9 @@ class _Rows(_Head):
 
 
 def _plain(layer: nn.Module) -> bool:
-    """Whether a layer is a product with its matrix and nothing else: not quantised, and no function stands for it.
-
-    Those who watch what goes in and out by hooks are to see the whole of it.
-    """
-    return type(layer) is nn.Linear and "forward" not in vars(layer) and not layer._forward_hooks
+    """Whether a layer is a product with its matrix and nothing else: no function in its place, no hook on it."""
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    return type(layer) is nn.Linear and "forward" not in vars(layer) and not any(hooks)
 
 
 def _parts(head: Any) -> list[nn.Module]:

@@ -20,7 +20,7 @@ def rate_of_points(learning_rate: float, *, held: bool, noisy: bool) -> float:
     that stays, B has to learn by itself, at no less than 2e-3; where A learns too, noise in it still dilutes the
     gradient of B, which then has twice the rate, as long as that is no more than 2e-3. That B be faster than A is the
     finding of LoRA+ (Hayou et al., ICML 2024). At a high rate it overshoots: with SmolLM2 and LoRA on all linear layers
-    at 3e-3 (90 rows of ARC-Easy, three epochs, seed 0 of ``benchmarks/studies/language.yaml``) the bound over the last
+    at 3e-3 (150 rows of ARC-Easy, three epochs, seed 0 of ``benchmarks/studies/language.yaml``) the bound over the last
     20 of 114 steps is -0.76 nats a row with B at 3e-3 and -1.18 with ``point_learning_rate=6e-3``.
 
     Args:

@@ -103,6 +103,17 @@ def test_only_the_rows_that_are_asked_for_are_multiplied(lora: list[str] | None,
     assert counted.get_total_flops() == 2 * (16 + rank) * found.numel() + 2 * 16 * rank * 3
 
 
+@pytest.mark.parametrize("layer", ["base_layer", "lora_B.default"])
+def test_hooks_on_the_head_are_called(layer: str) -> None:
+    model: Any = network(CONFIGURATIONS["llama"], ["lm_head"])
+    hidden = hidden_states(model, inputs())[:, -1]
+    plain = logits_at(model, hidden)
+    model.get_base_model().lm_head.get_submodule(layer).register_forward_pre_hook(lambda _, given: (2 * given[0],))
+    hooked = logits_at(model, hidden)
+    assert not torch.allclose(hooked, plain)
+    torch.testing.assert_close(logits_at(model, hidden, TOKENS), hooked[:, TOKENS])
+
+
 def test_dora_on_the_head() -> None:
     model, batch = network(CONFIGURATIONS["llama"]), inputs()
     model = get_peft_model(model, LoraConfig(target_modules=["lm_head"], init_lora_weights=False, use_dora=True)).eval()
