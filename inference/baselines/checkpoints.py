@@ -61,7 +61,7 @@ class CheckpointEnsemble(MLE):
     def fit(self, program: Program, data: Dataset, run: Run) -> VariationalPosterior:
         """Train all weights, and keep them at the end of each epoch."""
         trajectory = Trajectory.of(make_guide("delta", program.model, run.sites(program)), self.checkpoints)
-        points = rate_of_points(self.learning_rate, held=bool(self.prior_weight), noisy=False)
+        points = rate_of_points(self.learning_rate, held=bool(self.prior_weight))
         groups = groups_of(trajectory, self.learning_rate, points, weight_decay=self.weight_decay)
         fixed = set(trajectory.latents) - set(trajectory.moving)
         record = run.record(self.name, asdict(self), len(data), self.prior_weight or 1.0, fixed)

@@ -77,7 +77,7 @@ class SWAG(MLE):
         trajectory = Trajectory.of(point, self.rank)
         guide = Swag(trajectory, self.scale, program.model.weights)
         objective = NegativeELBO(program, trajectory, MeanFieldBound(), len(data), self.prior_weight)
-        points = rate_of_points(self.learning_rate, held=bool(self.prior_weight), noisy=False)
+        points = rate_of_points(self.learning_rate, held=bool(self.prior_weight))
         groups = groups_of(trajectory, self.learning_rate, points, weight_decay=self.weight_decay)
         optimiser = torch.optim.AdamW(groups, lr=self.learning_rate)
         record = run.record(self.name, asdict(self), len(data), self.prior_weight or 1.0, guide.point_sites)

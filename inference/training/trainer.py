@@ -7,6 +7,8 @@ log, a clean stop on a signal, and an end as soon as the loss is not finite.
 
 from __future__ import annotations
 
+import math
+import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -94,6 +96,11 @@ class TrainingSettings(Settings):
         trackers = ["none", "all", *get_available_reporting_integrations()]
         if self.report_to not in trackers:
             raise SettingError(unknown("tracker", self.report_to, trackers) + " Others have to be installed.")
+
+    def steps_of(self, rows: int) -> int:
+        """Steps of a fit to so many rows, which the processes that a launcher started share."""
+        batches = math.ceil(math.ceil(rows / int(os.environ.get("WORLD_SIZE", "1"))) / self.batch_size)
+        return math.ceil(self.epochs * math.ceil(batches / self.gradient_accumulation_steps))
 
 
 def train(

@@ -104,7 +104,7 @@ def point_estimate(
     if points is None:
         sites = prior_sites(program, guide, prior_mean)
         held = bool(guide.centres()) and all(site.centre is None for site in sites)
-        points = rate_of_points(settings.learning_rate, held=held, noisy=False)
+        points = rate_of_points(settings.learning_rate, held=held)
     return optimise(
         program,
         guide,

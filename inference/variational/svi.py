@@ -14,7 +14,7 @@ from bayeslora.inference.training.trainer import TrainingSettings
 from bayeslora.inference.variational.elbo import ELBOS
 from bayeslora.inference.variational.estimators import NoiseWarmup, make_estimator
 from bayeslora.inference.variational.posterior import PriorMean, VariationalPosterior, optimise, prior_sites
-from bayeslora.inference.variational.rates import groups_of, rate_of_points
+from bayeslora.inference.variational.rates import groups_of, rate_beside_noise, rate_of_points
 from bayeslora.models.guides.auto import KINDS, guide_settings, make_guide
 from bayeslora.program import Program
 from bayeslora.rng import isolated
@@ -63,8 +63,8 @@ class SVI(TrainingSettings):
         learning_rate: of the means of random weights, for AdamW; the one that suits plain LoRA suits them.
         scale_learning_rate: learning rate of what shapes the noise: scales, Wishart and Dirichlet parameters.
         point_learning_rate: learning rate of weights that are point estimates, such as B and the head; see
-            `rate_of_points` for what it is by default: twice ``learning_rate`` up to 2e-3, and ``learning_rate`` above
-            that; no less than 2e-3 where the prior mean is the model's.
+            `rate_beside_noise` for what it is by default: twice ``learning_rate``, more where steps are few (0.08 over
+            their number), and 2e-3 at most; no less than that where the prior mean is the model's.
         init_scale: standard deviation that Pyro's autoguides start from, in their unconstrained space.
 
     References:
@@ -113,8 +113,10 @@ class SVI(TrainingSettings):
             guide = make_guide(self.guide, program.model, run.sites(program), self.init_scale, self.guide_settings)
         estimator = make_estimator(self.estimator, program, guide)
         held = all(site.centre is None for site in prior_sites(program, guide, self.prior_mean))
-        by_default = rate_of_points(self.learning_rate, held=held, noisy=True)
-        points = by_default if self.point_learning_rate is None else self.point_learning_rate
+        points = self.point_learning_rate
+        if points is None:
+            beside_noise = rate_beside_noise(self.learning_rate, self.steps_of(len(data)))
+            points = rate_of_points(self.learning_rate, held=True) if held else beside_noise
         return optimise(
             program,
             guide,

@@ -15,6 +15,7 @@ from bayeslora.errors import SettingError
 from bayeslora.inference import fit
 from bayeslora.inference.training import trainer as room
 from bayeslora.inference.training.trainer import Schedule, _Trainer
+from bayeslora.inference.variational.point import MLE
 from bayeslora.observations import Classes
 from bayeslora.posterior import Posterior
 
@@ -58,6 +59,13 @@ def test_batches_and_accumulation_divide_the_rows_into_steps(monkeypatch: pytest
     monkeypatch.setattr(_Trainer, "compute_loss", counted)
     assert len(steps(fitted(batch_size=3, gradient_accumulation_steps=2, epochs=1))) == 2
     assert seen == [3, 3, 3, 3]
+
+
+def test_steps_are_known_before_a_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    for settings in ({"epochs": 1.5}, {"batch_size": 5}, {"batch_size": 3, "gradient_accumulation_steps": 3}):
+        assert steps(fitted(**settings))[-1] == MLE(**QUICK | settings).steps_of(12)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert MLE(epochs=3, batch_size=3).steps_of(12) == 6
 
 
 def test_no_weight_goes_further_than_the_learning_rate() -> None:

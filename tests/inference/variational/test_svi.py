@@ -15,7 +15,7 @@ from bayeslora.inference import fit, load
 from bayeslora.inference.variational import svi
 from bayeslora.inference.variational.elbo import ELBOS
 from bayeslora.inference.variational.loss import NegativeELBO
-from bayeslora.inference.variational.rates import groups_of, rate_of_points
+from bayeslora.inference.variational.rates import groups_of, rate_beside_noise, rate_of_points
 from bayeslora.inference.variational.svi import SVI
 from bayeslora.models import Gaussian, MonteCLoRA
 from bayeslora.models.guides.base import MatrixGuide, PointGuide
@@ -211,6 +211,9 @@ def test_learning_rates_are_by_group() -> None:
     with pytest.warns(UserWarning, match="Nothing was learned of"):
         # They learn, however small the rate of A's mean is.
         assert moved(point_learning_rate=None, prior_mean="model") == points
+    with pytest.warns(UserWarning, match="Nothing was learned of"):
+        # So they do in two steps without a prior that holds it.
+        assert moved(point_learning_rate=None) == points
     # The likelihood says nothing of A where B is zero.
     assert moved(point_learning_rate=1e-2, learning_rate=1e-2) == points | {"mu"}
 
@@ -222,12 +225,17 @@ def test_points_that_stand_for_means_have_the_rate_of_means() -> None:
 
 
 def test_points_beside_matrices_that_are_held_have_a_least_rate() -> None:
-    assert rate_of_points(5e-4, held=True, noisy=True) == 2e-3
-    assert rate_of_points(5e-3, held=True, noisy=True) == 5e-3
-    assert rate_of_points(5e-4, held=False, noisy=True) == 1e-3
-    assert rate_of_points(1.5e-3, held=False, noisy=True) == 2e-3
-    assert rate_of_points(3e-3, held=False, noisy=True) == 3e-3
-    assert rate_of_points(5e-4, held=False, noisy=False) == 5e-4
+    assert rate_of_points(5e-4, held=True) == 2e-3
+    assert rate_of_points(5e-3, held=True) == 5e-3
+    assert rate_of_points(5e-4, held=False) == 5e-4
+
+
+def test_points_beside_noise_have_twice_the_rate_within_bounds() -> None:
+    assert rate_beside_noise(5e-4, 1000) == 1e-3
+    assert rate_beside_noise(1.5e-3, 1000) == 2e-3
+    assert rate_beside_noise(8e-3, 1000) == 2e-3
+    assert rate_beside_noise(2e-4, 50) == pytest.approx(1.6e-3)
+    assert rate_beside_noise(2e-4, 10) == 2e-3
 
 
 def test_a_group_of_parameters_without_a_rate_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
