@@ -63,7 +63,7 @@ def test_batches_and_accumulation_divide_the_rows_into_steps(monkeypatch: pytest
 
 def test_steps_are_known_before_a_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     for settings in ({"epochs": 1.5}, {"batch_size": 5}, {"batch_size": 3, "gradient_accumulation_steps": 3}):
-        assert steps(fitted(**settings))[-1] == MLE(**QUICK | settings).steps_of(12)
+        assert steps(fitted(**settings))[-1] == MLE(**{"epochs": 2, "batch_size": 4} | settings).steps_of(12)
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert MLE(epochs=3, batch_size=3).steps_of(12) == 6
 
