@@ -93,7 +93,7 @@ def _lora(settings: LoraSettings, **more: Any) -> PeftConfig:
 def _adalora(settings: LoraSettings) -> PeftConfig:
     from peft import AdaLoraConfig
 
-    # Ranks are not allocated; PEFT asks for a number of steps all the same.
+    # Ranks are allocated by the backend of that name, not by PEFT, which asks for a number of steps all the same.
     matrices = {"lora_alpha": settings.alpha, "lora_dropout": settings.dropout, "target_modules": settings.targets}
     return AdaLoraConfig(init_r=settings.r, target_r=settings.r, total_step=1_000_000, **matrices)
 
@@ -135,7 +135,7 @@ RECIPES: dict[str, Recipe] = {
         partial(_lora, use_dora=True),
     ),
     "adalora": Recipe(
-        "the form of AdaLoRA, P diag(e) Q, alone: ranks are not allocated, P and Q not held orthogonal",
+        "matrices P diag(e) Q; the backend 'adalora' allocates their ranks and holds P and Q orthogonal, others do not",
         "Zhang et al., ICLR 2023",
         _MATRICES,
         _adalora,

@@ -24,6 +24,7 @@ __all__ = ["BACKENDS", "PRESETS", "Backend", "Preset", "Run", "fit", "load", "pr
 
 #: Every backend by its name.
 BACKENDS: Registry[type[Backend]] = Registry("backend", {
+    "adalora": "bayeslora.inference.baselines.adalora:AdaLoRA",
     "c-lora": "bayeslora.inference.variational.clora:CLoRA",
     "checkpoint-ensemble": "bayeslora.inference.baselines.checkpoints:CheckpointEnsemble",
     "ensemble": "bayeslora.inference.baselines.ensemble:Ensemble",
@@ -45,6 +46,7 @@ BACKENDS: Registry[type[Backend]] = Registry("backend", {
 #: Classes of backends, by their own names, as attributes of this module.
 CLASSES = {name.upper(): name for name in ("ivon", "map", "mle", "nuts", "sghmc", "sgld", "svi", "swag", "tfb")} | {
     "Laplace": "laplace",
+    "AdaLoRA": "adalora",
     "CLoRA": "c-lora",
     "CheckpointEnsemble": "checkpoint-ensemble",
     "Ensemble": "ensemble",
