@@ -97,7 +97,7 @@ class AdaLoRA(MLE):
         before = sum(each.e.numel() for each in triplets)
         after = self._target(before, len(triplets))
         groups = groups_of(guide, self.learning_rate, self.learning_rate, weight_decay=self.weight_decay)
-        optimiser = Allocating(groups, self.learning_rate, triplets, self.beta1, self.beta2)
+        optimiser = Allocating(groups, self.learning_rate, triplets, beta1=self.beta1, beta2=self.beta2)
         record = run.record(self.name, asdict(self), len(data), 0.0, guide.point_sites)
         posterior = learn(
             VariationalPosterior(program, record, guide),

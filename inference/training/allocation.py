@@ -53,7 +53,7 @@ class Allocating(AdamW):
     budget: int | None = None
 
     def __init__(
-        self, groups: list[dict[str, Any]], lr: float, triplets: Sequence[Triplets], beta1: float, beta2: float
+        self, groups: list[dict[str, Any]], lr: float, triplets: Sequence[Triplets], *, beta1: float, beta2: float
     ) -> None:
         super().__init__(groups, lr=lr)
         self._triplets, self._decays = triplets, (beta1, beta2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,8 @@ from transformers import AutoModelForSequenceClassification
 
 from bayeslora.errors import SettingError
 from bayeslora.inference import fit, load
-from bayeslora.inference.baselines.adalora import _orthogonal, _triplets
+from bayeslora.inference.baselines.adalora import AdaLoRA, _Budget, _orthogonal, _triplets
+from bayeslora.inference.training.objective import State
 from bayeslora.inference.training.trainer import _Steps
 from bayeslora.models import Gaussian
 from bayeslora.models.guides.auto import make_guide
@@ -55,19 +57,28 @@ def log(posterior: Posterior, name: str) -> list[float]:
 
 
 def test_the_budget_falls_as_the_papers() -> None:
-    settings = QUICK | {"epochs": 10, "begin": 0.1, "end": 0.3, "every": 3, "rank": 1}
+    settings = QUICK | {"epochs": 10, "begin": 0.2, "end": 0.3, "every": 3, "rank": 1}
     posterior = fit(program(), ROWS, "adalora", **settings)
-    # Of 20 steps the first 2 keep all 16, and the last allocation is at step 14; between them at 3, 6, 9 and 12.
+    # Of 20 steps the first 4 keep all 16, and the last allocation is at step 14; between them at 6, 9 and 12.
     expected = [
-        4 if step >= 14 else int(4 + 12 * (1 - (step - 2) / 12) ** 3) if step > 2 and step % 3 == 0 else 16
+        4 if step >= 14 else int(4 + 12 * (1 - (step - 4) / 10) ** 3) if step > 4 and step % 3 == 0 else 16
         for step in range(1, 21)
     ]
-    assert log(posterior, "rank") == expected and expected[:6] == [16, 16, 13, 16, 16, 7]
+    assert log(posterior, "rank") == expected and expected[2] == 16 and expected[5:9] == [10, 16, 16, 5]
     left = [e for _, e, _ in updates(posterior.mean()).values()]
     assert sum(int(e.count_nonzero()) for e in left) == 4
     ranks = posterior.record.history[-1]["ranks"]
     assert list(ranks.values()) == [int(e.count_nonzero()) for e in left]
     assert "bert.encoder.layer.0.attention.self.query" in ranks
+
+
+def test_nothing_is_measured_after_the_last_allocation() -> None:
+    told = SimpleNamespace()
+    hook = _Budget(AdaLoRA(begin=0.0, end=0.5, every=4), told, before=10, after=3)
+    for step in range(20):
+        hook.before_step(State(step, 20, 0.0))
+        assert told.measuring == (step + 1 <= 10)
+        assert (told.budget is None) == (step + 1 not in (4, 8) and step + 1 < 10)
 
 
 def test_two_thirds_of_the_ranks_are_left_by_default() -> None:
@@ -100,6 +111,7 @@ def test_what_is_added_to_the_loss_keeps_p_and_q_orthogonal() -> None:
     assert departure(held) < departure(free) / 10
     for posterior in (held, free):  # the log has that of the weights before the last step, which is a short one
         assert log(posterior, "orthogonality")[-1] == pytest.approx(departure(posterior), rel=0.1, abs=2e-4)
+        assert log(posterior, "orthogonality")[0] == pytest.approx(0.0, abs=1e-6)  # before the first
     for weight, posterior in ((0.5, held), (0.0, free)):
         parts = [log(posterior, name) for name in ("loss", "log_likelihood", "orthogonality")]
         for loss, fitted, apart in zip(*parts, strict=True):

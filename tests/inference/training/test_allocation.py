@@ -85,7 +85,7 @@ def by_hand(number_of_steps: int) -> list[list[Tensor]]:
 
 def optimiser(found: list[Triplets], head: nn.Parameter) -> Allocating:
     parameters = [value for each in found for value in each[1:]] + [head]
-    return Allocating([{"params": parameters, "weight_decay": DECAY}], LR, found, BETA1, BETA2)
+    return Allocating([{"params": parameters, "weight_decay": DECAY}], LR, found, beta1=BETA1, beta2=BETA2)
 
 
 def step(made: Allocating, found: list[Triplets], head: nn.Parameter, number: int) -> None:
