@@ -44,8 +44,8 @@ class AdaLoRA(MLE):
     Not all is as the paper prints it. Of the departure from orthogonal P and Q (equation 4) there is the mean over
     those of all layers in place of the sum, so that its weight does not depend on their number, and training begins at
     orthogonal ones of the same update. PEFT's are far from it, and as long as they are, the gradient of the sum decides
-    what seems to matter: on the demo task, with PEFT's start, 13 layers and 94 steps, the four matrices between the
-    attentions end with 1 of 69 ranks under the sum, and with 29 without it. Published code, and PEFT, have the mean of
+    what seems to matter: on 300 rows of the demo task, 100 steps with 13 layers, the four matrices of the feed-forward
+    blocks end with 1 of 69 ranks under that sum, and with 29 without it. Published code, and PEFT, have the mean of
     norms that are not squared. Equation 12 has t - t_i - t_f where that code has t - t_i, by which the budget falls
     from b(0) to b(T) without a jump, as it does here. Sensitivity is of the weights at which its gradient was taken
     (equation 8), where that code has those after the step; the gradient is the step's, shortened to ``max_grad_norm``.

@@ -12,21 +12,21 @@ from torch import Tensor, nn
 from bayeslora.inference.training.allocation import Allocating, Triplets
 
 BETA1, BETA2, LR, DECAY = 0.7, 0.6, 0.02, 0.1
-#: Of each step: how many singular values of seven are kept, None for all that there are; 9 and 10 are not measured.
-BUDGETS = (None, 7, 6, None, 5, None, 3, 3, 3, 3)
+#: Of each step: how many singular values of 21 are kept, None for all that there are; the last two are not measured.
+BUDGETS = (None, 21, 17, None, 13, None, 8, 7, 7, 7)
 MEASURED = 8
 
 
 def updates(seed: int = 0) -> list[Triplets]:
-    """Two updates of ranks 4 and 3."""
+    """Two updates of ranks 12 and 9."""
     generator = torch.Generator().manual_seed(seed)
 
     def drawn(*shape: int) -> nn.Parameter:
         return nn.Parameter(torch.randn(shape, generator=generator))
 
     return [
-        Triplets("one", drawn(5, 4), drawn(4, 1), drawn(4, 6)),
-        Triplets("two", drawn(2, 3), drawn(3, 1), drawn(3, 4)),
+        Triplets("one", drawn(5, 12), drawn(12, 1), drawn(12, 6)),
+        Triplets("two", drawn(2, 9), drawn(9, 1), drawn(9, 4)),
     ]
 
 
@@ -40,8 +40,8 @@ def loss(found: Sequence[Sequence[Tensor]], head: Tensor, number: int) -> Tensor
     return total
 
 
-def by_hand(number_of_steps: int) -> list[list[Tensor]]:
-    """Weights after each step: AdamW of torch, and equations 6 to 11 in loops over entries."""
+def by_hand(number_of_steps: int) -> list[tuple[list[Tensor], list[list[float]]]]:
+    """Weights and their importance after each step: AdamW of torch, and equations 6 to 11 in loops over entries."""
     weights = [[value.detach().clone().requires_grad_() for value in each[1:]] for each in updates()]
     head = torch.ones(2, requires_grad=True)
     everything = [value for each in weights for value in each] + [head]
@@ -61,25 +61,25 @@ def by_hand(number_of_steps: int) -> list[list[Tensor]]:
                     average[place] = BETA1 * average[place] + (1 - BETA1) * sensitivity
                     spread[place] = BETA2 * spread[place] + (1 - BETA2) * abs(sensitivity - average[place])
         adam.step()
-        budget = BUDGETS[number]
-        if budget is not None:
+        importance = [
+            [average * spread for average, spread in zip(smooth[id(value)], uncertain[id(value)], strict=True)]
+            for value in everything[:-1]
+        ]
+        if (budget := BUDGETS[number]) is not None:
             scores = {}
-            for which, (p, e, q) in enumerate(weights):
-                of = {
-                    id(value): torch.tensor(smooth[id(value)]) * torch.tensor(uncertain[id(value)])
-                    for value in (p, e, q)
-                }
-                in_p, in_e, in_q = (of[id(value)].reshape(value.shape) for value in (p, e, q))
-                for place in range(len(e)):
-                    of_p = sum(float(in_p[row, place]) for row in range(len(p))) / len(p)
-                    of_q = sum(float(in_q[place, column]) for column in range(q.shape[1])) / q.shape[1]
-                    scores[which, place] = float(in_e[place, 0]) + of_p + of_q
+            for which, (p, _, q) in enumerate(weights):
+                (outputs, rank), columns = p.shape, q.shape[1]
+                in_p, in_e, in_q = importance[3 * which : 3 * which + 3]
+                for place in range(rank):
+                    of_p = sum(in_p[row * rank + place] for row in range(outputs)) / outputs
+                    of_q = sum(in_q[place * columns + column] for column in range(columns)) / columns
+                    scores[which, place] = in_e[place] + of_p + of_q
             best = sorted(scores, key=lambda key: -scores[key])[:budget]
             with torch.no_grad():
                 for which, place in scores:
                     if (which, place) not in best:
                         weights[which][1][place] = 0.0
-        history.append([value.detach().clone() for value in everything])
+        history.append(([value.detach().clone() for value in everything], importance))
     return history
 
 
@@ -98,16 +98,19 @@ def step(made: Allocating, found: list[Triplets], head: nn.Parameter, number: in
 def test_weights_are_those_of_the_papers_equations() -> None:
     found, head = updates(), nn.Parameter(torch.ones(2))
     made, expected = optimiser(found, head), by_hand(len(BUDGETS))
-    kept = []
-    for number, after in enumerate(expected):
+    places, kept = [value for each in found for value in each[1:]], []
+    for number, (after, importance) in enumerate(expected):
         step(made, found, head, number)
-        for value, other in zip([*(value for each in found for value in each[1:]), head], after, strict=True):
+        for value, other in zip([*places, head], after, strict=True):
             torch.testing.assert_close(value.data, other, rtol=1e-5, atol=1e-6, msg=f"step {number}")
+        for value, other in zip(places, importance, strict=True):
+            of_value = made._importance(value).flatten()
+            torch.testing.assert_close(of_value, torch.tensor(other), rtol=1e-4, atol=1e-9, msg=f"step {number}")
         kept.append(sum(int(each.e.count_nonzero()) for each in found))
     # A zero learns until the next allocation, and may come back; after the last one the same ones stay.
-    assert kept == [7, 7, 6, 7, 5, 7, 3, 3, 3, 3]
-    zeros = [[(value == 0).tolist() for value in (after[1], after[4])] for after in expected]
-    assert zeros[7] == zeros[8] == zeros[9]
+    assert kept == [21, 21, 17, 21, 13, 21, 8, 7, 7, 7]
+    zeros = [[(value == 0).tolist() for value in (after[1], after[4])] for after, _ in expected]
+    assert zeros[7] == zeros[8] == zeros[9] and zeros[4] != zeros[6]
 
 
 @pytest.mark.parametrize("stop", [3, 7, 9])
@@ -150,7 +153,7 @@ def test_a_closure_is_evaluated_once_before_the_step() -> None:
 def test_what_has_no_gradient_has_no_importance() -> None:
     found, head = updates(), nn.Parameter(torch.ones(2))
     made = optimiser(found, head)
-    made.budget = 4
+    made.budget = 12
     loss([found[0][1:]], head, 0).backward()
     made.step()
-    assert [int(each.e.count_nonzero()) for each in found] == [4, 0]
+    assert [int(each.e.count_nonzero()) for each in found] == [12, 0]
