@@ -42,13 +42,13 @@ class AdaLoRA(MLE):
     allocation; after the last one it stays. What PEFT multiplies an update by stays that of the rank at the start.
 
     Not all is as the paper prints it. Of the departure from orthogonal P and Q (equation 4) there is the mean over
-    those of all layers in place of the sum, so that its weight does not depend on their number, and training begins at
-    orthogonal ones of the same update. PEFT's are far from it, and as long as they are, the gradient of the sum decides
-    what seems to matter: on 300 rows of the demo task, 100 steps with 13 layers, the four matrices of the feed-forward
-    blocks end with 1 of 69 ranks under that sum, and with 29 without it. Published code, and PEFT, have the mean of
-    norms that are not squared. Equation 12 has t - t_i - t_f where that code has t - t_i, by which the budget falls
-    from b(0) to b(T) without a jump, as it does here. Sensitivity is of the weights at which its gradient was taken
-    (equation 8), where that code has those after the step; the gradient is the step's, shortened to ``max_grad_norm``.
+    those of all layers in place of the sum, so that its weight does not depend on their number; published code, and
+    PEFT, have the mean of norms that are not squared. Training begins at orthogonal P and Q of the same update: PEFT's
+    are far from it, and as long as they are, the gradient of the departure decides what seems to matter. With 150 rows
+    of the demo task, 13 layers and 100 steps, the four matrices of the feed-forward blocks end with 3 of 69 ranks from
+    PEFT's start, and with 21 from this one. Equation 12 has t - t_i - t_f where that code has t - t_i, by which the
+    budget falls from b(0) to b(T) without a jump, as it does here. Sensitivity is of the weights at which its gradient
+    was taken (equation 8), where that code has those after the step; the gradient is shortened to ``max_grad_norm``.
 
     Attributes:
         rank: average rank of an update at the end, b(T) / n; two thirds of the adapter's own, if left out (published:

@@ -34,12 +34,12 @@ ROWS = tiny_rows(6)
 
 
 def program(dead: bool = False) -> Program:
-    """Updates of rank 4 of the queries and values of two layers; the second layer's queries may be without effect."""
+    """Updates of rank 4 of the queries and values of two layers; those of the second may be without effect."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         base = tiny_bert()
-        if dead:  # all keys are alike, whatever is asked
-            base.bert.encoder.layer[1].attention.self.key.weight.data.zero_()
+        if dead:  # nothing of the attention goes on from there
+            base.bert.encoder.layer[1].attention.output.dense.weight.data.zero_()
         config = AdaLoraConfig(
             init_r=4, target_r=4, lora_alpha=8, target_modules=["query", "value"], total_step=10, task_type="SEQ_CLS"
         )
@@ -86,11 +86,13 @@ def test_two_thirds_of_the_ranks_are_left_by_default() -> None:
     assert log(posterior, "rank")[-1] == round(16 / 1.5)
 
 
-def test_a_layer_without_effect_loses_its_ranks() -> None:
-    posterior = fit(program(dead=True), ROWS, "adalora", epochs=10, rank=2, every=3, **QUICK)
-    ranks = posterior.record.history[-1]["ranks"]
-    assert sum(ranks.values()) == 8
-    assert ranks["bert.encoder.layer.1.attention.self.query"] == 0
+def test_layers_without_effect_lose_their_ranks() -> None:
+    # The departure from orthogonality has a gradient in all layers: by it one of the eight ranks was seen to go astray.
+    settings = QUICK | {"epochs": 10, "rank": 2, "every": 3, "orthogonality": 0.0}
+    idle, busy = (fit(program(dead), ROWS, "adalora", **settings).record.history[-1]["ranks"] for dead in (True, False))
+    # Query and value of the first layer, and of the second.
+    assert list(idle.values()) == [4, 4, 0, 0]
+    assert sum(busy.values()) == 8 and list(busy.values())[3] > 0
 
 
 def departure(posterior: Posterior) -> float:
