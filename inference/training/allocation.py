@@ -16,7 +16,7 @@ class Triplets(NamedTuple):
     """The parameters of one update P diag(e) Q of rank r.
 
     Attributes:
-        layer: that it is of.
+        layer: whose update it is.
         p: (outputs, r).
         e: (r, 1).
         q: (r, columns).
@@ -81,10 +81,11 @@ class Allocating(AdamW):
 
     def _measure(self, state: dict[str, Any], found: Tensor) -> None:
         """Move the averages of sensitivity and uncertainty (equations 9 and 10)."""
-        for name, decay in zip(("sensitivity", "uncertainty"), self._decays, strict=True):
-            average = state.setdefault(name, torch.zeros_like(found))
-            average.lerp_(found, 1 - decay)
-            found = (found - average).abs()
+        averages = (state.setdefault(name, torch.zeros_like(found)) for name in ("sensitivity", "uncertainty"))
+        sensitivity, uncertainty = averages
+        of_sensitivity, of_uncertainty = self._decays
+        sensitivity.lerp_(found, 1 - of_sensitivity)
+        uncertainty.lerp_((found - sensitivity).abs(), 1 - of_uncertainty)
 
     def _importance(self, place: nn.Parameter) -> Tensor:
         """Of each entry of a weight (equation 11); none, before it has a gradient."""

@@ -114,9 +114,10 @@ class SVI(TrainingSettings):
         estimator = make_estimator(self.estimator, program, guide)
         held = all(site.centre is None for site in prior_sites(program, guide, self.prior_mean))
         points = self.point_learning_rate
-        if points is None:
-            beside_noise = rate_beside_noise(self.learning_rate, self.steps_of(len(data)))
-            points = rate_of_points(self.learning_rate, held=True) if held else beside_noise
+        if points is None and held:
+            points = rate_of_points(self.learning_rate, held=True)
+        elif points is None:
+            points = rate_beside_noise(self.learning_rate, self.steps_of(len(data)))
         return optimise(
             program,
             guide,

@@ -120,6 +120,12 @@ def test_what_is_added_to_the_loss_keeps_p_and_q_orthogonal() -> None:
             assert loss == pytest.approx(weight * apart - fitted, abs=1e-4)
 
 
+def test_under_bfloat16_the_departure_is_that_of_float32() -> None:
+    posterior = fit(program(), ROWS, "adalora", epochs=1, bf16=True, cpu=True, **QUICK)
+    # Of the orthogonal start: products that are rounded to 8 bits would be 1e-3 off.
+    assert log(posterior, "orthogonality")[0] == pytest.approx(0.0, abs=1e-9)
+
+
 def test_the_start_is_orthogonal_and_the_same_update() -> None:
     made = program()
     guide = make_guide("delta", made.model, made.sites)

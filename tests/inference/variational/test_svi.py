@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from bayeslora.inference.variational.loss import NegativeELBO
 from bayeslora.inference.variational.rates import groups_of, rate_beside_noise, rate_of_points
 from bayeslora.inference.variational.svi import SVI
 from bayeslora.models import Gaussian, MonteCLoRA
-from bayeslora.models.guides.base import MatrixGuide, PointGuide
+from bayeslora.models.guides.base import Guide, MatrixGuide, PointGuide
 from bayeslora.posterior import Posterior
 from bayeslora.program import Program
 
@@ -228,6 +229,20 @@ def test_points_beside_matrices_that_are_held_have_a_least_rate() -> None:
     assert rate_of_points(5e-4, held=True) == 2e-3
     assert rate_of_points(5e-3, held=True) == 5e-3
     assert rate_of_points(5e-4, held=False) == 5e-4
+
+
+def test_the_default_rate_of_points_is_by_the_prior_and_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+
+    def noted(guide: Guide, learning_rate: float, points: float, *rest: float) -> list[dict[str, Any]]:
+        seen.append(points)
+        return groups_of(guide, learning_rate, points, *rest)
+
+    monkeypatch.setattr(svi, "groups_of", noted)
+    settings = {"epochs": 25, "batch_size": 3, "learning_rate": 1e-4, "progress": False}  # 50 steps
+    for prior_mean in ("learned", "model"):
+        fit(tiny_program(), tiny_rows(6), prior_mean=prior_mean, **settings)
+    assert seen == [pytest.approx(0.08 / 50), 2e-3]
 
 
 def test_points_beside_noise_have_twice_the_rate_within_bounds() -> None:
