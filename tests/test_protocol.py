@@ -13,7 +13,7 @@ import pytest
 import torch
 from causal_scenarios import causal_base
 from datasets import Dataset
-from peft import LoraConfig
+from peft import AdaLoraConfig, LoraConfig, PeftConfig
 from scenarios import saved_base
 
 import bayeslora as bl
@@ -74,6 +74,8 @@ QUICK |= {"snapshots": 2, "rank": 2, "collect_from": 0.0}
 QUICK |= {"members": 2, "checkpoints": 2, "of_settings": {"epochs": 1, "batch_size": 6, "cpu": True, "warmup": 0.0}}
 #: A search over widths looks at one batch.
 QUICK |= {"search_rows": 3}
+#: Adapters of backends that have one of their own.
+ADAPTERS = {"adalora": AdaLoraConfig(init_r=3, target_r=3, lora_alpha=2, target_modules=["query"], total_step=1)}
 #: Of a text of one word, attention is what it is whatever the query, and the bridge of no variance is not defined.
 TEXTS = ["w3 w9 w5", "w30 w1", "w4 w4 w6", "w12 w2", "w20 w7", "w9 w8 w2 w1", "w8 w3", "w1 w2 w3", "w5 w11"]
 TASKS = {
@@ -106,9 +108,10 @@ def program(
     model: str = "gaussian",
     observation: str | None = None,
     model_settings: Mapping[str, Any] = MappingProxyType({}),
+    lora: PeftConfig | None = None,
 ) -> Program:
     causal = observation is not None and OBSERVATIONS[observation].causal
-    lora = LoraConfig(r=2, lora_alpha=2, target_modules=["q_proj" if causal else "query"])
+    lora = lora or LoraConfig(r=2, lora_alpha=2, target_modules=["q_proj" if causal else "query"])
     task = Task(TASKS[kind][0], train=rows(kind))
     settings = {"lora": lora, "model": bl.models.build(model, **model_settings), "observation": observation}
     return Program.from_pretrained(causal_base() if causal else base, task, max_length=64 if causal else 16, **settings)
@@ -123,6 +126,7 @@ def quick(backend: str) -> dict[str, Any]:
 
 def fitted(base: Path, backend: str = "map", kind: str = "classification", **settings: Any) -> Posterior:
     of_program = {name: settings.pop(name) for name in ("model", "observation") if name in settings}
+    of_program["lora"] = ADAPTERS.get(backend)
     return bl.fit(program(base, kind, **of_program), rows(kind), backend, progress=False, **quick(backend) | settings)
 
 
