@@ -1,0 +1,25 @@
+"""Draw the figure of robustness: ``python benchmarks/robustness_figure.py``.
+
+The points are of two runs of ``benchmarks/studies/robustness.yaml``: of all methods, and later of `svi` alone, with the
+rate of B that is its default now.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from bayeslora.app.studies.figures import boxes
+
+ROOT = Path(__file__).parent.parent
+
+
+def main() -> None:
+    """Read the points and write the picture."""
+    points = pd.read_csv(ROOT / "benchmarks/results/robustness/points.csv")
+    boxes(points).savefig(ROOT / "docs/images/robustness.png", dpi=110, bbox_inches="tight")
+
+
+if __name__ == "__main__":
+    main()
