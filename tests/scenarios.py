@@ -19,6 +19,7 @@ from peft import (
     IA3Config,
     LoraConfig,
     PeftConfig,
+    PeftModel,
     PromptEncoderConfig,
     PromptTuningConfig,
     get_peft_model,
@@ -35,7 +36,7 @@ from bayeslora.inference.mcmc.posterior import EmpiricalPosterior
 from bayeslora.models import Gaussian, MonteCLoRA, WeightModel
 from bayeslora.models.guides.base import Guide, GuideList
 from bayeslora.networks import NetworkSettings
-from bayeslora.observations import Choices, Classes, Value, batches
+from bayeslora.observations import Choices, Classes, Value, batches, encode
 from bayeslora.passes import Rows
 from bayeslora.predict.prediction import ClassPrediction
 from bayeslora.program import Program
@@ -118,6 +119,14 @@ def saved_base(folder: Path, dropout: float = 0.0, seed: int = 0) -> Path:
         tiny_bert(len(SPEC.labels), dropout).save_pretrained(folder)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)
     return folder
+
+
+def plain_logits(base: Path, adapter: Path, program: Program, rows: Split) -> Tensor:
+    """Logits (rows, classes) of a saved adapter as plain PEFT loads it, row by row, without padding."""
+    network = PeftModel.from_pretrained(BertForSequenceClassification.from_pretrained(base, num_labels=3), adapter)
+    encoded = encode(rows, program.observation, program.encoder)["input_ids"]
+    with torch.no_grad():
+        return torch.cat([network.eval()(input_ids=torch.tensor([row])).logits for row in encoded])
 
 
 def class_prediction(n: int = 300, draws: int = 4, seed: int = 0) -> tuple[ClassPrediction, Tensor]:

@@ -7,19 +7,16 @@ import pytest
 import torch
 from datasets import Dataset
 from harness_scenarios import posterior_of
-from peft import PeftModel
 from pyro import poutine
 from safetensors.torch import load_file
-from scenarios import generators, saved_base, text_program, text_rows, tiny_program, tiny_rows
+from scenarios import generators, plain_logits, saved_base, text_program, text_rows, tiny_program, tiny_rows
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification
 
 from bayeslora.errors import DataError, PosteriorError, SettingError
 from bayeslora.inference import SVI, fit
 from bayeslora.inference.variational.posterior import VariationalPosterior
 from bayeslora.models import MonteCLoRA
 from bayeslora.models.guides.auto import make_guide
-from bayeslora.observations import encode
 from bayeslora.posterior import Posterior, Record
 from bayeslora.program import Program
 from bayeslora.tasks import load_task
@@ -224,12 +221,9 @@ def test_the_saved_adapter_is_plain_lora_at_the_mean(tmp_path: Path, adapter: st
     rows = text_rows(6)
     expected = logits(posterior, rows, method="mean")[0]
     posterior.save(tmp_path / "posterior")
-    plain = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3)
-    plain = PeftModel.from_pretrained(plain, tmp_path / "posterior").eval()
-    encoded = encode(rows, program.observation, program.encoder)
-    with torch.no_grad():
-        found = torch.cat([plain(input_ids=torch.tensor([row])).logits for row in encoded["input_ids"]])
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        plain_logits(base, tmp_path / "posterior", program, rows), expected, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_a_saved_posterior_has_no_pickle_and_no_noise(tmp_path: Path) -> None:
