@@ -17,7 +17,7 @@ REACH = 0.08
 
 
 def rate_of_points(learning_rate: float, *, held: bool) -> float:
-    """Default learning rate of weights that no prior holds, such as B and the head, beside matrices A without noise.
+    """Default learning rate of weights such as B and the head beside matrices A that a prior holds, or have no noise.
 
     Where a prior pulls A back to a mean that stays, B has to learn by itself, at no less than 2e-3: A learns of the
     data through B alone, which starts at zero.
@@ -36,7 +36,7 @@ def rate_beside_noise(learning_rate: float, steps: int) -> float:
     (Hayou et al., ICML 2024). A step of AdamW moves a weight by the rate at most: so that B gets to the size of A's
     entries in few steps as well, rate times steps is 0.08 or more. Above all the rate is 2e-3 at most, since B
     overshoots there: of MiniLM with 300 rows of SST-2, 304 steps at 5e-3 and seed 0 the accuracy is 0.737 with B at
-    2e-3, and 0.524 at 3.16e-3 (872 other rows).
+    2e-3, and 0.524 at 3.16e-3 (872 other rows). A has no such bound: with seed 1 it is 0.509 there, with B at 1e-3 too.
 
     Args:
         learning_rate: of the means of random weights.
