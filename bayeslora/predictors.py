@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Protocol
 from torch import Tensor
 
 from bayeslora.passes import Rows
+from bayeslora.predict.prediction import ClassPrediction
+from bayeslora.predict.temperature import tempered
 
 if TYPE_CHECKING:
     from bayeslora.posterior import Posterior
 
-__all__ = ["Draws", "Mean", "Outputs", "Pairs", "Predictor"]
+__all__ = ["Draws", "Mean", "Outputs", "Pairs", "Predictor", "Tempered"]
 
 #: Outputs of the network (draws, examples, outputs), and the expected entropy (examples,) where it is not theirs.
 Outputs = tuple[Tensor, Tensor | None]
@@ -72,3 +74,25 @@ class Mean:
     def __call__(self, posterior: Posterior, rows: Rows, draws: int, seed: int) -> Outputs:
         """Outputs (1, examples, outputs)."""
         return rows.outputs(posterior.program, posterior.mean()).unsqueeze(0), None
+
+
+class Tempered:
+    """Another way to predict classes, whose probabilities p become p^(1 / T), normalised.
+
+    Args:
+        of: the other way.
+        temperature: T; see `bayeslora.predict.temperature.tempered`.
+    """
+
+    by_draws = False
+
+    def __init__(self, of: Predictor, temperature: float) -> None:
+        self.of, self.temperature = of, temperature
+
+    def __call__(self, posterior: Posterior, rows: Rows, draws: int, seed: int) -> Outputs:
+        """Log probabilities (1, examples, classes)."""
+        outputs, aleatoric = self.of(posterior, rows, draws, seed)
+        found = rows.predicted(outputs, aleatoric=aleatoric)
+        assert isinstance(found, ClassPrediction)  # only predictions of classes are given a temperature
+        made = tempered(found, self.temperature)
+        return made.outputs, made.aleatoric

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from bayeslora.errors import SettingError
 from bayeslora.inference.base import Backend, Run
+from bayeslora.predict.prediction import ClassPrediction
 from bayeslora.progress import note
 
 if TYPE_CHECKING:
@@ -16,7 +18,47 @@ if TYPE_CHECKING:
 
     from bayeslora.program import Program
 
-__all__ = ["chosen", "set_aside"]
+__all__ = ["ENOUGH", "MOST", "PART", "check_asked", "chosen", "predicts_classes", "set_aside", "tenth"]
+
+#: Of the training rows one in so many is set aside, and no more than MOST: one or two numbers are chosen on them. From
+#: ENOUGH on they say more than what can be told without them.
+PART, MOST, ENOUGH = 10, 1000, 30
+
+
+def tenth(rows: int) -> int:
+    """A tenth of so many training rows, but 1,000 at most."""
+    return min(rows // PART, MOST)
+
+
+def check_asked(size: int, rows: int, run: Run, *, seen: bool, purpose: str) -> None:
+    """Make sure that so many training rows, of which a setting ``heldout_size`` speaks, can be set aside.
+
+    Args:
+        size: that was asked for.
+        rows: of training.
+        run: which may have others.
+        seen: whether what is given to start from may have seen them.
+        purpose: what they are for, for messages.
+
+    Raises:
+        SettingError: there are others, or not enough, or they may have been seen.
+    """
+    asked = f"heldout_size={size} is of training rows that are set aside {purpose}"
+    if run.heldout is not None:
+        raise SettingError(f"{asked}, and fit was given heldout=... for that: leave one of both out.")
+    if seen:
+        raise SettingError(
+            f"{asked}, and the weights that were given may have seen them: give fit(..., heldout=...) rows that they "
+            "have not (in a shell --heldout-size, with the --train-size and --seed of the adapter's own run)."
+        )
+    if size >= rows:
+        raise SettingError(f"{asked}, and there are {rows} rows: some must be left to train on.")
+
+
+def predicts_classes(program: Program) -> bool:
+    """Whether predictions are of classes, which have probabilities that a temperature could flatten."""
+    none = torch.zeros(1, 1, program.observation.outputs)
+    return isinstance(program.observation.predicted(none), ClassPrediction)
 
 
 def set_aside(algorithm: Backend, program: Program, rows: Dataset, run: Run) -> tuple[Dataset, Run]:

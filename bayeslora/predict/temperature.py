@@ -10,7 +10,7 @@ import torch
 from bayeslora.errors import DataError
 from bayeslora.predict.prediction import ClassPrediction
 
-__all__ = ["COLDEST", "HOTTEST", "best_temperature", "tempered"]
+__all__ = ["COLDEST", "HOTTEST", "best_temperature", "tempered", "weighed_temperature"]
 
 #: The coldest and the hottest temperature that is tried: what separates its rows without a mistake has no best one.
 COLDEST, HOTTEST = 0.05, 20.0
@@ -32,15 +32,50 @@ def best_temperature(prediction: ClassPrediction) -> float:
     """
     from scipy.optimize import minimize_scalar
 
-    if prediction.labels is None:
-        raise DataError("A temperature is fitted on rows with labels, and these have none.")
-    logs, labels = prediction.log_probabilities, prediction.labels
+    logs, labels = _known(prediction)
 
     def nll(log_temperature: float) -> float:
         return float(torch.nn.functional.cross_entropy(logs / math.exp(log_temperature), labels))
 
     found = minimize_scalar(nll, bounds=(math.log(COLDEST), math.log(HOTTEST)), method="bounded")
     return math.exp(found.x)
+
+
+def weighed_temperature(prediction: ClassPrediction) -> tuple[float, float]:
+    """The temperature T, from 0.05 to 20, that is best under a weak hyperprior, and its cost.
+
+    That is the least over T of
+
+        - sum log p(label) + 2 (log T)^2
+
+    with the sum over the rows under `tempered`. The last term is a normal hyperprior of log T, of deviation 0.5, which
+    thirty rows overrule where they must: without it as few that happen to be right make predictions all too sure. The
+    whole is as good as convex in log T, so that there is one.
+
+    Args:
+        prediction: of rows that the weights were not trained on, with their labels.
+
+    Raises:
+        DataError: the labels are not known.
+    """
+    from scipy.optimize import minimize_scalar
+
+    logs, labels = _known(prediction)
+
+    def cost(log: float) -> float:
+        nll = torch.nn.functional.cross_entropy(logs / math.exp(log), labels, reduction="sum")
+        return float(nll) + 2 * log**2
+
+    limit = math.log(HOTTEST)
+    best = minimize_scalar(cost, bounds=(-limit, limit), method="bounded")
+    return math.exp(best.x), float(best.fun)
+
+
+def _known(prediction: ClassPrediction) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log probabilities and labels."""
+    if prediction.labels is None:
+        raise DataError("A temperature is fitted on rows with labels, and these have none.")
+    return prediction.log_probabilities, prediction.labels
 
 
 def tempered(prediction: ClassPrediction, temperature: float) -> ClassPrediction:

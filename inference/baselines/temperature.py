@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from bayeslora.errors import SettingError
+from bayeslora.inference.aside import ENOUGH, MOST, PART, predicts_classes
 from bayeslora.inference.base import Run
 from bayeslora.inference.baselines.nested import Over
 from bayeslora.inference.fitting import saved
@@ -24,16 +25,13 @@ from bayeslora.models.guides.auto import make_guide
 from bayeslora.passes import Rows
 from bayeslora.posterior import Posterior
 from bayeslora.predict.prediction import ClassPrediction
-from bayeslora.predict.temperature import COLDEST, HOTTEST, best_temperature, tempered
-from bayeslora.predictors import Outputs, Predictor
+from bayeslora.predict.temperature import COLDEST, HOTTEST, best_temperature
+from bayeslora.predictors import Outputs, Predictor, Tempered
 from bayeslora.program import Program
 from bayeslora.record import Record
 from bayeslora.settings import Count
 
 __all__ = ["Temperature", "TemperedPosterior"]
-
-#: Of the training rows one in so many is set aside; no fewer than ENOUGH, if that leaves half, and no more than MOST.
-PART, ENOUGH, MOST = 10, 30, 1000
 
 
 @dataclass(frozen=True)
@@ -119,8 +117,7 @@ class Temperature(Over):
 
     def _check(self, program: Program) -> None:
         """Make sure that labels are classes."""
-        none = torch.zeros(1, 1, program.observation.outputs)
-        if not isinstance(program.observation.predicted(none), ClassPrediction):
+        if not predicts_classes(program):
             raise SettingError(
                 f"A temperature is of predicted classes, and '{program.observation.name}' predicts none: choose "
                 f"'{self.of}' itself."
@@ -162,8 +159,10 @@ class TemperedPosterior(Posterior):
         super().__init__(inner.program, record)
         self.inner, self.by, self.method = inner, by, method
         self.random, self.markov = inner.random, inner.markov
-        found: dict[str, Predictor] = {"tempered": _Tempered()}
-        self.predictors = found | {name: _Of(name, each.by_draws) for name, each in inner.predictors.items()}
+        own: dict[str, Predictor] = {name: _Of(name, each.by_draws) for name, each in inner.predictors.items()}
+        default, _ = inner.predictor(method)
+        found: dict[str, Predictor] = {"tempered": Tempered(own[default], float(by))}
+        self.predictors = found | {name: each for name, each in own.items() if name not in found}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.inner!r}, T = {float(self.by):.3g})"
@@ -239,22 +238,6 @@ class TemperedPosterior(Posterior):
         own = {name.partition("/")[2]: value for name, value in parts.items()}
         inner = posterior_class(kind).from_state(program, Record(**record.members[0]), own)
         return cls(inner, state["temperature"], record.settings["method"], record)
-
-
-class _Tempered:
-    """The posterior's way to predict that the temperature is of, and what that makes of it."""
-
-    by_draws = False
-
-    def __call__(self, posterior: Posterior, rows: Rows, draws: int, seed: int) -> Outputs:
-        """Log probabilities (1, examples, classes)."""
-        assert isinstance(posterior, TemperedPosterior)
-        _, predictor = posterior.inner.predictor(posterior.method)
-        outputs, aleatoric = predictor(posterior.inner, rows, draws, seed)
-        found = rows.predicted(outputs, aleatoric=aleatoric)
-        assert isinstance(found, ClassPrediction)
-        made = tempered(found, float(posterior.by))
-        return made.outputs, made.aleatoric
 
 
 class _Of:

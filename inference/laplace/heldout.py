@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import torch
 from datasets import Dataset
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from bayeslora.errors import TrainingError
@@ -21,7 +20,7 @@ from bayeslora.inference.laplace.priors import NormalPrior
 from bayeslora.observations import Curved
 from bayeslora.passes import Rows, undisturbed
 from bayeslora.predict.prediction import ClassPrediction
-from bayeslora.predict.temperature import HOTTEST, tempered
+from bayeslora.predict.temperature import tempered, weighed_temperature
 
 __all__ = ["MULTIPLES", "Best", "best_width"]
 
@@ -75,7 +74,7 @@ def best_width(posterior: LaplacePosterior, data: Dataset, batch_size: int, prog
         row = {"multiple": multiple, "heldout_nll": rows.nll(outputs)}
         cost = row["heldout_nll"] * len(rows)
         if by_links and math.isfinite(cost) and isinstance(found := rows.predicted(outputs), ClassPrediction):
-            row["temperature"], cost = _weighted_temperature(found)
+            row["temperature"], cost = weighed_temperature(found)
             row["tempered_nll"] = -float(tempered(found, row["temperature"]).log_predictive_density.mean())
         trace.append(row)
         costs.append(cost + math.log(multiple) ** 2 / 2 if by_links else cost)
@@ -94,23 +93,6 @@ def best_width(posterior: LaplacePosterior, data: Dataset, batch_size: int, prog
         )
     multiple = best["multiple"]
     return Best(posterior.prior.times(multiple), multiple, best.get("temperature", 1.0), trace)
-
-
-def _weighted_temperature(found: ClassPrediction) -> tuple[float, float]:
-    """The likeliest temperature under its hyperprior, and what `best_width` minimises there but for the width's part.
-
-    The former is as good as convex in log T, so that there is one.
-    """
-    logs, labels = found.log_probabilities, found.labels
-    assert labels is not None  # `labelled` sees to it
-
-    def cost(log: float) -> float:
-        nll = torch.nn.functional.cross_entropy(logs / math.exp(log), labels, reduction="sum")
-        return float(nll) + 2 * log**2
-
-    limit = math.log(HOTTEST)
-    best = minimize_scalar(cost, bounds=(-limit, limit), method="bounded")
-    return math.exp(best.x), float(best.fun)
 
 
 def _by_links(posterior: LaplacePosterior, rows: Rows) -> Iterator[tuple[float, Tensor]]:

@@ -16,6 +16,7 @@ from datasets import Dataset
 from pydantic import Field
 
 from bayeslora.errors import SettingError
+from bayeslora.inference.aside import ENOUGH, check_asked, tenth
 from bayeslora.inference.base import Run, check_random
 from bayeslora.inference.laplace.checks import check_distance, warn_of_draws, warn_of_mode
 from bayeslora.inference.laplace.curvature import Curvature
@@ -37,11 +38,6 @@ from bayeslora.settings import Count, NotNegative, Positive
 from bayeslora.weights import Site
 
 __all__ = ["Laplace"]
-
-
-#: Rows that are held out from which on they say more than an evidence does; the part of the training rows that is set
-#: aside for that, and how many there are at most: one number is tuned on them.
-ENOUGH_ROWS, PART, MOST_ROWS = 30, 10, 1000
 
 
 @dataclass(frozen=True)
@@ -166,31 +162,20 @@ class Laplace(TrainingSettings):
             SettingError: some are asked for, and there are others, or not enough, or the mode is given.
         """
         if self.heldout_size:
-            self._check_aside(program, rows, run)
+            seen = self._found(program, run) == "given"
+            check_asked(self.heldout_size, rows, run, seen=seen, purpose="to tune on")
             return self.heldout_size
         tunes = self.tune in ("auto", "heldout")
         if run.heldout is not None or self.heldout_size == 0 or not tunes or self._found(program, run) == "given":
             return 0
-        size = min(rows // PART, MOST_ROWS)
-        return size if size >= ENOUGH_ROWS or self.tune == "heldout" else 0
-
-    def _check_aside(self, program: Program, rows: int, run: Run) -> None:
-        asked = f"heldout_size={self.heldout_size} is of training rows that are set aside to tune on"
-        if run.heldout is not None:
-            raise SettingError(f"{asked}, and fit was given heldout=... for that: leave one of both out.")
-        if self._found(program, run) == "given":
-            raise SettingError(
-                f"{asked}, and the mode that was given may have seen them: give fit(..., heldout=...) rows that it has "
-                "not (in a shell --heldout-size, with the --train-size and --seed of the adapter's own run)."
-            )
-        if self.heldout_size is not None and self.heldout_size >= rows:
-            raise SettingError(f"{asked}, and there are {rows} rows: some must be left to train on.")
+        size = tenth(rows)
+        return size if size >= ENOUGH or self.tune == "heldout" else 0
 
     def _way(self, program: Program, run: Run) -> str:
         """How the prior is tuned: of texts no linear network is predicted with, of which an evidence would be."""
         if self.tune != "auto":
             return self.tune
-        enough = run.heldout is not None and (self.heldout_size or len(run.heldout) >= ENOUGH_ROWS)
+        enough = run.heldout is not None and (self.heldout_size or len(run.heldout) >= ENOUGH)
         if enough:
             return "heldout"
         return "matched" if isinstance(program.observation, Curved) else "intact"

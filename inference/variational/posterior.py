@@ -28,7 +28,7 @@ from bayeslora.models.guides.auto import make_guide
 from bayeslora.models.guides.base import Guide
 from bayeslora.passes import Rows
 from bayeslora.posterior import Posterior, Record
-from bayeslora.predictors import Pairs
+from bayeslora.predictors import Pairs, Tempered
 from bayeslora.program import Estimator, Program
 from bayeslora.store import POSTERIOR
 from bayeslora.weights import Site
@@ -39,13 +39,21 @@ __all__ = ["PriorMean", "VariationalPosterior", "learn", "optimise", "prior_site
 PriorMean = Literal["learned", "model"]
 #: Nats a row by which a fit has to be better than the base rate of the labels.
 MARGIN = 0.01
+#: Name of a posterior's temperature among its tensors.
+SOFTENING = "softening"
 
 
 Learned = TypeVar("Learned", bound="VariationalPosterior")
 
 
 class VariationalPosterior(Posterior):
-    """The distribution that a guide has become."""
+    """The distribution that a guide has become.
+
+    Attributes:
+        guide: that distribution.
+        softening: temperature T of what is predicted by default, p^(1 / T), normalised, if one was chosen; other ways
+            to predict, and the weights, are without it.
+    """
 
     kind: ClassVar[str] = "variational"
 
@@ -53,8 +61,19 @@ class VariationalPosterior(Posterior):
         super().__init__(program, record)
         self.guide = guide
         self.random = guide.random
+        self.softening: float | None = None
         if guide.spreads() and "sample" in self.predictors:
             self.predictors = {"pairs": Pairs(), **self.predictors}
+
+    def __repr__(self) -> str:
+        shown = super().__repr__()
+        return shown if self.softening is None else f"{shown[:-1]}, T = {self.softening:.3g})"
+
+    def soften(self, temperature: float) -> None:
+        """Predict by default under a temperature of what the first predictor says."""
+        _, first = self.predictor()
+        self.softening = temperature
+        self.predictors = {"tempered": Tempered(first, temperature), **self.predictors}
 
     def prior_model(self) -> dict[str, Tensor]:
         """Pyro model of the weights alone, around the means that were learned, if they were."""
@@ -115,8 +134,9 @@ class VariationalPosterior(Posterior):
             return self.guide.log_prob(dict(values))
 
     def state(self) -> dict[str, Tensor]:
-        """The guide's parameters."""
-        return dict(self.guide.state_dict())
+        """The guide's parameters, and the temperature of predictions, if there is one."""
+        own = {} if self.softening is None else {SOFTENING: torch.tensor(self.softening, dtype=torch.float64)}
+        return dict(self.guide.state_dict()) | own
 
     @classmethod
     def from_state(cls, program: Program, record: Record, state: Mapping[str, Tensor]) -> VariationalPosterior:
@@ -126,15 +146,19 @@ class VariationalPosterior(Posterior):
             PosteriorError: the parameters do not fit the guide.
         """
         guide = cls.blank(program, record)
+        softening = state.get(SOFTENING)
         try:
-            guide.load_state_dict(dict(state))
+            guide.load_state_dict({name: value for name, value in state.items() if name != SOFTENING})
             for name, value in guide.state_dict().items():
                 if value.is_floating_point() != state[name].is_floating_point():
                     raise TypeError(f"{name} is of {state[name].dtype}")
         except (RuntimeError, TypeError) as error:
             name = record.settings.get("guide", record.backend)
             raise PosteriorError(f"The saved parameters do not fit the guide '{name}': {error}") from error
-        return cls(program, record, guide.to(program.device))
+        posterior = cls(program, record, guide.to(program.device))
+        if softening is not None:
+            posterior.soften(float(softening))
+        return posterior
 
     @classmethod
     def blank(cls, program: Program, record: Record) -> Guide:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from datasets import Dataset
+from pydantic import Field
 
 from bayeslora.errors import SettingError
+from bayeslora.inference.aside import ENOUGH, check_asked, predicts_classes, tenth
 from bayeslora.inference.base import Run, check_random
 from bayeslora.inference.training.process import available
 from bayeslora.inference.training.trainer import TrainingSettings
 from bayeslora.inference.variational.elbo import ELBOS
 from bayeslora.inference.variational.estimators import NoiseWarmup, make_estimator
+from bayeslora.inference.variational.point import weights_given
 from bayeslora.inference.variational.posterior import PriorMean, VariationalPosterior, optimise, prior_sites
 from bayeslora.inference.variational.rates import groups_of, rate_beside_noise, rate_of_points
+from bayeslora.inference.variational.softening import soften
 from bayeslora.models.guides.auto import KINDS, guide_settings, make_guide
 from bayeslora.program import Program
 from bayeslora.rng import isolated
@@ -65,6 +69,10 @@ class SVI(TrainingSettings):
         point_learning_rate: learning rate of weights that are point estimates, such as B and the head; see
             `rate_beside_noise` for what it is by default: twice ``learning_rate``, more where steps are few (0.08 over
             their number), and 2e-3 at most; no less than that where the prior mean is the model's.
+        heldout_size: training rows that are set aside, on which a temperature of the predictions is chosen: see
+            `soften`. By default they are a tenth of all, but 1,000 at most, and none where that is less than 30, where
+            labels are no classes, where weights to start from may have seen them, or where `fit` was given ``heldout``,
+            which then is taken. They are drawn by the run's seed, with each class's share. 0: no temperature.
         init_scale: standard deviation that Pyro's autoguides start from, in their unconstrained space.
 
     References:
@@ -86,6 +94,7 @@ class SVI(TrainingSettings):
     noise_warmup: Part = 0.5
     scale_learning_rate: NotNegative = 1e-2
     point_learning_rate: NotNegative | None = None
+    heldout_size: Annotated[int, Field(ge=0)] | None = None
     init_scale: Positive = 1e-2
 
     def __post_init__(self) -> None:
@@ -105,7 +114,7 @@ class SVI(TrainingSettings):
             raise SettingError("A Rényi bound of one particle is the ELBO: give particles=2 or more, or elbo='trace'.")
 
     def fit(self, program: Program, data: Dataset, run: Run) -> VariationalPosterior:
-        """Maximise the ELBO of ``program`` over the guide."""
+        """Maximise the ELBO of ``program`` over the guide, and choose the temperature of its predictions."""
         check_random(program)
         if KINDS.get(self.guide, self.guide) == KINDS["full"]:
             _check_room(program)
@@ -118,7 +127,7 @@ class SVI(TrainingSettings):
             points = rate_of_points(self.learning_rate, held=True)
         elif points is None:
             points = rate_beside_noise(self.learning_rate, self.steps_of(len(data)))
-        return optimise(
+        posterior = optimise(
             program,
             guide,
             data,
@@ -132,6 +141,36 @@ class SVI(TrainingSettings):
             estimator=estimator,
             hooks=[NoiseWarmup(estimator, self.noise_warmup)] if self.noise_warmup else [],
         )
+        if self._softens(program, run):
+            soften(posterior, run)
+        return posterior
+
+    def sets_aside(self, program: Program, rows: int, run: Run) -> int:
+        """How many of so many training rows are set aside to choose a temperature on.
+
+        Raises:
+            SettingError: some are asked for, and there are others, or not enough, or given weights may have seen them,
+                or labels are no classes.
+        """
+        seen = weights_given(program, run)
+        if self.heldout_size:
+            if not predicts_classes(program):
+                raise SettingError(
+                    f"heldout_size={self.heldout_size} sets rows aside for a temperature of predicted classes, and "
+                    f"'{program.observation.name}' predicts none: leave heldout_size out."
+                )
+            check_asked(self.heldout_size, rows, run, seen=seen, purpose="to choose a temperature on")
+            return self.heldout_size
+        if self.heldout_size == 0 or seen or run.heldout is not None or not predicts_classes(program):
+            return 0
+        size = tenth(rows)
+        return size if size >= ENOUGH else 0
+
+    def _softens(self, program: Program, run: Run) -> bool:
+        """Whether there are rows, and enough, to choose a temperature on."""
+        if run.heldout is None or self.heldout_size == 0 or not predicts_classes(program):
+            return False
+        return bool(self.heldout_size) or len(run.heldout) >= ENOUGH
 
 
 def _check_room(program: Program) -> None:

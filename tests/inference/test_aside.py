@@ -14,7 +14,7 @@ from scenarios import awake, tiny_bert, tiny_rows
 
 from bayeslora.diagnostics import to_inference_data
 from bayeslora.errors import SettingError
-from bayeslora.inference import fit, load
+from bayeslora.inference import aside, fit, load
 from bayeslora.inference.aside import chosen
 from bayeslora.inference.base import Run
 from bayeslora.inference.laplace import laplace
@@ -76,7 +76,7 @@ def test_the_mode_is_that_of_the_rows_that_are_left_and_the_width_that_of_the_ot
 
 
 def test_a_tenth_is_set_aside_where_that_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(laplace, "ENOUGH_ROWS", 4)
+    monkeypatch.setattr(laplace, "ENOUGH", 4)
     posterior = fitted(fresh(), tiny_rows(43))
     assert len(posterior.record.heldout) == 4 and tuned_on_rows(posterior)
     for size, settings in ((39, {}), (43, {"heldout_size": 0}), (43, {"tune": "evidence"}), (43, {"mode": "given"})):
@@ -84,7 +84,7 @@ def test_a_tenth_is_set_aside_where_that_is_enough(monkeypatch: pytest.MonkeyPat
         assert not posterior.record.heldout and posterior.record.n_data == size and not tuned_on_rows(posterior)
     given = fitted(fresh(), tiny_rows(43), heldout=tiny_rows(8))
     assert not given.record.heldout and given.record.n_data == 43 and tuned_on_rows(given)
-    monkeypatch.setattr(laplace, "MOST_ROWS", 5)
+    monkeypatch.setattr(aside, "MOST", 5)
     assert len(fitted(fresh(), tiny_rows(60)).record.heldout) == 5
 
 
@@ -92,7 +92,7 @@ def test_nothing_is_set_aside_of_rows_that_a_mode_may_have_seen() -> None:
     program, rows = fresh(), tiny_rows(12)
     start = fit(program, rows, "mle", **QUICK)
     for given in ({"start": start}, {}):
-        with pytest.raises(SettingError, match="mode that was given may have seen them"):
+        with pytest.raises(SettingError, match="weights that were given may have seen them"):
             fitted(program if given else awake(program), rows, heldout_size=4, **given)
     with pytest.raises(SettingError, match="leave one of both out"):
         fitted(program, rows, heldout_size=4, heldout=rows)

@@ -1,0 +1,118 @@
+"""The temperature of svi's predictions: the rows that it is chosen on, what it changes, and that it is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from scenarios import awake, saved_base, text_program, text_rows, tiny_program, tiny_rows
+
+from bayeslora.errors import SettingError
+from bayeslora.inference import SVI, fit, load
+from bayeslora.inference.base import Run
+from bayeslora.inference.variational import svi
+from bayeslora.inference.variational.posterior import VariationalPosterior
+from bayeslora.models import Gaussian
+from bayeslora.observations import Value
+from bayeslora.predict.temperature import tempered, weighed_temperature
+from bayeslora.program import Program
+
+QUICK: dict[str, Any] = {"epochs": 1, "batch_size": 8, "progress": False, "cpu": True}
+ROWS = tiny_rows(24)
+
+
+def program() -> Program:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        trained = tiny_program(Gaussian())
+    return trained.around({site.name: site.initial * (site.role != "B") for site in trained.sites})
+
+
+def fitted(rows: Dataset = ROWS, of: Program | None = None, **settings: Any) -> VariationalPosterior:
+    posterior = fit(of or program(), rows, "svi", **QUICK | settings)
+    assert isinstance(posterior, VariationalPosterior)
+    return posterior
+
+
+def test_it_is_of_averaged_probabilities_on_rows_that_were_set_aside() -> None:
+    posterior = fitted(heldout_size=8, seed=3)
+    assert posterior.record.n_data == 16 and len(posterior.record.heldout) == 8
+    aside = ROWS.select(posterior.record.heldout)
+    left = ROWS.select(sorted(set(range(24)) - set(posterior.record.heldout)))
+    plain = fitted(left, seed=3)
+    by_hand, _ = weighed_temperature(plain.predict(aside, 10, seed=3, progress=False))  # type: ignore[arg-type]
+    assert posterior.softening == pytest.approx(by_hand, rel=1e-5) and abs(by_hand - 1) > 1e-3
+    found = posterior.predict(ROWS, 4, seed=2, progress=False)
+    expected = tempered(plain.predict(ROWS, 4, seed=2, progress=False), by_hand)  # type: ignore[arg-type]
+    assert found.method == "tempered"
+    torch.testing.assert_close(found.probabilities, expected.probabilities, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.mutual_information, expected.mutual_information, rtol=1e-3, atol=1e-6)
+    # All other ways to predict, and the weights, are without it.
+    for method in ("pairs", "sample", "mean"):
+        ours, theirs = (each.predict(ROWS, 4, method, seed=2, progress=False) for each in (posterior, plain))
+        assert torch.equal(ours.outputs, theirs.outputs)
+    assert all(torch.equal(value, plain.mean()[name]) for name, value in posterior.mean().items())
+    assert repr(posterior).endswith(f", T = {by_hand:.3g})") and "T = " not in repr(plain)
+
+
+def test_its_record_says_what_it_gained() -> None:
+    aside = tiny_rows(40, seed=1)
+    posterior = fitted(heldout=aside)
+    chosen = posterior.record.history[-1]
+    assert chosen["temperature"] == posterior.softening and posterior.record.n_data == 24
+    for name, method in (("heldout_nll", "pairs"), ("tempered_nll", "tempered")):
+        nll = posterior.predict(aside, 10, method, progress=False).metrics()["nll"]
+        assert chosen[name] == pytest.approx(nll.value, rel=1e-5)
+    assert chosen["tempered_nll"] < chosen["heldout_nll"]
+
+
+def test_a_tenth_is_set_aside_where_that_is_enough() -> None:
+    fresh = program()
+    sizes = {299: 0, 300: 30, 5000: 500, 20_000: 1000}
+    assert {rows: SVI().sets_aside(fresh, rows, Run()) for rows in sizes} == sizes
+    assert SVI(heldout_size=0).sets_aside(fresh, 5000, Run()) == 0
+    assert SVI(heldout_size=7).sets_aside(fresh, 5000, Run()) == 7
+    assert SVI().sets_aside(fresh, 5000, Run(heldout=ROWS)) == 0
+    assert SVI().sets_aside(awake(fresh), 5000, Run()) == 0  # its weights may have seen all rows
+
+
+@pytest.mark.parametrize(("given", "settings"), [(29, {}), (40, {"heldout_size": 0})])
+def test_without_enough_rows_or_where_none_is_wanted_there_is_none(given: int, settings: dict[str, Any]) -> None:
+    posterior = fitted(heldout=tiny_rows(given, seed=1), **settings)
+    assert posterior.softening is None and posterior.predict(ROWS, 2, progress=False).method == "pairs"
+
+
+def test_what_cannot_be_set_aside_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh = program()
+    with pytest.raises(SettingError, match="leave one of both out"):
+        fitted(heldout_size=4, heldout=ROWS)
+    with pytest.raises(SettingError, match="weights that were given may have seen them"):
+        fitted(of=awake(fresh), heldout_size=4)
+    with pytest.raises(SettingError, match="there are 24 rows"):
+        fitted(heldout_size=24)
+    monkeypatch.setattr(fresh, "observation", Value())
+    assert SVI().sets_aside(fresh, 5000, Run()) == 0
+    with pytest.raises(SettingError, match="'value' predicts none: leave heldout_size out"):
+        SVI(heldout_size=4).sets_aside(fresh, 5000, Run())
+
+
+def test_it_is_kept_and_a_resumed_fit_and_all_chains_have_the_same_rows_aside(tmp_path: Path) -> None:
+    base, rows = saved_base(tmp_path / "base"), text_rows(24)
+    settings: dict[str, Any] = {"heldout_size": 6, "chains": 2, "output_dir": tmp_path / "run"}
+    whole = fit(text_program(base, Gaussian()), rows, "svi", **QUICK, **settings)
+    again = fit(text_program(base, Gaussian()), rows, "svi", resume=True, **QUICK, **settings)
+    loaded = load(tmp_path / "run")
+    assert whole.record == again.record == loaded.record
+    for each in (again, loaded):
+        assert [chain.softening for chain in each.chains] == [chain.softening for chain in whole.chains]  # type: ignore[attr-defined]
+    found = whole.predict(rows, 4, progress=False)
+    assert found.method == "tempered"
+    torch.testing.assert_close(loaded.predict(rows, 4, progress=False).outputs, found.outputs)
+
+
+def test_enough_is_what_laplace_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(svi, "ENOUGH", 2)
+    assert len(fitted().record.heldout) == 2
