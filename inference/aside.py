@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bayeslora.errors import SettingError
-from bayeslora.inference.base import Backend, Run
+from bayeslora.inference.base import Backend, Run, labelled
+from bayeslora.observations import digest
 from bayeslora.predict.prediction import ClassPrediction
 from bayeslora.progress import note
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from bayeslora.posterior import Posterior
     from bayeslora.program import Program
+    from bayeslora.tasks import Split
 
-__all__ = ["ENOUGH", "MOST", "PART", "check_asked", "chosen", "predicts_classes", "set_aside", "tenth"]
+__all__ = ["ENOUGH", "MOST", "PART", "check_asked", "chose_on", "chosen", "predicts_classes", "set_aside", "tenth"]
 
 #: Of the training rows one in so many is set aside, and no more than MOST: one or two numbers are chosen on them. From
 #: ENOUGH on they say more than what can be told without them.
@@ -75,6 +78,19 @@ def set_aside(algorithm: Backend, program: Program, rows: Dataset, run: Run) -> 
         run.progress,
     )
     return kept, replace(run, heldout=rows.select(numbers), aside=tuple(numbers))
+
+
+def chose_on(posterior: Posterior, data: Split | Dataset) -> bool:
+    """Whether the fit chose something, such as a temperature, on these very rows, which then look better than others.
+
+    Args:
+        posterior: that says so in its record.
+        data: rows with labels.
+    """
+    fits = (posterior, *posterior.chains)
+    if not any("heldout_nll" in row for fit in fits for row in fit.record.history):
+        return False
+    return posterior.record.tuned_on == digest(labelled(posterior.program, data, "look at"))
 
 
 def chosen(labels: Sequence[Any], size: int, seed: int) -> list[int]:

@@ -10,7 +10,7 @@ import torch
 from bayeslora.errors import DataError
 from bayeslora.predict.prediction import ClassPrediction
 
-__all__ = ["COLDEST", "HOTTEST", "best_temperature", "tempered", "weighed_temperature"]
+__all__ = ["COLDEST", "HOTTEST", "best_temperature", "gain", "tempered", "weighed_temperature"]
 
 #: The coldest and the hottest temperature that is tried: what separates its rows without a mistake has no best one.
 COLDEST, HOTTEST = 0.05, 20.0
@@ -89,3 +89,9 @@ def tempered(prediction: ClassPrediction, temperature: float) -> ClassPrediction
     made = replace(prediction, outputs=outputs, aleatoric=None)
     part = prediction.mutual_information / prediction.entropy.clamp(min=torch.finfo(torch.float64).tiny)
     return replace(made, aleatoric=made.entropy * (1 - part))
+
+
+def gain(prediction: ClassPrediction, temperature: float) -> dict[str, float]:
+    """A temperature, with the negative log-likelihood of rows without it and with it, in nats an example."""
+    nlls = [-float(each.log_predictive_density.mean()) for each in (prediction, tempered(prediction, temperature))]
+    return {"temperature": temperature, "heldout_nll": nlls[0], "tempered_nll": nlls[1]}

@@ -25,7 +25,7 @@ from bayeslora.models.guides.auto import make_guide
 from bayeslora.passes import Rows
 from bayeslora.posterior import Posterior
 from bayeslora.predict.prediction import ClassPrediction
-from bayeslora.predict.temperature import COLDEST, HOTTEST, best_temperature
+from bayeslora.predict.temperature import COLDEST, HOTTEST, best_temperature, gain
 from bayeslora.predictors import Outputs, Predictor, Tempered
 from bayeslora.program import Program
 from bayeslora.record import Record
@@ -112,7 +112,8 @@ class Temperature(Over):
         _warn_of_limit(temperature, len(run.heldout))
         cost = inner.record.cost | {"seconds": inner.record.cost["seconds"] + time.monotonic() - begun}
         record = replace(inner.record, backend=self.name, settings=asdict(self), cost=cost, chains=1)
-        record = replace(record, members=[asdict(inner.record)])
+        history = [*inner.record.history, gain(found, temperature)]
+        record = replace(record, members=[asdict(inner.record)], history=history)
         return TemperedPosterior(inner, torch.tensor(temperature, dtype=torch.float64), self.method, record)
 
     def _check(self, program: Program) -> None:

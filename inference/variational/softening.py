@@ -8,7 +8,7 @@ from dataclasses import replace
 from bayeslora.inference.base import Run
 from bayeslora.inference.variational.posterior import VariationalPosterior
 from bayeslora.predict.prediction import ClassPrediction
-from bayeslora.predict.temperature import tempered, weighed_temperature
+from bayeslora.predict.temperature import gain, weighed_temperature
 
 __all__ = ["DRAWS", "soften"]
 
@@ -37,11 +37,6 @@ def soften(posterior: VariationalPosterior, run: Run) -> None:
     assert isinstance(found, ClassPrediction)
     temperature, _ = weighed_temperature(found)
     posterior.soften(temperature)
-    chosen = {
-        "temperature": temperature,
-        "heldout_nll": -float(found.log_predictive_density.mean()),
-        "tempered_nll": -float(tempered(found, temperature).log_predictive_density.mean()),
-    }
     record = posterior.record
     cost = record.cost | {"seconds": record.cost["seconds"] + time.monotonic() - begun}
-    posterior.record = replace(record, cost=cost, history=[*record.history, chosen])
+    posterior.record = replace(record, cost=cost, history=[*record.history, gain(found, temperature)])

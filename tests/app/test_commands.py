@@ -127,6 +127,19 @@ def test_what_was_taken_for_what_in_the_data_is_said(tmp_path: Path, capsys: pyt
     assert "There is nothing to train on: split 'train' of task 'reviews' has no rows" in capsys.readouterr().err
 
 
+def test_rows_that_a_temperature_was_chosen_on_are_said_to_be_such(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit = [*FIT[:5], "--backend", "svi", *FIT[7:], *QUICK, "--output", tmp_path / "svi"]
+    assert call(*fit) == 0
+    said = {}
+    for folder, split in ((tmp_path / "svi", "heldout"), (tmp_path / "svi", "validation"), (run, "heldout")):
+        capsys.readouterr()
+        assert call("evaluate", folder, "--split", split, "--draws", 2) == 0
+        said[folder.name, split] = "On the rows of 'heldout' the fit chose a temperature" in capsys.readouterr().err
+    assert said == {("svi", "heldout"): True, ("svi", "validation"): False, ("map", "heldout"): False}
+
+
 def test_laplace_around_an_adapter_keeps_its_prediction(run: Path, tmp_path: Path) -> None:
     flags = ["--backend", "laplace", "--adapter", run, "--seed", "2"]
     assert call(*FIT, *flags, *QUICK, "--output", tmp_path / "laplace") == 0

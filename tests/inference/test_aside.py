@@ -15,7 +15,7 @@ from scenarios import awake, tiny_bert, tiny_rows
 from bayeslora.diagnostics import to_inference_data
 from bayeslora.errors import SettingError
 from bayeslora.inference import aside, fit, load
-from bayeslora.inference.aside import chosen
+from bayeslora.inference.aside import chose_on, chosen
 from bayeslora.inference.base import Run
 from bayeslora.inference.laplace import laplace
 from bayeslora.inference.laplace.posterior import LaplacePosterior
@@ -124,3 +124,17 @@ def test_leave_one_out_is_over_the_rows_that_were_trained_on() -> None:
     assert data.attrs["rows"] == "training" and data["log_likelihood"].sizes["example"] == 24
     other = to_inference_data(posterior, tiny_rows(32, seed=1), draws=2, prior_draws=0, progress=False)
     assert other.attrs["rows"] == "other"
+
+
+@pytest.mark.parametrize("backend", ["svi", "laplace", "temperature"])
+def test_rows_that_something_was_chosen_on_are_known(backend: str) -> None:
+    aside, others = tiny_rows(40, seed=1), tiny_rows(40, seed=2)
+    settings = {"of_settings": {"epochs": 1}, "progress": False} if backend == "temperature" else QUICK
+    posterior = fit(fresh(), tiny_rows(24), backend, heldout=aside, **settings)
+    assert chose_on(posterior, aside) and not chose_on(posterior, others)
+
+
+def test_rows_that_nothing_was_chosen_on_are_like_any_others() -> None:
+    aside = tiny_rows(40, seed=1)
+    for backend, settings in (("mle", {}), ("svi", {"heldout_size": 0}), ("laplace", {"tune": "none"})):
+        assert not chose_on(fit(fresh(), tiny_rows(24), backend, heldout=aside, **QUICK | settings), aside)

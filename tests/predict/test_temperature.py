@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,7 @@ from scenarios import class_prediction
 
 from bayeslora.errors import DataError
 from bayeslora.predict.prediction import ClassPrediction
-from bayeslora.predict.temperature import HOTTEST, best_temperature, tempered
+from bayeslora.predict.temperature import HOTTEST, best_temperature, gain, tempered, weighed_temperature
 
 
 def test_the_temperature_undoes_a_known_one() -> None:
@@ -54,3 +55,30 @@ def test_without_mistakes_the_coldest_is_tried_and_without_labels_none() -> None
     assert best_temperature(wrong) == pytest.approx(HOTTEST, rel=1e-3)
     with pytest.raises(DataError, match="labels"):
         best_temperature(replace(sure, labels=None))
+
+
+def test_under_a_hyperprior_few_rows_say_less_than_many() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(20_000, 2, generator=generator)
+    labels = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+    found = {n: weighed_temperature(ClassPrediction(3 * logits[None, :n], labels[:n]))[0] for n in (5, 20_000)}
+    assert found[20_000] == pytest.approx(best_temperature(ClassPrediction(3 * logits[None], labels)), rel=1e-2)
+    assert 1 < found[5] < 0.9 * best_temperature(ClassPrediction(3 * logits[None, :5], labels[:5]))
+
+
+def test_thirty_rows_that_are_all_right_make_nothing_all_too_sure() -> None:
+    logits = torch.tensor([[1.0, -1.0]]).expand(30, 2)
+    temperature, cost = weighed_temperature(ClassPrediction(logits[None], torch.zeros(30, dtype=torch.long)))
+    # d/dx of 30 log(1 + exp(-2 exp(-x))) + 2 x^2 is zero there, with x = log T.
+    x = math.log(temperature)
+    slope = 60 * math.exp(-x) / (1 + math.exp(2 * math.exp(-x))) + 4 * x
+    assert slope == pytest.approx(0, abs=1e-2) and temperature > 0.2
+    assert cost == pytest.approx(30 * math.log1p(math.exp(-2 / temperature)) + 2 * x**2)
+
+
+def test_what_it_gains() -> None:
+    prediction = ClassPrediction(torch.tensor([[[3.0, 0.0], [3.0, 0.0]]]), torch.tensor([0, 1]))
+    found = gain(prediction, 3.0)
+    assert found["temperature"] == 3
+    for name, logit in (("heldout_nll", 3.0), ("tempered_nll", 1.0)):
+        assert found[name] == pytest.approx(math.log1p(math.exp(-logit)) + logit / 2)

@@ -50,6 +50,7 @@ def evaluate(
     from bayeslora import files
     from bayeslora.app import runs
     from bayeslora.diagnostics.tokens import METHODS, token_calibration
+    from bayeslora.inference.aside import chose_on
     from bayeslora.observations import Completions
     from bayeslora.predict.plots import figure_format, reliability_diagram, save_figure
     from bayeslora.predict.truth import with_truth
@@ -61,6 +62,11 @@ def evaluate(
     reported = runs.saved_task(posterior, task, data_dir, settings)
     say(*reported.notes)
     rows = reported.split(split)
+    if chose_on(posterior, rows):
+        say(
+            f"On the rows of '{split}' the fit chose a temperature or a width: other rows are likely to be predicted "
+            "somewhat worse."
+        )
     prediction = with_truth(posterior.predict(rows, draws, method, seed, batch_size), rows)
     found, finished = prediction.metrics(seed=seed), posterior.record.finished
     guesses: Prediction | Guesses = prediction
