@@ -44,6 +44,7 @@ def test_it_is_of_averaged_probabilities_on_rows_that_were_set_aside() -> None:
     left = ROWS.select(sorted(set(range(24)) - set(posterior.record.heldout)))
     plain = fitted(left, seed=3)
     by_hand, _ = weighed_temperature(plain.predict(aside, 10, seed=3, progress=False))  # type: ignore[arg-type]
+    assert by_hand > 1
     assert posterior.softening == pytest.approx(by_hand, rel=1e-5) and abs(by_hand - 1) > 1e-3
     found = posterior.predict(ROWS, 4, seed=2, progress=False)
     expected = tempered(plain.predict(ROWS, 4, seed=2, progress=False), by_hand)  # type: ignore[arg-type]
@@ -56,6 +57,17 @@ def test_it_is_of_averaged_probabilities_on_rows_that_were_set_aside() -> None:
         assert torch.equal(ours.outputs, theirs.outputs)
     assert all(torch.equal(value, plain.mean()[name]) for name, value in posterior.mean().items())
     assert repr(posterior).endswith(f", T = {by_hand:.3g})") and "T = " not in repr(plain)
+
+
+def test_nothing_makes_it_surer_than_its_draws() -> None:
+    plain, aside = fitted(), tiny_rows(40, seed=1)
+    right = plain.predict(aside, 10, progress=False).predictions.tolist()
+    aside = aside.remove_columns("labels").add_column("labels", right)
+    posterior = fitted(heldout=aside)
+    assert weighed_temperature(plain.predict(aside, 10, progress=False))[0] < 0.9  # type: ignore[arg-type]
+    assert posterior.softening == 1
+    ours, theirs = (each.predict(ROWS, 4, progress=False) for each in (posterior, plain))
+    torch.testing.assert_close(ours.probabilities, theirs.probabilities, rtol=1e-6, atol=1e-7)
 
 
 def test_its_record_says_what_it_gained() -> None:
