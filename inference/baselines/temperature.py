@@ -43,8 +43,8 @@ class Temperature(Over):
     what it was. T is of predictions; the ``temperature`` of `svi` or `map` is of a posterior.
 
     Predictions are tempered by default (``"tempered"``). All other methods, and all that is said of the weights, are
-    the other posterior's, without T. A backend that chooses something on held-out rows itself, as `laplace` does,
-    chooses it on the same ones, before T.
+    the other posterior's, without T. A backend that chooses something on held-out rows itself, as `svi` and `laplace`
+    do, chooses it on the same ones, before T.
 
     Attributes:
         mode: "fit" fits the other backend; "given" takes the mean of the posterior that `fit` is to ``start`` from, or
