@@ -245,9 +245,9 @@ def test_the_default_rate_of_points_is_by_the_prior_and_the_steps(monkeypatch: p
     assert seen == [pytest.approx(0.08 / 50), 2e-3]
 
 
-def test_points_beside_noise_have_twice_the_rate_within_bounds() -> None:
-    assert rate_beside_noise(5e-4, 1000) == 1e-3
-    assert rate_beside_noise(1.5e-3, 1000) == 2e-3
+def test_points_beside_noise_have_the_rate_within_bounds() -> None:
+    assert rate_beside_noise(5e-4, 1000) == 5e-4
+    assert rate_beside_noise(1.5e-3, 1000) == 1.5e-3
     assert rate_beside_noise(8e-3, 1000) == 2e-3
     assert rate_beside_noise(2e-4, 50) == pytest.approx(1.6e-3)
     assert rate_beside_noise(2e-4, 10) == 2e-3
