@@ -67,7 +67,7 @@ class SVI(TrainingSettings):
         learning_rate: of the means of random weights, for AdamW; the one that suits plain LoRA suits them.
         scale_learning_rate: learning rate of what shapes the noise: scales, Wishart and Dirichlet parameters.
         point_learning_rate: learning rate of weights that are point estimates, such as B and the head; see
-            `rate_beside_noise` for what it is by default: ``learning_rate``, more where steps are few (0.08 over their
+            `rate_beside_noise` for what it is by default: ``learning_rate``, more where steps are few (0.24 over their
             number), and 2e-3 at most; no less than that where the prior mean is the model's.
         heldout_size: training rows that are set aside, on which a temperature of the predictions is chosen: see
             `soften`. By default they are a tenth of all, but 1,000 at most, and none where that is less than 30, where

@@ -239,17 +239,17 @@ def test_the_default_rate_of_points_is_by_the_prior_and_the_steps(monkeypatch: p
         return groups_of(guide, learning_rate, points, *rest)
 
     monkeypatch.setattr(svi, "groups_of", noted)
-    settings = {"epochs": 25, "batch_size": 3, "learning_rate": 1e-4, "progress": False}  # 50 steps
+    settings = {"epochs": 100, "batch_size": 3, "learning_rate": 1e-4, "progress": False}  # 200 steps
     for prior_mean in ("learned", "model"):
         fit(tiny_program(), tiny_rows(6), prior_mean=prior_mean, **settings)
-    assert seen == [pytest.approx(0.08 / 50), 2e-3]
+    assert seen == [pytest.approx(0.24 / 200), 2e-3]
 
 
 def test_points_beside_noise_have_the_rate_within_bounds() -> None:
     assert rate_beside_noise(5e-4, 1000) == 5e-4
     assert rate_beside_noise(1.5e-3, 1000) == 1.5e-3
     assert rate_beside_noise(8e-3, 1000) == 2e-3
-    assert rate_beside_noise(2e-4, 50) == pytest.approx(1.6e-3)
+    assert rate_beside_noise(2e-4, 150) == pytest.approx(1.6e-3)
     assert rate_beside_noise(2e-4, 10) == 2e-3
 
 
