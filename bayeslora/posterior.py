@@ -147,11 +147,11 @@ class Posterior(ABC):
         fixed = set(self.record.point_sites)
         with torch.no_grad():
             trace = poutine.trace(poutine.condition(self.prior_model, data=dict(values))).get_trace()
-        return {
-            name: node["fn"].log_prob(node["value"]).sum()
-            for name, node in trace.nodes.items()
-            if node["type"] == "sample" and not node["infer"].get("_deterministic") and name not in fixed
-        }
+            return {
+                name: node["fn"].log_prob(node["value"]).sum()
+                for name, node in trace.nodes.items()
+                if node["type"] == "sample" and not node["infer"].get("_deterministic") and name not in fixed
+            }
 
     def sample(self, n: int, seed: int = 0) -> dict[str, Tensor]:
         """Draw ``n`` values of every latent site, each stacked as (n, ...).
