@@ -88,7 +88,7 @@ def chose_on(posterior: Posterior, data: Split | Dataset) -> bool:
         data: rows with labels.
     """
     fits = (posterior, *posterior.chains)
-    if not any("heldout_nll" in row for fit in fits for row in fit.record.history):
+    if not any(name in row for name in ("heldout_nll", "search_nll") for fit in fits for row in fit.record.history):
         return False
     return posterior.record.tuned_on == digest(labelled(posterior.program, data, "look at"))
 

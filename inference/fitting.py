@@ -14,6 +14,7 @@ from bayeslora.inference.aside import set_aside
 from bayeslora.inference.base import Backend, Run, labelled
 from bayeslora.inference.loading import check_same, load
 from bayeslora.inference.mixture import refitted
+from bayeslora.inference.softening import soften_whole
 from bayeslora.observations import digest
 from bayeslora.posterior import Posterior
 from bayeslora.program import Program
@@ -159,4 +160,6 @@ def saved(program: Program, rows: Dataset, algorithm: Backend, run: Run, chains:
 def _fitted(program: Program, rows: Dataset, algorithm: Backend, run: Run, chains: int) -> Posterior:
     if chains == 1:
         return algorithm.fit(program, rows, run)
-    return refitted(independent(program, rows, algorithm, [run.chain(number) for number in range(chains)]))
+    whole = refitted(independent(program, rows, algorithm, [run.chain(number) for number in range(chains)]))
+    soften_whole(whole, run)
+    return whole

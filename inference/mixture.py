@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from bayeslora.inference.softening import SOFTENING, Softened
 from bayeslora.passes import Rows
 from bayeslora.posterior import Posterior, Record
 from bayeslora.predictors import Outputs
@@ -18,10 +19,11 @@ from bayeslora.program import Program
 __all__ = ["MixturePosterior", "refitted"]
 
 
-class MixturePosterior(Posterior):
+class MixturePosterior(Softened):
     """The mixture of independent fits, each as likely as any other.
 
-    Predictions average the members' probabilities. The mean averages their weights, which no member may be near: A and
+    Predictions average the members' probabilities; members that have a temperature each are averaged without, and have
+    one together. The mean averages their weights, which no member may be near: A and
     B are known up to a rotation of the rank. Each member has its own initial weights, and so a prior of its own.
 
     Args:
@@ -35,7 +37,9 @@ class MixturePosterior(Posterior):
         super().__init__(members[0].program, record)
         self.members = tuple(members)
         self.random = members[0].random
-        self.predictors = {name: _OfEach(name, each.by_draws) for name, each in members[0].predictors.items()}
+        first = members[0]
+        ways = first.untempered if isinstance(first, Softened) else first.predictors
+        self.predictors = {name: _OfEach(name, each.by_draws) for name, each in ways.items()}
 
     @property
     def chains(self) -> tuple[Posterior, ...]:
@@ -87,8 +91,9 @@ class MixturePosterior(Posterior):
         return self.members[int(torch.randint(len(self.members), ()))].prior_draw()
 
     def state(self) -> dict[str, Tensor]:
-        """What the members need, with their place and kind before each name, and their initial weights."""
-        return {
+        """What the members need, with their place and kind before each name, their initial weights, a temperature."""
+        own = {} if self.softening is None else {SOFTENING: torch.tensor(self.softening, dtype=torch.float64)}
+        return own | {
             f"{place}.{member.kind}/{part}/{name}": value
             for place, member in enumerate(self.members)
             for part, values in (("state", member.state()), ("centre", self._centre(member)))
@@ -107,6 +112,8 @@ class MixturePosterior(Posterior):
 
         parts: dict[tuple[int, str], dict[str, dict[str, Tensor]]] = {}
         for key, value in state.items():
+            if key == SOFTENING:
+                continue
             member, part, name = key.split("/", 2)
             place, _, kind = member.partition(".")
             parts.setdefault((int(place), kind), {"state": {}, "centre": {}})[part][name] = value
@@ -117,7 +124,10 @@ class MixturePosterior(Posterior):
             )
             for (place, kind), part in sorted(parts.items(), key=lambda item: item[0])
         ]
-        return cls(members, record)
+        mixture = cls(members, record)
+        if SOFTENING in state:
+            mixture.soften(float(state[SOFTENING]))
+        return mixture
 
 
 class _OfEach:

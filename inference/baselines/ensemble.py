@@ -15,6 +15,7 @@ from bayeslora.inference.baselines.nested import Over
 from bayeslora.inference.baselines.stacked import side_by_side
 from bayeslora.inference.fitting import independent, starts
 from bayeslora.inference.mixture import MixturePosterior, refitted
+from bayeslora.inference.softening import soften_whole
 from bayeslora.inference.variational.point import MLE
 from bayeslora.posterior import Posterior
 from bayeslora.program import Program
@@ -63,7 +64,9 @@ class Ensemble(Over):
         """
         runs = [replace(run.chain(number), seed=seed_of_member(run.seed, number)) for number in range(self.members)]
         if not self.stacked:
-            return self._whole(independent(program, data, self.inner, runs))
+            whole = self._whole(independent(program, data, self.inner, runs))
+            soften_whole(whole, run)
+            return whole
         inner, seeds = self.inner, [each.seed for each in runs]
         assert isinstance(inner, MLE)
         return side_by_side(list(starts(program, runs)), data, inner, run, seeds, self._whole)

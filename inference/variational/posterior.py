@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from bayeslora.errors import PosteriorError
 from bayeslora.inference.base import Run
+from bayeslora.inference.softening import SOFTENING, Softened
 from bayeslora.inference.training.objective import Hook, Outcome, State
 from bayeslora.inference.training.process import cost_of, restored_network
 from bayeslora.inference.training.trainer import TrainingSettings, train
@@ -27,8 +28,8 @@ from bayeslora.inference.variational.rising import Rising
 from bayeslora.models.guides.auto import make_guide
 from bayeslora.models.guides.base import Guide
 from bayeslora.passes import Rows
-from bayeslora.posterior import Posterior, Record
-from bayeslora.predictors import Pairs, Tempered
+from bayeslora.posterior import Record
+from bayeslora.predictors import Pairs
 from bayeslora.program import Estimator, Program
 from bayeslora.store import POSTERIOR
 from bayeslora.weights import Site
@@ -39,20 +40,16 @@ __all__ = ["PriorMean", "VariationalPosterior", "learn", "optimise", "prior_site
 PriorMean = Literal["learned", "model"]
 #: Nats a row by which a fit has to be better than the base rate of the labels.
 MARGIN = 0.01
-#: Name of a posterior's temperature among its tensors.
-SOFTENING = "softening"
 
 
 Learned = TypeVar("Learned", bound="VariationalPosterior")
 
 
-class VariationalPosterior(Posterior):
+class VariationalPosterior(Softened):
     """The distribution that a guide has become.
 
     Attributes:
         guide: that distribution.
-        softening: temperature T of what is predicted by default, p^(1 / T), normalised, if one was chosen; other ways
-            to predict, and the weights, are without it.
     """
 
     kind: ClassVar[str] = "variational"
@@ -61,19 +58,8 @@ class VariationalPosterior(Posterior):
         super().__init__(program, record)
         self.guide = guide
         self.random = guide.random
-        self.softening: float | None = None
         if guide.spreads() and "sample" in self.predictors:
             self.predictors = {"pairs": Pairs(), **self.predictors}
-
-    def __repr__(self) -> str:
-        shown = super().__repr__()
-        return shown if self.softening is None else f"{shown[:-1]}, T = {self.softening:.3g})"
-
-    def soften(self, temperature: float) -> None:
-        """Predict by default under a temperature of what the first predictor says."""
-        _, first = self.predictor()
-        self.softening = temperature
-        self.predictors = {"tempered": Tempered(first, temperature), **self.predictors}
 
     def prior_model(self) -> dict[str, Tensor]:
         """Pyro model of the weights alone, around the means that were learned, if they were."""

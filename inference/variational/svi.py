@@ -11,6 +11,7 @@ from pydantic import Field
 from bayeslora.errors import SettingError
 from bayeslora.inference.aside import ENOUGH, check_asked, predicts_classes, tenth
 from bayeslora.inference.base import Run, check_random
+from bayeslora.inference.softening import soften
 from bayeslora.inference.training.process import available
 from bayeslora.inference.training.trainer import TrainingSettings
 from bayeslora.inference.variational.elbo import ELBOS
@@ -18,7 +19,6 @@ from bayeslora.inference.variational.estimators import NoiseWarmup, make_estimat
 from bayeslora.inference.variational.point import weights_given
 from bayeslora.inference.variational.posterior import PriorMean, VariationalPosterior, optimise, prior_sites
 from bayeslora.inference.variational.rates import groups_of, rate_beside_noise, rate_of_points
-from bayeslora.inference.variational.softening import soften
 from bayeslora.models.guides.auto import KINDS, guide_settings, make_guide
 from bayeslora.program import Program
 from bayeslora.rng import isolated
@@ -72,7 +72,7 @@ class SVI(TrainingSettings):
         heldout_size: training rows that are set aside, on which a temperature of the predictions is chosen: see
             `soften`. By default they are a tenth of all, but 1,000 at most, and none where that is less than 30, where
             labels are no classes, where weights to start from may have seen them, or where `fit` was given ``heldout``,
-            which then is taken. They are drawn by the run's seed, with each class's share. 0: no temperature.
+            which is taken then. They are drawn by the run's seed, with each class's share. 0: no temperature.
         init_scale: standard deviation that Pyro's autoguides start from, in their unconstrained space.
 
     References:
@@ -167,10 +167,8 @@ class SVI(TrainingSettings):
         return size if size >= ENOUGH else 0
 
     def _softens(self, program: Program, run: Run) -> bool:
-        """Whether there are rows, and enough, to choose a temperature on."""
-        if run.heldout is None or self.heldout_size == 0 or not predicts_classes(program):
-            return False
-        return bool(self.heldout_size) or len(run.heldout) >= ENOUGH
+        """Whether there are rows to choose a temperature on."""
+        return run.heldout is not None and self.heldout_size != 0 and predicts_classes(program)
 
 
 def _check_room(program: Program) -> None:

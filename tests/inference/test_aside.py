@@ -126,7 +126,7 @@ def test_leave_one_out_is_over_the_rows_that_were_trained_on() -> None:
     assert other.attrs["rows"] == "other"
 
 
-@pytest.mark.parametrize("backend", ["svi", "laplace", "temperature"])
+@pytest.mark.parametrize("backend", ["svi", "laplace", "temperature", "tfb"])
 def test_rows_that_something_was_chosen_on_are_known(backend: str) -> None:
     aside, others = tiny_rows(40, seed=1), tiny_rows(40, seed=2)
     settings = {"of_settings": {"epochs": 1}, "progress": False} if backend == "temperature" else QUICK

@@ -65,6 +65,11 @@ def test_settings_of_one_guide_are_none_of_another() -> None:
     assert over({"epochs": 3}, {"guide": "b", "guide_settings": {"z": 1}})["guide_settings"] == {"z": 1}
 
 
+def test_no_preset_has_a_temperature_of_predictions_since_none_was_published_so() -> None:
+    sizes = [PRESETS[name].build_backend().heldout_size for name in PRESETS if PRESETS[name].backend == "svi"]
+    assert sizes == [0, 0, 0]
+
+
 def test_no_preset_learns_its_prior_mean_since_none_was_published_so() -> None:
     of_svi = [preset(name) for name in PRESETS if preset(name).backend == "svi"]
     assert len(of_svi) == 3

@@ -64,8 +64,8 @@ def evaluate(
     rows = reported.split(split)
     if chose_on(posterior, rows):
         say(
-            f"On the rows of '{split}' the fit chose a temperature or a width: other rows are likely to be predicted "
-            "somewhat worse."
+            f"On the rows of '{split}' the fit chose a temperature or a width: what uses it is likely to look somewhat "
+            "better here than on other rows."
         )
     prediction = with_truth(posterior.predict(rows, draws, method, seed, batch_size), rows)
     found, finished = prediction.metrics(seed=seed), posterior.record.finished

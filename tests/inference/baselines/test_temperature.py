@@ -33,7 +33,8 @@ def program() -> Program:
 
 def test_it_is_of_averaged_probabilities_on_rows_that_were_set_aside() -> None:
     here = program()
-    posterior = fit(here, ROWS, "temperature", of="svi", of_settings=OF, heldout_size=8, draws=3, progress=False)
+    settings: dict[str, Any] = {"of": "svi", "of_settings": OF | {"heldout_size": 0}, "draws": 3}
+    posterior = fit(here, ROWS, "temperature", heldout_size=8, progress=False, **settings)
     assert isinstance(posterior, TemperedPosterior) and posterior.record.n_data == 16
     aside = ROWS.select(posterior.record.heldout)
     rest = ROWS.select(sorted(set(range(24)) - set(posterior.record.heldout)))

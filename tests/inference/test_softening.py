@@ -8,11 +8,15 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from scenarios import awake, saved_base, text_program, text_rows, tiny_program, tiny_rows
+from peft import LoraConfig, get_peft_model
+from scenarios import awake, saved_base, text_program, text_rows, tiny_bert, tiny_program, tiny_rows
 
 from bayeslora.errors import SettingError
-from bayeslora.inference import SVI, fit, load
+from bayeslora.inference import SVI, fit, load, softening
+from bayeslora.inference.aside import chose_on
 from bayeslora.inference.base import Run
+from bayeslora.inference.baselines.temperature import TemperedPosterior
+from bayeslora.inference.mixture import MixturePosterior
 from bayeslora.inference.variational import svi
 from bayeslora.inference.variational.posterior import VariationalPosterior
 from bayeslora.models import Gaussian
@@ -21,6 +25,7 @@ from bayeslora.predict.temperature import tempered, weighed_temperature
 from bayeslora.program import Program
 
 QUICK: dict[str, Any] = {"epochs": 1, "batch_size": 8, "progress": False, "cpu": True}
+OF: dict[str, Any] = {"epochs": 1, "batch_size": 8}
 ROWS = tiny_rows(24)
 
 
@@ -88,13 +93,44 @@ def test_a_tenth_is_set_aside_where_that_is_enough() -> None:
     assert SVI(heldout_size=0).sets_aside(fresh, 5000, Run()) == 0
     assert SVI(heldout_size=7).sets_aside(fresh, 5000, Run()) == 7
     assert SVI().sets_aside(fresh, 5000, Run(heldout=ROWS)) == 0
-    assert SVI().sets_aside(awake(fresh), 5000, Run()) == 0  # its weights may have seen all rows
+    # Weights that are given may have seen all rows.
+    assert SVI().sets_aside(fresh, 5000, Run(start={site.name: site.initial for site in fresh.sites})) == 0
+    assert SVI().sets_aside(awake(fresh), 5000, Run()) == 0
 
 
-@pytest.mark.parametrize(("given", "settings"), [(29, {}), (40, {"heldout_size": 0})])
-def test_without_enough_rows_or_where_none_is_wanted_there_is_none(given: int, settings: dict[str, Any]) -> None:
-    posterior = fitted(heldout=tiny_rows(given, seed=1), **settings)
-    assert posterior.softening is None and posterior.predict(ROWS, 2, progress=False).method == "pairs"
+def test_rows_that_are_given_are_taken_unless_none_is_wanted(capsys: pytest.CaptureFixture[str]) -> None:
+    few = tiny_rows(9, seed=1)
+    posterior = fitted(heldout=few, progress=True)
+    assert posterior.softening is not None and posterior.record.n_data == 24
+    said = f"Predictions have a temperature of {posterior.softening:.3g}, by 9 held-out rows."
+    assert said in capsys.readouterr().err
+    without = fitted(heldout=few, heldout_size=0)
+    assert without.softening is None and without.predict(ROWS, 2, progress=False).method == "pairs"
+
+
+def test_of_what_is_no_class_there_is_none() -> None:
+    numbers = [float(row % 3) for row in range(12)]
+    rows = tiny_rows(12).remove_columns("labels").add_column("labels", numbers)
+    network = get_peft_model(tiny_bert(1), LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS"))
+    posterior = fitted(rows, Program(network, Value(), Gaussian()), heldout=rows)
+    assert posterior.softening is None and posterior.predict(rows, 2, progress=False).method == "pairs"
+
+
+def test_choosing_again_takes_the_place_of_what_was_chosen() -> None:
+    posterior = fitted(heldout=tiny_rows(9, seed=1))
+    untempered = posterior.predict(ROWS, 4, "pairs", progress=False)
+    posterior.soften(3.0)
+    found = posterior.predict(ROWS, 4, progress=False).probabilities
+    torch.testing.assert_close(found, tempered(untempered, 3.0).probabilities)  # type: ignore[arg-type]
+
+
+def test_what_it_took_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([100.0, 104.0])
+    monkeypatch.setattr(softening.time, "monotonic", lambda: next(clock))
+    posterior = fitted()
+    before = posterior.cost["seconds"]
+    softening.soften(posterior, Run(heldout=tiny_rows(9, seed=1), progress=False))
+    assert posterior.cost["seconds"] == pytest.approx(before + 4)
 
 
 def test_what_cannot_be_set_aside_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,10 +155,40 @@ def test_it_is_kept_and_a_resumed_fit_and_all_chains_have_the_same_rows_aside(tm
     loaded = load(tmp_path / "run")
     assert whole.record == again.record == loaded.record
     for each in (again, loaded):
+        assert isinstance(each, MixturePosterior) and each.softening == whole.softening  # type: ignore[attr-defined]
         assert [chain.softening for chain in each.chains] == [chain.softening for chain in whole.chains]  # type: ignore[attr-defined]
     found = whole.predict(rows, 4, progress=False)
     assert found.method == "tempered"
     torch.testing.assert_close(loaded.predict(rows, 4, progress=False).outputs, found.outputs)
+
+
+@pytest.mark.parametrize("backend", ["svi", "ensemble"])
+def test_fits_have_one_temperature_together(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # One in ten is wrong and all are as sure as can be: each fit asks for a temperature, and so do all together.
+    temperatures = iter([2.0, 3.0, 1.5])
+    monkeypatch.setattr(softening, "weighed_temperature", lambda found: (next(temperatures), 0.0))
+    aside = tiny_rows(9, seed=1)
+    if backend == "svi":
+        whole = fit(program(), ROWS, "svi", heldout=aside, chains=2, **QUICK)
+    else:
+        whole = fit(program(), ROWS, "ensemble", of="svi", members=2, of_settings=OF, heldout=aside, progress=False)
+    assert isinstance(whole, MixturePosterior) and whole.softening == 1.5
+    assert [chain.softening for chain in whole.chains] == [2.0, 3.0]  # type: ignore[attr-defined]
+    together = whole.predict(ROWS, 4, "pairs", progress=False)
+    assert together.draws == 4
+    found = whole.predict(ROWS, 4, progress=False)
+    torch.testing.assert_close(found.probabilities, tempered(together, 1.5).probabilities)  # type: ignore[arg-type]
+    assert chose_on(whole, aside) and not chose_on(whole, ROWS)
+
+
+def test_a_temperature_over_it_is_of_what_it_predicts() -> None:
+    aside = tiny_rows(40, seed=1)
+    over = fit(program(), ROWS, "temperature", of="svi", of_settings=OF, heldout=aside, progress=False)
+    assert isinstance(over, TemperedPosterior) and isinstance(over.inner, VariationalPosterior)
+    inner = over.inner.predict(ROWS, 4, progress=False)
+    assert inner.method == "tempered" and abs(float(over.by) - 1) > 1e-3
+    expected = tempered(inner, float(over.by)).probabilities  # type: ignore[arg-type]
+    torch.testing.assert_close(over.predict(ROWS, 4, progress=False).probabilities, expected)
 
 
 def test_enough_is_what_laplace_takes(monkeypatch: pytest.MonkeyPatch) -> None:
