@@ -56,9 +56,9 @@ def soften(posterior: Softened, run: Run) -> None:
     point estimate, such as B, the head and, with ``prior_mean="learned"``, the mean of A, fits the training rows as
     closely as it can. One number, chosen under a hyperprior (see `weighed_temperature`), tells what is left of that
     beside the noise. It is 1 at least: the noise is what the guide does not know, and as few rows as are set aside of
-    little data say at times by chance that it knows more (of 400 rows of the demo 40 ask for 0.77, by which 2,000
-    others have an NLL of 0.556 in place of 0.530). It is of the default predictions alone, and the best guess of a
-    label stays what it was.
+    little data say at times by chance that it knows more (of 400 rows of the demo, with B at 1e-3, 40 ask for 0.77, by
+    which 2,000 others have an NLL of 0.556 in place of 0.530). It is of the default predictions alone, and the best
+    guess of a label stays what it was.
 
     Args:
         posterior: whose weights were trained on other rows.
