@@ -160,6 +160,12 @@ def tiny_batch(program: Program, rows: Dataset) -> dict[str, Tensor]:
     return next(batches(over.dataset, over.collate, len(over)))
 
 
+def untrained_program() -> Program:
+    """A `tiny_program` around an adapter that was not trained: B is zero."""
+    program = tiny_program(Gaussian())
+    return program.around({site.name: site.initial * (site.role != "B") for site in program.sites})
+
+
 def awake(program: Program) -> Program:
     """With no matrix at its zero start, so that every gradient matters."""
     generator = torch.Generator().manual_seed(0)

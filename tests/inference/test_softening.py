@@ -9,7 +9,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from scenarios import awake, saved_base, text_program, text_rows, tiny_bert, tiny_program, tiny_rows
+from scenarios import awake, saved_base, text_program, text_rows, tiny_bert, tiny_rows, untrained_program
 
 from bayeslora.errors import SettingError
 from bayeslora.inference import SVI, fit, load, softening
@@ -29,15 +29,8 @@ OF: dict[str, Any] = {"epochs": 1, "batch_size": 8}
 ROWS = tiny_rows(24)
 
 
-def program() -> Program:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        trained = tiny_program(Gaussian())
-    return trained.around({site.name: site.initial * (site.role != "B") for site in trained.sites})
-
-
 def fitted(rows: Dataset = ROWS, of: Program | None = None, **settings: Any) -> VariationalPosterior:
-    posterior = fit(of or program(), rows, "svi", **QUICK | settings)
+    posterior = fit(of or untrained_program(), rows, "svi", **QUICK | settings)
     assert isinstance(posterior, VariationalPosterior)
     return posterior
 
@@ -87,7 +80,7 @@ def test_its_record_says_what_it_gained() -> None:
 
 
 def test_a_tenth_is_set_aside_where_that_is_enough() -> None:
-    fresh = program()
+    fresh = untrained_program()
     sizes = {299: 0, 300: 30, 5000: 500, 20_000: 1000}
     assert {rows: SVI().sets_aside(fresh, rows, Run()) for rows in sizes} == sizes
     assert SVI(heldout_size=0).sets_aside(fresh, 5000, Run()) == 0
@@ -134,7 +127,7 @@ def test_what_it_took_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_cannot_be_set_aside_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    fresh = program()
+    fresh = untrained_program()
     with pytest.raises(SettingError, match="leave one of both out"):
         fitted(heldout_size=4, heldout=ROWS)
     with pytest.raises(SettingError, match="weights that were given may have seen them"):
@@ -164,14 +157,16 @@ def test_it_is_kept_and_a_resumed_fit_and_all_chains_have_the_same_rows_aside(tm
 
 @pytest.mark.parametrize("backend", ["svi", "ensemble"])
 def test_fits_have_one_temperature_together(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # One in ten is wrong and all are as sure as can be: each fit asks for a temperature, and so do all together.
+    # Each fit asks for a temperature of its own, and both together for another.
     temperatures = iter([2.0, 3.0, 1.5])
     monkeypatch.setattr(softening, "weighed_temperature", lambda found: (next(temperatures), 0.0))
     aside = tiny_rows(9, seed=1)
     if backend == "svi":
-        whole = fit(program(), ROWS, "svi", heldout=aside, chains=2, **QUICK)
+        whole = fit(untrained_program(), ROWS, "svi", heldout=aside, chains=2, **QUICK)
     else:
-        whole = fit(program(), ROWS, "ensemble", of="svi", members=2, of_settings=OF, heldout=aside, progress=False)
+        whole = fit(
+            untrained_program(), ROWS, "ensemble", of="svi", members=2, of_settings=OF, heldout=aside, progress=False
+        )
     assert isinstance(whole, MixturePosterior) and whole.softening == 1.5
     assert [chain.softening for chain in whole.chains] == [2.0, 3.0]  # type: ignore[attr-defined]
     together = whole.predict(ROWS, 4, "pairs", progress=False)
@@ -183,7 +178,7 @@ def test_fits_have_one_temperature_together(backend: str, monkeypatch: pytest.Mo
 
 def test_a_temperature_over_it_is_of_what_it_predicts() -> None:
     aside = tiny_rows(40, seed=1)
-    over = fit(program(), ROWS, "temperature", of="svi", of_settings=OF, heldout=aside, progress=False)
+    over = fit(untrained_program(), ROWS, "temperature", of="svi", of_settings=OF, heldout=aside, progress=False)
     assert isinstance(over, TemperedPosterior) and isinstance(over.inner, VariationalPosterior)
     inner = over.inner.predict(ROWS, 4, progress=False)
     assert inner.method == "tempered" and abs(float(over.by) - 1) > 1e-3

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from scenarios import saved_base, text_program, text_rows, tiny_program, tiny_rows
+from scenarios import saved_base, text_program, text_rows, tiny_program, tiny_rows, untrained_program
 
 from bayeslora.errors import SettingError
 from bayeslora.inference import Temperature, fit, load
@@ -18,21 +18,13 @@ from bayeslora.inference.baselines.temperature import TemperedPosterior
 from bayeslora.models import Gaussian
 from bayeslora.observations import Value
 from bayeslora.predict.temperature import best_temperature, tempered
-from bayeslora.program import Program
 
 OF: dict[str, Any] = {"epochs": 1, "batch_size": 8}
 ROWS = tiny_rows(24)
 
 
-def program() -> Program:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        fresh = tiny_program(Gaussian())
-    return fresh.around({site.name: site.initial * (site.role != "B") for site in fresh.sites})
-
-
 def test_it_is_of_averaged_probabilities_on_rows_that_were_set_aside() -> None:
-    here = program()
+    here = untrained_program()
     settings: dict[str, Any] = {"of": "svi", "of_settings": OF | {"heldout_size": 0}, "draws": 3}
     posterior = fit(here, ROWS, "temperature", heldout_size=8, progress=False, **settings)
     assert isinstance(posterior, TemperedPosterior) and posterior.record.n_data == 16
@@ -60,7 +52,7 @@ def test_it_is_of_averaged_probabilities_on_rows_that_were_set_aside() -> None:
 @pytest.mark.filterwarnings("ignore:The chain ends")
 def test_draws_of_a_chain_are_still_those_of_a_chain() -> None:
     chain = {"of": "sgld", "of_settings": {"draws": 4, "warmup": 1}, "heldout_size": 8, "draws": 2, "progress": False}
-    posterior = fit(program(), ROWS, "temperature", **chain)
+    posterior = fit(untrained_program(), ROWS, "temperature", **chain)
     data = posterior.to_inference_data(ROWS, draws=4, prior_draws=0, progress=False)
     assert data.attrs["draws_are"] == "a Markov chain"
 
@@ -88,16 +80,18 @@ def test_over_an_ensemble_of_laplaces(tmp_path: Path) -> None:
     + [(400, {"of": "laplace"}, 40), (400, {"of": "laplace", "of_settings": {"heldout_size": 50}}, 50)],
 )
 def test_how_many_rows_are_set_aside(rows: int, settings: dict[str, Any], size: int) -> None:
-    assert Temperature(**settings).sets_aside(program(), rows, Run()) == size
+    assert Temperature(**settings).sets_aside(untrained_program(), rows, Run()) == size
 
 
 def test_rows_that_were_given_are_taken() -> None:
-    posterior = fit(program(), ROWS, "temperature", of_settings=OF, heldout=tiny_rows(8, seed=1), progress=False)
+    posterior = fit(
+        untrained_program(), ROWS, "temperature", of_settings=OF, heldout=tiny_rows(8, seed=1), progress=False
+    )
     assert posterior.record.n_data == 24 and not posterior.record.heldout and posterior.record.tuned_on
 
 
 def test_around_weights_that_are_given() -> None:
-    aside, here = tiny_rows(16, seed=1), program()
+    aside, here = tiny_rows(16, seed=1), untrained_program()
     plain = fit(here, ROWS, "mle", **OF, warmup=0.0, learning_rate=1e-2, progress=False)
     quick: dict[str, Any] = {"mode": "given", "start": plain, "progress": False}
     posterior = fit(here, ROWS, "temperature", heldout=aside, **quick)
@@ -125,10 +119,10 @@ def test_what_has_no_temperature() -> None:
     with pytest.raises(SettingError, match="have not seen"):
         fit(tiny_program(Gaussian()), ROWS, "temperature", **quick)  # its products B A are not zero
     with pytest.raises(SettingError, match="leave one of both out"):
-        fit(program(), ROWS, "temperature", heldout=ROWS, heldout_size=3, **quick)
+        fit(untrained_program(), ROWS, "temperature", heldout=ROWS, heldout_size=3, **quick)
     with pytest.raises(SettingError, match="24 rows, and 24 to be set aside"):
-        fit(program(), ROWS, "temperature", heldout_size=24, **quick)
-    values = program()
+        fit(untrained_program(), ROWS, "temperature", heldout_size=24, **quick)
+    values = untrained_program()
     values.observation = Value()
     with pytest.raises(SettingError, match="'value' predicts none: choose 'mle' itself"):
         Temperature().sets_aside(values, 24, Run())
