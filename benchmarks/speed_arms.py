@@ -33,7 +33,7 @@ FAMILIES: dict[str, Preset] = {
     "inducing": Preset(name="inducing", paper="", settings={"guide": "inducing"}),
     **{name: PRESETS[name] for name in ("bayesian-lora", "blob", "scalabl", "ivon-lora", "c-lora")},
 }
-OURS = {"svi": Preset(name="svi", paper="", model="monteclora"), **FAMILIES}
+OURS = {"svi": Preset(name="svi", paper="", settings={"heldout_size": 0}, model="monteclora"), **FAMILIES}
 ARMS = {"lora": "PEFT LoRA", "monteclora": "PEFT MonteCLoRA"} | {name: f"bayeslora {name}" for name in OURS}
 
 

@@ -46,8 +46,7 @@ def test_a_step_of_a_family_is_that_of_its_backend(benchmarks: SimpleNamespace) 
         composed[name] = arms._composed(arms.OURS[name], wrapped)
     assert type(composed["ivon-lora"].optimiser).__name__ == "IVON"
     assert composed["svi"].objective.estimator.share == 1 and composed["svi"].objective.size == 1000
-    groups = {group["lr"] for group in composed["svi"].optimiser.param_groups}
-    assert len(groups) == 3  # of the means, the points and the scales
+    assert len(composed["svi"].optimiser.param_groups) == 3  # of the means, the points and the scales
 
 
 @pytest.mark.slow

@@ -12,13 +12,12 @@ from scenarios import lora_regression, saved_base, text_program, text_rows, tiny
 
 from bayeslora.errors import DataError, SettingError, TrainingError
 from bayeslora.inference import fit, load
-from bayeslora.inference.laplace import heldout as by_rows
 from bayeslora.inference.laplace import intact
 from bayeslora.inference.laplace.heldout import MULTIPLES
 from bayeslora.inference.laplace.posterior import LaplacePosterior
 from bayeslora.models import Gaussian
 from bayeslora.predict.prediction import ClassPrediction
-from bayeslora.predict.temperature import best_temperature
+from bayeslora.predict.temperature import best_temperature, weighed_temperature
 
 
 def test_the_tuned_scale_has_the_largest_exact_evidence() -> None:
@@ -83,7 +82,7 @@ def test_a_temperature_is_no_better_elsewhere() -> None:
     logits = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)) * 3
     labels = torch.randint(3, (40,), generator=torch.Generator().manual_seed(1))
     found = ClassPrediction(logits.unsqueeze(0), labels)
-    temperature, cost = by_rows._weighted_temperature(found)
+    temperature, cost = weighed_temperature(found)
 
     def at(value: float) -> float:
         nll = torch.nn.functional.cross_entropy(logits.double() / value, labels, reduction="sum")
