@@ -23,8 +23,8 @@ class MixturePosterior(Softened):
     """The mixture of independent fits, each as likely as any other.
 
     Predictions average the members' probabilities; members that have a temperature each are averaged without, and have
-    one together. The mean averages their weights, which no member may be near: A and
-    B are known up to a rotation of the rank. Each member has its own initial weights, and so a prior of its own.
+    one together. The mean averages their weights, which no member may be near: A and B are known up to a rotation of
+    the rank. Each member has its own initial weights, and so a prior of its own.
 
     Args:
         members: posteriors of one program, by the same backend and settings, with seeds of their own.

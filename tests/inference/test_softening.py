@@ -41,11 +41,11 @@ def test_it_is_of_averaged_probabilities_on_rows_that_were_set_aside() -> None:
     aside = ROWS.select(posterior.record.heldout)
     left = ROWS.select(sorted(set(range(24)) - set(posterior.record.heldout)))
     plain = fitted(left, seed=3)
-    by_hand, _ = weighed_temperature(plain.predict(aside, 10, seed=3, progress=False))  # type: ignore[arg-type]
+    by_hand, _ = weighed_temperature(plain.predict(aside, 10, seed=3, progress=False))
     assert by_hand > 1
     assert posterior.softening == pytest.approx(by_hand, rel=1e-5) and abs(by_hand - 1) > 1e-3
     found = posterior.predict(ROWS, 4, seed=2, progress=False)
-    expected = tempered(plain.predict(ROWS, 4, seed=2, progress=False), by_hand)  # type: ignore[arg-type]
+    expected = tempered(plain.predict(ROWS, 4, seed=2, progress=False), by_hand)
     assert found.method == "tempered"
     torch.testing.assert_close(found.probabilities, expected.probabilities, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(found.mutual_information, expected.mutual_information, rtol=1e-3, atol=1e-6)
@@ -62,7 +62,7 @@ def test_nothing_makes_it_surer_than_its_draws() -> None:
     right = plain.predict(aside, 10, progress=False).predictions.tolist()
     aside = aside.remove_columns("labels").add_column("labels", right)
     posterior = fitted(heldout=aside)
-    assert weighed_temperature(plain.predict(aside, 10, progress=False))[0] < 0.9  # type: ignore[arg-type]
+    assert weighed_temperature(plain.predict(aside, 10, progress=False))[0] < 0.9
     assert posterior.softening == 1
     ours, theirs = (each.predict(ROWS, 4, progress=False) for each in (posterior, plain))
     torch.testing.assert_close(ours.probabilities, theirs.probabilities, rtol=1e-6, atol=1e-7)
@@ -114,7 +114,7 @@ def test_choosing_again_takes_the_place_of_what_was_chosen() -> None:
     untempered = posterior.predict(ROWS, 4, "pairs", progress=False)
     posterior.soften(3.0)
     found = posterior.predict(ROWS, 4, progress=False).probabilities
-    torch.testing.assert_close(found, tempered(untempered, 3.0).probabilities)  # type: ignore[arg-type]
+    torch.testing.assert_close(found, tempered(untempered, 3.0).probabilities)
 
 
 def test_what_it_took_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,8 +148,8 @@ def test_it_is_kept_and_a_resumed_fit_and_all_chains_have_the_same_rows_aside(tm
     loaded = load(tmp_path / "run")
     assert whole.record == again.record == loaded.record
     for each in (again, loaded):
-        assert isinstance(each, MixturePosterior) and each.softening == whole.softening  # type: ignore[attr-defined]
-        assert [chain.softening for chain in each.chains] == [chain.softening for chain in whole.chains]  # type: ignore[attr-defined]
+        assert isinstance(each, MixturePosterior) and each.softening == whole.softening
+        assert [chain.softening for chain in each.chains] == [chain.softening for chain in whole.chains]
     found = whole.predict(rows, 4, progress=False)
     assert found.method == "tempered"
     torch.testing.assert_close(loaded.predict(rows, 4, progress=False).outputs, found.outputs)
@@ -168,11 +168,11 @@ def test_fits_have_one_temperature_together(backend: str, monkeypatch: pytest.Mo
             untrained_program(), ROWS, "ensemble", of="svi", members=2, of_settings=OF, heldout=aside, progress=False
         )
     assert isinstance(whole, MixturePosterior) and whole.softening == 1.5
-    assert [chain.softening for chain in whole.chains] == [2.0, 3.0]  # type: ignore[attr-defined]
+    assert [chain.softening for chain in whole.chains] == [2.0, 3.0]
     together = whole.predict(ROWS, 4, "pairs", progress=False)
     assert together.draws == 4
     found = whole.predict(ROWS, 4, progress=False)
-    torch.testing.assert_close(found.probabilities, tempered(together, 1.5).probabilities)  # type: ignore[arg-type]
+    torch.testing.assert_close(found.probabilities, tempered(together, 1.5).probabilities)
     assert chose_on(whole, aside) and not chose_on(whole, ROWS)
 
 
@@ -182,7 +182,7 @@ def test_a_temperature_over_it_is_of_what_it_predicts() -> None:
     assert isinstance(over, TemperedPosterior) and isinstance(over.inner, VariationalPosterior)
     inner = over.inner.predict(ROWS, 4, progress=False)
     assert inner.method == "tempered" and abs(float(over.by) - 1) > 1e-3
-    expected = tempered(inner, float(over.by)).probabilities  # type: ignore[arg-type]
+    expected = tempered(inner, float(over.by)).probabilities
     torch.testing.assert_close(over.predict(ROWS, 4, progress=False).probabilities, expected)
 
 
