@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -55,8 +55,8 @@ class Rows:
 
         Args:
             program: whose network and encoder.
-            data: rows of a task, a data set that is tokenised already, or new rows as `bayeslora.tasks.rows_of` takes
-                them: texts, pairs, mappings, a DataFrame.
+            data: rows of a task, a data set that is tokenised already, new rows as `bayeslora.tasks.rows_of` takes
+                them: texts, pairs, mappings, a DataFrame; or what this made of them before.
             batch_size: rows a batch.
             progress: show a bar.
 
@@ -65,6 +65,8 @@ class Rows:
                 does not know.
             TaskError: the rows are of a task with other classes.
         """
+        if isinstance(data, cls):
+            return replace(data, batch_size=batch_size, progress=progress)
         spec = None if program.encoder is None else program.encoder.spec
         if isinstance(data, Task):
             raise DataError("Expected rows, found a whole task: give one of its splits, such as task.train.")

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bayeslora.errors import SettingError
-from bayeslora.inference.base import Backend, Run, labelled
+from bayeslora.inference.base import Backend, Run
 from bayeslora.observations import digest
+from bayeslora.passes import Rows
 from bayeslora.predict.prediction import ClassPrediction
 from bayeslora.progress import note
 
@@ -21,31 +22,41 @@ if TYPE_CHECKING:
     from bayeslora.program import Program
     from bayeslora.tasks import Split
 
-__all__ = ["ENOUGH", "MOST", "PART", "check_asked", "chose_on", "chosen", "predicts_classes", "set_aside", "tenth"]
+__all__ = ["ENOUGH", "MOST", "PART", "chose_on", "chosen", "predicts_classes", "set_aside", "share"]
 
 #: Of the training rows one in so many is set aside, and no more than MOST: one or two numbers are chosen on them. From
 #: ENOUGH on they say more than what can be told without them.
 PART, MOST, ENOUGH = 10, 1000, 30
 
 
-def tenth(rows: int) -> int:
-    """A tenth of so many training rows, but 1,000 at most."""
-    return min(rows // PART, MOST)
+def share(asked: int | None, rows: int, run: Run, *, seen: bool, purpose: str, least: int = ENOUGH) -> int:
+    """How many of so many training rows are set aside: as many as a setting ``heldout_size`` says, or a tenth.
 
-
-def check_asked(size: int, rows: int, run: Run, *, seen: bool, purpose: str) -> None:
-    """Make sure that so many training rows, of which a setting ``heldout_size`` speaks, can be set aside.
+    It is a tenth, but 1,000 at most, where nothing is said, and none where the run has other rows, what is given to
+    start from may have seen these, or a tenth is too few.
 
     Args:
-        size: that was asked for.
+        asked: what the setting says; None: nothing.
         rows: of training.
         run: which may have others.
         seen: whether what is given to start from may have seen them.
         purpose: what they are for, for messages.
+        least: so few of them that they say something.
 
     Raises:
-        SettingError: there are others, or not enough, or they may have been seen.
+        SettingError: some are asked for, and there are others, or not enough, or they may have been seen.
     """
+    if asked:
+        _check_asked(asked, rows, run, seen, purpose)
+        return asked
+    if asked == 0 or seen or run.heldout is not None:
+        return 0
+    tenth = min(rows // PART, MOST)
+    return tenth if tenth >= least else 0
+
+
+def _check_asked(size: int, rows: int, run: Run, seen: bool, purpose: str) -> None:
+    """Make sure that so many training rows can be set aside."""
     asked = f"heldout_size={size} is of training rows that are set aside {purpose}"
     if run.heldout is not None:
         raise SettingError(f"{asked}, and fit was given heldout=... for that: leave one of both out.")
@@ -80,17 +91,18 @@ def set_aside(algorithm: Backend, program: Program, rows: Dataset, run: Run) -> 
     return kept, replace(run, heldout=rows.select(numbers), aside=tuple(numbers))
 
 
-def chose_on(posterior: Posterior, data: Split | Dataset) -> bool:
+def chose_on(posterior: Posterior, data: Split | Dataset | Rows) -> bool:
     """Whether the fit chose something, such as a temperature, on these very rows, which then look better than others.
 
     Args:
         posterior: that says so in its record.
-        data: rows with labels.
+        data: rows, which are none of these if they have no labels.
     """
     fits = (posterior, *posterior.chains)
     if not any(name in row for name in ("heldout_nll", "search_nll") for fit in fits for row in fit.record.history):
         return False
-    return posterior.record.tuned_on == digest(labelled(posterior.program, data, "look at"))
+    rows = Rows.of(posterior.program, data)
+    return rows.labels is not None and posterior.record.tuned_on == digest(rows.dataset)
 
 
 def chosen(labels: Sequence[Any], size: int, seed: int) -> list[int]:

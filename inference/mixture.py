@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bayeslora.inference.softening import SOFTENING, Softened
+from bayeslora.inference.softening import Softened, without
 from bayeslora.passes import Rows
 from bayeslora.posterior import Posterior, Record
 from bayeslora.predictors import Outputs
@@ -92,8 +92,7 @@ class MixturePosterior(Softened):
 
     def state(self) -> dict[str, Tensor]:
         """What the members need, with their place and kind before each name, their initial weights, a temperature."""
-        own = {} if self.softening is None else {SOFTENING: torch.tensor(self.softening, dtype=torch.float64)}
-        return own | {
+        return super().state() | {
             f"{place}.{member.kind}/{part}/{name}": value
             for place, member in enumerate(self.members)
             for part, values in (("state", member.state()), ("centre", self._centre(member)))
@@ -111,9 +110,7 @@ class MixturePosterior(Softened):
         from bayeslora.inference.loading import posterior_class
 
         parts: dict[tuple[int, str], dict[str, dict[str, Tensor]]] = {}
-        for key, value in state.items():
-            if key == SOFTENING:
-                continue
+        for key, value in without(state).items():
             member, part, name = key.split("/", 2)
             place, _, kind = member.partition(".")
             parts.setdefault((int(place), kind), {"state": {}, "centre": {}})[part][name] = value
@@ -125,8 +122,7 @@ class MixturePosterior(Softened):
             for (place, kind), part in sorted(parts.items(), key=lambda item: item[0])
         ]
         mixture = cls(members, record)
-        if SOFTENING in state:
-            mixture.soften(float(state[SOFTENING]))
+        mixture.soften_as(state)
         return mixture
 
 

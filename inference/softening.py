@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
+
+import torch
+from torch import Tensor
 
 from bayeslora.inference.base import Run
 from bayeslora.posterior import Posterior
@@ -12,7 +16,7 @@ from bayeslora.predict.temperature import gain, weighed_temperature
 from bayeslora.predictors import Predictor, Tempered
 from bayeslora.progress import note
 
-__all__ = ["DRAWS", "SOFTENING", "Softened", "soften", "soften_whole"]
+__all__ = ["DRAWS", "SOFTENING", "Softened", "soften", "soften_whole", "without"]
 
 #: Draws by which the rows are predicted: as many as by default in any prediction.
 DRAWS = 10
@@ -47,6 +51,20 @@ class Softened(Posterior):
         ways = self.untempered
         self.softening = temperature
         self.predictors = {"tempered": Tempered(next(iter(ways.values())), temperature), **ways}
+
+    def state(self) -> dict[str, Tensor]:
+        """The temperature, if there is one."""
+        return {} if self.softening is None else {SOFTENING: torch.tensor(self.softening, dtype=torch.float64)}
+
+    def soften_as(self, state: Mapping[str, Tensor]) -> None:
+        """Predict under the temperature of a saved state, if it has one."""
+        if SOFTENING in state:
+            self.soften(float(state[SOFTENING]))
+
+
+def without(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A saved state without the temperature."""
+    return {name: value for name, value in state.items() if name != SOFTENING}
 
 
 def soften(posterior: Softened, run: Run) -> None:

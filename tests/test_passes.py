@@ -97,6 +97,13 @@ def test_rows_may_have_another_number_of_choices(program: Program) -> None:
     rows = Dataset.from_list([{"q": "w3", "choices": ["w4", "w5", "w6", "w7"], "right": 3}])
     found = Rows.of(choosing, Split(rows, quiz(("A", "B", "C", "D"))))
     assert (found.observation.classes, found.names) == (4, ("A", "B", "C", "D"))
+    # Read once, they are those of their own task ever after, in batches of any size.
+    again = Rows.of(choosing, found, batch_size=3)
+    assert (
+        again.dataset is found.dataset
+        and again.names == found.names
+        and (again.batch_size, found.batch_size) == (3, 64)
+    )
 
 
 def test_the_loss_of_an_average_over_draws_is_infinite_where_the_network_overflows(program: Program) -> None:

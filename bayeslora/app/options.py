@@ -83,8 +83,9 @@ MovedBase = Annotated[
 Method = Annotated[
     str | None,
     typer.Option(
-        help="'sample' averages over draws, 'pairs' over draws on both sides of svi's mean, 'tempered' is either under "
-        "the temperature that svi chose, 'mean' is plain LoRA at the posterior mean; laplace has links besides.",
+        help="'sample' averages over draws, 'pairs' over draws on both sides of svi's mean, 'mean' is plain LoRA at "
+        "the posterior mean; laplace has links besides; 'tempered' is the first of these under the temperature that "
+        "the fit chose, if it did.",
         show_default="the posterior's own",
     ),
 ]

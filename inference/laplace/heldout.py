@@ -35,7 +35,7 @@ class Best(NamedTuple):
 
     prior: NormalPrior
     multiple: float
-    temperature: float
+    temperature: float | None
     trace: list[dict[str, float]]
 
 
@@ -92,7 +92,7 @@ def best_width(posterior: LaplacePosterior, data: Dataset, batch_size: int, prog
             stacklevel=2,
         )
     multiple = best["multiple"]
-    return Best(posterior.prior.times(multiple), multiple, best.get("temperature", 1.0), trace)
+    return Best(posterior.prior.times(multiple), multiple, best.get("temperature"), trace)
 
 
 def _by_links(posterior: LaplacePosterior, rows: Rows) -> Iterator[tuple[float, Tensor]]:

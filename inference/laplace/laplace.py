@@ -16,7 +16,7 @@ from datasets import Dataset
 from pydantic import Field
 
 from bayeslora.errors import SettingError
-from bayeslora.inference.aside import ENOUGH, check_asked, tenth
+from bayeslora.inference.aside import ENOUGH, share
 from bayeslora.inference.base import Run, check_random
 from bayeslora.inference.laplace.checks import check_distance, warn_of_draws, warn_of_mode
 from bayeslora.inference.laplace.curvature import Curvature
@@ -145,8 +145,9 @@ class Laplace(TrainingSettings):
             prior=tuned.prior,
             log_evidence=float(linear(tuned.prior)),
             evidence_rows=linear.rows,
-            softening=tuned.softening,
         )
+        if tuned.temperature is not None:
+            posterior.soften(tuned.temperature)
         if way != "intact" and not isinstance(program.observation, Curved):
             warn_of_draws(posterior, data)
         # A mode that was found over several sittings has its own count of seconds.
@@ -161,15 +162,11 @@ class Laplace(TrainingSettings):
         Raises:
             SettingError: some are asked for, and there are others, or not enough, or the mode is given.
         """
-        if self.heldout_size:
-            seen = self._found(program, run) == "given"
-            check_asked(self.heldout_size, rows, run, seen=seen, purpose="to tune on")
-            return self.heldout_size
-        tunes = self.tune in ("auto", "heldout")
-        if run.heldout is not None or self.heldout_size == 0 or not tunes or self._found(program, run) == "given":
+        if self.tune not in ("auto", "heldout"):
             return 0
-        size = tenth(rows)
-        return size if size >= ENOUGH or self.tune == "heldout" else 0
+        least = 1 if self.tune == "heldout" else ENOUGH
+        seen = self._found(program, run) == "given"
+        return share(self.heldout_size, rows, run, seen=seen, purpose="to tune on", least=least)
 
     def _way(self, program: Program, run: Run) -> str:
         """How the prior is tuned: of texts no linear network is predicted with, of which an evidence would be."""

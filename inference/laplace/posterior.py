@@ -18,11 +18,10 @@ from bayeslora.inference.laplace.forms import make_curvature
 from bayeslora.inference.laplace.gaussian import Basis, covariances, draw, log_det, quadratic
 from bayeslora.inference.laplace.jacobians import Layer, as_value, jacobians, matrices_of
 from bayeslora.inference.laplace.priors import NormalPrior
+from bayeslora.inference.softening import Softened, without
 from bayeslora.observations import Choices, Classes, Curved, Observation, TextChoices
 from bayeslora.passes import Rows
 from bayeslora.posterior import Posterior, Record
-from bayeslora.predict.prediction import ClassPrediction
-from bayeslora.predict.temperature import tempered
 from bayeslora.predictors import Draws, Mean, Outputs, Predictor
 from bayeslora.program import Program
 from bayeslora.rng import seeded
@@ -49,11 +48,7 @@ class Linearised:
         """What the link makes of the Gaussian; no draws of the weights are made."""
         laplace = cast(LaplacePosterior, posterior)
         means, (covariance,) = linearised(laplace, rows, torch.ones(1))
-        outputs, aleatoric = linked(rows.observation, means, covariance, self.link, seed)
-        if laplace.softening == 1:
-            return outputs, aleatoric
-        made = tempered(cast(ClassPrediction, rows.predicted(outputs, aleatoric=aleatoric)), laplace.softening)
-        return made.outputs, made.aleatoric
+        return linked(rows.observation, means, covariance, self.link, seed)
 
 
 class LinearDraws:
@@ -74,12 +69,13 @@ class LinearDraws:
         return torch.cat(found, dim=1)[:, torch.cat(order).argsort()], None
 
 
-class LaplacePosterior(Posterior):
+class LaplacePosterior(Softened):
     """A Gaussian over the matrices of some sites; all other latent sites stay at the mode.
 
     Predictions are those of the network that is linear in the weights around the mode, through a link of
     `bayeslora.inference.laplace.links`; or "linear" draws of that network, one set of weights for all rows; or
     "sample", draws of the weights in the network as it is; or "mean", the mode. Of texts it is one of the last two.
+    "tempered" is what the default link predicts under a temperature, where one was chosen.
 
     Args:
         program: the program.
@@ -90,8 +86,6 @@ class LaplacePosterior(Posterior):
         log_likelihood: of the data at the mode, in nats, divided by the temperature.
         log_evidence: log p(rows) of the linear model, likewise, of some of the rows.
         evidence_rows: how many: all, if they are some hundreds. Evidences of the same number can be compared.
-        softening: temperature T of what the links predict, p^(1 / T), normalised; see
-            `bayeslora.predict.temperature.tempered`. Other ways to predict, and the weights, are without it.
 
     Attributes:
         sites: that are random.
@@ -116,7 +110,6 @@ class LaplacePosterior(Posterior):
         log_likelihood: float,
         log_evidence: float = math.nan,
         evidence_rows: int = 0,
-        softening: float = 1.0,
     ) -> None:
         super().__init__(program, record)
         if not isinstance(program.observation, Curved):  # a linear network says nothing of whole texts
@@ -126,11 +119,6 @@ class LaplacePosterior(Posterior):
         self.modes = matrices_of(self.sites, self.latents)
         self.log_likelihood = log_likelihood
         self.log_evidence, self.evidence_rows = log_evidence, evidence_rows
-        self.softening = softening
-
-    def __repr__(self) -> str:
-        shown = super().__repr__()
-        return shown if self.softening == 1 else f"{shown[:-1]}, T = {self.softening:.3g})"
 
     def under(self, prior: NormalPrior) -> LaplacePosterior:
         """The posterior under another prior around the same mode."""
@@ -178,7 +166,7 @@ class LaplacePosterior(Posterior):
         return self.prior.log_prob(matrices_of(self.sites, values))
 
     def state(self) -> dict[str, Tensor]:
-        """Mode, prior and curvature."""
+        """Mode, prior and curvature, and the temperature of predictions, if there is one."""
         parts: dict[str, Mapping[str, Tensor]] = {
             "mode": self.latents,
             "centre": self.prior.centres,
@@ -188,16 +176,16 @@ class LaplacePosterior(Posterior):
                 "log_likelihood": torch.tensor(self.log_likelihood, dtype=torch.float64),
                 "log_evidence": torch.tensor(self.log_evidence, dtype=torch.float64),
                 "evidence_rows": torch.tensor(self.evidence_rows),
-                "softening": torch.tensor(self.softening, dtype=torch.float64),
             },
         }
-        return {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
+        own = {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
+        return super().state() | own
 
     @classmethod
     def from_state(cls, program: Program, record: Record, state: Mapping[str, Tensor]) -> LaplacePosterior:
         """Put mode, prior and curvature together again."""
         parts: dict[str, dict[str, Tensor]] = {}
-        for name, value in state.items():
+        for name, value in without(state).items():
             part, _, rest = name.partition("/")
             parts.setdefault(part, {})[rest] = value
         settings = record.settings
@@ -206,8 +194,10 @@ class LaplacePosterior(Posterior):
         curvature.load(parts["curvature"])
         prior = NormalPrior(parts["centre"], parts["root"])
         log_likelihood, log_evidence = (float(parts["data"][name]) for name in ("log_likelihood", "log_evidence"))
-        rows, softening = int(parts["data"]["evidence_rows"]), float(parts["data"].get("softening", 1.0))
-        return cls(program, record, parts["mode"], prior, curvature, log_likelihood, log_evidence, rows, softening)
+        rows = int(parts["data"]["evidence_rows"])
+        posterior = cls(program, record, parts["mode"], prior, curvature, log_likelihood, log_evidence, rows)
+        posterior.soften_as(state)
+        return posterior
 
     def shift(self) -> dict[Layer, Tensor]:
         """One draw of the matrices, less the mode."""

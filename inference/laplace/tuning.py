@@ -53,13 +53,14 @@ class Tuned(NamedTuple):
 
     prior: NormalPrior
     trace: list[dict[str, float]]
-    softening: float = 1.0
+    temperature: float | None = None
 
 
 def _heldout(found: Measured) -> Tuned:
     assert found.heldout is not None  # `Laplace` refuses
     best = best_width(found.posterior, found.heldout, found.batch_size, found.progress)
-    chosen = f"a prior {best.multiple:.3g} times as wide, predictions at a temperature of {best.temperature:.3g}"
+    softened = "" if best.temperature is None else f", predictions at a temperature of {best.temperature:.3g}"
+    chosen = f"a prior {best.multiple:.3g} times as wide{softened}"
     note(f"On {len(found.heldout):,} held-out rows laplace chose {chosen}.", found.progress)
     return Tuned(best.prior, best.trace, best.temperature)
 

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from bayeslora.errors import PosteriorError
 from bayeslora.inference.base import Run
-from bayeslora.inference.softening import SOFTENING, Softened
+from bayeslora.inference.softening import Softened, without
 from bayeslora.inference.training.objective import Hook, Outcome, State
 from bayeslora.inference.training.process import cost_of, restored_network
 from bayeslora.inference.training.trainer import TrainingSettings, train
@@ -121,8 +121,7 @@ class VariationalPosterior(Softened):
 
     def state(self) -> dict[str, Tensor]:
         """The guide's parameters, and the temperature of predictions, if there is one."""
-        own = {} if self.softening is None else {SOFTENING: torch.tensor(self.softening, dtype=torch.float64)}
-        return dict(self.guide.state_dict()) | own
+        return super().state() | dict(self.guide.state_dict())
 
     @classmethod
     def from_state(cls, program: Program, record: Record, state: Mapping[str, Tensor]) -> VariationalPosterior:
@@ -132,9 +131,8 @@ class VariationalPosterior(Softened):
             PosteriorError: the parameters do not fit the guide.
         """
         guide = cls.blank(program, record)
-        softening = state.get(SOFTENING)
         try:
-            guide.load_state_dict({name: value for name, value in state.items() if name != SOFTENING})
+            guide.load_state_dict(without(state))
             for name, value in guide.state_dict().items():
                 if value.is_floating_point() != state[name].is_floating_point():
                     raise TypeError(f"{name} is of {state[name].dtype}")
@@ -142,8 +140,7 @@ class VariationalPosterior(Softened):
             name = record.settings.get("guide", record.backend)
             raise PosteriorError(f"The saved parameters do not fit the guide '{name}': {error}") from error
         posterior = cls(program, record, guide.to(program.device))
-        if softening is not None:
-            posterior.soften(float(softening))
+        posterior.soften_as(state)
         return posterior
 
     @classmethod

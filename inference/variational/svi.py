@@ -9,7 +9,7 @@ from datasets import Dataset
 from pydantic import Field
 
 from bayeslora.errors import SettingError
-from bayeslora.inference.aside import ENOUGH, check_asked, predicts_classes, tenth
+from bayeslora.inference.aside import predicts_classes, share
 from bayeslora.inference.base import Run, check_random
 from bayeslora.inference.softening import soften
 from bayeslora.inference.training.process import available
@@ -152,19 +152,15 @@ class SVI(TrainingSettings):
             SettingError: some are asked for, and there are others, or not enough, or given weights may have seen them,
                 or labels are no classes.
         """
-        seen = weights_given(program, run)
+        if predicts_classes(program):
+            seen = weights_given(program, run)
+            return share(self.heldout_size, rows, run, seen=seen, purpose="to choose a temperature on")
         if self.heldout_size:
-            if not predicts_classes(program):
-                raise SettingError(
-                    f"heldout_size={self.heldout_size} sets rows aside for a temperature of predicted classes, and "
-                    f"'{program.observation.name}' predicts none: leave heldout_size out."
-                )
-            check_asked(self.heldout_size, rows, run, seen=seen, purpose="to choose a temperature on")
-            return self.heldout_size
-        if self.heldout_size == 0 or seen or run.heldout is not None or not predicts_classes(program):
-            return 0
-        size = tenth(rows)
-        return size if size >= ENOUGH else 0
+            raise SettingError(
+                f"heldout_size={self.heldout_size} sets rows aside for a temperature of predicted classes, and "
+                f"'{program.observation.name}' predicts none: leave heldout_size out."
+            )
+        return 0
 
     def _softens(self, program: Program, run: Run) -> bool:
         """Whether there are rows to choose a temperature on."""

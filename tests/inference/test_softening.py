@@ -17,7 +17,6 @@ from bayeslora.inference.aside import chose_on
 from bayeslora.inference.base import Run
 from bayeslora.inference.baselines.temperature import TemperedPosterior
 from bayeslora.inference.mixture import MixturePosterior
-from bayeslora.inference.variational import svi
 from bayeslora.inference.variational.posterior import VariationalPosterior
 from bayeslora.models import Gaussian
 from bayeslora.observations import Value
@@ -184,8 +183,3 @@ def test_a_temperature_over_it_is_of_what_it_predicts() -> None:
     assert inner.method == "tempered" and abs(float(over.by) - 1) > 1e-3
     expected = tempered(inner, float(over.by)).probabilities
     torch.testing.assert_close(over.predict(ROWS, 4, progress=False).probabilities, expected)
-
-
-def test_enough_is_what_laplace_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(svi, "ENOUGH", 2)
-    assert len(fitted().record.heldout) == 2

@@ -52,6 +52,7 @@ def evaluate(
     from bayeslora.diagnostics.tokens import METHODS, token_calibration
     from bayeslora.inference.aside import chose_on
     from bayeslora.observations import Completions
+    from bayeslora.passes import Rows
     from bayeslora.predict.plots import figure_format, reliability_diagram, save_figure
     from bayeslora.predict.truth import with_truth
 
@@ -62,12 +63,13 @@ def evaluate(
     reported = runs.saved_task(posterior, task, data_dir, settings)
     say(*reported.notes)
     rows = reported.split(split)
-    if chose_on(posterior, rows):
+    read = Rows.of(posterior.program, rows)
+    if chose_on(posterior, read):
         say(
             f"On the rows of '{split}' the fit chose a temperature or a width: what uses it is likely to look somewhat "
             "better here than on other rows."
         )
-    prediction = with_truth(posterior.predict(rows, draws, method, seed, batch_size), rows)
+    prediction = with_truth(posterior.predict(read, draws, method, seed, batch_size), rows)
     found, finished = prediction.metrics(seed=seed), posterior.record.finished
     guesses: Prediction | Guesses = prediction
     if isinstance(posterior.program.observation, Completions) and prediction.method in METHODS:
