@@ -12,6 +12,8 @@ from bayeslora.predict.prediction import ClassPrediction
 
 __all__ = ["COLDEST", "HOTTEST", "best_temperature", "gain", "tempered", "weighed_temperature"]
 
+#: Deviations of log T under a hyperprior, below and above T = 1: mistakes are dearer of predictions that are too sure.
+SURER, FLATTER = 0.5, 1.0
 #: The coldest and the hottest temperature that is tried: what separates its rows without a mistake has no best one.
 COLDEST, HOTTEST = 0.05, 20.0
 
@@ -46,11 +48,12 @@ def weighed_temperature(prediction: ClassPrediction) -> tuple[float, float]:
 
     That is the least over T of
 
-        - sum log p(label) + 2 (log T)^2
+        - sum log p(label) + (log T / s)^2 / 2,  s = 0.5 below T = 1 and 1 above
 
-    with the sum over the rows under `tempered`. The last term is a normal hyperprior of log T, of deviation 0.5, which
-    thirty rows overrule where they must: without it as few that happen to be right make predictions all too sure. The
-    whole is as good as convex in log T, so that there is one.
+    with the sum over the rows under `tempered`. The last term is a hyperprior of log T, which thirty rows overrule if
+    they must: without it as few that happen to be right make predictions all too sure. It is wider above 1, since
+    weights that fit their own rows without a mistake ask for a T of 3 to 5. The whole is as good as convex in log T, so
+    that there is one.
 
     Args:
         prediction: of rows that the weights were not trained on, with their labels.
@@ -64,7 +67,7 @@ def weighed_temperature(prediction: ClassPrediction) -> tuple[float, float]:
 
     def cost(log: float) -> float:
         nll = torch.nn.functional.cross_entropy(logs / math.exp(log), labels, reduction="sum")
-        return float(nll) + 2 * log**2
+        return float(nll) + (log / (SURER if log < 0 else FLATTER)) ** 2 / 2
 
     limit = math.log(HOTTEST)
     best = minimize_scalar(cost, bounds=(-limit, limit), method="bounded")

@@ -20,6 +20,11 @@ from bayeslora.predict.prediction import ClassPrediction
 from bayeslora.predict.temperature import best_temperature, weighed_temperature
 
 
+def cost_of(temperature: float) -> float:
+    """What the hyperprior asks for a temperature: deviations of its logarithm are 0.5 below one, and 1 above."""
+    return (2 if temperature < 1 else 0.5) * math.log(temperature) ** 2
+
+
 def test_the_tuned_scale_has_the_largest_exact_evidence() -> None:
     known = lora_regression(noise=2.0)
     posterior = fit(known.program, known.rows, "laplace", mode="map", curvature="full", tune="evidence", **EXACT)
@@ -53,7 +58,7 @@ def test_width_and_temperature_are_those_that_predict_held_out_rows_best() -> No
     trace = [row for row in tuned.record.history if "heldout_nll" in row]
     assert [row["multiple"] for row in trace] == pytest.approx(MULTIPLES.tolist())
     costs = [
-        len(heldout) * row["tempered_nll"] + math.log(row["multiple"]) ** 2 / 2 + 2 * math.log(row["temperature"]) ** 2
+        len(heldout) * row["tempered_nll"] + 2 * math.log(row["multiple"]) ** 2 + cost_of(row["temperature"])
         for row in trace
     ]
     (best,) = (row for row in trace if row["chosen"])
@@ -78,20 +83,21 @@ def test_width_and_temperature_are_those_that_predict_held_out_rows_best() -> No
     assert best["tempered_nll"] < before
 
 
-def test_a_temperature_is_no_better_elsewhere() -> None:
-    logits = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)) * 3
-    labels = torch.randint(3, (40,), generator=torch.Generator().manual_seed(1))
+@pytest.mark.parametrize("right", [False, True])
+def test_a_temperature_is_no_better_elsewhere(right: bool) -> None:
+    logits = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)) * (0.5 if right else 3)
+    labels = logits.argmax(-1) if right else torch.randint(3, (40,), generator=torch.Generator().manual_seed(1))
     found = ClassPrediction(logits.unsqueeze(0), labels)
     temperature, cost = weighed_temperature(found)
 
     def at(value: float) -> float:
         nll = torch.nn.functional.cross_entropy(logits.double() / value, labels, reduction="sum")
-        return float(nll) + 2 * math.log(value) ** 2
+        return float(nll) + cost_of(value)
 
-    assert temperature > 2 and cost == pytest.approx(at(temperature))
+    assert (temperature < 0.5 if right else temperature > 2) and cost == pytest.approx(at(temperature))
     assert all(at(temperature * factor) > cost for factor in (0.98, 1.02))
     # The hyperprior keeps it nearer to one than the rows alone would.
-    assert 1 < temperature < best_temperature(found)
+    assert abs(math.log(temperature)) < abs(math.log(best_temperature(found)))
 
 
 def test_labels_that_are_no_classes_have_no_temperature() -> None:
