@@ -16,14 +16,16 @@ from bayeslora.record import RECORD
 from bayeslora.store import CONFIG
 
 if TYPE_CHECKING:
+    from bayeslora.passes import Rows
     from bayeslora.posterior import Posterior
     from bayeslora.program import Program
-    from bayeslora.tasks import Task
+    from bayeslora.tasks import Split, Task
 
 __all__ = [
     "build_program",
     "check_same",
     "fit",
+    "flattered",
     "opened",
     "saved_config",
     "saved_task",
@@ -207,6 +209,18 @@ def opened(folder: Path, base: str | None = None) -> Posterior:
     if not posterior.record.finished:
         say(f"The fit in {folder} was stopped: what is shown is how far it had come.")
     return posterior
+
+
+def flattered(posterior: Posterior, rows: Split | Rows, split: str) -> list[str]:
+    """What is to be said of rows of a split on which the fit chose something: nothing of others."""
+    from bayeslora.inference.aside import chose_on
+
+    if not chose_on(posterior, rows):
+        return []
+    return [
+        f"On the rows of '{split}' the fit chose a temperature or a width: what uses it is likely to look somewhat "
+        "better here than on other rows."
+    ]
 
 
 def saved_task(

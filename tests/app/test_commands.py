@@ -52,7 +52,8 @@ def test_diagnose_writes_verdicts_pictures_and_data(tmp_path: Path, capsys: pyte
     capsys.readouterr()
     options = ["--split", "heldout", "--other", "train", "--draws", "15", "--output", tmp_path / "report"]
     assert call("diagnose", tmp_path / "run", *options) == 0
-    shown = capsys.readouterr().out
+    shown, said = capsys.readouterr()
+    assert "On the rows of 'heldout' the fit chose a temperature" in said
     assert "How near is it to the posterior?" in shown and "k-hat" in shown and "R-hat of predicted" in shown
     written = {path.name for path in (tmp_path / "report").iterdir()}
     assert {"posterior.nc", "diagnosis.md", "diagnosis.json", "reliability.png", "shift.png"} <= written

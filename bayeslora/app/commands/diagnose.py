@@ -52,10 +52,11 @@ def diagnose(
     posterior = runs.opened(run, base)
     own = runs.saved_task(posterior, None, data_dir)
     reported = own if task is None else runs.saved_task(posterior, task, data_dir, settings)
-    say(*reported.notes)
+    rows = reported.split(split)
+    say(*reported.notes, *runs.flattered(posterior, rows, split))
     found = ask(
         posterior,
-        reported.split(split),
+        rows,
         own.roles.get("train"),
         None if other is None else reported.split(other),
         draws=draws,

@@ -50,7 +50,6 @@ def evaluate(
     from bayeslora import files
     from bayeslora.app import runs
     from bayeslora.diagnostics.tokens import METHODS, token_calibration
-    from bayeslora.inference.aside import chose_on
     from bayeslora.observations import Completions
     from bayeslora.passes import Rows
     from bayeslora.predict.plots import figure_format, reliability_diagram, save_figure
@@ -64,11 +63,7 @@ def evaluate(
     say(*reported.notes)
     rows = reported.split(split)
     read = Rows.of(posterior.program, rows)
-    if chose_on(posterior, read):
-        say(
-            f"On the rows of '{split}' the fit chose a temperature or a width: what uses it is likely to look somewhat "
-            "better here than on other rows."
-        )
+    say(*runs.flattered(posterior, read, split))
     prediction = with_truth(posterior.predict(read, draws, method, seed, batch_size), rows)
     found, finished = prediction.metrics(seed=seed), posterior.record.finished
     guesses: Prediction | Guesses = prediction
