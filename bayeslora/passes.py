@@ -56,7 +56,7 @@ class Rows:
         Args:
             program: whose network and encoder.
             data: rows of a task, a data set that is tokenised already, new rows as `bayeslora.tasks.rows_of` takes
-                them: texts, pairs, mappings, a DataFrame; or what this made of them before.
+                them: texts, pairs, mappings, a DataFrame; or what this made of them for the same network.
             batch_size: rows a batch.
             progress: show a bar.
 

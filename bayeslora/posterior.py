@@ -211,7 +211,7 @@ class Posterior(ABC):
             draws: number of weight draws; a point estimate makes one pass in any case.
             method: name of one of `predictors`, by default the first. ``"sample"`` averages probabilities over draws,
                 ``"pairs"`` over as many that lie two by two on opposite sides of the mean, which is more precise;
-                ``"tempered"`` is either under the temperature that the fit chose, if it did;
+                ``"tempered"`` is the posterior's default under a temperature that the fit chose, if it did;
                 ``"mean"`` is the one pass at the posterior mean, the plain-LoRA prediction.
             seed: of the draws; the global generators are left as they were.
             batch_size: rows a pass; it does not change the result.

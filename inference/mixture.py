@@ -37,8 +37,9 @@ class MixturePosterior(Softened):
         super().__init__(members[0].program, record)
         self.members = tuple(members)
         self.random = members[0].random
-        first = members[0]
-        ways = first.untempered if isinstance(first, Softened) else first.predictors
+        first, ways = members[0], members[0].predictors
+        if isinstance(first, Softened):
+            ways, self.coldest = first.untempered, first.coldest
         self.predictors = {name: _OfEach(name, each.by_draws) for name, each in ways.items()}
 
     @property

@@ -12,7 +12,7 @@ from torch import Tensor
 from bayeslora.inference.base import Run
 from bayeslora.posterior import Posterior
 from bayeslora.predict.prediction import ClassPrediction
-from bayeslora.predict.temperature import gain, weighed_temperature
+from bayeslora.predict.temperature import COLDEST, gain, weighed_temperature
 from bayeslora.predictors import Predictor, Tempered
 from bayeslora.progress import note
 
@@ -28,10 +28,12 @@ class Softened(Posterior):
     """A posterior that may predict by default under a temperature of what its first predictor says.
 
     Attributes:
+        coldest: the least temperature that is chosen.
         softening: temperature T of those predictions, p^(1 / T), normalised, if one was chosen; other ways to predict,
             and the weights, are without it.
     """
 
+    coldest: float = COLDEST
     softening: float | None = None
 
     def __repr__(self) -> str:
@@ -73,10 +75,7 @@ def soften(posterior: Softened, run: Run) -> None:
     A bound on the likelihood of the training rows cannot tell how sure predictions of other rows may be: all that is a
     point estimate, such as B, the head and, with ``prior_mean="learned"``, the mean of A, fits the training rows as
     closely as it can. One number, chosen under a hyperprior (see `weighed_temperature`), tells what is left of that
-    beside the noise. It is 1 at least: the noise is what the guide does not know, and as few rows as are set aside of
-    little data say at times by chance that it knows more (of 400 rows of the demo, with B at 1e-3, 40 ask for 0.77, by
-    which 2,000 others have an NLL of 0.556 in place of 0.530). It is of the default predictions alone, and the best
-    guess of a label stays what it was.
+    beside the noise. It is of the default predictions alone, and the best guess of a label stays what it was.
 
     Args:
         posterior: whose weights were trained on other rows.
@@ -88,9 +87,10 @@ def soften(posterior: Softened, run: Run) -> None:
     assert run.heldout is not None  # who asks for a temperature has rows for it
     begun = time.monotonic()
     method = next(iter(posterior.untempered))
-    found = posterior.predict(run.heldout, DRAWS, method, seed=run.seed, progress=run.progress)
+    batch_size = posterior.chains[0].record.settings["batch_size"]  # which there is memory for
+    found = posterior.predict(run.heldout, DRAWS, method, run.seed, batch_size, run.progress)
     assert isinstance(found, ClassPrediction)
-    temperature = max(1.0, weighed_temperature(found)[0])
+    temperature = max(posterior.coldest, weighed_temperature(found)[0])
     posterior.soften(temperature)
     note(f"Predictions have a temperature of {temperature:.3g}, by {len(run.heldout):,} held-out rows.", run.progress)
     record = posterior.record

@@ -98,12 +98,9 @@ def test_rows_may_have_another_number_of_choices(program: Program) -> None:
     found = Rows.of(choosing, Split(rows, quiz(("A", "B", "C", "D"))))
     assert (found.observation.classes, found.names) == (4, ("A", "B", "C", "D"))
     # Read once, they are those of their own task ever after, in batches of any size.
-    again = Rows.of(choosing, found, batch_size=3)
-    assert (
-        again.dataset is found.dataset
-        and again.names == found.names
-        and (again.batch_size, found.batch_size) == (3, 64)
-    )
+    again = Rows.of(choosing, found, batch_size=3, progress=True)
+    assert again.dataset is found.dataset and again.names == found.names
+    assert (again.batch_size, again.progress, found.batch_size, found.progress) == (3, True, 64, False)
 
 
 def test_the_loss_of_an_average_over_draws_is_infinite_where_the_network_overflows(program: Program) -> None:

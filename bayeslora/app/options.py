@@ -84,8 +84,8 @@ Method = Annotated[
     str | None,
     typer.Option(
         help="'sample' averages over draws, 'pairs' over draws on both sides of svi's mean, 'mean' is plain LoRA at "
-        "the posterior mean; laplace has links besides; 'tempered' is the first of these under the temperature that "
-        "the fit chose, if it did.",
+        "the posterior mean; laplace has links besides; 'tempered' is the posterior's own way under a temperature "
+        "that the fit chose.",
         show_default="the posterior's own",
     ),
 ]

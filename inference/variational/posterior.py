@@ -53,6 +53,8 @@ class VariationalPosterior(Softened):
     """
 
     kind: ClassVar[str] = "variational"
+    # The noise is what the guide does not know: that it knows more than that, a few rows say by chance at times.
+    coldest = 1.0
 
     def __init__(self, program: Program, record: Record, guide: Guide) -> None:
         super().__init__(program, record)

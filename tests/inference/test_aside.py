@@ -79,6 +79,7 @@ def test_a_tenth_is_set_aside_where_that_is_enough(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(laplace, "ENOUGH", 4)
     posterior = fitted(fresh(), tiny_rows(43))
     assert len(posterior.record.heldout) == 4 and tuned_on_rows(posterior)
+    assert laplace.Laplace(tune="heldout").sets_aside(fresh(), 30, Run()) == 3
     for size, settings in ((39, {}), (43, {"heldout_size": 0}), (43, {"tune": "evidence"}), (43, {"mode": "given"})):
         posterior = fitted(fresh(), tiny_rows(size), **settings)
         assert not posterior.record.heldout and posterior.record.n_data == size and not tuned_on_rows(posterior)
@@ -132,6 +133,7 @@ def test_rows_that_something_was_chosen_on_are_known(backend: str) -> None:
     settings = {"of_settings": {"epochs": 1}, "progress": False} if backend == "temperature" else QUICK
     posterior = fit(fresh(), tiny_rows(24), backend, heldout=aside, **settings)
     assert chose_on(posterior, aside) and not chose_on(posterior, others)
+    assert not chose_on(posterior, aside.remove_columns("labels"))
 
 
 def test_rows_that_nothing_was_chosen_on_are_like_any_others() -> None:

@@ -17,9 +17,11 @@ from bayeslora.inference.aside import chose_on
 from bayeslora.inference.base import Run
 from bayeslora.inference.baselines.temperature import TemperedPosterior
 from bayeslora.inference.mixture import MixturePosterior
+from bayeslora.inference.softening import Softened
 from bayeslora.inference.variational.posterior import VariationalPosterior
 from bayeslora.models import Gaussian
 from bayeslora.observations import Value
+from bayeslora.passes import Rows
 from bayeslora.predict.temperature import tempered, weighed_temperature
 from bayeslora.program import Program
 
@@ -125,6 +127,15 @@ def test_what_it_took_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert posterior.cost["seconds"] == pytest.approx(before + 4)
 
 
+def test_rows_are_predicted_in_batches_that_there_is_memory_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    posterior = fitted(batch_size=3)
+    seen = []
+    monkeypatch.setattr(Rows, "of", lambda program, data, batch_size, progress: seen.append(batch_size) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        softening.soften(posterior, Run(heldout=tiny_rows(9, seed=1), progress=False))
+    assert seen == [3]
+
+
 def test_what_cannot_be_set_aside_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     fresh = untrained_program()
     with pytest.raises(SettingError, match="leave one of both out"):
@@ -152,6 +163,19 @@ def test_it_is_kept_and_a_resumed_fit_and_all_chains_have_the_same_rows_aside(tm
     found = whole.predict(rows, 4, progress=False)
     assert found.method == "tempered"
     torch.testing.assert_close(loaded.predict(rows, 4, progress=False).outputs, found.outputs)
+
+
+@pytest.mark.parametrize("backend", ["svi", "laplace"])
+def test_fits_together_are_no_surer_than_their_noise_where_one_is_not(backend: str) -> None:
+    aside = tiny_rows(40, seed=1)
+    mode = fit(untrained_program(), ROWS, backend, heldout=aside, heldout_size=0, **QUICK)
+    right = mode.predict(aside, method="mean", progress=False).predictions.tolist()
+    aside = aside.remove_columns("labels").add_column("labels", right)
+    one = fit(untrained_program(), ROWS, backend, heldout=aside, **QUICK)
+    two = fit(untrained_program(), ROWS, backend, heldout=aside, chains=2, **QUICK)
+    for each in (one, two):
+        assert isinstance(each, Softened) and each.softening is not None
+        assert each.softening == 1 if backend == "svi" else each.softening < 0.9
 
 
 @pytest.mark.parametrize("backend", ["svi", "ensemble"])

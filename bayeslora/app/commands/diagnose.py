@@ -53,12 +53,15 @@ def diagnose(
     own = runs.saved_task(posterior, None, data_dir)
     reported = own if task is None else runs.saved_task(posterior, task, data_dir, settings)
     rows = reported.split(split)
+    others = None if other is None else reported.split(other)
     say(*reported.notes, *runs.flattered(posterior, rows, split))
+    if other is not None and others is not None:
+        say(*runs.flattered(posterior, others, other))
     found = ask(
         posterior,
         rows,
         own.roles.get("train"),
-        None if other is None else reported.split(other),
+        others,
         draws=draws,
         block_draws=block_draws,
         seed=seed,
