@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
@@ -24,6 +25,7 @@ import bayeslora as bl
 from bayeslora import files
 from bayeslora.app import runs
 from bayeslora.inference.laplace.heldout import MULTIPLES
+from bayeslora.inference.laplace.laplace import Laplace
 from bayeslora.inference.laplace.links import LINKS
 from bayeslora.inference.laplace.posterior import LaplacePosterior, linearised, linked
 from bayeslora.passes import Rows, undisturbed
@@ -54,10 +56,12 @@ HYPERPRIORS = (
 
 
 def around(run: Path) -> tuple[LaplacePosterior, bl.Task]:
-    """Laplace's approximation around the weights of a run, under the prior as it comes, and the run's task."""
+    """Laplace's approximation around the weights of a run, under its default prior as it comes, and the run's task."""
     start = bl.load(run)
     task = runs.saved_task(start)
-    found = bl.fit(start.program, task.train, "laplace", start=start, tune="none", progress=False)
+    model, settings = Laplace.default_model
+    program = runs.build_program(replace(runs.saved_config(run), model=model, model_settings=settings), task)
+    found = bl.fit(program, task.train, "laplace", start=start, tune="none", progress=False)
     assert isinstance(found, LaplacePosterior)
     return found, task
 
@@ -98,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for size in (each for each in SIZES if each <= heldout.shape[-1]):
             for each in HYPERPRIORS:
                 nll = elsewhere(heldout, validation, each, size)
-                lines.append({"run": run.name.rpartition("-")[0], "rows": size, **each._asdict(), "nll": nll})
+                lines.append({"run": run.name, "rows": size, **each._asdict(), "nll": nll})
     files.write_json(options.results, lines)
     sizes = sorted({line["rows"] for line in lines})
     table = [
