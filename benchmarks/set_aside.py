@@ -36,8 +36,9 @@ SIZES, DRAWS = (30, 80, 200), 150
 
 
 class Hyperprior(NamedTuple):
-    """Deviations of the logarithms of the width, and of the temperature below and above 1."""
+    """The likeliest width, the deviation of its logarithm, and that of the temperature's below and above 1."""
 
+    centre: float
     width: float
     surer: float
     flatter: float
@@ -46,12 +47,13 @@ class Hyperprior(NamedTuple):
         """Minus its log density, up to a constant (widths, temperatures)."""
         log = TEMPERATURES.log()
         scale = torch.where(log < 0, self.surer, self.flatter)
-        return (WIDTHS.log() / self.width).square().unsqueeze(1) / 2 + (log / scale).square() / 2
+        return ((WIDTHS / self.centre).log() / self.width).square().unsqueeze(1) / 2 + (log / scale).square() / 2
 
 
 HYPERPRIORS = (
-    Hyperprior(1.0, 0.5, 0.5), Hyperprior(1.0, 0.5, 1.0), Hyperprior(0.5, 0.5, 1.0), Hyperprior(0.5, 0.5, 2.0),
-    Hyperprior(0.05, 0.5, 1.0),
+    Hyperprior(1.0, 1.0, 0.5, 0.5), Hyperprior(1.0, 0.5, 0.5, 1.0), Hyperprior(0.3, 0.5, 0.5, 1.0),
+    Hyperprior(0.3, 1.0, 0.5, 1.0), Hyperprior(0.3, 0.5, 0.5, 2.0), Hyperprior(0.1, 0.5, 0.5, 1.0),
+    Hyperprior(0.01, 0.02, 0.5, 1.0),
 )  # fmt: skip
 
 

@@ -35,7 +35,7 @@ def test_the_rows_choose_against_the_hyperprior(benchmarks: SimpleNamespace) -> 
     validation = torch.arange(pairs[0] * pairs[1]).double().reshape(*pairs, 1)
     heldout = torch.full((*pairs, 8), 3.0, dtype=torch.float64)
     heldout[5, 7] = 2.0  # eight nats for a pair whose hyperprior asks for half of that
-    free, strict = script.Hyperprior(1e3, 1e3, 1e3), script.Hyperprior(1e-3, 1e-3, 1e-3)
+    free, strict = script.Hyperprior(1.0, 1e3, 1e3, 1e3), script.Hyperprior(1.0, 1e-3, 1e-3, 1e-3)
     assert script.elsewhere(heldout, validation, free, 8) == float(validation[5, 7])
     middle = pairs[0] // 2, int(script.TEMPERATURES.log().abs().argmin())
     assert script.elsewhere(heldout, validation, strict, 8) == float(validation[middle])

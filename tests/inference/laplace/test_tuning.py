@@ -58,7 +58,7 @@ def test_width_and_temperature_are_those_that_predict_held_out_rows_best() -> No
     trace = [row for row in tuned.record.history if "heldout_nll" in row]
     assert [row["multiple"] for row in trace] == pytest.approx(MULTIPLES.tolist())
     costs = [
-        len(heldout) * row["tempered_nll"] + 2 * math.log(row["multiple"]) ** 2 + cost_of(row["temperature"])
+        len(heldout) * row["tempered_nll"] + 2 * math.log(row["multiple"] / 0.3) ** 2 + cost_of(row["temperature"])
         for row in trace
     ]
     (best,) = (row for row in trace if row["chosen"])
@@ -106,6 +106,10 @@ def test_labels_that_are_no_classes_have_no_temperature() -> None:
     assert isinstance(found, LaplacePosterior)
     assert found.softening is None
     assert not [row for row in found.record.history if "temperature" in row]
+    # Without it the likeliest width is that of the prior.
+    trace = [row for row in found.record.history if "multiple" in row]
+    costs = [len(known.rows) * row["heldout_nll"] + 2 * math.log(row["multiple"]) ** 2 for row in trace]
+    assert trace[min(range(len(costs)), key=costs.__getitem__)]["chosen"]
 
 
 @pytest.mark.parametrize(("number", "chosen"), [(30, "heldout"), (29, "")])
