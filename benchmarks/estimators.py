@@ -59,8 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     task = bl.load_task("sst2", data_dir=options.data_dir, train_size=options.train_size)
     program = bl.Program.from_pretrained(options.base, task, model=bl.models.Gaussian(scale=1.5))
-    rates = {"learning_rate": 2e-3, "point_learning_rate": 5e-3, "noise_warmup": 0.0, "prior_mean": "model"}
-    posterior = bl.fit(program, task.train, "svi", epochs=3, progress=False, **rates)
+    rates = {"learning_rate": 2e-3, "point_learning_rate": 5e-3, "beta2": 0.999}
+    settings = rates | {"noise_warmup": 0.0, "prior_mean": "model", "epochs": 3}
+    posterior = bl.fit(program, task.train, "svi", progress=False, **settings)
     rows = Rows.of(program, task.train, 32)
     found = {kind: measured(posterior, rows, kind, options.passes) for kind in KINDS}
     columns = list(found["draw"])

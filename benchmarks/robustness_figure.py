@@ -1,7 +1,7 @@
 """Draw the figure of robustness: ``python benchmarks/robustness_figure.py``.
 
-The points are of three runs of ``benchmarks/studies/robustness.yaml``: of all methods, and later of `svi` alone,
-without and with the temperature that is its default now.
+The points are of four runs of ``benchmarks/studies/robustness.yaml``: of all methods, and later of `svi` alone, without
+and with a temperature, and with the second moments that are its default now.
 """
 
 from __future__ import annotations

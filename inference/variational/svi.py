@@ -69,6 +69,9 @@ class SVI(TrainingSettings):
         point_learning_rate: learning rate of weights that are point estimates, such as B and the head; see
             `rate_beside_noise` for what it is by default: ``learning_rate``, more where steps are few (0.24 over their
             number), and 2e-3 at most; no less than that where the prior mean is the model's.
+        beta2: part of AdamW's second moments that a step keeps. Noise that grows as they are warmed up makes gradients
+            longer, and moments of the steps before too short for them: at AdamW's own 0.999, a memory of a thousand
+            steps, high rates end at the base rate of the labels (``docs/results.md``, "Robustness").
         heldout_size: training rows that are set aside, on which a temperature of the predictions is chosen: see
             `soften`. By default they are a tenth of all, but 1,000 at most, and none where that is less than 30, where
             labels are no classes, where weights to start from may have seen them, or where `fit` was given ``heldout``,
@@ -94,6 +97,7 @@ class SVI(TrainingSettings):
     noise_warmup: Part = 0.5
     scale_learning_rate: NotNegative = 1e-2
     point_learning_rate: NotNegative | None = None
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.98
     heldout_size: Annotated[int, Field(ge=0)] | None = None
     init_scale: Positive = 1e-2
 
@@ -127,13 +131,14 @@ class SVI(TrainingSettings):
             points = rate_of_points(self.learning_rate, held=True)
         elif points is None:
             points = rate_beside_noise(self.learning_rate, self.steps_of(len(data)))
+        groups = groups_of(guide, self.learning_rate, points, self.scale_learning_rate)
         posterior = optimise(
             program,
             guide,
             data,
             self,
             run,
-            groups=groups_of(guide, self.learning_rate, points, self.scale_learning_rate),
+            groups=[group | {"betas": (0.9, self.beta2)} for group in groups],
             elbo=ELBOS[self.elbo](num_particles=self.particles),
             temperature=self.temperature,
             prior_mean=self.prior_mean,

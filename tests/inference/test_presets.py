@@ -66,8 +66,10 @@ def test_settings_of_one_guide_are_none_of_another() -> None:
 
 
 def test_no_preset_has_a_temperature_of_predictions_since_none_was_published_so() -> None:
-    sizes = [PRESETS[name].build_backend().heldout_size for name in PRESETS if PRESETS[name].backend == "svi"]
-    assert sizes == [0, 0, 0]
+    of_svi = [PRESETS[name].build_backend() for name in PRESETS if PRESETS[name].backend == "svi"]
+    assert [each.heldout_size for each in of_svi] == [0, 0, 0]
+    # Second moments are AdamW's own, too.
+    assert [each.beta2 for each in of_svi] == [0.999] * 3
 
 
 def test_no_preset_learns_its_prior_mean_since_none_was_published_so() -> None:

@@ -121,6 +121,7 @@ def boxes(points: pd.DataFrame) -> Figure:
     methods = list(points["method"].unique())
     names = [fill(method, LABEL) for method in methods]
     figure, panels = _panels_of_grid(points, ("nll", "accuracy"))
+    figure.set_figwidth(max(figure.get_figwidth(), 1.3 * len(methods)))  # a name of two lines needs its own place
     for axes, metric, part in panels:
         drawn = [part[metric][part["method"] == method].to_numpy() for method in methods]
         axes.boxplot(drawn, medianprops={"color": COLOURS[1]})

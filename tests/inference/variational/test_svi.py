@@ -10,9 +10,13 @@ from datasets import Dataset
 from pyro import poutine
 from scenarios import Regression, lora_regression, tiny_batch, tiny_program, tiny_rows
 from torch import Tensor
+from torch.optim import Optimizer
 
 from bayeslora.errors import SettingError
 from bayeslora.inference import fit, load
+from bayeslora.inference.training.objective import Objective, Outcome
+from bayeslora.inference.training.trainer import train
+from bayeslora.inference.variational import posterior as variational
 from bayeslora.inference.variational import svi
 from bayeslora.inference.variational.elbo import ELBOS
 from bayeslora.inference.variational.loss import NegativeELBO
@@ -243,6 +247,21 @@ def test_the_default_rate_of_points_is_by_the_prior_and_the_steps(monkeypatch: p
     for prior_mean in ("learned", "model"):
         fit(tiny_program(), tiny_rows(6), prior_mean=prior_mean, **settings)
     assert seen == [pytest.approx(0.24 / 200), 2e-3]
+
+
+def test_second_moments_are_kept_as_long_as_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Optimizer] = []
+
+    def noted(objective: Objective, optimiser: Optimizer, *rest: Any) -> Outcome:
+        seen.append(optimiser)
+        return train(objective, optimiser, *rest)
+
+    monkeypatch.setattr(variational, "train", noted)
+    for settings in ({}, {"beta2": 0.7}):
+        fit(tiny_program(), tiny_rows(6), epochs=1, progress=False, **settings)
+    fit(tiny_program(), tiny_rows(6), "mle", epochs=1, progress=False)
+    kept = [{group["betas"] for group in each.param_groups} for each in seen]
+    assert kept == [{(0.9, 0.98)}, {(0.9, 0.7)}, {(0.9, 0.999)}]
 
 
 def test_points_beside_noise_have_the_rate_within_bounds() -> None:
