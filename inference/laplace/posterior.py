@@ -18,7 +18,7 @@ from bayeslora.inference.laplace.forms import make_curvature
 from bayeslora.inference.laplace.gaussian import Basis, covariances, draw, log_det, quadratic
 from bayeslora.inference.laplace.jacobians import Layer, as_value, jacobians, matrices_of
 from bayeslora.inference.laplace.priors import NormalPrior
-from bayeslora.inference.softening import SOFTENING, Softened, without
+from bayeslora.inference.softening import Softened, without
 from bayeslora.observations import Choices, Classes, Curved, Observation, TextChoices
 from bayeslora.passes import Rows
 from bayeslora.posterior import Posterior, Record
@@ -185,9 +185,6 @@ class LaplacePosterior(Softened):
     def from_state(cls, program: Program, record: Record, state: Mapping[str, Tensor]) -> LaplacePosterior:
         """Put mode, prior and curvature together again."""
         parts: dict[str, dict[str, Tensor]] = {}
-        state = {
-            SOFTENING if name == f"data/{SOFTENING}" else name: value for name, value in state.items()
-        }  # as it was
         for name, value in without(state).items():
             part, _, rest = name.partition("/")
             parts.setdefault(part, {})[rest] = value
@@ -199,7 +196,7 @@ class LaplacePosterior(Softened):
         log_likelihood, log_evidence = (float(parts["data"][name]) for name in ("log_likelihood", "log_evidence"))
         rows = int(parts["data"]["evidence_rows"])
         posterior = cls(program, record, parts["mode"], prior, curvature, log_likelihood, log_evidence, rows)
-        posterior.soften_as(state)
+        posterior.soften_as(parts["data"] | dict(state))  # folders of before have it among the data
         return posterior
 
     def shift(self) -> dict[Layer, Tensor]:
