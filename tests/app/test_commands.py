@@ -15,7 +15,8 @@ from command_line import FIT, QUICK, call, environment, shell
 from scenarios import write_rows
 
 import bayeslora as bl
-from bayeslora import inference
+from bayeslora import inference, passes
+from bayeslora.observations import encode
 
 METRICS = ["accuracy", "nll", "brier", "ece_10", "ece_15", "ece_20", "ece_adaptive", "mcc", "kl", "ece_true"]
 
@@ -139,6 +140,13 @@ def test_rows_that_a_temperature_was_chosen_on_are_said_to_be_such(
         assert call("evaluate", folder, "--split", split, "--draws", 2) == 0
         said[folder.name, split] = "On the rows of 'heldout' the fit chose a temperature" in capsys.readouterr().err
     assert said == {("svi", "heldout"): True, ("svi", "validation"): False, ("map", "heldout"): False}
+
+
+def test_evaluate_reads_its_rows_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    monkeypatch.setattr(passes, "encode", lambda data, *how: read.append(data) or encode(data, *how))
+    assert call("evaluate", run, "--split", "heldout") == 0
+    assert len(read) == 1
 
 
 def test_laplace_around_an_adapter_keeps_its_prediction(run: Path, tmp_path: Path) -> None:
