@@ -1,7 +1,7 @@
 """Draw the figure of robustness: ``python benchmarks/robustness_figure.py``.
 
-The points are of four runs of ``benchmarks/studies/robustness.yaml``: of all methods, and later of `svi` alone, without
-and with a temperature, and with the second moments that are its default now.
+The points are of five runs of ``benchmarks/studies/robustness.yaml``: of most methods, later of `svi` alone, without
+and with a temperature, and with the second moments that are its default now, and of `adalora`.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parents[3] / "benchmarks" / "studies"
 
 
 #: Lines of the tables of one task with one seed.
-LINES = {"tiny": 5, "methods": 18 * 2, "little": 17, "defaults": 5, "robustness": 7 * 12, "epochs": 7 * 4}
+LINES = {"tiny": 5, "methods": 18 * 2, "little": 17, "defaults": 5, "robustness": 8 * 12, "epochs": 7 * 4}
 LINES |= {
     "language": 2 * 6,
     "answers": 4,
