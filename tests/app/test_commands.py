@@ -140,6 +140,9 @@ def test_rows_that_a_temperature_was_chosen_on_are_said_to_be_such(
         assert call("evaluate", folder, "--split", split, "--draws", 2) == 0
         said[folder.name, split] = "On the rows of 'heldout' the fit chose a temperature" in capsys.readouterr().err
     assert said == {("svi", "heldout"): True, ("svi", "validation"): False, ("map", "heldout"): False}
+    report = ["--split", "validation", "--other", "heldout", "--draws", 12, "--output", tmp_path / "report"]
+    assert call("diagnose", tmp_path / "svi", *report) == 0
+    assert "On the rows of 'heldout' the fit chose a temperature" in capsys.readouterr().err
 
 
 def test_evaluate_reads_its_rows_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,15 +53,14 @@ def diagnose(
     own = runs.saved_task(posterior, None, data_dir)
     reported = own if task is None else runs.saved_task(posterior, task, data_dir, settings)
     rows = reported.split(split)
-    others = None if other is None else reported.split(other)
-    say(*reported.notes, *runs.flattered(posterior, rows, split))
-    if other is not None and others is not None:
-        say(*runs.flattered(posterior, others, other))
+    others = {} if other is None else {other: reported.split(other)}
+    looked_at = {split: rows} | others
+    say(*reported.notes, *(line for name in looked_at for line in runs.flattered(posterior, looked_at[name], name)))
     found = ask(
         posterior,
         rows,
         own.roles.get("train"),
-        others,
+        None if other is None else others[other],
         draws=draws,
         block_draws=block_draws,
         seed=seed,

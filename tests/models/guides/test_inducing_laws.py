@@ -196,6 +196,8 @@ def test_without_noise_it_is_the_mean() -> None:
 ])  # fmt: skip
 def test_other_priors_have_no_closed_form(make: Callable[..., Any]) -> None:
     _, law, _, _ = case(SIZES[0])
+    # By this exception `kl_divergence` says that a pair has no formula, upon which the bound takes a draw for an
+    # estimate: a formula of another prior in its place would be wrong without a word.
     with pytest.raises(NotImplementedError):
         kl_divergence(law, make(torch.zeros(5, 3).double(), number(1)))
 
