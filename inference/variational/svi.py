@@ -69,9 +69,8 @@ class SVI(TrainingSettings):
         point_learning_rate: learning rate of weights that are point estimates, such as B and the head; see
             `rate_beside_noise` for what it is by default: ``learning_rate``, more where steps are few (0.24 over their
             number), and 2e-3 at most; no less than that where the prior mean is the model's.
-        beta2: part of AdamW's second moments that a step keeps. Gradients grow with the noise while that is warmed up,
-            and moments of the steps before are too short for them: at AdamW's own 0.999, a memory of a thousand steps,
-            high rates end at the base rate of the labels (``docs/results.md``, "Robustness").
+        beta2: part of AdamW's second moments that a step keeps. At AdamW's own 0.999, a memory of a thousand steps,
+            high rates can end at the base rate of the labels (``docs/results.md``, "Robustness").
         heldout_size: training rows that are set aside, on which a temperature of the predictions is chosen: see
             `soften`. By default they are a tenth of all, but 1,000 at most, and none where that is less than 30, where
             labels are no classes, where weights to start from may have seen them, or where `fit` was given ``heldout``,
