@@ -3,7 +3,8 @@
 Each does what `bayeslora.app.studies.running.settle` does, with locks on the cells: they need nothing but one folder in
 common, whose file system has locks. Options of a launcher:
 
-- ``local``: none. Devices go round: the first process has the first, and so on; cores are split.
+- ``local``: none. Devices go round: the first process has the first, and so on; cores are split, unless the
+  environment says how many threads a process has (OMP_NUM_THREADS).
 - ``submitit``: ``cluster`` ("slurm" where there is one, or "local"), and parameters of its executor, such as
   ``timeout_min=600``, ``slurm_partition=gpu``, ``gpus_per_node=1``. A job that comes to its time limit leaves
   checkpoints; the same command goes on.
@@ -107,7 +108,10 @@ def launch(
             worker.stop()
     if left:
         said = "; ".join(dict.fromkeys(failures)) or "they were stopped"
-        raise SettingError(f"{len(left)} of {len(targets)} lines are left, and no process is at them ({said}).")
+        raise SettingError(
+            f"{len(left)} of {len(targets)} lines are left, and no process is at them ({said}): the same command goes "
+            "on with them."
+        )
 
 
 def _tell(left: Sequence[Target], results: Results, told: Callable[[Target], None]) -> list[Target]:
@@ -162,7 +166,8 @@ def _local(job: Job, numbers: Sequence[int], workers: int, options: Mapping[str,
     if options:
         raise SettingError(f"The launcher 'local' has no options, found {', '.join(options)}.")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    shared = {"OMP_NUM_THREADS": str(max(1, cores // workers)), "TOKENIZERS_PARALLELISM": "false"}
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // workers)))
+    shared = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
     devices = _devices()
     pins = [{"CUDA_VISIBLE_DEVICES": devices[each % len(devices)]} if devices else {} for each in numbers]
     return [_Process(job, shared | pin) for pin in pins]

@@ -109,7 +109,8 @@ def test_processes_that_end_too_early_are_told(study: Made, tmp_path: Path, star
         return [Forked(Job({}, job.folder, job.place)) for _ in numbers]
 
     launching.LAUNCHERS["forked"] = start
-    with pytest.raises(SettingError, match=r"4 of 4 lines are left, and no process is at them \(ended badly\)"):
+    left = r"4 of 4 lines are left, and no process is at them \(ended badly\): the same command goes on"
+    with pytest.raises(SettingError, match=left):
         Study(study(), tmp_path / "out").run(workers=2, launcher="forked", progress=False)
     with pytest.raises(SettingError, match="Unknown launcher 'locl'. Did you mean 'local'"):
         Study(study(), tmp_path / "out").run(launcher="locl", progress=False)
@@ -142,11 +143,15 @@ def test_devices_and_cores_are_split(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setattr(launching.subprocess, "Popen", Seen)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, 6")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     job = Job({"a": 1}, str(tmp_path), ".", ("x.py",), (1, 2))
     launching.LAUNCHERS["local"](job, range(3), 3, {})
     assert seen == [("4", 2), ("6", 2), ("4", 2)]
     launching.LAUNCHERS["local"](job, [1], 3, {})  # in the place of one that was killed
     assert seen[3:] == [("6", 2)]
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # what is said goes
+    launching.LAUNCHERS["local"](job, [1], 3, {})
+    assert seen[4:] == [("6", 1)]
     with pytest.raises(SettingError, match="'local' has no options, found a"):
         launching.LAUNCHERS["local"](job, [0], 1, {"a": "1"})
 
