@@ -44,11 +44,11 @@ DRAWS = 80
 #: The prior: normal, around LoRA's start, for both matrices of both layers.
 PRIOR = {"sites": "both", "scale": 1.5, "zero_scale": 0.2}
 #: Of `svi`: the prior that all have, the rate of its means under it, and all rows, as of all others.
-SAME = {"prior_mean": "model", "learning_rate": 2e-3, "heldout_size": 0, "beta2": 0.999}
+SAME = {"prior_mean": "model", "learning_rate": 2e-3, "heldout_size": 0}
 REFERENCE = "nuts"
 #: Families: backend, and the settings that are not its defaults.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    REFERENCE: ("nuts", {"draws": 100, "warmup": 100, "max_tree_depth": 6}),
+    REFERENCE: ("nuts", {"draws": 400, "warmup": 200, "max_tree_depth": 6}),
     "svi": ("svi", SAME),
     "svi, monteclora": ("svi", SAME),
     "svi, entry": ("svi", SAME | {"guide": "entry"}),
