@@ -180,7 +180,9 @@ def diagnosed(posterior: Posterior, train: Dataset, draws: int) -> dict[str, Any
     found: dict[str, Any] = {}
     if not posterior.random:
         return found
-    count = min(draws, posterior.chains[0].most_draws or draws)
+    chain = posterior.chains[0]
+    most = chain.most_draws or draws
+    count = most if chain.markov else min(draws, most)  # whether a chain has come to rest, all of it tells
     data = posterior.to_inference_data(train, draws=count, prior_draws=0, progress=False)
     if posterior.dense and "log_q" in data["sample_stats"]:
         stats = data["sample_stats"]
@@ -188,10 +190,10 @@ def diagnosed(posterior: Posterior, train: Dataset, draws: int) -> dict[str, Any
         if posterior.independent_layers:
             blocks = {name: {name} for site in posterior.program.sites for name in site.layers}
             found["khat_by_layer"] = khat_by_block(posterior, train, max(draws // 2, 40), blocks=blocks, progress=False)
-    if posterior.dense or posterior.chains[0].markov:
+    if posterior.dense or chain.markov:
         total, error, shapes, good = loo_parts(loo(data))
         found |= {"elpd_loo": total, "elpd_loo_error": error, "pareto_k_bad": int((shapes > good).sum())}
-    if posterior.chains[0].markov:
+    if chain.markov:
         found |= {
             "rhat": float(np.quantile(prediction_rhat(data), 0.95)),
             "rhat_most": float(prediction_rhat(data).max()),
