@@ -93,9 +93,13 @@ class Rows:
         known = "labels" in self.dataset.column_names
         return torch.as_tensor(self.dataset["labels"][:]) if known else None
 
-    def predicted(self, outputs: Tensor, method: str = "sample", aleatoric: Tensor | None = None) -> Prediction:
-        """The prediction of these rows that outputs (draws, examples, outputs) make."""
-        made = {"method": method} | ({} if aleatoric is None else {"aleatoric": aleatoric})
+    def predicted(
+        self, outputs: Tensor, aleatoric: Tensor | None = None, averaged: int = 1, *, method: str = "sample"
+    ) -> Prediction:
+        """The prediction of these rows that `bayeslora.predictors.Outputs` make."""
+        made: dict[str, Any] = {"method": method}
+        made |= {} if aleatoric is None else {"aleatoric": aleatoric}
+        made |= {} if averaged == 1 else {"averaged": averaged}
         return self.observation.predicted(outputs, self.labels, self.names, **made)
 
     def nll(self, outputs: Tensor) -> float:

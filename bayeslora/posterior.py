@@ -230,8 +230,8 @@ class Posterior(ABC):
             raise PosteriorError(f"At least one draw is needed to predict, found draws={draws}.")
         rows = Rows.of(self.program, data, batch_size, progress)
         with undisturbed(self.program), torch.no_grad():
-            outputs, aleatoric = predictor(self, rows, draws, seed)
-        return rows.predicted(outputs, name, aleatoric)
+            found = predictor(self, rows, draws, seed)
+        return rows.predicted(*found, method=name)
 
     def generate(
         self,

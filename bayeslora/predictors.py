@@ -6,7 +6,7 @@ over another one (a temperature), passes with dropout, or whatever else ends in 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -19,8 +19,19 @@ if TYPE_CHECKING:
 
 __all__ = ["Draws", "Mean", "Outputs", "Pairs", "Predictor", "Tempered"]
 
-#: Outputs of the network (draws, examples, outputs), and the expected entropy (examples,) where it is not theirs.
-Outputs = tuple[Tensor, Tensor | None]
+
+class Outputs(NamedTuple):
+    """What a way to predict makes of rows; of one's own a plain tuple of the first of them will do.
+
+    Attributes:
+        outputs: of the network (draws, examples, outputs).
+        aleatoric: expected entropy (examples,), where it is not theirs.
+        averaged: draws whose average each of the outputs is made of.
+    """
+
+    outputs: Tensor
+    aleatoric: Tensor | None = None
+    averaged: int = 1
 
 
 class Predictor(Protocol):
@@ -45,7 +56,7 @@ class Draws:
     def __call__(self, posterior: Posterior, rows: Rows, draws: int, seed: int) -> Outputs:
         """Outputs (draws, examples, outputs); a point estimate has one draw."""
         values = posterior.draws(posterior.differing(draws), seed)
-        return rows.outputs_of(posterior.program, values), None
+        return Outputs(rows.outputs_of(posterior.program, values))
 
 
 class Pairs:
@@ -63,7 +74,7 @@ class Pairs:
 
     def __call__(self, posterior: Posterior, rows: Rows, draws: int, seed: int) -> Outputs:
         """Outputs (draws, examples, outputs)."""
-        return rows.outputs_of(posterior.program, posterior.pairs(draws, seed)), None
+        return Outputs(rows.outputs_of(posterior.program, posterior.pairs(draws, seed)))
 
 
 class Mean:
@@ -73,7 +84,7 @@ class Mean:
 
     def __call__(self, posterior: Posterior, rows: Rows, draws: int, seed: int) -> Outputs:
         """Outputs (1, examples, outputs)."""
-        return rows.outputs(posterior.program, posterior.mean()).unsqueeze(0), None
+        return Outputs(rows.outputs(posterior.program, posterior.mean()).unsqueeze(0))
 
 
 class Tempered:
@@ -91,8 +102,7 @@ class Tempered:
 
     def __call__(self, posterior: Posterior, rows: Rows, draws: int, seed: int) -> Outputs:
         """Log probabilities (1, examples, classes)."""
-        outputs, aleatoric = self.of(posterior, rows, draws, seed)
-        found = rows.predicted(outputs, aleatoric=aleatoric)
+        found = rows.predicted(*self.of(posterior, rows, draws, seed))
         assert isinstance(found, ClassPrediction)  # only predictions of classes are given a temperature
         made = tempered(found, self.temperature)
-        return made.outputs, made.aleatoric
+        return Outputs(made.outputs, made.aleatoric, made.averaged)

@@ -75,7 +75,7 @@ def losses(posterior: LaplacePosterior, split: bl.Split) -> Tensor:
         means, covariances = linearised(posterior, rows, WIDTHS)
     found = []
     for covariance in covariances:
-        outputs, _ = linked(rows.observation, means, covariance, LINKS[0], 0)
+        outputs = linked(rows.observation, means, covariance, LINKS[0], 0).outputs
         logs = (outputs[0].double().log_softmax(-1) / TEMPERATURES.view(-1, 1, 1)).log_softmax(-1)
         found.append(-logs[:, torch.arange(len(rows)), rows.labels])
     return torch.stack(found)

@@ -139,11 +139,12 @@ class _OfEach:
         assert isinstance(posterior, MixturePosterior)
         each = -(-draws // len(posterior.members))
         found = [
-            member.predictors[self.method](member, rows, each, seed + place)
+            Outputs(*member.predictors[self.method](member, rows, each, seed + place))
             for place, member in enumerate(posterior.members)
         ]
-        known = [aleatoric for _, aleatoric in found if aleatoric is not None]
-        return torch.cat([outputs for outputs, _ in found]), torch.stack(known).mean(0) if known else None
+        known = [each.aleatoric for each in found if each.aleatoric is not None]
+        aleatoric = torch.stack(known).mean(0) if known else None
+        return Outputs(torch.cat([each.outputs for each in found]), aleatoric, found[0].averaged)
 
 
 def refitted(fits: Iterable[Posterior]) -> MixturePosterior:

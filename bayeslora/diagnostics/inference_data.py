@@ -171,7 +171,9 @@ def _posterior(chains: Sequence[_Chain], fitted: bool) -> dict[str, xr.Dataset]:
         values = np.stack([chain.prediction.log_likelihood.numpy() for chain in chains])
         variables: dict[str, Any] = {"y": ((*CHAINED, "example"), values)}
         groups["log_likelihood"] = xr.Dataset(variables, _indexed(variables))
-    stats: dict[str, list[list[float]]] = {"seed": [[float(chain.seed)] * chain.prediction.draws for chain in chains]}
+    stats: dict[str, list[list[float]]] = {
+        "seed": [[float(chain.seed)] * len(chain.prediction.outputs) for chain in chains]
+    }
     if names := list(first.log_prior[0]) if first.log_prior else []:
         groups["log_prior"] = _scalars(
             {name: [[draw[name] for draw in chain.log_prior] for chain in chains] for name in names}

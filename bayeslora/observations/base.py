@@ -187,8 +187,8 @@ class Observation(ABC):
             outputs: under each draw.
             labels: true labels (examples,), where they are known.
             names: of the classes, if labels are such.
-            made: how the outputs were made: ``method``, and ``aleatoric``, the expected entropy (examples,), where a
-                formula gives it in place of draws.
+            made: how the outputs were made: ``method``; ``aleatoric``, the expected entropy (examples,), where a
+                formula gives it in place of draws; and ``averaged``, of how many draws an output is the average.
         """
 
     def to_dict(self) -> dict[str, Any]:

@@ -80,7 +80,7 @@ class Prediction(ABC):
     @property
     def draws(self) -> int:
         """Number of weight draws."""
-        return self.outputs.shape[0]
+        return len(self.outputs)
 
     @abstractmethod
     def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
@@ -120,7 +120,7 @@ class Prediction(ABC):
         Raises:
             DataError: the labels are not known.
         """
-        return self.log_likelihood.logsumexp(0) - math.log(self.draws)
+        return self.log_likelihood.logsumexp(0) - math.log(len(self.outputs))
 
     def sample(self) -> Tensor:
         """A label of every row from each draw's distribution (draws, examples), by torch's global generator."""
@@ -179,7 +179,7 @@ class Prediction(ABC):
 
     def _by_rows(self, made: Callable[..., Tensor], *more: Tensor, dim: int = 0) -> Tensor:
         """What a function makes of the outputs of some rows, and more of these: all in double precision may not fit."""
-        step = max(1, CHUNK // max(1, self.draws * self.outputs.shape[-1]))
+        step = max(1, CHUNK // max(1, len(self.outputs) * self.outputs.shape[-1]))
         parts = zip(self.outputs.split(step, 1), *(each.split(step) for each in more), strict=True)
         return torch.cat([made(part.double(), *rest) for part, *rest in parts], dim)
 
@@ -197,6 +197,7 @@ class ClassPrediction(Prediction):
         label_names: names of the classes, where they have some.
         aleatoric: expected entropy (examples,) in nats, where a formula gives it in place of draws.
         truth: true probabilities (examples, classes), where they are known; see `bayeslora.predict.truth`.
+        averaged: draws whose average each of the outputs is made of: of one that has a temperature all of them.
     """
 
     kind: ClassVar[str] = "classes"
@@ -204,6 +205,7 @@ class ClassPrediction(Prediction):
     label_names: tuple[str, ...] = ()
     aleatoric: Tensor | None = None
     truth: Tensor | None = None
+    averaged: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -214,6 +216,11 @@ class ClassPrediction(Prediction):
                 f"Expected true probabilities of the shape {tuple(self.outputs.shape[1:])}, found "
                 f"{tuple(self.truth.shape)}."
             )
+
+    @property
+    def draws(self) -> int:
+        """Number of weight draws."""
+        return len(self.outputs) * self.averaged
 
     @property
     def logits(self) -> Tensor:
@@ -232,7 +239,7 @@ class ClassPrediction(Prediction):
     @cached_property
     def log_probabilities(self) -> Tensor:
         """Log of the class probabilities averaged over draws (examples, classes)."""
-        return self._by_rows(lambda logits: logits.log_softmax(-1).logsumexp(0) - math.log(self.draws))
+        return self._by_rows(lambda logits: logits.log_softmax(-1).logsumexp(0) - math.log(len(self.outputs)))
 
     @property
     def probabilities(self) -> Tensor:

@@ -89,7 +89,7 @@ def tempered(prediction: ClassPrediction, temperature: float) -> ClassPrediction
     reported is what is tempered. The mutual information keeps its part of the entropy.
     """
     outputs = (prediction.log_probabilities / temperature).float().unsqueeze(0)
-    made = replace(prediction, outputs=outputs, aleatoric=None)
+    made = replace(prediction, outputs=outputs, aleatoric=None, averaged=prediction.draws)
     part = prediction.mutual_information / prediction.entropy.clamp(min=torch.finfo(torch.float64).tiny)
     return replace(made, aleatoric=made.entropy * (1 - part))
 

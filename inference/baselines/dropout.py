@@ -139,7 +139,7 @@ class Passes:
             masks = RowMasks(rate, seed, draw, index.tolist(), attended, names)
             return program.outputs(Tokens(sites, rate, masks)(weights, batch), batch)
 
-        return torch.stack([rows.passed(program, partial(outputs, draw)) for draw in range(draws)]), None
+        return Outputs(torch.stack([rows.passed(program, partial(outputs, draw)) for draw in range(draws)]))
 
 
 class TokenDropoutPosterior(_DropoutPosterior):

@@ -104,8 +104,7 @@ def _by_links(posterior: LaplacePosterior, rows: Rows) -> Iterator[tuple[float, 
     means, covariances = linearised(posterior, rows, MULTIPLES)
     method, _ = posterior.predictor()
     for multiple, covariance in zip(MULTIPLES.tolist(), covariances, strict=True):
-        outputs, _ = linked(rows.observation, means, covariance, method, 0)
-        yield multiple, outputs
+        yield multiple, linked(rows.observation, means, covariance, method, 0).outputs
 
 
 def _by_draws(posterior: LaplacePosterior, rows: Rows) -> Iterator[tuple[float, Tensor]]:

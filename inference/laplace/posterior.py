@@ -66,7 +66,7 @@ class LinearDraws:
             changes = [torch.einsum("noab,sab->sno", each, stacked[key]) for key, each in gradients.items()]
             order.append(index)
             found.append((outputs + torch.stack(changes).sum(0)).cpu())
-        return torch.cat(found, dim=1)[:, torch.cat(order).argsort()], None
+        return Outputs(torch.cat(found, dim=1)[:, torch.cat(order).argsort()])
 
 
 class LaplacePosterior(Softened):
@@ -257,7 +257,7 @@ def linked(observation: Observation, means: Tensor, covariance: Tensor, link: st
         raise PosteriorError(
             f"The link '{link}' is one to class probabilities; for labels that are {observation.name} use 'mc-joint'."
         )
-    return links.draws(means, covariance, link == "mc-joint", OUTPUT_DRAWS, seed).float(), None
+    return Outputs(links.draws(means, covariance, link == "mc-joint", OUTPUT_DRAWS, seed).float())
 
 
 @linked.register
@@ -265,10 +265,10 @@ def _(observation: Classes, means: Tensor, covariance: Tensor, link: str, seed: 
     if link == "bridge":
         concentration = links.bridge(means, covariance)
         shares = concentration / concentration.sum(-1, keepdim=True)
-        return shares.log().float().unsqueeze(0), links.dirichlet_entropy(concentration)
+        return Outputs(shares.log().float().unsqueeze(0), links.dirichlet_entropy(concentration))
     logs, aleatoric = links.averaged(means, covariance, link != "mc-indep", OUTPUT_DRAWS, seed)
     logits = links.probit(means, covariance) if link == "probit" else logs
-    return logits.float().unsqueeze(0), aleatoric
+    return Outputs(logits.float().unsqueeze(0), aleatoric)
 
 
 @linked.register

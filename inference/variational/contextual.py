@@ -209,4 +209,4 @@ class Passes:
             return program.outputs(Contextual(sites, guide, noise)(weights, batch), batch)
 
         count = draws if self._noisy else 1
-        return torch.stack([rows.passed(program, partial(outputs, draw)) for draw in range(count)]), None
+        return Outputs(torch.stack([rows.passed(program, partial(outputs, draw)) for draw in range(count)]))

@@ -13,8 +13,11 @@ from transformers import BertForSequenceClassification
 from bayeslora.errors import PosteriorError, SettingError
 from bayeslora.inference import fit, load
 from bayeslora.inference.mixture import MixturePosterior
+from bayeslora.inference.variational.posterior import VariationalPosterior
 from bayeslora.models import Gaussian
 from bayeslora.observations import Classes
+from bayeslora.passes import Rows
+from bayeslora.posterior import Posterior
 from bayeslora.program import Program
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -135,6 +138,22 @@ def test_predictions_average_the_probabilities_of_the_members() -> None:
     found = posterior.predict(ROWS, draws=1, progress=False)  # one of each, so that all weigh the same
     assert found.draws == 3
     torch.testing.assert_close(found.probabilities, torch.stack(members).mean(0))
+
+
+class OneNumber:
+    """A way to predict of one's own: the fit's seed, as a plain tuple."""
+
+    by_draws = False
+
+    def __call__(self, posterior: Posterior, rows: Rows, draws: int, seed: int) -> tuple[torch.Tensor, None]:
+        return torch.full((1, len(rows), 3), float(posterior.record.seed)), None
+
+
+def test_a_way_to_predict_of_ones_own_gives_a_plain_tuple(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(VariationalPosterior, "predictors", {"one": OneNumber()})
+    posterior = fit(program(), ROWS, "map", chains=2, epochs=1, progress=False)
+    found = posterior.predict(ROWS, progress=False)
+    assert found.method == "one" and found.outputs.unique(dim=1).squeeze(1).tolist() == [[0.0] * 3, [1.0] * 3]
 
 
 def test_a_link_is_averaged_too() -> None:

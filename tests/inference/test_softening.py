@@ -195,7 +195,10 @@ def test_fits_have_one_temperature_together(backend: str, monkeypatch: pytest.Mo
     together = whole.predict(ROWS, 4, "pairs", progress=False)
     assert together.draws == 4
     found = whole.predict(ROWS, 4, progress=False)
+    assert found.method == "tempered" and found.draws == found.metrics().draws == 4
     torch.testing.assert_close(found.probabilities, tempered(together, 1.5).probabilities)
+    data = whole.to_inference_data(ROWS, draws=4, method="tempered", prior_draws=0, progress=False)
+    assert data["posterior_predictive"].sizes["draw"] == data["sample_stats"].sizes["draw"] == 1
     assert chose_on(whole, aside) and not chose_on(whole, ROWS)
 
 
@@ -205,5 +208,6 @@ def test_a_temperature_over_it_is_of_what_it_predicts() -> None:
     assert isinstance(over, TemperedPosterior) and isinstance(over.inner, VariationalPosterior)
     inner = over.inner.predict(ROWS, 4, progress=False)
     assert inner.method == "tempered" and abs(float(over.by) - 1) > 1e-3
-    expected = tempered(inner, float(over.by)).probabilities
-    torch.testing.assert_close(over.predict(ROWS, 4, progress=False).probabilities, expected)
+    expected, found = tempered(inner, float(over.by)), over.predict(ROWS, 4, progress=False)
+    torch.testing.assert_close(found.probabilities, expected.probabilities)
+    assert found.draws == inner.draws == 4

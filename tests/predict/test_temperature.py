@@ -32,6 +32,8 @@ def test_of_draws_it_tempers_what_is_reported() -> None:
     prediction, _ = class_prediction()
     assert prediction.draws > 1
     found = tempered(prediction, 0.5)
+    assert found.outputs.shape[0] == 1 and found.draws == prediction.draws  # an average of them
+    assert tempered(found, 2.0).draws == prediction.draws
     squares = prediction.probabilities.square()
     torch.testing.assert_close(found.probabilities, squares / squares.sum(-1, keepdim=True), rtol=1e-5, atol=1e-7)
     # Of draws, the best temperature is that of their average: at it no other one does better.
