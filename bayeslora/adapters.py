@@ -11,7 +11,8 @@ from safetensors import SafetensorError
 from torch import nn
 
 from bayeslora.errors import AdapterError
-from bayeslora.networks import quietly
+from bayeslora.networks import positions, quietly
+from bayeslora.observations.soft_prompts import virtual_tokens
 from bayeslora.recipes import LoraSettings
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ def adapt(
     """Add LoRA layers, or what else ``lora`` says, to ``base`` and let PEFT train its head in full.
 
     Raises:
-        AdapterError: a target module of ``lora`` does not exist in the network.
+        AdapterError: a target module of ``lora`` does not exist in the network, or a learned prompt has no place before
+            texts, or leaves none for them.
         SettingError: nothing goes by this name.
     """
     from copy import deepcopy
@@ -41,6 +43,11 @@ def adapt(
     if config is None:
         return base
     config.task_type = observation.peft_task
+    if config.is_prompt_learning and config.task_type is None:
+        raise AdapterError(
+            f"PEFT puts no {config.peft_type.value} before the texts of a {type(base).__name__}: expected classes, a "
+            "value or a causal language model. Take another way to fine-tune."
+        )
     if getattr(config, "modules_to_save", ()) is None:
         config.modules_to_save = observation.trained_in_full(base)
     try:
@@ -51,6 +58,12 @@ def adapt(
             f"PEFT cannot add {config.peft_type.value} to {type(base).__name__} at "
             f"target_modules={getattr(config, 'target_modules', None)}: {error}"
         ) from error
+    room = positions(network)
+    if room is not None and room < 1:
+        raise AdapterError(
+            f"A prompt of {virtual_tokens(network)} tokens leaves texts no room in a {type(base).__name__}, which has "
+            f"positions for {positions(base)}: learn fewer (in a shell --set lora.tokens=...)."
+        )
     return network
 
 

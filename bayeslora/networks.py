@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bayeslora.demo import MODEL_PATH
 from bayeslora.errors import AdapterError, SettingError
+from bayeslora.observations.soft_prompts import virtual_tokens
 from bayeslora.settings import Settings
 
 if TYPE_CHECKING:
@@ -267,11 +268,11 @@ def _say(message: str) -> None:
 
 
 def positions(network: nn.Module) -> int | None:
-    """How many tokens a network has positions for; None if there is no limit."""
+    """How many tokens a network has positions for, behind a prompt that is learned; None if there is no limit."""
     found = getattr(getattr(network, "config", None), "max_position_embeddings", None)
     if not isinstance(found, int) or found < 1:  # XLNet says -1
         return None
-    return found - _offset(network)
+    return found - _offset(network) - virtual_tokens(network)
 
 
 def learned_positions(network: nn.Module) -> int | None:

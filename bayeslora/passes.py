@@ -81,7 +81,7 @@ class Rows:
         collate = observation.collator(program.padding)
         names = () if spec is None or program.encoder is None else program.encoder.names(spec)
         rows = encode(data, observation, program.encoder)
-        check_tokens(rows, vocabulary(program.weights.base), learned_positions(program.weights.base))
+        check_tokens(rows, vocabulary(program.weights.base), learned_positions(program.network))
         return cls(rows, observation, collate, names, batch_size, progress)
 
     def __len__(self) -> int:

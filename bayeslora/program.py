@@ -32,6 +32,8 @@ from bayeslora.networks import (
     positions,
 )
 from bayeslora.observations import Encoder, Observation, Padding, of_task
+from bayeslora.observations.decoder import evaluated, hidden_states
+from bayeslora.observations.soft_prompts import PROMPTS, virtual_tokens
 from bayeslora.recipes import LoraSettings
 from bayeslora.sites import Value
 from bayeslora.store import adapter_at
@@ -80,11 +82,11 @@ class Program(nn.Module):
     ) -> None:
         super().__init__()
         self.network = network
+        _check_prompt(network, observation)
         self.observation = observation.for_network(network)
         self.model = model or MonteCLoRA()
         self.encoder = encoder
         self.weights = Weights(network)
-        _refuse_shifted(self.weights, self.observation)
         self.base = base or NetworkSettings.of(network)
         self._drawn = drawn
         config = getattr(network, "config", None)
@@ -137,7 +139,7 @@ class Program(nn.Module):
             read = read.for_tokenizer(loaded.tokenizer, task.spec)
             network = adapt(loaded.network, read, lora) if folder is None else load_adapter(loaded.network, folder)
         length = read.length(loaded.tokenizer, task) if max_length is None else max_length
-        encoder = Encoder(loaded.tokenizer, task.spec, length, positions(loaded.network), loaded.labels)
+        encoder = Encoder(loaded.tokenizer, task.spec, length, positions(network), loaded.labels)
         program = cls(network, read, model, encoder=encoder, base=settings, drawn=loaded.drawn)
         if adapter is None:
             program.weights.untouched = True
@@ -186,9 +188,10 @@ class Program(nn.Module):
         token = getattr(config, "pad_token_id", None)
         values = padding.values if token is None else {**padding.values, "input_ids": token}
         network, side = self.weights.base, padding.side
-        if self.observation.causal and counts_padding(network):
-            side = "right"  # where it moves no token of a text that is read from the left
-        return replace(padding, values=values, side=side, positions=side == "left" and numbered_from_mask(network))
+        numbered = side == "left" and numbered_from_mask(network)
+        if self.observation.causal and (counts_padding(network) or virtual_tokens(self.network)):
+            side = "right"  # where it moves no token of a text that is read from the left, nor parts it from a prompt
+        return replace(padding, values=values, side=side, positions=numbered)
 
     def save_settings(self, folder: Path) -> None:
         """Write configuration and tokenizer into a folder, as transformers reads them."""
@@ -292,19 +295,48 @@ class Program(nn.Module):
         return "\n".join(table)
 
 
-def _refuse_shifted(weights: Weights, observation: Observation) -> None:
-    """Make sure that what is read of a text is where it would be without a prompt that is learned before it.
+def _check_prompt(network: Any, observation: Observation) -> None:
+    """Make sure that a network reads texts behind a prompt that is learned, if it has one, and is read at their places.
 
     Raises:
-        AdapterError: it is not.
+        AdapterError: it does not, or is not.
     """
-    kind = weights.config.get("peft_type") if weights.config.get("num_virtual_tokens") else None
-    # A decoder with a head finds the last token of a text by the token ids, which a prompt of vectors is without.
-    if kind and (observation.causal or (kind != "PREFIX_TUNING" and hasattr(weights.base, "score"))):
+    count = virtual_tokens(network)
+    if not count:
+        return
+    kind, base = str(network.active_peft_config.peft_type.value), network.get_base_model()
+    if observation.causal and kind not in PROMPTS:
         raise AdapterError(
-            f"{kind} puts {weights.config['num_virtual_tokens']} places before each text, by which a "
-            f"{type(weights.base).__name__} would be read at a wrong place: learn prompts of an encoder with a head, "
-            "or take another way to fine-tune."
+            f"{kind} puts a learned prompt before the texts of a {type(base).__name__}, and known there are "
+            f"{', '.join(PROMPTS)}: take one of these, or another way to fine-tune."
+        )
+    # A decoder with a head finds the last token of a text by the token ids, which a prompt of vectors is without.
+    if not observation.causal and kind != "PREFIX_TUNING" and hasattr(base, "score"):
+        raise AdapterError(
+            f"{kind} puts {count} places before each text, by which a {type(base).__name__} would be read at a wrong "
+            "place: ask the decoder by a prompt (observation='prompted'), learn a prefix (PREFIX_TUNING), or take "
+            "another way to fine-tune."
+        )
+    if observation.causal:
+        _check_reading(network, kind)
+
+
+@torch.no_grad()
+def _check_reading(network: Any, kind: str) -> None:
+    """Make sure that a causal language model can read a learned prompt, and does: it is asked to, once."""
+    base = network.get_base_model()
+    ids = torch.arange(2, device=base.get_input_embeddings().weight.device).unsqueeze(0)
+    try:
+        with evaluated(network):
+            without, behind = (hidden_states(each, {"input_ids": ids}) for each in (base, network))
+        wrong = "it makes the same of a text without" if torch.equal(without, behind) else None
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        wrong = f"{type(error).__name__}: {error}"
+    if wrong:
+        raise AdapterError(
+            f"A {base.config.model_type} network does not read the prompt that PEFT makes for it by {kind} ({wrong}): "
+            "set its shape in PEFT's configuration (token_dim, num_layers, num_attention_heads), or take another way "
+            "to fine-tune."
         )
 
 

@@ -142,19 +142,19 @@ RECIPES: dict[str, Recipe] = {
     ),
     "ia3": Recipe("a factor for each key, value and inner unit", "Liu et al., NeurIPS 2022", (), _ia3),
     "prompt-tuning": Recipe(
-        "tokens before the text (of encoders)",
+        "tokens before the text",
         "Lester et al., EMNLP 2021",
         ("tokens",),
         partial(_prompt, config="PromptTuningConfig"),
     ),
     "p-tuning": Recipe(
-        "the same, by a network that gives the tokens (of encoders)",
+        "the same, by a network that gives the tokens",
         "Liu et al., arXiv 2103.10385",
         ("tokens",),
         partial(_prompt, config="PromptEncoderConfig"),
     ),
     "prefix-tuning": Recipe(
-        "keys and values before those of the text, in each layer (of encoders)",
+        "keys and values before those of the text, in each layer",
         "Li and Liang, ACL 2021",
         ("tokens",),
         partial(_prompt, config="PrefixTuningConfig"),

@@ -7,14 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 from causal_scenarios import causal_base
+from datasets import Dataset
 from scenarios import SPEC, saved_base, text_rows
 
-from bayeslora.errors import AdapterError, SettingError
+from bayeslora.errors import AdapterError, DataError, SettingError
 from bayeslora.inference import fit, load
 from bayeslora.models import Gaussian
+from bayeslora.passes import Rows
 from bayeslora.program import Program
 from bayeslora.recipes import RECIPES, LoraSettings
-from bayeslora.tasks import Task
+from bayeslora.tasks import Split, Task, TaskSpec
 
 ROWS = text_rows(8)
 QUICK = {"epochs": 1, "batch_size": 4, "progress": False}
@@ -91,6 +93,32 @@ def test_what_begins_at_the_weights_is_not_taken_for_trained(base: Path) -> None
 
 
 @pytest.mark.parametrize("method", ["prompt-tuning", "p-tuning", "prefix-tuning"])
-def test_a_prompt_before_the_text_moves_what_is_read_of_a_decoder(method: str) -> None:
-    with pytest.raises(AdapterError, match="20 places before each text"):
-        Program.from_pretrained(causal_base(), Task(SPEC, train=ROWS), lora=method, max_length=64)
+def test_a_prompt_before_the_text_takes_positions(base: Path, method: str) -> None:
+    most = 32  # of the network
+    program = made(base, method, tokens=most - 10)
+    data = [Dataset.from_dict({"input_ids": [[5] * count], "labels": [0]}) for count in (10, 11)]
+    with torch.no_grad():
+        values = {site.name: site.initial for site in program.sites}
+        assert Rows.of(program, data[0]).outputs(program, values).isfinite().all()
+    with pytest.raises(DataError, match="has 11 tokens, and the network has positions for 10"):
+        Rows.of(program, data[1])
+    with pytest.raises(AdapterError, match=f"prompt of {most} tokens leaves texts no room .* positions for {most}"):
+        made(base, method, tokens=most)
+
+
+def test_a_prompt_before_choices_of_an_encoder_is_refused(base: Path) -> None:
+    spec = TaskSpec("quiz", "multiple-choice", ("ask",), labels=("A", "B"), choices=("choices",))
+    rows = Split(Dataset.from_dict({"ask": ["w1"], "choices": [["w2", "w3"]], "label": [0]}), spec)
+    with pytest.raises(AdapterError, match="PEFT puts no PREFIX_TUNING before the texts of a BertForMultipleChoice"):
+        Program.from_pretrained(base, Task(spec, train=rows), lora="prefix-tuning")
+
+
+@pytest.mark.parametrize("method", ["prompt-tuning", "p-tuning"])
+def test_a_prompt_before_the_text_moves_what_a_head_reads_of_a_decoder(method: str) -> None:
+    task = Task(SPEC, train=ROWS)
+    with pytest.raises(AdapterError, match="_TUNING puts 20 places before each text.*observation='prompted'"):
+        Program.from_pretrained(causal_base(), task, lora=method, max_length=64, observation="classes")
+    prefix = Program.from_pretrained(causal_base(), task, lora="prefix-tuning", max_length=64, observation="classes")
+    values = {site.name: site.initial for site in prefix.sites}
+    with torch.no_grad():
+        assert Rows.of(prefix, ROWS).outputs(prefix, values).isfinite().all()

@@ -18,6 +18,7 @@ from bayeslora.observations.batches import Batch, Collator
 from bayeslora.observations.completions import positions_at_once
 from bayeslora.observations.decoder import hidden_states, logits_at
 from bayeslora.observations.prompts import tokens
+from bayeslora.observations.soft_prompts import virtual_tokens
 from bayeslora.passes import undisturbed
 from bayeslora.progress import track
 from bayeslora.tasks import Split, rows_of
@@ -181,7 +182,7 @@ class Writer:
     ) -> None:
         self._program, self._prompts, self._decoding, self._said = program, prompts, decoding, said
         self._tokenizer: Any = program.encoder and program.encoder.tokenizer
-        limit, longest = positions(program.weights.base), max((len(each.tokens) for each in prompts), default=0)
+        limit, longest = positions(program.network), max((len(each.tokens) for each in prompts), default=0)
         if limit is not None and longest + decoding.max_new_tokens > limit:
             raise SettingError(
                 f"A prompt has {longest} tokens and its text up to {decoding.max_new_tokens}: '{program.base.name}' "
@@ -189,10 +190,14 @@ class Writer:
             )
 
     def parts(self, places: Sequence[Place], batch_size: int, authors: Sequence[Weights]) -> Iterator[list[Place]]:
-        """Places whose texts are written at once: where a network counts padding, after prompts of one length."""
+        """Places whose texts are written at once.
+
+        They are after prompts of one length where a network counts padding, or padding would part a prompt that is
+        learned from a text.
+        """
         step = max(1, batch_size // len(authors))  # each author reads the texts
         groups: dict[int, list[Place]] = {}
-        alike = counts_padding(self._program.weights.base)
+        alike = counts_padding(self._program.weights.base) or virtual_tokens(self._program.network)
         for prompt, sample in places:
             groups.setdefault(len(self._prompts[prompt].tokens) if alike else 0, []).append((prompt, sample))
         for group in groups.values():

@@ -16,6 +16,7 @@ from torch import Tensor
 from bayeslora.errors import DataError, PosteriorError, SettingError, unknown
 from bayeslora.harness.scoring import Pair, Scores, scored
 from bayeslora.observations.prompts import tokens
+from bayeslora.observations.soft_prompts import virtual_tokens
 from bayeslora.passes import undisturbed
 from bayeslora.settings import Count, Seed, coerce
 
@@ -183,8 +184,9 @@ class PosteriorLM(TemplateLM):
 
     @property
     def max_length(self) -> int:
-        """How many tokens the network reads, as the harness finds it."""
-        return int(resolve_max_length(self.posterior.program.weights.base.config, self.tokenizer))
+        """How many tokens the network reads behind a learned prompt, as the harness finds it."""
+        program = self.posterior.program
+        return int(resolve_max_length(program.weights.base.config, self.tokenizer)) - virtual_tokens(program.network)
 
     @property
     def tokenizer_name(self) -> str:

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["head_of", "hidden_states", "logits_at"]
+from bayeslora.observations.soft_prompts import behind_prompt, virtual_tokens
+
+__all__ = ["evaluated", "head_of", "hidden_states", "logits_at"]
 
 
 def head_of(network: nn.Module) -> Any:
@@ -22,8 +24,22 @@ def head_of(network: nn.Module) -> Any:
     return _bare(network).get_output_embeddings()
 
 
+@contextmanager
+def evaluated(network: nn.Module) -> Iterator[None]:
+    """Let a network be asked as one that is not trained; each module is as before then."""
+    before = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
+
+
 def hidden_states(network: nn.Module, inputs: Mapping[str, Tensor], cache: Any = None) -> Tensor:
     """What the body of a causal language model makes of its tokens: (examples, tokens, width).
+
+    A learned prompt is read before them, and what is made of it is left out.
 
     Args:
         network: a causal language model.
@@ -33,12 +49,14 @@ def hidden_states(network: nn.Module, inputs: Mapping[str, Tensor], cache: Any =
     base, head = _bare(network), head_of(network)
     body = _body(base)
     kept: list[Tensor] = []
+    if virtual_tokens(network):
+        network, given = base, behind_prompt(network, inputs, cache)
+    else:
+        given = dict(inputs) if cache is None else {**inputs, "past_key_values": cache}
     with _replaced(base, body, _Kept(body, kept)), _replaced(base, head, _Left(head)):
-        if cache is None:
-            network(**inputs, use_cache=False)
-        else:
-            network(**inputs, past_key_values=cache, use_cache=True)
-    return kept[-1]
+        network(**given, use_cache="past_key_values" in given)
+    tokens = inputs["input_ids"].shape[1]
+    return kept[-1][:, -tokens:]
 
 
 def logits_at(network: nn.Module, hidden: Tensor, tokens: Tensor | None = None) -> Tensor:

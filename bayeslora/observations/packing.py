@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from bayeslora.errors import AdapterError, DataError
 from bayeslora.observations.batches import Batch, Collator, choice_mask
 from bayeslora.observations.choices import ChoiceCollator
-from bayeslora.observations.decoder import hidden_states
+from bayeslora.observations.decoder import evaluated, hidden_states
+from bayeslora.observations.soft_prompts import virtual_tokens
 
 __all__ = ["ApartCollator", "PackedCollator", "check_window", "packed", "predictors", "refuses_packing"]
 
@@ -104,12 +105,13 @@ def check_window(network: nn.Module, tokens: int) -> None:
     """
     config: Any = network.config
     windows = [getattr(config, each, None) for each in ("sliding_window", "attention_chunk_size", "window_size")]
+    tokens += virtual_tokens(network)
     window = min((each for each in windows if isinstance(each, int)), default=tokens)
     if tokens > window:
         raise AdapterError(
-            f"A question with its choices has {tokens} tokens, and the attention of this {config.model_type} network "
-            f"has a window of {window}: lower max_length, or read choices one by one, with the observation's setting "
-            "packed=False (in a shell --set observation.packed=false)."
+            f"A question with its choices (and a learned prompt before it) has {tokens} tokens, and the attention of "
+            f"this {config.model_type} network has a window of {window}: lower max_length, or read choices one by one, "
+            "with the observation's setting packed=False (in a shell --set observation.packed=false)."
         )
 
 
@@ -146,7 +148,7 @@ def refuses_packing(network: nn.Module) -> str | None:
             f"Choices can share a question by attention with a mask of its own, which '{kernel}' does not take "
             "(attention='sdpa' does; in a shell --set network.attention=sdpa)"
         )
-    if STATES & set(getattr(base.config, "layer_types", None) or ()) or not _reads_packed(base):
+    if STATES & set(getattr(base.config, "layer_types", None) or ()) or not _reads_packed(network):
         return (
             f"A {kind} network does not read choices that share a question as it reads each alone (its state goes on "
             "from token to token, or it counts tokens itself)"
@@ -155,24 +157,21 @@ def refuses_packing(network: nn.Module) -> str | None:
 
 
 @torch.no_grad()
-def _reads_packed(base: Any) -> bool:
+def _reads_packed(network: Any) -> bool:
     """Whether the last of two packed choices is to a network what it is alone."""
-    device, length, size = base.get_input_embeddings().weight.device, 4, base.config.vocab_size
+    device, length, size = network.get_input_embeddings().weight.device, 4, network.config.vocab_size
     ids = (torch.arange(3 * length, device=device) + size // 2) % size
     segments = torch.arange(3, device=device).repeat_interleave(length)
     rows = {"input_ids": ids[None], "segments": segments[None], "attention_mask": torch.ones_like(ids)[None]}
     rows["position_ids"] = _positions(rows["segments"], rows["attention_mask"])
     alone = ids[segments != 1][None]
-    training = base.training
-    base.eval()
     try:
-        with torch.autocast(device.type, enabled=False):
-            expected = hidden_states(base, {"input_ids": alone, "attention_mask": torch.ones_like(alone)})[0, -length:]
-            found = hidden_states(base, packed(base, rows))[0, -length:]
+        with evaluated(network), torch.autocast(device.type, enabled=False):
+            given = {"input_ids": alone, "attention_mask": torch.ones_like(alone)}
+            expected = hidden_states(network, given)[0, -length:]
+            found = hidden_states(network, packed(network, rows))[0, -length:]
     except (RuntimeError, ValueError, TypeError, IndexError):  # what networks make of a mask that they do not know
         return False
-    finally:
-        base.train(training)
     differ = (found - expected).float().norm() / expected.float().norm()
     return bool(differ < ROUNDING[found.dtype])
 

@@ -14,7 +14,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook, CachingLM
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-from peft import PeftModel
+from peft import PeftModel, PromptTuningConfig, get_peft_model
 from scenarios import tiny_program
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -23,6 +23,7 @@ from bayeslora.harness import PosteriorLM
 from bayeslora.inference.variational.posterior import VariationalPosterior
 from bayeslora.models.guides.auto import make_guide
 from bayeslora.posterior import Posterior, Record
+from bayeslora.program import Program
 
 DRAWS = 3
 
@@ -41,6 +42,16 @@ def quiz() -> list[Instance]:
     choices = [(doc, asked, f" {choice}") for doc, asked, each in rows for choice in each]
     found = [request("loglikelihood", asked, choice, doc=doc) for doc, asked, choice in choices]
     return [*found, request("loglikelihood", "The moon", " is a stone", task="texts")]
+
+
+def test_a_learned_prompt_leaves_less_room() -> None:
+    posterior = posterior_of()
+    whole = lm(posterior).max_length
+    network, tokens = AutoModelForCausalLM.from_pretrained(posterior.program.base.path), 5
+    prompted = get_peft_model(network, PromptTuningConfig(num_virtual_tokens=tokens, task_type="CAUSAL_LM"))
+    program = Program(prompted, posterior.program.observation, encoder=posterior.program.encoder)
+    guide = make_guide("delta", program.model, program.sites, 0.1)
+    assert lm(VariationalPosterior(program, posterior.record, guide)).max_length == whole - tokens
 
 
 @pytest.fixture(scope="module")
