@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from bayeslora.observations import Observation
 
-__all__ = ["adapt", "by_base_name", "load_adapter", "saved_network"]
+__all__ = ["adapt", "by_base_name", "check_room", "load_adapter", "saved_network"]
 
 
 def adapt(
@@ -58,13 +58,22 @@ def adapt(
             f"PEFT cannot add {config.peft_type.value} to {type(base).__name__} at "
             f"target_modules={getattr(config, 'target_modules', None)}: {error}"
         ) from error
-    room = positions(network)
-    if room is not None and room < 1:
-        raise AdapterError(
-            f"A prompt of {virtual_tokens(network)} tokens leaves texts no room in a {type(base).__name__}, which has "
-            f"positions for {positions(base)}: learn fewer (in a shell --set lora.tokens=...)."
-        )
+    check_room(network)
     return network
+
+
+def check_room(network: nn.Module) -> None:
+    """Make sure that a learned prompt, if there is one, leaves a text positions for two tokens: one after another.
+
+    Raises:
+        AdapterError: it does not.
+    """
+    count, room = virtual_tokens(network), positions(network)
+    if count and room is not None and room < 2:
+        raise AdapterError(
+            f"A prompt of {count} tokens leaves texts no room in a {network.config.model_type} network, which has "
+            f"positions for {room + count}: learn fewer (in a shell --set lora.tokens=...)."
+        )
 
 
 def load_adapter(base: PreTrainedModel, folder: str | Path) -> PeftModel:

@@ -17,7 +17,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from bayeslora.adapters import adapt, by_base_name, load_adapter
+from bayeslora.adapters import adapt, by_base_name, check_room, load_adapter
 from bayeslora.errors import AdapterError, renamed
 from bayeslora.joined import Apart
 from bayeslora.models.base import WeightModel
@@ -304,6 +304,7 @@ def _check_prompt(network: Any, observation: Observation) -> None:
     count = virtual_tokens(network)
     if not count:
         return
+    check_room(network)
     kind, base = str(network.active_peft_config.peft_type.value), network.get_base_model()
     if observation.causal and kind not in PROMPTS:
         raise AdapterError(

@@ -343,6 +343,17 @@ class TestRoom:
             with pytest.raises(DataError, match=f"has {count} tokens, and the network has positions for {count - 1}"):
                 Rows.of(found, data)
 
+    @pytest.mark.parametrize("count", [POSITIONS - 2, POSITIONS - 1, POSITIONS + 1])
+    def test_of_a_prompt_of_ones_own(self, count: int) -> None:
+        base = AutoModelForCausalLM.from_pretrained(causal_base("gpt2"))
+        network = get_peft_model(base, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=count))
+        if count + 2 <= POSITIONS:
+            Program(network, Completions())
+        else:
+            why = f"prompt of {count} tokens leaves texts no room in a gpt2 network, .* for {POSITIONS}: learn fewer"
+            with pytest.raises(AdapterError, match=why):
+                Program(network, Completions())
+
     def test_of_texts_that_are_written(self) -> None:
         posterior = chain(program("prefix-tuning", network="gpt2"))
         left = POSITIONS - COUNT - len(read(posterior.program, "Answer"))
