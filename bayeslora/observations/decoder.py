@@ -43,7 +43,7 @@ def hidden_states(network: nn.Module, inputs: Mapping[str, Tensor], cache: Any =
 
     Args:
         network: a causal language model.
-        inputs: its arguments.
+        inputs: its arguments, ``input_ids`` (examples, tokens) among them.
         cache: transformers' keys and values of the tokens before, to which those of these tokens are added.
     """
     base, head = _bare(network), head_of(network)
@@ -55,8 +55,8 @@ def hidden_states(network: nn.Module, inputs: Mapping[str, Tensor], cache: Any =
         given = dict(inputs) if cache is None else {**inputs, "past_key_values": cache}
     with _replaced(base, body, _Kept(body, kept)), _replaced(base, head, _Left(head)):
         network(**given, use_cache="past_key_values" in given)
-    tokens = inputs["input_ids"].shape[1]
-    return kept[-1][:, -tokens:]
+    before = kept[-1].shape[1] - inputs["input_ids"].shape[1]
+    return kept[-1][:, before:]  # from 0 on it is not cut, so that no gradient is copied
 
 
 def logits_at(network: nn.Module, hidden: Tensor, tokens: Tensor | None = None) -> Tensor:

@@ -130,3 +130,9 @@ def test_the_network_is_as_before_after_an_error() -> None:
     with pytest.raises(RuntimeError):
         logits_at(model, torch.zeros(1, 1, 3))
     assert model.model is body and model.lm_head is head
+
+
+def test_what_is_read_without_a_prompt_is_not_cut() -> None:
+    """The gradient of a cut would be another tensor of its size."""
+    found = hidden_states(network(CONFIGURATIONS["llama"]), inputs())
+    assert found.grad_fn is not None and "Slice" not in found.grad_fn.name()
