@@ -243,6 +243,23 @@ def test_networks_of_other_sorts_pad_nothing_into_a_text(config: Any, kind: str)
     same(together[:, 0], torch.stack(expected))
 
 
+@pytest.mark.parametrize("config", [PromptTuningConfig, PrefixTuningConfig])
+def test_a_network_may_be_of_less_precision_than_its_prompt(config: Any) -> None:
+    given = config(num_virtual_tokens=3, task_type="CAUSAL_LM")
+    network = get_peft_model(AutoModelForCausalLM.from_config(OTHERS["window"], dtype=torch.bfloat16), given)
+    found = Program(network, Completions(), Gaussian())
+    data = Dataset.from_dict({"input_ids": [[5, 6, 7, 8, 2]], "labels": [2]})
+    assert {site.initial.dtype for site in found.sites} == {torch.float32}
+    assert Rows.of(found, data).outputs(found, own(found)).isfinite().all()
+
+
+def test_a_network_is_asked_for_its_prompt_without_chance() -> None:
+    network = network_of("positions from the mask", PromptTuningConfig(num_virtual_tokens=3)).train()
+    before = torch.get_rng_state()
+    Program(network, Completions())
+    assert torch.equal(torch.get_rng_state(), before) and network.training
+
+
 ASKED = ["Question: is this good?", "Answer", "What is the moon made of, and is it not a stone?"]
 
 
