@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 from torch import nn
@@ -62,7 +62,7 @@ def adapt(
     return network
 
 
-def check_room(network: nn.Module) -> None:
+def check_room(network: Any) -> None:
     """Make sure that a learned prompt, if there is one, leaves a text positions for two tokens: one after another.
 
     Raises:
