@@ -82,7 +82,7 @@ def load_adapter(base: PreTrainedModel, folder: str | Path) -> PeftModel:
     Raises:
         AdapterError: there is none, or it is one of another network.
     """
-    from peft import PeftModel, get_peft_model_state_dict
+    from peft import PeftConfig, PeftModel, get_peft_model_state_dict
     from peft.utils import load_peft_weights
 
     name = base.config.name_or_path
@@ -90,6 +90,13 @@ def load_adapter(base: PreTrainedModel, folder: str | Path) -> PeftModel:
         # PEFT merely warns of weights that the adapter lacks, and they would be drawn at random.
         warnings.filterwarnings("error", message="Found missing adapter keys")
         try:
+            config = PeftConfig.from_pretrained(str(folder))
+            if config.is_prompt_learning:
+                raise AdapterError(
+                    f"The adapter '{folder}' is a learned prompt ({config.peft_type.value}), which PEFT loads to "
+                    "predict by and not to train: load the posterior of its run, or train a prompt anew "
+                    "(lora='prompt-tuning')."
+                )
             network: PeftModel = PeftModel.from_pretrained(base, folder, is_trainable=True)
         except KeyError as error:
             raise AdapterError(f"The adapter '{folder}' does not fit '{name}': it lacks {error}.") from error

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from bayeslora.errors import AdapterError
 from bayeslora.finding import active_adapter, find
 from bayeslora.joined import Joined
+from bayeslora.observations.soft_prompts import virtual_tokens
 from bayeslora.rng import seeded
 from bayeslora.sites import Map, Site, Slot, Value
 
@@ -167,10 +168,19 @@ class Weights:
         """
         for watched in self._watched:
             watched.check()
+        self._check_prompt()
         for name, slots in self._slots.items():
             # Setting attributes is all that happens layer by layer: no tensor is touched.
             for slot, row in zip(slots, self._rows(name, values[name]), strict=True):
                 slot.install(row)
+
+    def _check_prompt(self) -> None:
+        """Make sure that a learned prompt, which no module switches, is that of this adapter."""
+        if virtual_tokens(self._network) and self._network.active_adapter != self.name:
+            raise AdapterError(
+                "The network was changed through PEFT after the program was made: it reads the prompt of "
+                f"'{self._network.active_adapter}': call network.set_adapter('{self.name}')."
+            )
 
     @property
     def joinable(self) -> bool:

@@ -333,6 +333,19 @@ def test_fit_save_and_load(method: str, task: str, tmp_path: Path) -> None:
     found = posterior.predict(rows(task), progress=False)
     posterior.save(tmp_path)
     assert torch.equal(bl.load(tmp_path).predict(rows(task), progress=False).outputs, found.outputs)
+    with pytest.raises(AdapterError, match="is a learned prompt .* load the posterior of its run"):
+        Program.from_pretrained(causal_base(), Task(SPECS[task], train=rows(task)), adapter=tmp_path, max_length=64)
+
+
+def test_the_prompt_of_another_adapter_is_not_read_unawares() -> None:
+    found = program("prompt-tuning")
+    before = outputs(found, "films")
+    found.network.add_adapter("other", PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=COUNT))
+    found.network.set_adapter("other")
+    with pytest.raises(AdapterError, match=r"the prompt of 'other': call network.set_adapter\('default'\)"):
+        outputs(found, "films")
+    found.network.set_adapter("default")
+    assert torch.equal(outputs(found, "films"), before)
 
 
 @pytest.mark.parametrize(("backend", "settings"), [("temperature", {"of": "mle"}), ("checkpoint-ensemble", {})])
