@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -243,10 +244,11 @@ def test_networks_of_other_sorts_pad_nothing_into_a_text(config: Any, kind: str)
     same(together[:, 0], torch.stack(expected))
 
 
-@pytest.mark.parametrize("config", [PromptTuningConfig, PrefixTuningConfig])
-def test_a_network_may_be_of_less_precision_than_its_prompt(config: Any) -> None:
-    given = config(num_virtual_tokens=3, task_type="CAUSAL_LM")
-    network = get_peft_model(AutoModelForCausalLM.from_config(OTHERS["window"], dtype=torch.bfloat16), given)
+@pytest.mark.parametrize("prompt", [PromptTuningConfig, PrefixTuningConfig])
+def test_a_network_may_be_of_less_precision_than_its_prompt(prompt: Any) -> None:
+    given = prompt(num_virtual_tokens=3, task_type="CAUSAL_LM")
+    config = deepcopy(OTHERS["window"])  # which takes the precision over
+    network = get_peft_model(AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16), given)
     found = Program(network, Completions(), Gaussian())
     data = Dataset.from_dict({"input_ids": [[5, 6, 7, 8, 2]], "labels": [2]})
     assert {site.initial.dtype for site in found.sites} == {torch.float32}

@@ -68,6 +68,18 @@ def test_the_full_guide_recovers_the_exact_posterior_and_evidence(known: Regress
     assert z.abs().max() < 3.5 * float(ratio.max().sqrt())
 
 
+@pytest.mark.slow  # thousands of steps
+def test_at_the_librarys_own_rates_the_full_guide_gets_there_as_well(known: Regression) -> None:
+    settings = {"batch_size": 40, "epochs": 8000, "log_every": 1000, "progress": False, "prior_mean": "model"}
+    law = fit(known.program, known.rows, guide="full", elbo="path", **settings).guide.parts[0].auto.get_posterior()
+    whitener = torch.linalg.inv(torch.linalg.cholesky(known.covariance))
+    error = whitener @ (law.mean.detach() - known.mean)
+    ratio = torch.linalg.eigvalsh(whitener @ law.covariance_matrix.detach().double() @ whitener.T)
+    # Gradients of the path have no noise there, so that nothing but the number of steps keeps it from the posterior.
+    assert float((ratio - 1 - ratio.log()).sum() + error.square().sum()) / 2 < 0.1  # nats below the evidence
+    torch.testing.assert_close(ratio, torch.ones_like(ratio), rtol=0, atol=0.05)
+
+
 @pytest.mark.parametrize("estimator", ["draw", "local"])
 def test_the_structured_guide_finds_the_best_bound_of_its_family(known: Regression, estimator: str) -> None:
     posterior = fit(known.program, known.rows, estimator=estimator, **EXACT)
