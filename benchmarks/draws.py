@@ -45,14 +45,14 @@ def predicted(run: Path, method: str, options: Namespace) -> ClassPrediction:
 
 def groups(prediction: ClassPrediction, size: int) -> Iterator[ClassPrediction]:
     """Predictions by so many draws each, none of which two have in common."""
-    for first in range(0, prediction.draws - size + 1, size):
+    for first in range(0, len(prediction.outputs) - size + 1, size):
         yield replace(prediction, outputs=prediction.outputs[first : first + size])
 
 
 def by_size(prediction: ClassPrediction) -> dict[str, dict[str, dict[str, float]]]:
     """Of each number of draws each metric's mean over groups, and standard deviation between them."""
     found = {}
-    for size in (size for size in SIZES if size <= prediction.draws):
+    for size in (size for size in SIZES if size <= len(prediction.outputs)):
         metrics = [each.metrics(intervals=False) for each in groups(prediction, size)]
         values = {name: [each[name].value for each in metrics] for name in METRICS}
         found[str(size)] = {

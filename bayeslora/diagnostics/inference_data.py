@@ -152,7 +152,7 @@ def _followed(
 ) -> _Chain:
     """Draw again what the prediction is of, and keep of each draw what fits in little memory."""
     chain = _Chain(prediction, seed, posterior.record.temperature, [], [], [])
-    for draw in posterior.draws(prediction.draws, seed) if predictor.by_draws else ():
+    for draw in posterior.draws(len(prediction.outputs), seed) if predictor.by_draws else ():
         chain.summaries.append(summarise(draw, posterior.program.sites, sites))
         chain.log_prior.append({name: float(value) for name, value in posterior.log_prior(draw).items()})
         if posterior.dense:

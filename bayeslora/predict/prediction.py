@@ -40,7 +40,7 @@ class Prediction(ABC):
     is derived is in double precision and made when first asked for.
 
     Attributes:
-        outputs: of the network (draws, examples, outputs), float32 on the CPU.
+        outputs: of the network (draws, or averages of some, examples, outputs), float32 on the CPU.
         labels: true labels (examples,), where they are known.
         method: how it was made, one of the posterior's predictors.
 
@@ -219,7 +219,7 @@ class ClassPrediction(Prediction):
 
     @property
     def draws(self) -> int:
-        """Number of weight draws."""
+        """Number of weight draws, of all averages together where the outputs are such."""
         return len(self.outputs) * self.averaged
 
     @property

@@ -251,4 +251,4 @@ class _Of:
     def __call__(self, posterior: Posterior, rows: Rows, draws: int, seed: int) -> Outputs:
         """The posterior's outputs."""
         assert isinstance(posterior, TemperedPosterior)
-        return posterior.inner.predictors[self.method](posterior.inner, rows, draws, seed)
+        return Outputs(*posterior.inner.predictors[self.method](posterior.inner, rows, draws, seed))

@@ -24,7 +24,7 @@ from bayeslora.inference.training.objective import Hook, Outcome, State
 from bayeslora.inference.training.process import cost_of, restored_network
 from bayeslora.inference.training.trainer import TrainingSettings, train
 from bayeslora.inference.variational.loss import KLWarmup, NegativeELBO, ProgramLoss
-from bayeslora.inference.variational.rising import CLEAR, CLEAR_IN_ALL, Rising
+from bayeslora.inference.variational.rising import Rising
 from bayeslora.models.guides.auto import make_guide
 from bayeslora.models.guides.base import Guide
 from bayeslora.passes import Rows
@@ -207,8 +207,7 @@ def optimise(
     warmup = [KLWarmup(objective, temperature, kl_warmup)] if kl_warmup else []
     optimiser = torch.optim.AdamW(groups, lr=settings.learning_rate)
     posterior = VariationalPosterior(program, record, guide)
-    at_rest = prior_mean == "model" and not guide.point_sites
-    rising = Rising(objective, CLEAR_IN_ALL / len(data) if at_rest else CLEAR)
+    rising = Rising(objective, bounded=prior_mean == "model" and not guide.point_sites)
     learn(posterior, objective, optimiser, data, settings, run, [*warmup, *hooks, rising])
     if guide.random:
         rising.warn()

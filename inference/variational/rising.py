@@ -12,15 +12,15 @@ from torch import Tensor
 from bayeslora.inference.training.objective import Hook, State
 from bayeslora.inference.variational.loss import NegativeELBO
 
-__all__ = ["CLEAR", "CLEAR_IN_ALL", "Rising"]
+__all__ = ["Rising"]
 
 #: Steps of a quarter of which something can be said.
 LEAST_STEPS = 10
-#: Nats a row by which the bound has to rise from one quarter to the next for that to be said, since point estimates go
-#: on to fit the training rows for ever; and nats in all where all weights are random, whose bound has a highest place.
-CLEAR, CLEAR_IN_ALL = 0.05, 0.1
-#: Standard errors by which it has to rise besides.
-ERRORS = 2.0
+#: Nats a row, and standard errors, by which the bound has to rise from one quarter to the next for that to be said:
+#: point estimates go on to fit the training rows for ever.
+CLEAR, ERRORS = 0.05, 2.0
+#: Nats in all, and standard errors, where the bound has a maximum: so few nats that chance alone has to be kept out.
+CLEAR_IN_ALL, MORE_ERRORS = 0.1, 3.0
 
 
 @dataclass
@@ -35,11 +35,11 @@ class Rising(Hook):
 
     Attributes:
         objective: whose bound.
-        clear: nats a row that are worth a word.
+        bounded: whether all weights are random under a prior that stays, so that the bound has a maximum.
     """
 
     objective: NegativeELBO
-    clear: float = CLEAR
+    bounded: bool = False
     steps: int = 0
     _losses: defaultdict[int, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
 
@@ -61,11 +61,12 @@ class Rising(Hook):
     def warn(self) -> None:
         """Say that the fit was too short, if the bound still rose clearly."""
         found = self.found()
-        if found is not None and found[0] > max(self.clear, ERRORS * found[1]):
+        clear, errors = (CLEAR_IN_ALL / self.objective.size, MORE_ERRORS) if self.bounded else (CLEAR, ERRORS)
+        if found is not None and found[0] > max(clear, errors * found[1]):
             rise, error = found
             warnings.warn(
-                f"The bound still rises: in the last quarter of the {self.steps} steps it was {rise:.3f} ± "
-                f"{error:.3f} nats a row above the quarter before, though the learning rate fell. Train for more "
+                f"The bound still rises: in the last quarter of the {self.steps} steps it was {rise:.2g} ± "
+                f"{error:.1g} nats a row above the quarter before, though the learning rate fell. Train for more "
                 "epochs, twice as many to begin with, until this is no longer said.",
                 stacklevel=2,
             )

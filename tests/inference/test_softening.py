@@ -211,3 +211,8 @@ def test_a_temperature_over_it_is_of_what_it_predicts() -> None:
     expected, found = tempered(inner, float(over.by)), over.predict(ROWS, 4, progress=False)
     torch.testing.assert_close(found.probabilities, expected.probabilities)
     assert found.draws == inner.draws == 4
+    plain = OF | {"heldout_size": 0}
+    two = fit(
+        untrained_program(), ROWS, "temperature", of="svi", of_settings=plain, heldout=aside, chains=2, progress=False
+    ).predict(ROWS, 4, progress=False)
+    assert (len(two.outputs), two.draws, two.metrics().draws) == (2, 4, 4)

@@ -166,7 +166,7 @@ def _local(job: Job, numbers: Sequence[int], workers: int, options: Mapping[str,
     if options:
         raise SettingError(f"The launcher 'local' has no options, found {', '.join(options)}.")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // workers)))
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // workers))
     shared = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
     devices = _devices()
     pins = [{"CUDA_VISIBLE_DEVICES": devices[each % len(devices)]} if devices else {} for each in numbers]

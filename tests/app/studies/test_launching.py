@@ -149,9 +149,10 @@ def test_devices_and_cores_are_split(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert seen == [("4", 2), ("6", 2), ("4", 2)]
     launching.LAUNCHERS["local"](job, [1], 3, {})  # in the place of one that was killed
     assert seen[3:] == [("6", 2)]
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # what is said goes
-    launching.LAUNCHERS["local"](job, [1], 3, {})
-    assert seen[4:] == [("6", 1)]
+    for said, threads in (("1", 1), ("", 2)):  # what is said goes
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+        launching.LAUNCHERS["local"](job, [1], 3, {})
+        assert seen[-1] == ("6", threads)
     with pytest.raises(SettingError, match="'local' has no options, found a"):
         launching.LAUNCHERS["local"](job, [0], 1, {"a": "1"})
 
