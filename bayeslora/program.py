@@ -332,6 +332,7 @@ def _check_reading(network: Any, kind: str) -> None:
             without, behind = (hidden_states(each, {"input_ids": ids}) for each in (base, network))
         wrong = "it makes the same of a text without" if torch.equal(without, behind) else None
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        # Each architecture has an error of its own for keys or embeddings that do not fit it.
         wrong = f"{type(error).__name__}: {error}"
     if wrong:
         raise AdapterError(
