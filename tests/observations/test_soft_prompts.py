@@ -2,130 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from causal_scenarios import POSITIONS, causal_base, tokenizer_of
+from causal_scenarios import POSITIONS, causal_base
 from datasets import Dataset
 from peft import CPTConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
-from scenarios import awake
-from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    BloomConfig,
-    DynamicCache,
-    Gemma2Config,
-    Lfm2Config,
-    MambaConfig,
-    MistralConfig,
-    OPTConfig,
-    PreTrainedConfig,
+from soft_prompt_scenarios import (
+    COUNT,
+    FILMS,
+    METHODS,
+    NETWORKS,
+    OTHERS,
+    PROMPT,
+    ROWS,
+    after,
+    likelihood,
+    network_of,
+    outputs,
+    own,
+    own_program,
+    program,
+    read,
+    rows,
+    same,
 )
+from transformers import AutoModelForCausalLM, DynamicCache
 
-import bayeslora as bl
-from bayeslora.errors import AdapterError, DataError, SettingError
-from bayeslora.harness.scoring import scored
-from bayeslora.inference.mcmc.posterior import EmpiricalPosterior
+from bayeslora.errors import AdapterError, DataError
 from bayeslora.models import Gaussian
-from bayeslora.observations import Completions, Encoder, TextChoices
+from bayeslora.observations import Completions, TextChoices
 from bayeslora.observations.decoder import hidden_states, logits_at
 from bayeslora.passes import Rows
-from bayeslora.posterior import Record
 from bayeslora.program import Program
-from bayeslora.recipes import LoraSettings
-from bayeslora.tasks import Split, Task, TaskSpec
-
-COUNT = 5
-METHODS = ["prompt-tuning", "p-tuning", "prefix-tuning"]
-NETWORKS = ["llama", "gpt2", "qwen2"]
-PROMPT = "Review: {text}\nAnswer:"
-FILMS = TaskSpec("films", labels=("negative", "positive", "neutral"), prompt=PROMPT)
-QUIZ = TaskSpec("quiz", "multiple-choice", ("ask",), "label", ("A", "B", "C"), choices=("choices",))
-SAID = TaskSpec("said", "completion", ("prompt",), completion="completion")
-ROWS: dict[str, Dataset] = {
-    "films": Dataset.from_dict(
-        {
-            "text": ["The film is great", "dull", "What a film, the sun and the moon of it", "not good"],
-            "label": [1, 0, 1, 2],
-        }
-    ),
-    "quiz": Dataset.from_dict(
-        {
-            "ask": ["Is the film good", "Which stone is it, of the sun or the moon", "What is the moon"],
-            "choices": [["yes", "it is not good"], ["the dull one", "moon stone", "(sun)"], ["a stone", "A"]],
-            "label": [0, 2, 1],
-        }
-    ),
-    "said": Dataset.from_dict(
-        {
-            "prompt": ["Is the film good?", "What", "Which stone is it, of the sun or the moon?"],
-            "completion": [" yes", " is this, a great film", " no"],
-        }
-    ),
-}
-SPECS = {"films": FILMS, "quiz": QUIZ, "said": SAID}
-
-
-def rows(task: str) -> Split:
-    return Split(ROWS[task], SPECS[task])
-
-
-def program(method: str, task: str = "films", network: str = "llama", side: str = "right", **settings: Any) -> Program:
-    """With a learned prompt that is far from where it began."""
-    lora = settings.pop("lora", None) or LoraSettings(method=method, tokens=COUNT)
-    base = causal_base(network, "bytes", None, side)
-    given = {"model": Gaussian(), "max_length": 64} | settings
-    return awake(Program.from_pretrained(base, Task(SPECS[task], train=rows(task)), lora=lora, **given))
-
-
-def own(found: Program) -> dict[str, Tensor]:
-    return {site.name: site.initial for site in found.sites}
-
-
-def outputs(found: Program, task: str, batch_size: int = 4) -> Tensor:
-    with torch.no_grad():
-        return Rows.of(found, rows(task), batch_size).outputs(found, own(found))
-
-
-def prompted_pass(network: Any, ids: list[int]) -> Tensor:
-    """Logits (tokens, vocabulary) of one row of transformers' own network, with the prompt put before it by hand."""
-    base, encoder = network.get_base_model(), network.prompt_encoder["default"]
-    tokens, table = torch.tensor([ids]), encoder.embedding.weight
-    if network.active_peft_config.peft_type != "PREFIX_TUNING":
-        prompt = encoder.mlp_head(table) if hasattr(encoder, "mlp_head") else table
-        embedded = torch.cat([prompt, base.get_input_embeddings()(tokens[0])]).unsqueeze(0)
-        return base(inputs_embeds=embedded).logits[0, len(prompt) :]
-    config = base.config
-    heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
-    places = table.view(len(table), config.num_hidden_layers, 2, heads, -1)
-    keys, values = places.permute(2, 1, 3, 0, 4).unsqueeze(2)
-    return base(input_ids=tokens, past_key_values=DynamicCache(list(zip(keys, values, strict=True)))).logits[0]
-
-
-def after(found: Program, ids: list[int], weights: Mapping[str, Tensor] | None = None) -> Tensor:
-    """Log probabilities of what comes after each token of a row."""
-    found.weights.install(own(found) if weights is None else weights)
-    with torch.no_grad():
-        return prompted_pass(found.network, ids).double().log_softmax(-1)
-
-
-def likelihood(found: Program, ids: list[int], count: int, weights: Mapping[str, Tensor] | None = None) -> Tensor:
-    """Of the last tokens of a row."""
-    logs = after(found, ids, weights)[-count - 1 : -1]
-    return logs.gather(-1, torch.tensor(ids[-count:]).unsqueeze(-1)).sum()
-
-
-def same(found: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(found, expected.to(found), rtol=1e-4, atol=1e-4)
-
-
-def read(found: Program, text: str) -> list[int]:
-    tokenizer: Any = found.encoder.tokenizer
-    return tokenizer(text)["input_ids"]
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -204,30 +115,6 @@ def test_tokens_may_be_read_some_at_a_time(method: str, network: str) -> None:
     torch.testing.assert_close(torch.cat(states, dim=1), whole, rtol=1e-4, atol=1e-5)
 
 
-SMALL: dict[str, Any] = {"vocab_size": 512, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-LLAMA: dict[str, Any] = {**SMALL, "intermediate_size": 24, "num_key_value_heads": 1, "initializer_range": 0.3}
-OTHERS: dict[str, PreTrainedConfig] = {
-    "window": MistralConfig(**LLAMA, sliding_window=4),
-    "window in some layers": Gemma2Config(**LLAMA, head_dim=8, sliding_window=4),
-    "alibi": BloomConfig(vocab_size=512, hidden_size=16, n_layer=2, n_head=2, initializer_range=0.3),
-    "positions from the mask": OPTConfig(**SMALL, ffn_dim=24, word_embed_proj_dim=16, init_std=0.3),
-    "convolution": Lfm2Config(**LLAMA, layer_types=["conv", "full_attention"]),
-    "state": MambaConfig(vocab_size=512, hidden_size=16, num_hidden_layers=1, initializer_range=0.3),
-}
-
-
-def network_of(kind: str, config: Any) -> Any:
-    torch.manual_seed(0)
-    config.task_type = "CAUSAL_LM"
-    return get_peft_model(AutoModelForCausalLM.from_config(OTHERS[kind]), config).eval()
-
-
-def own_program(kind: str, config: Any) -> Program:
-    """With a tokenizer that would pad on the left."""
-    encoder = Encoder(tokenizer_of(side="left"), SAID, 64)
-    return awake(Program(network_of(kind, config), Completions(), Gaussian(), encoder=encoder))
-
-
 @pytest.mark.parametrize(
     ("config", "kind"),
     [(PromptTuningConfig, kind) for kind in OTHERS]
@@ -262,103 +149,6 @@ def test_a_network_is_asked_for_its_prompt_without_chance() -> None:
     assert torch.equal(torch.get_rng_state(), before) and network.training
 
 
-ASKED = ["Question: is this good?", "Answer", "What is the moon made of, and is it not a stone?"]
-
-
-def chain(found: Program) -> EmpiricalPosterior:
-    """Of two draws."""
-    draws = {site.name: torch.stack([site.initial, -site.initial]) for site in found.sites}
-    return EmpiricalPosterior(found, Record("sgld", {}, n_data=4), draws)
-
-
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("method", METHODS)
-def test_texts_are_written_behind_the_prompt(method: str, network: str) -> None:
-    posterior = chain(program(method, network=network))
-    settings: dict[str, Any] = {"draws": 2, "max_new_tokens": 5, "seed": 1, "temperature": 0, "progress": False}
-    for way in ("mixture", "draw"):
-        made = posterior.generate(ASKED, 2, way, **settings)
-        for each in made:
-            asked = read(posterior.program, each.prompt)
-            for text, scores in zip(each.tokens, each.log_probs, strict=True):
-                whole = [*asked, *text]
-                exact = [likelihood(posterior.program, whole, len(text), draw) for draw in posterior.draws(2)]
-                same(scores, torch.stack(exact))
-        alone = [posterior.generate(ASKED, 2, way, batch_size=1, **settings)]
-        assert [each.tokens for each in alone[0]] == [each.tokens for each in made]
-    for each in made:  # a draw a text
-        greedy = set()
-        for draw in posterior.draws(2):
-            said = read(posterior.program, each.prompt)
-            for _ in range(5):
-                said = [*said, int(after(posterior.program, said, draw)[-1].argmax())]
-            greedy.add(tuple(said[-5:]))
-        assert set(each.tokens) == greedy
-
-
-@pytest.mark.parametrize("kind", ["window", "window in some layers", "alibi", "positions from the mask"])
-@pytest.mark.parametrize("config", [PromptTuningConfig, PrefixTuningConfig])
-def test_padding_parts_no_text_that_is_written_from_the_prompt(config: Any, kind: str) -> None:
-    posterior = chain(own_program(kind, config(num_virtual_tokens=COUNT)))
-    for each in posterior.generate(ASKED, 1, "mixture", draws=2, max_new_tokens=3, progress=False):
-        (text,), whole = each.tokens, [*read(posterior.program, each.prompt), *each.tokens[0]]
-        exact = [likelihood(posterior.program, whole, len(text), draw) for draw in posterior.draws(2)]
-        same(each.log_probs[0], torch.stack(exact))
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_the_harness_scores_behind_the_prompt(method: str) -> None:
-    found = program(method)
-    pairs = [([5, 9, 30], [40, 41, 42]), ([7], [8]), ([3, 4, 5, 6, 7, 8, 9], [10, 11])]
-    log_probs, _ = scored(found.eval(), [own(found)], pairs, 3)
-    same(log_probs[:, 0], torch.stack([likelihood(found, before + more, len(more)) for before, more in pairs]))
-
-
-def loss(found: Program, task: str, weights: Mapping[str, Tensor]) -> float:
-    """Negative log-likelihood of a row."""
-    over = Rows.of(found, rows(task))
-    assert over.labels is not None
-    with torch.no_grad():
-        return -float(over.observation.log_prob(over.outputs(found, weights), over.labels).mean())
-
-
-@pytest.mark.parametrize("task", SPECS)
-@pytest.mark.parametrize("method", METHODS)
-def test_fit_save_and_load(method: str, task: str, tmp_path: Path) -> None:
-    made = Program.from_pretrained(
-        causal_base(), Task(SPECS[task], train=rows(task)), lora=LoraSettings(method=method, tokens=COUNT),
-        model=Gaussian(), max_length=64,
-    )  # fmt: skip
-    settings = {"epochs": 20, "batch_size": 4, "learning_rate": 0.05, "progress": False}
-    posterior = bl.fit(made, rows(task), "mle", **settings)
-    assert loss(made, task, posterior.mean()) < 0.9 * loss(made, task, own(made))
-    found = posterior.predict(rows(task), progress=False)
-    posterior.save(tmp_path)
-    assert torch.equal(bl.load(tmp_path).predict(rows(task), progress=False).outputs, found.outputs)
-    with pytest.raises(AdapterError, match="is a learned prompt .* load the posterior of its run"):
-        Program.from_pretrained(causal_base(), Task(SPECS[task], train=rows(task)), adapter=tmp_path, max_length=64)
-
-
-def test_the_prompt_of_another_adapter_is_not_read_unawares() -> None:
-    found = program("prompt-tuning")
-    before = outputs(found, "films")
-    found.network.add_adapter("other", PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=COUNT))
-    found.network.set_adapter("other")
-    with pytest.raises(AdapterError, match=r"the prompt of 'other': call network.set_adapter\('default'\)"):
-        outputs(found, "films")
-    found.network.set_adapter("default")
-    assert torch.equal(outputs(found, "films"), before)
-
-
-@pytest.mark.parametrize(("backend", "settings"), [("temperature", {"of": "mle"}), ("checkpoint-ensemble", {})])
-def test_other_backends_run(backend: str, settings: dict[str, Any], tmp_path: Path) -> None:
-    posterior = bl.fit(program("prompt-tuning"), rows("films"), backend, progress=False, **settings)
-    found = posterior.predict(rows("films"), progress=False).outputs
-    assert found.isfinite().all()
-    posterior.save(tmp_path)
-    assert torch.equal(bl.load(tmp_path).predict(rows("films"), progress=False).outputs, found)
-
-
 class TestRoom:
     def test_a_text_is_cut_to_what_the_prompt_leaves(self) -> None:
         for method in METHODS:
@@ -385,14 +175,6 @@ class TestRoom:
             why = f"prompt of {count} tokens leaves texts no room in a gpt2 network, .* for {POSITIONS}: learn fewer"
             with pytest.raises(AdapterError, match=why):
                 Program(network, Completions())
-
-    def test_of_texts_that_are_written(self) -> None:
-        posterior = chain(program("prefix-tuning", network="gpt2"))
-        left = POSITIONS - COUNT - len(read(posterior.program, "Answer"))
-        (text,) = posterior.generate("Answer", 1, "draw", draws=1, max_new_tokens=left, progress=False)
-        assert len(text.tokens) == 1
-        with pytest.raises(SettingError, match=f"has positions for {POSITIONS - COUNT}"):
-            posterior.generate("Answer", 1, max_new_tokens=left + 1, progress=False)
 
     def test_of_a_window(self) -> None:
         for method in ("prompt-tuning", "prefix-tuning"):
