@@ -44,11 +44,13 @@ def worth(
     confidence = float(prediction.probabilities.max(-1).values.mean())
     named = {name: measured[name] for name in ("accuracy", "nll", "ece_15")}
     listed = ", ".join(f"{name} {each.value:.3f} ({each.low:.3f} to {each.high:.3f})" for name, each in named.items())
+    chance = measured["ece_15_by_chance"].value
     sure = as_sure_as_right(confidence, measured["accuracy"])
     found.say(
         WORTH,
-        f"{len(rows):,} rows of {rows.name}: {listed}. On average {sure}.",
-        **{name: each.value for name, each in named.items()}, confidence=confidence,
+        f"{len(rows):,} rows of {rows.name}: {listed}, which would be {chance:.3f} by chance alone if all "
+        f"probabilities were true. On average {sure}.",
+        **{name: each.value for name, each in named.items()}, ece_15_by_chance=chance, confidence=confidence,
     )  # fmt: skip
     say_risk(found, posterior.record.backend, prediction)
     found.pictures["reliability"] = reliability_diagram(

@@ -24,6 +24,7 @@ __all__ = [
     "classification",
     "ece",
     "ece_adaptive",
+    "ece_by_chance",
     "mcc",
     "nll",
     "pearson",
@@ -124,6 +125,16 @@ def ece_adaptive(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) ->
     return once(resampling.calibration_adaptive(rows.max(1), _correct(rows, classes), bins), len(rows))
 
 
+def ece_by_chance(probabilities: ArrayLike, bins: int = 15) -> float:
+    """The `ece` that so many rows have on average if the probabilities (examples, classes) are true.
+
+    Labels are drawn, so that a gap stays in every bin. After Bröcker and Smith, *Increasing the reliability of
+    reliability diagrams*, Weather and Forecasting 2007, with gaps that are normal in place of simulated ones.
+    """
+    rows = _distributions(probabilities)
+    return once(resampling.calibration_by_chance(rows.max(1), bins), len(rows))
+
+
 def mcc(probabilities: ArrayLike, labels: ArrayLike) -> float:
     """Matthews correlation of label and most probable class; for more than two classes by Gorodkin (2004).
 
@@ -193,6 +204,7 @@ def class_statistics(
         "nll": (resampling.mean(-_at(logs, classes)), 0.0, math.inf),
         "brier": (resampling.mean(_squared_distance(rows, classes)), 0.0, 2.0),
         **{f"ece_{bins}": (resampling.calibration(confidence, correct, bins), 0.0, 1.0) for bins in BINS},
+        "ece_15_by_chance": (resampling.calibration_by_chance(confidence, 15), 0.0, 1.0),
         "ece_adaptive": (resampling.calibration_adaptive(confidence, correct, 15), 0.0, 1.0),
         "mcc": (resampling.matthews(rows.argmax(1), classes, rows.shape[1]), -1.0, 1.0),
         **({} if truth is None else _distances(logs, truth)),

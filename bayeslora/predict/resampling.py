@@ -143,6 +143,21 @@ def calibration(confidence: Floats, correctness: Floats, bins: int, rows: NDArra
     return lambda counts: np.abs(counts @ gaps).sum(1) / (counts @ sizes)
 
 
+def calibration_by_chance(confidence: Floats, bins: int) -> Statistic:
+    """What `calibration` is on average where rows are right as often as they are sure, each for itself.
+
+    The sum of (correctness - confidence) in a bin is taken as normal, and its mean size as no more than that of its
+    rows one by one, which it is where hardly any is unsure.
+    """
+    members = indicator(bin_of(confidence, bins), bins) * (confidence * (1 - confidence))[:, None]
+
+    def statistic(counts: Floats) -> Floats:
+        variances = counts @ members
+        return np.asarray(np.minimum(np.sqrt(2 * variances / np.pi), 2 * variances).sum(1) / counts.sum(1))
+
+    return statistic
+
+
 def calibration_adaptive(confidence: Floats, correctness: Floats, bins: int) -> Statistic:
     """The same in bins of equally many rows; rows of equal confidence share the bin of their middle rank."""
     ties = Ties(confidence)

@@ -39,6 +39,7 @@ def test_a_diagnosis_of_every_posterior(backend: str, tmp_path: Path) -> None:
     figures = json.loads((tmp_path / "out" / "diagnosis.json").read_text(), parse_constant=pytest.fail)
     assert text.startswith("# of a test\n") and "What are the probabilities worth?" in text
     assert {"accuracy", "nll", "ece_15", "aurc", "auroc_entropy", "prior_confidence"} <= set(figures)
+    assert f"which would be {figures['ece_15_by_chance']:.3f} by chance alone" in text
     random, dense = backend != "map", backend in ("svi", "laplace")
     assert ("khat" in figures) == dense and ("elpd_loo" in figures) == random
     assert ("rhat_largest" in figures) == (backend == "sgld")

@@ -89,6 +89,29 @@ def test_adaptive_ece_keeps_ties_together() -> None:
     assert metrics.ece_adaptive(probabilities, labels[::-1]) == pytest.approx(0, abs=1e-15)
 
 
+@pytest.mark.parametrize(("n", "sureness"), [(277, 0.5), (408, 2.0), (872, 4.0)])
+def test_ece_by_chance_is_the_mean_of_labels_drawn_from_the_probabilities(n: int, sureness: float) -> None:
+    generator = np.random.default_rng(0)
+    logits = sureness * generator.normal(size=(n, 2))
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    drawn = (generator.random((2000, n)) > probabilities[:, 0]).astype(int)
+    simulated = np.array([metrics.ece(probabilities, labels) for labels in drawn])
+    found = metrics.ece_by_chance(probabilities)
+    # Three standard errors of 2,000 draws, and 3 % for gaps of few rows, which are not quite normal.
+    assert found == pytest.approx(simulated.mean(), abs=3 * simulated.std() / 2000**0.5 + 0.03 * simulated.mean())
+    assert metrics.classification(np.log(probabilities), drawn[0])["ece_15_by_chance"].value == found
+
+
+def test_ece_by_chance_of_what_is_certain_or_nearly_so() -> None:
+    assert metrics.ece_by_chance(np.eye(2)[[0, 1, 0, 1]]) == 0
+    # One row that is wrong with probability 0.02: 0.98 x 0.02 + 0.02 x 0.98.
+    assert metrics.ece_by_chance([[0.98, 0.02]]) == pytest.approx(2 * 0.98 * 0.02)
+    # All of 100 rows in one bin, each a coin: the mean distance of a binomial from its half.
+    coins = stats.binom(100, 0.5)
+    exact = sum(coins.pmf(k) * abs(k - 50) for k in range(101)) / 100
+    assert metrics.ece_by_chance(np.full((100, 2), 0.5)) == pytest.approx(exact, rel=0.01)
+
+
 def test_values_do_not_depend_on_the_order_of_rows() -> None:
     probabilities, labels = rows()
     probabilities = np.round(probabilities, 1)  # many ties

@@ -108,7 +108,7 @@ def test_real_labels_have_a_mixture_of_normals() -> None:
 def test_metrics_say_how_they_were_made() -> None:
     plain = classes().metrics().to_dict()
     assert list(plain) == [
-        "accuracy", "nll", "brier", "ece_10", "ece_15", "ece_20", "ece_adaptive", "mcc",
+        "accuracy", "nll", "brier", "ece_10", "ece_15", "ece_20", "ece_15_by_chance", "ece_adaptive", "mcc",
         "interval", "n", "draws", "method",
     ]  # fmt: skip
     assert (plain["n"], plain["draws"], plain["method"]) == (40, 6, "sample")

@@ -34,7 +34,8 @@ def ranking_of(summary: pd.DataFrame, reference: str) -> pd.DataFrame:
     import pandas as pd
 
     rows = []
-    for (protocol, metric), part in summary.groupby(["protocol", "metric"], sort=False):
+    compared = summary[summary["metric"].isin(BETTER)]
+    for (protocol, metric), part in compared.groupby(["protocol", "metric"], sort=False):
         methods = part["method"].unique()
         whole = part[part["seeds"] == part.groupby(["task", "base"])["seeds"].transform("max")]
         values = whole.pivot(index=["task", "base"], columns="method", values="value").reindex(columns=methods)

@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 
 __all__ = ["BETTER", "Group", "groups_of", "over_seeds", "summary_of"]
 
-#: Metrics of the tables, and whether more of each is better.
+#: Metrics of the tables by which methods are compared, and whether more of each is better.
 BETTER = {
     "accuracy": True, "mcc": True, "nll": False, "perplexity": False, "ece_15": False, "brier": False, "rmse": False,
     "pearson": True, "spearman": True, "kl": False, "ece_true": False,
 }  # fmt: skip
+#: What is told beside them, which is better neither way.
+BESIDE = ("ece_15_by_chance",)
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def _scores(group: Group, results: Results) -> dict[int, _Scores]:
         assert chosen is not None
         prediction = Prediction.load(results.prediction(chosen.entry.cell, chosen.entry.evaluations[""]))
         statistics = prediction.statistics()
-        table = {name: statistics[name] for name in BETTER if name in statistics}
+        table = {name: statistics[name] for name in (*BETTER, *BESIDE) if name in statistics}
         found[target.seed] = _Scores(table, len(prediction))
     return found
 

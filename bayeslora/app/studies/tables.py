@@ -32,6 +32,7 @@ TITLES = {
     "nll": "NLL",
     "perplexity": "perplexity",
     "ece_15": "ECE-15",
+    "ece_15_by_chance": "ECE-15 by chance",
     "brier": "Brier",
     "rmse": "RMSE",
     "pearson": "Pearson",
@@ -39,6 +40,8 @@ TITLES = {
     "kl": "KL from truth",
     "ece_true": "ECE against truth",
 }
+MEANS = "Means over seeds; in brackets their 95 % intervals, first over rows (bootstrap), then over seeds (t)."
+BY_CHANCE = " ECE-15 by chance is what so many rows leave on average of probabilities that are true."
 PROTOCOLS = {
     "same": "all at the same settings",
     "chosen": "each at its own, chosen on held-out rows",
@@ -116,7 +119,8 @@ def quality_tables(summary: pd.DataFrame, reference: str, notes: Notes) -> Itera
     A method that has a note bears its number.
     """
     for (task, base, protocol), part in summary.groupby(["task", "base", "protocol"], sort=False):
-        metrics = [name for name in BETTER if name in set(part["metric"])]
+        metrics = [name for name in TITLES if name in set(part["metric"])]
+        compared = [name for name in metrics if name in BETTER]
         found = {(row["method"], row["metric"]): row for row in part.to_dict("records")}
         methods = list(part["method"].unique())
         place = f"{task}, {base}: {PROTOCOLS[protocol]}"
@@ -132,14 +136,14 @@ def quality_tables(summary: pd.DataFrame, reference: str, notes: Notes) -> Itera
                 ]
                 for method in methods
             ],
-            "Means over seeds; in brackets their 95 % intervals, first over rows (bootstrap), then over seeds (t).",
+            MEANS + (BY_CHANCE if "ece_15_by_chance" in metrics else ""),
         )
         others = [method for method in methods if "difference" in part and (method != reference)]
         if others and reference in methods:
             yield Table(
                 f"{place}; less {reference}",
-                ["method", *(TITLES[name] for name in metrics)],
-                [[names[method], *_cells(_difference, found, method, metrics)] for method in others],
+                ["method", *(TITLES[name] for name in compared)],
+                [[names[method], *_cells(_difference, found, method, compared)] for method in others],
                 f"Differences by pairs of rows and of seeds. {CHANCE} marks what is less than chance (one of the "
                 "intervals holds zero) or than the digits shown.",
             )

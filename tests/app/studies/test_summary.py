@@ -16,6 +16,7 @@ from bayeslora import files
 from bayeslora.app.studies import Study
 from bayeslora.app.studies.ranking import ranking_of, signed_rank
 from bayeslora.app.studies.summary import over_seeds, summary_of
+from bayeslora.predict.metrics import ece_by_chance
 from bayeslora.predict.prediction import ClassPrediction, Prediction
 
 Made = Callable[..., dict[str, Any]]
@@ -102,7 +103,18 @@ def test_predictions_that_do_not_know_the_truth_leave_its_cells_empty(
     column = list(quality.header).index("KL from truth")
     assert {row[0] for row in quality.rows if row[column]} == {reference} and len(quality.rows) == 2
     (row,) = differences.rows
-    assert row[column - 1] == "" and row[1].startswith("+")
+    assert row[list(differences.header).index("KL from truth")] == "" and row[1].startswith("+")
+
+
+def test_what_is_better_neither_way_is_told_and_not_compared(study: Made, tmp_path: Path) -> None:
+    report = filled(study(), tmp_path, lambda name, seed: classes(0.7, seed)).report()
+    quality, differences, *_ = report.tables()
+    assert quality.header[quality.header.index("ECE-15") + 1] == "ECE-15 by chance"
+    expected = np.mean([ece_by_chance(classes(0.7, seed).probabilities.numpy()) for seed in (0, 3)])
+    assert all(row[quality.header.index("ECE-15 by chance")].startswith(f"{expected:.3f} (") for row in quality.rows)
+    assert "ECE-15" in differences.header and "by chance" not in " ".join(differences.header)
+    ranked = set(report.parts["ranks"]["metric"])
+    assert "ece_15" in ranked and "ece_15_by_chance" not in ranked
 
 
 def test_an_interval_over_rows_covers(study: Made, tmp_path: Path) -> None:
