@@ -76,11 +76,15 @@ class Record:
     heldout: list[int] = field(default_factory=list)
     tuned_on: str = ""
 
+    def kept(self, rows: int) -> list[int]:
+        """Numbers of the rows that were trained on, of so many that `fit` was given; of any other number, all."""
+        aside = self.heldout if rows == self.n_data + len(self.heldout) else []
+        return sorted(set(range(rows)).difference(aside))
+
     def trained(self, rows: Dataset) -> Dataset:
         """The rows that were trained on, of all that `fit` was given; other rows are left as they are."""
-        if not self.heldout or len(rows) != self.n_data + len(self.heldout):
-            return rows
-        return rows.select(sorted(set(range(len(rows))).difference(self.heldout)))
+        numbers = self.kept(len(rows))
+        return rows if len(numbers) == len(rows) else rows.select(numbers)
 
 
 class Description(BaseModel):

@@ -193,7 +193,7 @@ def diagnosed(posterior: Posterior, train: Dataset, draws: int) -> dict[str, Any
             found["khat_by_layer"] = khat_by_block(posterior, train, max(draws // 2, 40), blocks=blocks, progress=False)
     if posterior.dense or chain.markov:
         total, error, shapes, good = loo_parts(loo(data))
-        found |= {"elpd_loo": total, "elpd_loo_error": error, "pareto_k_bad": int((shapes > good).sum())}
+        found |= {"elpd_loo": total, "elpd_loo_error": error, "pareto_k_bad": int((shapes.values > good).sum())}
     if chain.markov:
         found |= {
             "rhat": float(np.quantile(prediction_rhat(data), 0.95)),

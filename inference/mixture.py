@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from bayeslora.errors import PosteriorError
 from bayeslora.inference.softening import Softened, without
 from bayeslora.passes import Rows
 from bayeslora.posterior import Posterior, Record
@@ -22,9 +23,9 @@ __all__ = ["MixturePosterior", "refitted"]
 class MixturePosterior(Softened):
     """The mixture of independent fits, each as likely as any other.
 
-    Predictions average the members' probabilities; members that have a temperature each are averaged without, and have
-    one together. The mean averages their weights, which no member may be near: A and B are known up to a rotation of
-    the rank. Each member has its own initial weights, and so a prior of its own.
+    Predictions average the members' probabilities; members of `svi` or `laplace` that chose a temperature each are
+    averaged without, and have one together. The mean averages their weights, which no member may be near: A and B are
+    known up to a rotation of the rank. Each member has its own initial weights, and so a prior of its own.
 
     Args:
         members: posteriors of one program, by the same backend and settings, with seeds of their own.
@@ -58,6 +59,11 @@ class MixturePosterior(Softened):
         known = [member.most_draws for member in self.members if member.most_draws is not None]
         return len(self.members) * min(known) if known else None
 
+    def differing(self, draws: int) -> int:
+        """As many as the members have together, each an equal part."""
+        each = -(-draws // len(self.members))
+        return min(draws, sum(member.differing(each) for member in self.members))
+
     def draw(self) -> dict[str, Tensor]:
         """A draw of one of the members."""
         return self.members[int(torch.randint(len(self.members), ()))].draw()
@@ -86,6 +92,14 @@ class MixturePosterior(Softened):
         """
         densities = torch.stack([member.log_prob(values) for member in self.members])
         return densities.logsumexp(0) - math.log(len(densities))
+
+    def log_prior(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """None: members may have tuned or learned priors of their own.
+
+        Raises:
+            PosteriorError: always; each of `chains` has one.
+        """
+        raise PosteriorError("A mixture of fits has no prior in common: ask one of its chains.")
 
     def prior_draw(self) -> dict[str, Tensor]:
         """A draw of the prior of one of the members."""
@@ -148,7 +162,7 @@ class _OfEach:
 
 
 def refitted(fits: Iterable[Posterior]) -> MixturePosterior:
-    """The mixture of fits with consecutive seeds, and their costs together."""
+    """The mixture of fits, and their costs together."""
     members = list(fits)
     records = [member.record for member in members]
     cost = {

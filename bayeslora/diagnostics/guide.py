@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bayeslora.diagnostics import versions
 from bayeslora.errors import PosteriorError, unknown
+from bayeslora.observations import digest
 from bayeslora.passes import Rows, undisturbed
 from bayeslora.program import Program
 
@@ -108,7 +109,7 @@ def khat_by_block(
         raise PosteriorError(unknown("layer", name, known))
     over = Rows.of(program, data, batch_size, progress)
     over = replace(over, dataset=posterior.record.trained(over.dataset))
-    if over.labels is None:
+    if over.labels is None or digest(over.dataset) != posterior.record.data:
         raise PosteriorError("k-hat by block needs the rows that it was fitted to, with their labels.")
     rest = _mean(posterior, draws, seed)
     found = {}

@@ -52,7 +52,8 @@ def to_inference_data(
 ) -> Any:
     """The posterior and its predictions of ``data`` as an `InferenceData` (arviz 1.x: a `DataTree`).
 
-    Groups, by chain (independent fits) and draw: posterior, posterior_predictive, log_likelihood, log_prior,
+    Rows (``example``) have their number in ``data``, of which those that the fit has set aside are left out. Groups, by
+    chain (independent fits) and draw: posterior, posterior_predictive, log_likelihood, log_prior,
     sample_stats, prior, prior_predictive, observed_data, constant_data. LoRA matrices are summarised: see
     `bayeslora.diagnostics.summaries`. A point estimate has one draw.
 
@@ -89,6 +90,7 @@ def to_inference_data(
     rows = Rows.of(posterior.program, data, batch_size, progress)
     trained = posterior.record.trained(rows.dataset)
     fitted = rows.labels is not None and digest(trained) == posterior.record.data
+    numbers = posterior.record.kept(len(rows)) if fitted else list(range(len(rows)))
     rows = replace(rows, dataset=trained) if fitted else rows
     chains = []
     for place, chain in enumerate(posterior.chains):
@@ -105,6 +107,7 @@ def to_inference_data(
         groups["prior"] = _summarised([summaries for summaries, _ in drawn])
         predictions = [rows.predicted(outputs) for _, outputs in drawn]
         groups["prior_predictive"] = _predicted(predictions, seeds)
+    groups = {k: v.assign_coords(example=numbers) if "example" in v.dims else v for k, v in groups.items()}
     attributes = {
         "created_by": f"bayeslora {bayeslora.__version__}",
         "backend": posterior.record.backend,

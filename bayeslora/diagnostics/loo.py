@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from bayeslora.diagnostics import versions
 from bayeslora.diagnostics.guide import LEAST_DRAWS, good_k
@@ -63,10 +64,11 @@ def loo(data: Any) -> Any:
     weights, shapes = versions.psis(log_ratios - likelihood / data.attrs["temperature"])
     pointwise = np.logaddexp.reduce(weights + likelihood, axis=(0, 2)) - np.log(fits)
     lppd = float((np.logaddexp.reduce(likelihood, axis=(0, 2)) - np.log(fits * draws)).sum())
-    return versions.elpd(pointwise, shapes.max(0), lppd, draws, good_k(draws))
+    rows = {"example": data["log_likelihood"]["example"].values}
+    by_row, shape_by_row = (xr.DataArray(values, rows) for values in (pointwise, shapes.max(0)))
+    return versions.elpd(by_row, shape_by_row, lppd, draws, good_k(draws))
 
 
 def loo_parts(found: Any) -> tuple[float, float, Any, float]:
     """Total, standard error, pointwise Pareto k, and the k up to which a row can be trusted, of what `loo` gives."""
-    total = found.elpd if hasattr(found, "elpd") else found.elpd_loo
-    return float(total), float(found.se), found.pareto_k.values, float(found.good_k)
+    return versions.total_elpd(found), float(found.se), found.pareto_k, float(found.good_k)

@@ -65,13 +65,13 @@ def khat_bars(whole: float | None, blocks: Mapping[str, float]) -> Figure:
     return figure
 
 
-def pareto_k(shapes: np.ndarray, good: float) -> Figure:
-    """k-hat of each row's leave-one-out weights; infinite ones above all others."""
+def pareto_k(numbers: np.ndarray, shapes: np.ndarray, good: float) -> Figure:
+    """k-hat of the leave-one-out weights of the rows with these numbers; infinite ones above all others."""
     figure, axes = _one("", "Pareto k of leaving the row out")
     far, infinite = ~(shapes <= good), np.isinf(shapes)
     shapes = np.where(infinite, 1.1 * max([0.7, *shapes[~infinite]]), shapes)
     for chosen, colour in ((~far, COLOURS[0]), (far, COLOURS[1])):
-        axes.plot(np.flatnonzero(chosen), shapes[chosen], ".", color=colour, markersize=3)
+        axes.plot(numbers[chosen], shapes[chosen], ".", color=colour, markersize=3)
     axes.axhline(good, color=GREY, linestyle=":", linewidth=1)
     beyond = f", {int(infinite.sum())} infinite" if infinite.any() else ""
     axes.set_xlabel(f"training row ({int(far.sum())} of {len(far)} above {good:.2f}{beyond})")

@@ -14,7 +14,7 @@ from bayeslora.diagnostics.diagnosis import MODEL, NEAR, Diagnosis
 from bayeslora.diagnostics.guide import good_k, khat, khat_by_block, khat_error
 from bayeslora.diagnostics.inference_data import MARKOV, to_inference_data
 from bayeslora.diagnostics.loo import loo, loo_parts
-from bayeslora.errors import PosteriorError
+from bayeslora.errors import DataError, PosteriorError
 from bayeslora.predict.prediction import ClassPrediction, Prediction
 from bayeslora.predict.sequences import SequencePrediction
 
@@ -75,6 +75,7 @@ def diagnose(
 
     Raises:
         PosteriorError: the labels are real numbers.
+        DataError: they are not known.
     """
     settings: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "progress": progress}
     observation = posterior.program.observation
@@ -84,6 +85,8 @@ def diagnose(
             "A diagnosis is of class probabilities or of completions: for what "
             f"'{observation.name}' predicts there is to_inference_data."
         )
+    if not rows.labelled:  # not after all the passes
+        raise DataError(f"A diagnosis compares with labels, and the rows of '{rows.name}' have none.")
     draws = min([draws, *(chain.most_draws for chain in posterior.chains if chain.most_draws is not None)])
     found = Diagnosis()
     found.data = to_inference_data(posterior, rows if train is None else train, draws, PRIOR_DRAWS, **settings)
@@ -159,8 +162,8 @@ def _agreement(found: Diagnosis, posterior: Posterior, values: str, each: str) -
     least, all_draws = float(np.nanmin(prediction_ess(found.data).values)), found.data["posterior"].sizes
     total = all_draws["chain"] * all_draws["draw"]
     found.say(NEAR, f"Of {total} draws at least {least:.0f} are effective for every {each}.", ess_least=least)
-    if any(chain.record.history[0].get("divergences") for chain in posterior.chains):
-        count = sum(int(chain.record.history[0]["divergences"]) for chain in posterior.chains)
+    count = sum(int(row.get("divergences", 0)) for chain in posterior.chains for row in chain.record.history[:1])
+    if count:
         found.say(NEAR, f"{count} transitions diverged: a higher target_accept may help.", divergences=count)
 
 
@@ -217,7 +220,8 @@ def _leave_one_out(found: Diagnosis, posterior: Posterior) -> None:
     """How likely each training row is by the others."""
     try:
         estimate = loo(found.data)
-        total, error, shapes, good = loo_parts(estimate)
+        total, error, by_row, good = loo_parts(estimate)
+        shapes = by_row.values
         bad = int((~(shapes <= good)).sum())
         trust = "" if not bad else f" {bad} of {len(shapes)} rows have a Pareto k above {good:.2f}: do not trust it."
         sentence = f"elpd_loo {total:.1f} with a standard error of {error:.1f}, {total / len(shapes):.3f} a row.{trust}"
@@ -227,6 +231,6 @@ def _leave_one_out(found: Diagnosis, posterior: Posterior) -> None:
             found.say(
                 MODEL, f"Too good by as much as point estimates have overfitted, which leave no row out: {names}."
             )
-        found.pictures["pareto_k"] = plots.pareto_k(shapes, good)
+        found.pictures["pareto_k"] = plots.pareto_k(by_row["example"].values, shapes, good)
     except PosteriorError as problem:
         found.say(MODEL, f"Leave-one-out is left out. {problem}")

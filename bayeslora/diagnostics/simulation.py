@@ -90,7 +90,8 @@ def sbc(
     wide, a valley one that is too narrow, a slope a bias. Every latent site is drawn from its prior, those included of
     which the backend makes point estimates, and for which it then is not calibrated. It judges the fit as it is made: a
     guide that is stopped too early is found too narrow or biased, whatever it would have become. Draws of a Markov
-    chain are to be thinned until they are next to independent.
+    chain are to be thinned until they are next to independent. The posterior has to be of all rows under the prior that
+    weights are drawn from: ``heldout_size=0`` of `svi` and `laplace`, and ``prior_mean="model"`` of `svi`.
 
     Args:
         program: of a small adapter; it is fitted ``simulations`` times.
@@ -104,7 +105,7 @@ def sbc(
         **settings: of the backend.
 
     Raises:
-        SettingError: fewer than one simulation or draw.
+        SettingError: fewer than one simulation or draw, or a fit that sets rows aside.
 
     References:
         Talts, Betancourt, Simpson, Vehtari and Gelman, *Validating Bayesian inference algorithms with simulation-based
@@ -129,6 +130,11 @@ def sbc(
             labels = over.observation.predicted(outputs.unsqueeze(0)).sample()[0]
         simulated = unlabelled.add_column("labels", labels.tolist())
         posterior = fit(program, simulated, backend, seed=each, progress=False, **settings)
+        if posterior.record.heldout:
+            raise SettingError(
+                f"Ranks are of a posterior of all {len(over)} rows, and {backend} sets {len(posterior.record.heldout)} "
+                "of them aside: give heldout_size=0."
+            )
         measure = quantities or _default(program, labels)
         true = measure(truth, outputs)
         below = dict.fromkeys(true, 0)

@@ -5,6 +5,7 @@ Data of the former are an `InferenceData`, of the latter a `DataTree` of xarray;
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +17,7 @@ import xarray as xr
 from bayeslora import files
 from bayeslora.predict.resampling import Floats
 
-__all__ = ["elpd", "join", "psis", "read", "write"]
+__all__ = ["elpd", "join", "psis", "read", "total_elpd", "write"]
 
 MODERN = int(version("arviz").partition(".")[0]) >= 1
 
@@ -56,6 +57,11 @@ def read(path: str | Path) -> Any:
     return az.from_netcdf(str(path), engine="h5netcdf")
 
 
+def total_elpd(found: Any) -> float:
+    """What all examples of `elpd` sum up to."""
+    return float(found.elpd if MODERN else found.elpd_loo)
+
+
 def psis(log_ratios: Floats) -> tuple[Floats, Floats]:
     """Pareto-smoothed importance sampling over the last dimension.
 
@@ -88,7 +94,7 @@ def _smoothed(log_ratios: Floats) -> tuple[Floats, float]:
     return weights, float(shape)
 
 
-def elpd(pointwise: Floats, shapes: Floats, lppd: float, draws: int, good: float) -> Any:
+def elpd(pointwise: xr.DataArray, shapes: xr.DataArray, lppd: float, draws: int, good: float) -> Any:
     """Leave-one-out densities in arviz's own class, as `az.compare` and `az.plot_khat` take them.
 
     Args:
@@ -98,20 +104,19 @@ def elpd(pointwise: Floats, shapes: Floats, lppd: float, draws: int, good: float
         draws: that they are from, of one fit.
         good: k-hat up to which an example's estimate holds.
     """
-    total, error = float(pointwise.sum()), float(np.sqrt(len(pointwise) * pointwise.var(ddof=1)))
+    total, error = float(pointwise.sum()), math.sqrt(len(pointwise) * float(pointwise.var(ddof=1)))
     warned = not bool((shapes <= good).all())
-    each, tails = (xr.DataArray(values, dims="example") for values in (pointwise, shapes))
     if MODERN:
         from arviz_stats.utils import ELPDDataLOO
 
         return ELPDDataLOO(
             elpd=total, se=error, p=lppd - total, n_samples=draws, n_data_points=len(pointwise), scale="log",
-            warning=warned, good_k=good, elpd_i=each, pareto_k=tails, approx_posterior=True,
+            warning=warned, good_k=good, elpd_i=pointwise, pareto_k=shapes, approx_posterior=True,
         )  # fmt: skip
     from arviz.stats.stats_utils import ELPDData
 
     found = {
         "elpd_loo": total, "se": error, "p_loo": lppd - total, "n_samples": draws, "n_data_points": len(pointwise),
-        "warning": warned, "loo_i": each, "pareto_k": tails, "scale": "log", "good_k": good,
+        "warning": warned, "loo_i": pointwise, "pareto_k": shapes, "scale": "log", "good_k": good,
     }  # fmt: skip
     return ELPDData(data=list(found.values()), index=list(found))

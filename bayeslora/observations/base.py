@@ -43,6 +43,7 @@ class Observation(ABC):
         peft_task: PEFT's name for such a network, or None.
         causal: whether the network is a causal language model with its own head.
         apart: columns of a batch that are not arguments of the network, beside labels and index.
+        label: type of a label, as which those of tokenised rows are read; None leaves them as they are.
     """
 
     name: ClassVar[str]
@@ -51,6 +52,7 @@ class Observation(ABC):
     peft_task: ClassVar[str | None] = "SEQ_CLS"
     causal: ClassVar[bool] = False
     apart: ClassVar[frozenset[str]] = frozenset()
+    label: ClassVar[type[int] | type[float] | None] = None
 
     @classmethod
     @abstractmethod

@@ -33,6 +33,7 @@ class Classes(Observation, Curved):
 
     name: ClassVar[str] = "classes"
     kinds: ClassVar[tuple[str, ...]] = ("classification",)
+    label: ClassVar[type[int] | type[float] | None] = int
 
     classes: int
 

@@ -181,7 +181,11 @@ def _tokenised(data: Dataset, observation: Observation) -> Dataset:
     data = data.with_format(None)
     _check_ids(data)
     if "labels" in data.column_names:
-        observation.check(data["labels"][:])
+        labels = data["labels"][:]
+        observation.check(labels)
+        if observation.label is not None and {type(label) for label in labels} != {observation.label}:
+            # Stars from 1 to 5 are real labels, and 1.0 and True are class numbers.
+            data = data.remove_columns("labels").add_column("labels", list(map(observation.label, labels)))
     return numbered(data)
 
 

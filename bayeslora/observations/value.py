@@ -30,6 +30,7 @@ class Value(Observation, Curved):
 
     name: ClassVar[str] = "value"
     kinds: ClassVar[tuple[str, ...]] = ("regression",)
+    label: ClassVar[type[int] | type[float] | None] = float
 
     scale: float = 1.0
 

@@ -44,7 +44,8 @@ class Temperature(Over):
 
     Predictions are tempered by default (``"tempered"``). All other methods, and all that is said of the weights, are
     the other posterior's, without T. A backend that chooses something on held-out rows itself, as `svi` and `laplace`
-    do, chooses it on the same ones, before T.
+    do, chooses it on the same ones, before T. Of independent fits (``chains``) each has a T of its own; members of an
+    ``ensemble`` have one together.
 
     Attributes:
         mode: "fit" fits the other backend; "given" takes the mean of the posterior that `fit` is to ``start`` from, or
@@ -215,6 +216,14 @@ class TemperedPosterior(Posterior):
     def log_prob(self, values: Mapping[str, Tensor]) -> Tensor:
         """The posterior's."""
         return self.inner.log_prob(values)
+
+    def pairs(self, n: int, seed: int = 0) -> Iterator[dict[str, Tensor]]:
+        """The posterior's."""
+        return self.inner.pairs(n, seed)
+
+    def prior_model(self) -> dict[str, Tensor]:
+        """The posterior's."""
+        return self.inner.prior_model()
 
     def prior_draw(self) -> dict[str, Tensor]:
         """The posterior's."""

@@ -73,7 +73,8 @@ class Laplace(TrainingSettings):
             "none" keeps the model's prior.
         heldout_size: training rows that are set aside to tune on and that the mode does not see, where it is found here
             and `fit` was given no ``heldout``. By default they are a tenth of all, but 1,000 at most, and none where
-            that is less than 30. They are drawn by the run's seed, with each class's share.
+            that is less than 30. They are drawn by the run's seed, with each class's share. Of rows that are given as
+            ``heldout`` it says nothing: they are tuned on with 0 as well.
         temperature: weight of the log prior against the whole data's log-likelihood; 1 is Bayes' rule.
         point_learning_rate: of weights that are not random in the model; of the mode "mle" by default that of all.
             See `map` for the other.

@@ -8,7 +8,7 @@ import arviz as az
 import numpy as np
 import pytest
 import torch
-from scenarios import lora_regression, tiny_program, tiny_rows
+from scenarios import lora_regression, tiny_program, tiny_rows, untrained_program
 
 from bayeslora.diagnostics import read, write
 from bayeslora.diagnostics.loo import loo
@@ -86,6 +86,18 @@ def test_of_other_rows_there_is_no_density_of_the_posterior() -> None:
     found = fitted("svi").to_inference_data(tiny_rows(7, seed=5), draws=3, progress=False)
     assert found.attrs["rows"] == "other"
     assert "log_p" not in found["sample_stats"] and "log_q" in found["sample_stats"]
+
+
+def test_rows_keep_their_numbers_where_some_were_set_aside() -> None:
+    posterior = fit(untrained_program(), ROWS, "svi", epochs=1, heldout_size=4, progress=False)
+    data = posterior.to_inference_data(ROWS, draws=30, progress=False)
+    kept = sorted(set(range(16)).difference(posterior.record.heldout))
+    groups = ("log_likelihood", "observed_data", "posterior_predictive", "prior_predictive", "constant_data")
+    assert all(data[group]["example"].values.tolist() == kept for group in groups)
+    assert data["observed_data"]["y"].sel(example=kept[5]) == ROWS["labels"][kept[5]]
+    assert loo(data).pareto_k["example"].values.tolist() == kept
+    trained = ROWS.select(kept)
+    assert posterior.to_inference_data(trained, draws=2, progress=False)["observed_data"]["example"].values[-1] == 11
 
 
 def test_a_cold_posterior_has_a_tempered_density() -> None:

@@ -189,6 +189,8 @@ def test_mistakes_are_told() -> None:
     guide = fit(program, rows, "svi", epochs=1, progress=False)
     with pytest.raises(PosteriorError, match="rows that the posterior was fitted to"):
         loo(guide.to_inference_data(tiny_rows(5, seed=3), draws=30, progress=False))
+    with pytest.raises(PosteriorError, match="k-hat by block needs the rows that it was fitted to"):
+        khat_by_block(guide, tiny_rows(12, seed=3), 30, progress=False)
     with pytest.raises(PosteriorError, match="Unknown layer 'typo'"):
         khat_by_block(guide, rows, 30, blocks={"mine": {"typo"}}, progress=False)
     with pytest.raises(PosteriorError, match="at least 30 draws, found 10"):

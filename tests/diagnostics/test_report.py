@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ from peft import LoraConfig
 from scenarios import lora_regression, saved_base, text_program, text_rows
 
 from bayeslora.diagnostics import diagnose, plots, read, report, token_calibration
-from bayeslora.errors import PosteriorError
+from bayeslora.errors import DataError, PosteriorError
 from bayeslora.inference import fit
 from bayeslora.models import Gaussian
 from bayeslora.predict.sequences import SequencePrediction
@@ -51,6 +52,22 @@ def test_a_diagnosis_of_every_posterior(backend: str, tmp_path: Path) -> None:
     assert pictures == set(found.pictures) and all(f"![{name}]({name}.png)" in text for name in pictures)
     assert {"reliability", "classes", "risk", "uncertainty", "shift", "prior_predictive"} <= pictures
     assert read(tmp_path / "out" / "posterior.nc").attrs["backend"] == backend
+
+
+def test_a_markov_posterior_that_logged_nothing(tmp_path: Path) -> None:
+    program, rows = text_program(saved_base(tmp_path / "base")), text_rows(12)
+    posterior = fit(program, rows, "sgld", progress=False, **SETTINGS["sgld"])
+    posterior.record = replace(posterior.record, history=[])  # as one's own backend may leave it
+    assert "ess_least" in diagnose(posterior, text_rows(9), rows, draws=30, progress=False).figures
+
+
+def test_labels_are_asked_for_before_anything_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program, rows = text_program(saved_base(tmp_path / "base")), text_rows(12)
+    posterior = fit(program, rows, "map", progress=False, epochs=1)
+    monkeypatch.setattr(report, "to_inference_data", lambda *_: pytest.fail("passes were made"))
+    unlabelled = Split(rows.dataset.remove_columns("label"), rows.spec, "new")
+    with pytest.raises(DataError, match="the rows of 'new' have none"):
+        diagnose(posterior, unlabelled, progress=False)
 
 
 def test_without_the_training_rows(tmp_path: Path) -> None:
@@ -200,6 +217,6 @@ def test_an_infinite_khat_is_seen() -> None:
     assert [text.get_text().strip() for text in bars.texts] == ["infinite"] * 2
     # Beyond the longest of the others, by a tenth.
     assert [bar.get_width() for bar in bars.patches] == pytest.approx([2.2, 2.0, 2.2])
-    (rows,) = plots.pareto_k(np.array([np.inf, 0.2, np.inf]), 0.5).axes
+    (rows,) = plots.pareto_k(np.array([3, 5, 8]), np.array([np.inf, 0.2, np.inf]), 0.5).axes
     assert rows.get_xlabel() == "training row (2 of 3 above 0.50, 2 infinite)"
-    assert np.isfinite(rows.lines[1].get_ydata()).all() and len(rows.lines[1].get_ydata()) == 2
+    assert np.isfinite(rows.lines[1].get_ydata()).all() and rows.lines[1].get_xdata().tolist() == [3, 8]

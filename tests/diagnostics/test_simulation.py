@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scenarios import Regression, lora_regression
+from scenarios import Regression, lora_regression, tiny_rows, untrained_program
 from torch import Tensor
 
 from bayeslora import inference
@@ -107,3 +107,5 @@ def test_a_picture_of_ranks_counts_every_simulation() -> None:
 def test_mistakes_are_told(known: Regression) -> None:
     with pytest.raises(SettingError, match="at least 1, found 0 and 99"):
         sbc(known.program, "exact", known.rows, 0)
+    with pytest.raises(SettingError, match="of all 24 rows, and svi sets 8 of them aside: give heldout_size=0"):
+        sbc(untrained_program(), "svi", tiny_rows(24), 1, 9, heldout_size=8, epochs=1, progress=False)

@@ -189,6 +189,22 @@ def test_as_many_draws_are_had_as_of_every_member_alike() -> None:
     assert fit(program(), ROWS, "map", chains=2, epochs=1, progress=False).most_draws is None
 
 
+def test_as_many_draws_differ_as_the_members_have_together() -> None:
+    settings = {"checkpoints": 3, "epochs": 3, "progress": False}
+    posterior = fit(program(), ROWS, "checkpoint-ensemble", chains=2, **settings)
+    assert [posterior.differing(draws) for draws in (1, 5, 10)] == [1, 5, 6]
+    assert len(posterior.sample(posterior.differing(10))["linear_16x16.A"]) == 6
+    dense = fit(program(), ROWS, "svi", chains=2, epochs=1, progress=False)
+    assert [dense.differing(draws) for draws in (1, 5, 10)] == [1, 5, 10]
+
+
+def test_members_have_priors_of_their_own_and_the_whole_has_none() -> None:
+    posterior = fit(program(), ROWS, "svi", chains=2, epochs=1, progress=False)
+    with pytest.raises(PosteriorError, match="no prior in common: ask one of its chains"):
+        posterior.log_prior(posterior.draw())
+    assert posterior.chains[0].log_prior(posterior.chains[0].draw())
+
+
 def test_points_have_no_density() -> None:
     posterior = fit(program(), ROWS, "map", chains=2, epochs=1, progress=False)
     with pytest.raises(PosteriorError, match="no density"):

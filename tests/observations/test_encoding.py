@@ -12,7 +12,18 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from bayeslora.errors import DataError, SettingError
-from bayeslora.observations import Classes, Collator, Encoder, Padding, batches, encode, of_task
+from bayeslora.observations import (
+    Classes,
+    Collator,
+    Encoder,
+    Observation,
+    Padding,
+    Value,
+    batches,
+    digest,
+    encode,
+    of_task,
+)
 from bayeslora.observations.choices import ChoiceCollator
 from bayeslora.tasks import Split, Task, TaskSpec, build_task
 
@@ -233,6 +244,24 @@ def test_tokenised_rows_with_other_labels(tokenizer: PreTrainedTokenizerFast, la
     own = Dataset.from_dict({"input_ids": [[5]], "labels": [label]})
     with pytest.raises(DataError, match=message):
         tokens(Encoder(tokenizer, SENTENCES), own)
+
+
+@pytest.mark.parametrize(
+    ("observation", "labels", "expected"),
+    [
+        (Value(), [1, 5, 3], [1.0, 5.0, 3.0]),
+        (Classes(3), [2.0, 0.0, 1.0], [2, 0, 1]),
+        (Classes(2), [True, False], [1, 0]),
+    ],
+)
+def test_labels_of_tokenised_rows_have_the_type_of_what_is_observed(
+    observation: Observation, labels: list[Any], expected: list[Any]
+) -> None:
+    own = Dataset.from_dict({"input_ids": [[5]] * len(labels), "labels": labels})
+    encoded = encode(own, observation, None)
+    assert encoded["labels"][:] == expected and {type(label) for label in encoded["labels"]} == {type(expected[0])}
+    plain = Dataset.from_dict({"input_ids": [[5]] * len(labels), "labels": expected})
+    assert digest(encoded) == digest(encode(plain, observation, None))
 
 
 def test_tokenised_data_without_rows() -> None:

@@ -49,6 +49,22 @@ def test_it_is_of_averaged_probabilities_on_rows_that_were_set_aside() -> None:
     assert data.attrs["method"] == "sample" and "log_p" in data["sample_stats"]
 
 
+def test_pairs_and_the_prior_are_those_of_the_other_posterior() -> None:
+    settings = {"of_settings": {"epochs": 2, "batch_size": 4, "learning_rate": 1e-2}, "heldout_size": 8}
+    posterior = fit(untrained_program(), ROWS, "temperature", of="svi", progress=False, **settings)
+    for mine, other in zip(posterior.pairs(4, seed=2), posterior.inner.pairs(4, seed=2), strict=True):
+        assert torch.equal(mine["linear_16x16.A"], other["linear_16x16.A"])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        mine = posterior.prior_model()["linear_16x16.A"]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        assert torch.equal(mine, posterior.inner.prior_model()["linear_16x16.A"])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        assert not torch.equal(mine, posterior.program.prior()["linear_16x16.A"])  # its centre was learned
+
+
 @pytest.mark.filterwarnings("ignore:The chain ends")
 def test_draws_of_a_chain_are_still_those_of_a_chain() -> None:
     chain = {"of": "sgld", "of_settings": {"draws": 4, "warmup": 1}, "heldout_size": 8, "draws": 2, "progress": False}

@@ -13,6 +13,7 @@ from torch import Tensor
 from bayeslora.errors import SettingError
 from bayeslora.inference import fit, load
 from bayeslora.inference.training import trainer
+from bayeslora.inference.variational import posterior as learning
 from bayeslora.inference.variational.ivon import IVON
 from bayeslora.inference.variational.posterior import VariationalPosterior
 from bayeslora.models import Gaussian, MonteCLoRA
@@ -107,6 +108,28 @@ def test_a_resumed_fit_is_the_uninterrupted_one_to_the_last_digit(
         assert all(torch.equal(value, whole.state()[name]) for name, value in found.state().items())
     losses = [[entry["loss"] for entry in each.record.history if "loss" in entry] for each in (whole, resumed)]
     assert losses[0] == losses[1] and len(losses[0]) == 6
+
+
+def test_a_fit_that_died_behind_its_last_checkpoint_keeps_its_deviations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No step is left to make, and what the optimiser knows is still to be put into the guide."""
+    saved_base(tmp_path / "base")
+    model, data = Gaussian(sites="both"), text_rows(12)
+
+    def fitted(**settings: Any) -> VariationalPosterior:
+        return fit(text_program(tmp_path / "base", model), data, **QUICK, output_dir=tmp_path / "run", **settings)
+
+    def die(*_: Any) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(learning, "_warn_of_unmoved", die)
+        with pytest.raises(MemoryError):
+            fitted()
+    stopped, resumed = load(tmp_path / "run"), fitted(resume=True)
+    assert not stopped.record.finished and resumed.record.finished
+    assert all(torch.equal(value, resumed.state()[name]) for name, value in stopped.state().items())
 
 
 def test_seeds_count() -> None:
