@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from difflib import get_close_matches
-from functools import wraps
-from typing import ParamSpec, TypeVar
 
 __all__ = [
     "AdapterError",
@@ -15,12 +13,8 @@ __all__ = [
     "SettingError",
     "TaskError",
     "TrainingError",
-    "renamed",
     "unknown",
 ]
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 class BayesLoraError(Exception):
@@ -57,22 +51,3 @@ def unknown(kind: str, found: str, known: Iterable[str]) -> str:
     near = get_close_matches(found.lower(), [name.lower() for name in names], n=1, cutoff=0.5)
     hint = next((f" Did you mean '{name}'?" for name in names if near and name.lower() == near[0]), "")
     return f"Unknown {kind} '{found}'.{hint} Known: {', '.join(names)}."
-
-
-def renamed(**names: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """A function that says what an argument is called now, if it is given by its former name.
-
-    Args:
-        **names: of today, by the former ones.
-    """
-
-    def around(function: Callable[P, T]) -> Callable[P, T]:
-        @wraps(function)
-        def called(*args: P.args, **kwargs: P.kwargs) -> T:
-            for name in names.keys() & kwargs.keys():
-                raise SettingError(f"'{name}' of {function.__name__} is now '{names[name]}'.")
-            return function(*args, **kwargs)
-
-        return called
-
-    return around

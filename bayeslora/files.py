@@ -127,7 +127,6 @@ def locked(lock: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
-#: Locks of this thread.
 def left(lock: Path) -> bool:
     """Whether a process that was killed has left a lock behind, which nobody holds since."""
     import fcntl
@@ -141,6 +140,7 @@ def left(lock: Path) -> bool:
         return False
 
 
+#: Locks of this thread.
 _HELD: ContextVar[frozenset[Path]] = ContextVar("held", default=frozenset())
 
 

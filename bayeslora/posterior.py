@@ -18,7 +18,7 @@ from pyro import poutine
 from torch import Tensor
 
 from bayeslora import files, store
-from bayeslora.errors import PosteriorError, renamed, unknown
+from bayeslora.errors import PosteriorError, unknown
 from bayeslora.identity import describe
 from bayeslora.passes import Rows, undisturbed
 from bayeslora.predictors import Draws, Mean, Predictor
@@ -192,7 +192,6 @@ class Posterior(ABC):
             raise PosteriorError(unknown("method of prediction", name, self.predictors))
         return name, self.predictors[name]
 
-    @renamed(samples="draws")
     def predict(
         self,
         data: Any,

@@ -21,7 +21,7 @@ __all__ = ["Draws", "Mean", "Outputs", "Pairs", "Predictor", "Tempered"]
 
 
 class Outputs(NamedTuple):
-    """What a way to predict makes of rows, in place of which a plain tuple of the first two will do.
+    """What a way to predict makes of rows.
 
     Attributes:
         outputs: of the network (draws, examples, outputs).
@@ -44,9 +44,7 @@ class Predictor(Protocol):
 
     by_draws: bool
 
-    def __call__(
-        self, posterior: Posterior, rows: Rows, draws: int, seed: int
-    ) -> Outputs | tuple[Tensor, Tensor | None]:
+    def __call__(self, posterior: Posterior, rows: Rows, draws: int, seed: int) -> Outputs:
         """Outputs for every row; dropout is off and gradients are."""
 
 

@@ -18,7 +18,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from bayeslora.adapters import adapt, by_base_name, check_room, load_adapter
-from bayeslora.errors import AdapterError, renamed
+from bayeslora.errors import AdapterError
 from bayeslora.joined import Apart
 from bayeslora.models.base import WeightModel
 from bayeslora.models.monteclora import MonteCLoRA
@@ -95,7 +95,6 @@ class Program(nn.Module):
             config.pad_token_id = self.padding.values["input_ids"]
 
     @classmethod
-    @renamed(name_or_path="base")
     def from_pretrained(
         cls,
         base: str | Path | NetworkSettings,

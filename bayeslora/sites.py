@@ -82,7 +82,7 @@ class Slot:
         name: of the parameter there.
         parameter: PEFT's own, or the network's.
         transposed: whether the rank is its first dimension.
-        own: whether the layer reads the matrix elsewhere than in the forward pass of ``module`` (DoRA).
+        own: whether the layer uses the matrix in the forward pass of ``module`` alone, as DoRA does not.
     """
 
     module: nn.Module = field(repr=False)
@@ -111,12 +111,9 @@ class Slot:
             AdapterError: a function for what is not the matrix of a linear layer.
         """
         if isinstance(value, Tensor):
-            state = self.module.__dict__
-            if "forward" in state:
-                self._step_down()
-            if self.name in state["_parameters"]:
-                del state["_parameters"][self.name]
-            state[self.name] = value
+            self._step_down()
+            self.module._parameters.pop(self.name, None)
+            self.module.__dict__[self.name] = value  # past nn.Module, which takes parameters alone
             return
         if not self.linear:
             raise AdapterError(

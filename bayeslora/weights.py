@@ -34,8 +34,8 @@ class Weights:
 
     Args:
         network: a `peft.PeftModel` with one active adapter, or a network of transformers. Its parameters are frozen:
-            values are learned by whoever installs them here, and reach the parameters by `write`. Several programs may
-            share a network, one after the other.
+            values are learned by whoever installs them here, and reach the parameters by `write` or, while the network
+            is saved, by `holding`. Several programs may share a network, one after the other.
 
     Attributes:
         name: of the adapter; None without PEFT.

@@ -153,7 +153,7 @@ class _OfEach:
         assert isinstance(posterior, MixturePosterior)
         each = -(-draws // len(posterior.members))
         found = [
-            Outputs(*member.predictors[self.method](member, rows, each, seed + place))
+            member.predictors[self.method](member, rows, each, seed + place)
             for place, member in enumerate(posterior.members)
         ]
         known = [each.aleatoric for each in found if each.aleatoric is not None]

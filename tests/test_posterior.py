@@ -19,7 +19,6 @@ from bayeslora.models import MonteCLoRA
 from bayeslora.models.guides.auto import make_guide
 from bayeslora.posterior import Posterior, Record
 from bayeslora.program import Program
-from bayeslora.tasks import load_task
 
 
 def untrained(program: Program, kind: str = "structured") -> VariationalPosterior:
@@ -187,13 +186,6 @@ def test_numbers_that_a_prediction_cannot_take_are_refused(posterior: Posterior,
 def test_what_a_fit_cannot_take_is_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(SettingError, match=message):
         fit(tiny_program(), tiny_rows(4), progress=False, **settings)
-
-
-def test_a_former_name_of_an_argument_is_told_the_name_of_today(posterior: Posterior) -> None:
-    with pytest.raises(SettingError, match="'samples' of predict is now 'draws'"):
-        posterior.predict(tiny_rows(3), samples=5)
-    with pytest.raises(SettingError, match="'name_or_path' of from_pretrained is now 'base'"):
-        Program.from_pretrained(name_or_path="demo", task=load_task("demo"))
 
 
 def test_two_posteriors_of_one_program_do_not_disturb_each_other(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,7 +30,6 @@ from bayeslora.app.commands.listing import (
 from bayeslora.app.commands.lm_eval import lm_eval
 from bayeslora.app.commands.predict import predict
 from bayeslora.app.commands.tasks import show_task
-from bayeslora.app.config import RENAMED
 from bayeslora.app.terminal import explain, quiet, say
 from bayeslora.errors import BayesLoraError
 from bayeslora.signals import acted_on
@@ -108,13 +108,8 @@ def main(arguments: list[str] | None = None) -> None:
     first: list[str] = []
     rest: list[str] = []
     for word in words:
-        # The number of texts that `generate` writes has the name that the number of draws once had.
-        flag = word.partition("=")[0]
-        if flag.startswith("--") and flag in RENAMED and rest[:1] != ["generate"]:
-            say(f"Error: {flag} is now {RENAMED[flag]}.")
-            sys.exit(FAILED)
         if word == "--plugin":
-            first += [word, *([value] if (value := next(words, None)) is not None else [])]
+            first += [word, *islice(words, 1)]
         elif word == "--debug" or word.startswith("--plugin="):
             first.append(word)
         else:

@@ -11,7 +11,7 @@ from bayeslora.errors import SettingError, unknown
 from bayeslora.recipes import LoraSettings
 from bayeslora.settings import Count, Seed, Settings, build
 
-__all__ = ["PREFIXES", "RENAMED", "LoraSettings", "RunConfig", "assign", "plain", "read_config", "read_yaml"]
+__all__ = ["PREFIXES", "LoraSettings", "RunConfig", "assign", "plain", "read_config", "read_yaml"]
 
 #: Where an assignment with a prefix goes; one without goes to the settings of the backend.
 PREFIXES = {
@@ -22,15 +22,6 @@ PREFIXES = {
     "lora": ("lora",),
     "task": ("task_settings",),
     "observation": ("observation_settings",),
-}
-
-#: Former spellings, of flags, keys of a configuration and prefixes of assignments, and those of today.
-RENAMED = {
-    "--samples": "--draws",
-    "--program": "--model",
-    "samples": "draws",
-    "program": "model",
-    "program_settings": "model_settings",
 }
 
 
@@ -92,9 +83,6 @@ class RunConfig(Settings):
         Raises:
             SettingError: an unknown key, or a value of another type.
         """
-        for name in values:
-            if name in RENAMED:
-                raise SettingError(f"'{name}' in a configuration is now '{RENAMED[name]}'.")
         if values.get("model") == "demo":
             raise SettingError("'model' is the Pyro model of the weights: the base network, such as 'demo', is 'base'.")
         return build(cls, _spelled_out(values))
@@ -150,16 +138,16 @@ def assign(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, A
         if not equals or not key:
             raise SettingError(f"Cannot read the setting '{assignment}': expected key=value.")
         prefix, dot, name = key.strip().partition(".")
-        if dot and prefix in RENAMED:
-            raise SettingError(f"'{prefix}.' in '{assignment}' is now '{RENAMED[prefix]}.'.")
         if dot and prefix not in PREFIXES:
             raise SettingError(unknown("prefix of a setting", prefix, PREFIXES))
-        if prefix in RunConfig.__dataclass_fields__ and not dot and prefix != "lora":
-            merged[prefix] = value
-            continue
         if prefix == "lora":
-            name = name or "method"
-        path = (*PREFIXES[prefix], *_within(prefix, name)) if name else ("settings", prefix)
+            name = name or "method"  # lora=dora
+        if name:
+            path = (*PREFIXES[prefix], *_within(prefix, name))
+        elif prefix in RunConfig.__dataclass_fields__ and not dot:
+            path = (prefix,)
+        else:
+            path = ("settings", prefix)
         merged = _put(merged, path, value)
     return merged
 

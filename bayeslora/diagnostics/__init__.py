@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bayeslora.diagnostics.calibration import auroc, by_class, risk_coverage
+from bayeslora.diagnostics.calibration import by_class, risk_coverage
 from bayeslora.diagnostics.convergence import elbo_trend, prediction_ess, prediction_rhat, shuffled
 from bayeslora.diagnostics.guide import khat, khat_by_block, layer_blocks
 from bayeslora.diagnostics.inference_data import to_inference_data
@@ -11,6 +11,7 @@ from bayeslora.diagnostics.report import Diagnosis, diagnose
 from bayeslora.diagnostics.simulation import Ranks, sbc
 from bayeslora.diagnostics.tokens import TokenCalibration, token_calibration
 from bayeslora.diagnostics.versions import read, write
+from bayeslora.predict.selective import auroc
 
 __all__ = [
     "Diagnosis",

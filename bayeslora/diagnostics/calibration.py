@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from bayeslora.errors import DataError
 from bayeslora.predict.prediction import ClassPrediction, Prediction
 from bayeslora.predict.reliability import Guesses, guesses_of
 from bayeslora.predict.resampling import Floats, bin_of, indicator
+from bayeslora.predict.selective import risk_by_coverage
 
-__all__ = ["ClassBins", "RiskCoverage", "auroc", "by_class", "risk_coverage"]
+__all__ = ["ClassBins", "RiskCoverage", "by_class", "risk_coverage"]
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,7 @@ def risk_coverage(found: Prediction | Guesses) -> RiskCoverage:
         Geifman and El-Yaniv, *Selective classification for deep neural networks*, NeurIPS 2017.
     """
     guesses = guesses_of(found)
-    _, tied = np.unique(-guesses.confidence, return_inverse=True)
-    wrong = np.bincount(tied, 1 - guesses.correct) / np.bincount(tied)
-    # Rows of which it is equally sure come in no order: each counts as the average of them.
-    wrong = wrong[np.sort(tied)]
-    answered = np.arange(1, len(tied) + 1)
-    return RiskCoverage(answered / len(tied), wrong.cumsum() / answered)
+    return RiskCoverage(*risk_by_coverage(guesses.confidence, guesses.correct))
 
 
 @dataclass(frozen=True)
@@ -90,18 +85,6 @@ def by_class(prediction: ClassPrediction, bins: int = 10) -> list[ClassBins]:
             ClassBins(name, probabilities[:, number] @ members / rows, (labels == number) @ members / rows, rows)
         )
     return found
-
-
-def auroc(known: torch.Tensor, other: torch.Tensor) -> float:
-    """How often a number of an other row is above one of a known row, ties counted half: 0.5 tells nothing.
-
-    Args:
-        known: of each row of the kind that was fitted, such as its mutual information (examples,).
-        other: of each row of another kind.
-    """
-    from scipy.stats import mannwhitneyu
-
-    return float(mannwhitneyu(other.numpy(), known.numpy()).statistic / (len(known) * len(other)))
 
 
 def _known(prediction: ClassPrediction) -> tuple[Floats, NDArray[np.int64]]:

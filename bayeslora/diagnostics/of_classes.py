@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 from bayeslora.diagnostics import plots
-from bayeslora.diagnostics.calibration import auroc
 from bayeslora.diagnostics.diagnosis import MODEL, WORTH, Diagnosis
 from bayeslora.diagnostics.guesses import as_sure_as_right, say_risk
 from bayeslora.predict.plots import reliability_diagram
+from bayeslora.predict.selective import auroc
 
 if TYPE_CHECKING:
     from bayeslora.posterior import Posterior

@@ -6,16 +6,14 @@ import math
 from typing import TYPE_CHECKING, Any, cast
 
 from bayeslora.diagnostics import plots
-from bayeslora.diagnostics.calibration import auroc
 from bayeslora.diagnostics.diagnosis import MODEL, WORTH, Diagnosis
 from bayeslora.diagnostics.guesses import as_sure_as_right, say_risk
 from bayeslora.diagnostics.tokens import METHODS, token_calibration
 from bayeslora.networks import vocabulary
 from bayeslora.predict.plots import reliability_diagram
+from bayeslora.predict.selective import auroc
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from bayeslora.posterior import Posterior
     from bayeslora.predict.sequences import SequencePrediction
     from bayeslora.tasks import Split
@@ -86,7 +84,7 @@ def _tokens(found: Diagnosis, posterior: Posterior, rows: Split, draws: int, set
 
 
 def _shift(found: Diagnosis, known: SequencePrediction, other: SequencePrediction, names: tuple[str, str]) -> None:
-    each = {"nats a token": (_by_token(known), _by_token(other))}
+    each = {"nats a token": (known.nll_by_token, other.nll_by_token)}
     if known.draws > 1:
         each["nats of disagreement between draws"] = known.disagreement, other.disagreement
     told = {name: auroc(*values) for name, values in each.items()}
@@ -97,7 +95,3 @@ def _shift(found: Diagnosis, known: SequencePrediction, other: SequencePredictio
         **dict(zip(("auroc_nll", "auroc_disagreement"), told.values(), strict=False)),
     )
     found.pictures["shift"] = plots.shift_histograms(each, names)
-
-
-def _by_token(prediction: SequencePrediction) -> Tensor:
-    return -prediction.log_predictive_density / prediction.tokens

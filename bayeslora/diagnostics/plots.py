@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bayeslora.diagnostics.calibration import auroc, by_class, risk_coverage
+from bayeslora.diagnostics.calibration import by_class, risk_coverage
 from bayeslora.predict.plots import COLOURS, GREY, MARKERS
 from bayeslora.predict.reliability import guesses_of
+from bayeslora.predict.selective import auroc
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -144,8 +145,8 @@ def prior_texts(data: Any) -> Figure:
 def text_scatter(prediction: SequencePrediction) -> Figure:
     """How much draws disagree about each text, against how unlikely it is."""
     figure, axes = _one("negative log-likelihood, nats a token", "disagreement of draws, nats a text")
-    by_token = (-prediction.log_predictive_density / prediction.tokens).numpy()
-    axes.plot(by_token, prediction.disagreement.numpy(), "o", color=COLOURS[0], markersize=4, alpha=0.5)
+    by_token, disagreement = prediction.nll_by_token.numpy(), prediction.disagreement.numpy()
+    axes.plot(by_token, disagreement, "o", color=COLOURS[0], markersize=4, alpha=0.5)
     return figure
 
 

@@ -1,1 +1,1 @@
-"""From a posterior to predictions: passes over rows, what they give, and how good it is."""
+"""What a prediction is, and how good it is."""

@@ -31,7 +31,6 @@ __all__ = [
     "regression",
     "rmse",
     "sequence_statistics",
-    "sequences",
     "spearman",
     "value_statistics",
 ]
@@ -47,7 +46,7 @@ class Metrics(Mapping[str, Interval]):
         intervals: name to value and interval.
         n: number of rows.
         draws: number of weight draws that were averaged.
-        method: ``"sample"`` or ``"mean"``.
+        method: name of the way to predict; see `Posterior.predictors`.
     """
 
     intervals: Mapping[str, Interval] = field(default_factory=dict)
@@ -250,20 +249,6 @@ def value_statistics(predictions: ArrayLike, log_densities: ArrayLike, labels: A
         "pearson": (resampling.correlation(predicted, real), -1.0, 1.0),
         "spearman": (resampling.rank_correlation(predicted, real), -1.0, 1.0),
     }
-
-
-def sequences(
-    log_densities: ArrayLike, tokens: ArrayLike, *, intervals: bool = True, seed: int = 0
-) -> dict[str, Interval]:
-    """All metrics of the likelihood of sequences: the values of `sequence_statistics`, whose errors it has.
-
-    Args:
-        log_densities: log predictive density of each sequence (examples,), in nats.
-        tokens: number of tokens of each (examples,).
-        intervals: make 95 % bootstrap intervals as well; see `bootstrap`.
-        seed: of the resamples.
-    """
-    return bootstrap(sequence_statistics(log_densities, tokens), len(np.asarray(tokens)), seed, intervals)
 
 
 def sequence_statistics(log_densities: ArrayLike, tokens: ArrayLike) -> dict[str, Bounded]:

@@ -89,8 +89,10 @@ def bootstrap(
             (np.arange(n),), resampled, n_resamples=RESAMPLES, batch=max(1, CHUNK // n), vectorized=True,
             confidence_level=LEVEL, method="basic", rng=np.random.default_rng(seed),
         ).confidence_interval  # fmt: skip
-    ends = zip(table.items(), values.values(), low, high, strict=True)
-    return {name: _within(value, *found, *bounds) for (name, (_, *bounds)), value, *found in ends}
+    return {
+        name: _within(values[name], low[place], high[place], least, greatest)
+        for place, (name, (_, least, greatest)) in enumerate(table.items())
+    }
 
 
 def once(statistic: Statistic, n: int) -> float:

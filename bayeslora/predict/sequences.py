@@ -75,9 +75,14 @@ class SequencePrediction(Prediction):
         return self._known()
 
     @property
+    def nll_by_token(self) -> Tensor:
+        """Negative log-likelihood of each sequence over the number of its tokens (examples,), in nats."""
+        return -self.log_predictive_density / self.tokens
+
+    @property
     def perplexity(self) -> Tensor:
         """Of each sequence (examples,): one over the geometric mean of the probabilities of its tokens."""
-        return (-self.log_predictive_density / self.tokens).exp()
+        return self.nll_by_token.exp()
 
     @property
     def disagreement(self) -> Tensor:

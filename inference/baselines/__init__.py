@@ -1,1 +1,1 @@
-"""The baselines of the field: dropout at prediction, checkpoints, ensembles, a temperature."""
+"""The baselines of the field: LoRA+, AdaLoRA, dropout at prediction, checkpoints, ensembles, a temperature."""

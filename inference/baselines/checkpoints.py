@@ -17,7 +17,7 @@ from bayeslora.inference.variational.elbo import MeanFieldBound
 from bayeslora.inference.variational.loss import NegativeELBO
 from bayeslora.inference.variational.point import MLE
 from bayeslora.inference.variational.posterior import VariationalPosterior, learn
-from bayeslora.inference.variational.rates import groups_of, rate_of_points
+from bayeslora.inference.variational.rates import groups_of, rate_beside_prior
 from bayeslora.models.guides.auto import make_guide
 from bayeslora.models.guides.base import Guide
 from bayeslora.models.guides.swag import Trajectory
@@ -61,7 +61,7 @@ class CheckpointEnsemble(MLE):
     def fit(self, program: Program, data: Dataset, run: Run) -> VariationalPosterior:
         """Train all weights, and keep them at the end of each epoch."""
         trajectory = Trajectory.of(make_guide("delta", program.model, run.sites(program)), self.checkpoints)
-        points = rate_of_points(self.learning_rate, held=bool(self.prior_weight))
+        points = rate_beside_prior(self.learning_rate) if self.prior_weight else self.learning_rate
         groups = groups_of(trajectory, self.learning_rate, points, weight_decay=self.weight_decay)
         fixed = set(trajectory.latents) - set(trajectory.moving)
         record = run.record(self.name, asdict(self), len(data), self.prior_weight or 1.0, fixed)

@@ -47,12 +47,16 @@ class LoRAPlus(MLE):
         guide = make_guide("delta", program.model, run.sites(program))
         of_b = {encoded(site.name) for site in program.sites if site.role == "B"}
         learned = {name: value for name, value in guide.named_parameters() if value.requires_grad}
-        faster = [value for name, value in learned.items() if name.rpartition(".")[2] in of_b]
+
+        def is_b(name: str) -> bool:
+            return name.rpartition(".")[2] in of_b
+
+        faster = [value for name, value in learned.items() if is_b(name)]
         if not faster:
             raise SettingError(
                 f"A rate of B's own needs LoRA matrices, each a site of the model '{program.model.name}': take 'mle'."
             )
-        others = [value for value in learned.values() if not any(value is each for each in faster)]
+        others = [value for name, value in learned.items() if not is_b(name)]
         rates = ((others, self.learning_rate), (faster, self.learning_rate * self.ratio))
         return optimise(
             program,

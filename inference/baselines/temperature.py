@@ -18,7 +18,7 @@ from bayeslora.inference.aside import ENOUGH, MOST, PART, predicts_classes
 from bayeslora.inference.base import Run
 from bayeslora.inference.baselines.nested import Over
 from bayeslora.inference.fitting import saved
-from bayeslora.inference.training.process import cost_of
+from bayeslora.inference.training.process import cost_of, device_of
 from bayeslora.inference.variational.point import weights_given
 from bayeslora.inference.variational.posterior import VariationalPosterior
 from bayeslora.models.guides.auto import make_guide
@@ -139,7 +139,7 @@ def _warn_of_limit(temperature: float, rows: int) -> None:
 
 def given(program: Program, data: Dataset, run: Run) -> Posterior:
     """The weights to start from, as a point."""
-    program.to("cuda" if torch.cuda.is_available() else "cpu")
+    program.to(device_of(cpu=False))
     guide = make_guide("delta", program.model, run.sites(program))
     record = run.record("given", {}, len(data), 0.0, guide.point_sites)
     return VariationalPosterior(program, replace(record, cost=cost_of(program, 0.0, 0), finished=True), guide)
@@ -260,4 +260,4 @@ class _Of:
     def __call__(self, posterior: Posterior, rows: Rows, draws: int, seed: int) -> Outputs:
         """The posterior's outputs."""
         assert isinstance(posterior, TemperedPosterior)
-        return Outputs(*posterior.inner.predictors[self.method](posterior.inner, rows, draws, seed))
+        return posterior.inner.predictors[self.method](posterior.inner, rows, draws, seed)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator
+from operator import itemgetter
 from typing import NamedTuple
 
 import torch
@@ -72,31 +73,39 @@ def best_width(posterior: LaplacePosterior, data: Dataset, batch_size: int, prog
     """
     rows = Rows.of(posterior.program, data, batch_size, progress)
     by_links = isinstance(rows.observation, Curved)
-    trace: list[dict[str, float]] = []
-    costs = []
-    for multiple, outputs in (_by_links if by_links else _by_draws)(posterior, rows):
-        row = {"multiple": multiple, "heldout_nll": rows.nll(outputs)}
-        cost, centre = row["heldout_nll"] * len(rows), 1.0
-        if by_links and math.isfinite(cost) and isinstance(found := rows.predicted(outputs), ClassPrediction):
-            (row["temperature"], cost), centre = weighed_temperature(found), CENTRE
-            row["tempered_nll"] = -float(tempered(found, row["temperature"]).log_predictive_density.mean())
-        trace.append(row)
-        costs.append(cost + (math.log(multiple / centre) / DEVIATION) ** 2 / 2 if by_links else cost)
-    if not math.isfinite(min(costs)):
+    ways = (_by_links if by_links else _by_draws)(posterior, rows)
+    tried = [_tried(rows, multiple, outputs, by_links) for multiple, outputs in ways]
+    trace = [row for _, row in tried]
+    cost, best = min(tried, key=itemgetter(0))
+    if not math.isfinite(cost):
         raise TrainingError(
             "The loss of the held-out rows is infinite or not a number under every width of the prior, however near to "
             "the mode: look at what the mode itself predicts of them."
         )
-    best = trace[min(range(len(costs)), key=costs.__getitem__)]
     for row in trace:
         row["chosen"] = float(row is best)
     if best in (trace[0], trace[-1]):
         warnings.warn(
-            f"The best prior is {best['multiple']:g} times as wide, the last one that was tried: set another.",
+            f"The best prior is {best['multiple']:g} times as wide as the model's, the end of what was tried: give the "
+            "model another width (its deviation or scale).",
             stacklevel=2,
         )
     multiple = best["multiple"]
     return Best(posterior.prior.times(multiple), multiple, best.get("temperature"), trace)
+
+
+def _tried(rows: Rows, multiple: float, outputs: Tensor, by_links: bool) -> tuple[float, dict[str, float]]:
+    """What a width costs, in nats of all rows and of the hyperpriors, and its line of the trace."""
+    row = {"multiple": multiple, "heldout_nll": rows.nll(outputs)}
+    cost, centre = row["heldout_nll"] * len(rows), 1.0
+    if not by_links:
+        return cost, row
+    found = rows.predicted(outputs) if math.isfinite(cost) else None
+    if isinstance(found, ClassPrediction):
+        row["temperature"], cost = weighed_temperature(found)
+        row["tempered_nll"] = -float(tempered(found, row["temperature"]).log_predictive_density.mean())
+        centre = CENTRE
+    return cost + (math.log(multiple / centre) / DEVIATION) ** 2 / 2, row
 
 
 def _by_links(posterior: LaplacePosterior, rows: Rows) -> Iterator[tuple[float, Tensor]]:

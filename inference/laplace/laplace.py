@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
-import torch
 from datasets import Dataset
 from pydantic import Field
 
@@ -28,7 +27,7 @@ from bayeslora.inference.laplace.measuring import Measuring
 from bayeslora.inference.laplace.posterior import LaplacePosterior
 from bayeslora.inference.laplace.priors import normal_prior
 from bayeslora.inference.laplace.tuning import WAYS, Measured
-from bayeslora.inference.training.process import available, cost_of, peak, reset_peak
+from bayeslora.inference.training.process import available, cost_of, cost_with, device_of, peak, reset_peak
 from bayeslora.inference.training.trainer import TrainingSettings
 from bayeslora.inference.variational.point import MLE, Mode, mode_of, weights_given
 from bayeslora.observations import Curved
@@ -116,7 +115,7 @@ class Laplace(TrainingSettings):
         """Find the mode, measure the curvature there in one pass, and tune the prior."""
         check_random(program)
         begun = time.monotonic()
-        program.to("cuda" if torch.cuda.is_available() and not self.cpu else "cpu")
+        program.to(device_of(self.cpu))
         sites, fisher = self._sites(program), fisher_of(program, self.fisher, self.temperature)
         curvature = make_curvature(self.curvature, sites, self.curvature_rank, self.sharing)
         measuring = Measuring(program, Tape(program, sites), fisher, self.bf16)
@@ -151,9 +150,7 @@ class Laplace(TrainingSettings):
             posterior.soften(tuned.temperature)
         if way != "intact" and not isinstance(program.observation, Curved):
             warn_of_draws(posterior, data)
-        # A mode that was found over several sittings has its own count of seconds.
-        own = cost_of(program, time.monotonic() - begun, peak(program.device))
-        cost = {name: max(value, cost.get(name, value)) for name, value in own.items()}
+        cost = cost_with(cost_of(program, time.monotonic() - begun, peak(program.device)), cost)
         posterior.record = replace(record, cost=cost, history=history + tuned.trace, finished=True)
         return posterior
 

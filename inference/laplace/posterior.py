@@ -196,7 +196,7 @@ class LaplacePosterior(Softened):
         log_likelihood, log_evidence = (float(parts["data"][name]) for name in ("log_likelihood", "log_evidence"))
         rows = int(parts["data"]["evidence_rows"])
         posterior = cls(program, record, parts["mode"], prior, curvature, log_likelihood, log_evidence, rows)
-        posterior.soften_as(parts["data"] | dict(state))  # folders of before have it among the data
+        posterior.soften_as(state)
         return posterior
 
     def shift(self) -> dict[Layer, Tensor]:

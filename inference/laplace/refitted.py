@@ -105,19 +105,26 @@ class RefittedEvidence:
         a = torch.zeros_like(self._mean)
         height = self._height(kernel, a)
         for _ in range(STEPS):
-            step = self._newton(kernel, a) - a
-            for halving in range(HALVINGS):
-                found = self._height(kernel, a + step / 2**halving)
-                if found >= height:
-                    break
-            else:
+            better = self._improved(kernel, a, height)
+            if better is None:
                 break
-            a, height, gain = a + step / 2**halving, found, found - height
+            gain = better[1] - height
+            a, height = better
             if gain <= GAIN * (1 + abs(height)):
                 break
         _, factor = self._curved(kernel, a)
         likelihood = self._log_likelihood(self._outputs(kernel, a))
         return Refitted(height - float(factor.diagonal().log().sum()), likelihood)
+
+    def _improved(self, kernel: Tensor, a: Tensor, height: float) -> tuple[Tensor, float] | None:
+        """Newton's step, halved until it leads no lower, and the height there; None where no half of it does."""
+        step = self._newton(kernel, a) - a
+        for halving in range(HALVINGS):
+            tried = a + step / 2**halving
+            found = self._height(kernel, tried)
+            if found >= height:
+                return tried, found
+        return None
 
     def _log_likelihood(self, outputs: Tensor) -> float:
         return float(self._observation.log_prob(outputs, self._labels).double().sum() / self._temperature)

@@ -7,13 +7,12 @@ from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from bayeslora.inference.base import Run, check_random
 from bayeslora.inference.mcmc.posterior import EmpiricalPosterior
-from bayeslora.inference.training.process import cost_of, peak, reset_peak
+from bayeslora.inference.training.process import cost_of, device_of, peak, reset_peak
 from bayeslora.passes import undisturbed
 from bayeslora.program import Program
 from bayeslora.rng import isolated
@@ -50,7 +49,7 @@ class ChainSettings(Settings, ABC):
     def fit(self, program: Program, data: Dataset, run: Run) -> EmpiricalPosterior:
         """Sample the posterior."""
         check_random(program)
-        program.to("cuda" if torch.cuda.is_available() and not self.cpu else "cpu")
+        program.to(device_of(self.cpu))
         reset_peak(program.device)
         begun = time.monotonic()
         with undisturbed(program), isolated(run.seed, program.device):

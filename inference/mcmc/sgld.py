@@ -128,9 +128,10 @@ class SGLD(ChainSettings):
         warmup = self.warmup * self.thin
         meter = Meter(gradient, joined(place))
         first = max(FIRST_BIAS, self.bias)
+        # At 0, 1, 2, 4, 8, ...: the prior's noise alone makes a network steeper as the first steps are made.
+        measured = {0, warmup, *(2**power for power in range(warmup.bit_length()))}
         for step in count():
-            # At 0, 1, 2, 4, 8, ...: the prior's noise alone makes a network steeper as the first steps are made.
-            if step == warmup or (step < warmup and not step & (step - 1)):
+            if step in measured:
                 stiffness = meter(some())
             yield self.longest(stiffness, first * (self.bias / first) ** min(1.0, step / max(warmup, 1)))
 

@@ -17,7 +17,7 @@ from bayeslora.inference.variational.elbo import MeanFieldBound
 from bayeslora.inference.variational.loss import NegativeELBO
 from bayeslora.inference.variational.point import MLE
 from bayeslora.inference.variational.posterior import VariationalPosterior, learn
-from bayeslora.inference.variational.rates import groups_of, rate_of_points
+from bayeslora.inference.variational.rates import groups_of, rate_beside_prior
 from bayeslora.models.guides.auto import make_guide
 from bayeslora.models.guides.swag import Swag, Trajectory
 from bayeslora.posterior import Record
@@ -77,7 +77,7 @@ class SWAG(MLE):
         trajectory = Trajectory.of(point, self.rank)
         guide = Swag(trajectory, self.scale, program.model.weights)
         objective = NegativeELBO(program, trajectory, MeanFieldBound(), len(data), self.prior_weight)
-        points = rate_of_points(self.learning_rate, held=bool(self.prior_weight))
+        points = rate_beside_prior(self.learning_rate) if self.prior_weight else self.learning_rate
         groups = groups_of(trajectory, self.learning_rate, points, weight_decay=self.weight_decay)
         optimiser = torch.optim.AdamW(groups, lr=self.learning_rate)
         record = run.record(self.name, asdict(self), len(data), self.prior_weight or 1.0, guide.point_sites)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bayeslora.errors import AdapterError, SettingError, TrainingError
 from bayeslora.inference.base import Run
-from bayeslora.inference.training.process import cost_of, peak, reset_peak
+from bayeslora.inference.training.process import cost_of, cost_with, device_of, peak, reset_peak
 from bayeslora.inference.variational.point import MLE, Mode, mode_of, weights_given
 from bayeslora.inference.variational.posterior import VariationalPosterior
 from bayeslora.models.guides.base import GuideList, PointGuide
@@ -84,7 +84,7 @@ class TFB(MLE):
             SettingError: the model has no site for A itself.
         """
         begun = time.monotonic()
-        program.to("cuda" if torch.cuda.is_available() and not self.cpu else "cpu")
+        program.to(device_of(self.cpu))
         _check(program)
         latents, history, cost = self._mode(program, data, run)
         weights = program.weights_at(latents)
@@ -101,8 +101,7 @@ class TFB(MLE):
         with undisturbed(program), torch.no_grad():
             sigma, trace = widest(lambda sigma: self._loss(rows, around(sigma), run.seed), self.tolerance)
         posterior = around(sigma)
-        own = cost_of(program, time.monotonic() - begun, peak(program.device))
-        cost = {name: max(value, cost.get(name, value)) for name, value in own.items()}
+        cost = cost_with(cost_of(program, time.monotonic() - begun, peak(program.device)), cost)
         posterior.record = replace(record, cost=cost, history=history + trace, finished=True)
         return posterior
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -14,7 +14,16 @@ import torch
 from bayeslora.program import Program
 from bayeslora.rng import isolated
 
-__all__ = ["available", "cost_of", "peak", "reset_peak", "restored_generators", "restored_network"]
+__all__ = [
+    "available",
+    "cost_of",
+    "cost_with",
+    "device_of",
+    "peak",
+    "reset_peak",
+    "restored_generators",
+    "restored_network",
+]
 
 
 @contextmanager
@@ -67,11 +76,21 @@ def peak(device: torch.device) -> int:
     return int(high if sys.platform == "darwin" else high * 1024)
 
 
+def device_of(cpu: bool) -> str:
+    """Where a fit takes place: on the GPU, if there is one and it is not to stay on the CPU."""
+    return "cuda" if torch.cuda.is_available() and not cpu else "cpu"
+
+
 def available(device: torch.device) -> int:
     """Bytes of memory that can still be had on the device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return int(psutil.virtual_memory().available)
+
+
+def cost_with(own: Mapping[str, float], before: Mapping[str, float]) -> dict[str, float]:
+    """A fit's cost; what was done ``before``, perhaps over several sittings, may have counted more by itself."""
+    return {name: max(value, before.get(name, value)) for name, value in own.items()}
 
 
 def cost_of(program: Program, seconds: float, peak_bytes: int, learned: int | None = None) -> dict[str, float]:

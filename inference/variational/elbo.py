@@ -112,7 +112,7 @@ class PathBound(MeanFieldBound):
 
 
 #: Bounds by name, each averaged over ``num_particles`` draws of the weights.
-ELBOS: dict[str, type[ELBO]] = {
+ELBOS: dict[str, type[RememberingBound]] = {
     "mean-field": MeanFieldBound,
     "trace": TraceBound,
     "path": PathBound,

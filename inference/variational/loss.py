@@ -10,7 +10,6 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.infer import ELBO
 from pyro.poutine import Trace
 from torch import Tensor, nn
 
@@ -77,7 +76,7 @@ class NegativeELBO(ProgramLoss):
         self,
         program: Program,
         guide: nn.Module,
-        elbo: ELBO,
+        elbo: RememberingBound,
         size: int,
         kl_weight: float = 1.0,
         estimator: Estimator | None = None,
@@ -112,11 +111,10 @@ class NegativeELBO(ProgramLoss):
 
         with full_precision(device):
             loss: Tensor = self.elbo.differentiable_loss(model, self._guide, batch)
-            if isinstance(self.elbo, RememberingBound):
-                traces = self.elbo.take()
-                self.count(log_density(traces[0].nodes["y"]))
-                if self.keep_parts:
-                    self._parts = self._measure(*traces)
+            traces = self.elbo.take()
+            self.count(log_density(traces[0].nodes["y"]))
+            if self.keep_parts:
+                self._parts = self._measure(*traces)
         scaled = (loss + self.kl_weight * sum(self._starts.values())) / self.size
         self.loss = scaled.detach()
         return scaled

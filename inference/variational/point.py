@@ -12,7 +12,7 @@ from bayeslora.inference.base import Run
 from bayeslora.inference.training.trainer import TrainingSettings
 from bayeslora.inference.variational.elbo import MeanFieldBound
 from bayeslora.inference.variational.posterior import PriorMean, VariationalPosterior, optimise, prior_sites
-from bayeslora.inference.variational.rates import groups_of, rate_of_points
+from bayeslora.inference.variational.rates import groups_of, rate_beside_prior
 from bayeslora.models.guides.auto import make_guide
 from bayeslora.program import Program
 from bayeslora.settings import NotNegative, Positive
@@ -98,13 +98,14 @@ def point_estimate(
         prior_weight: of the log prior.
         prior_mean: see `prior_sites`.
         weight_decay: AdamW's.
-        points: learning rate of all other weights; see `rate_of_points`.
+        points: learning rate of all other weights; by default that of A, and beside a prior that holds A that of
+            `rate_beside_prior`.
     """
     guide = make_guide("delta", program.model, run.sites(program))
     if points is None:
         sites = prior_sites(program, guide, prior_mean)
         held = bool(guide.centres()) and all(site.centre is None for site in sites)
-        points = rate_of_points(settings.learning_rate, held=held)
+        points = rate_beside_prior(settings.learning_rate) if held else settings.learning_rate
     return optimise(
         program,
         guide,

@@ -7,7 +7,7 @@ from typing import Any
 from bayeslora.errors import SettingError, unknown
 from bayeslora.models.guides.base import Guide
 
-__all__ = ["POINT_RATE", "REACH", "groups_of", "rate_beside_noise", "rate_of_points"]
+__all__ = ["POINT_RATE", "REACH", "groups_of", "rate_beside_noise", "rate_beside_prior"]
 
 #: At which weights that are point estimates learn fast enough beside random matrices, and do not overshoot.
 POINT_RATE = 2e-3
@@ -16,17 +16,15 @@ POINT_RATE = 2e-3
 REACH = 0.24
 
 
-def rate_of_points(learning_rate: float, *, held: bool) -> float:
-    """Default learning rate of weights such as B and the head beside matrices A that a prior holds, or have no noise.
+def rate_beside_prior(learning_rate: float) -> float:
+    """Default learning rate of weights such as B and the head beside matrices A that a prior holds: 2e-3 or more.
 
-    Where a prior pulls A back to a mean that stays, B has to learn by itself, at no less than 2e-3: A learns of the
-    data through B alone, which starts at zero.
+    A prior pulls A back to a mean that stays, and A learns of the data through B alone, which starts at zero.
 
     Args:
         learning_rate: of the matrices A.
-        held: whether a prior holds them.
     """
-    return max(learning_rate, POINT_RATE) if held else learning_rate
+    return max(learning_rate, POINT_RATE)
 
 
 def rate_beside_noise(learning_rate: float, steps: int) -> float:

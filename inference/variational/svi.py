@@ -18,7 +18,7 @@ from bayeslora.inference.variational.elbo import ELBOS
 from bayeslora.inference.variational.estimators import NoiseWarmup, make_estimator
 from bayeslora.inference.variational.point import weights_given
 from bayeslora.inference.variational.posterior import PriorMean, VariationalPosterior, optimise, prior_sites
-from bayeslora.inference.variational.rates import groups_of, rate_beside_noise, rate_of_points
+from bayeslora.inference.variational.rates import groups_of, rate_beside_noise, rate_beside_prior
 from bayeslora.models.guides.auto import KINDS, guide_settings, make_guide
 from bayeslora.program import Program
 from bayeslora.rng import isolated
@@ -36,9 +36,9 @@ class SVI(TrainingSettings):
 
     Attributes:
         guide: ``"structured"`` (the model's own), ``"mean-field"``, ``"low-rank"``, ``"full"`` (its covariance has an
-            entry for each pair of weights: small adapters), ``"entry"`` (a standard deviation for each entry, of
-            `Gaussian`), ``"delta"`` (point estimates), or the name of one of Pyro's autoguides that need no more than a
-            name.
+            entry for each pair of weights: small adapters), ``"entry"`` (a standard deviation for each entry) and
+            ``"inducing"`` (a sparse Gaussian process), both of `Gaussian`, ``"delta"`` (point estimates), or the name
+            of one of Pyro's autoguides that need no more than a name.
         guide_settings: settings of the guide by name, of those of the library and of plug-ins.
         elbo: ``"mean-field"`` (divergences in closed form where one is known), ``"trace"``, ``"path"`` (the gradient
             of the draw's path alone, which has no noise at the exact posterior: for ``"full"`` and small adapters), or
@@ -127,7 +127,7 @@ class SVI(TrainingSettings):
         held = all(site.centre is None for site in prior_sites(program, guide, self.prior_mean))
         points = self.point_learning_rate
         if points is None and held:
-            points = rate_of_points(self.learning_rate, held=True)
+            points = rate_beside_prior(self.learning_rate)
         elif points is None:
             points = rate_beside_noise(self.learning_rate, self.steps_of(len(data)))
         groups = groups_of(guide, self.learning_rate, points, self.scale_learning_rate)

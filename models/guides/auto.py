@@ -163,8 +163,8 @@ class AutoGuide(Guide):
                 flat = torch.cat([value.reshape(-1) for value in values.values()])
                 return self.auto.get_posterior().log_prob(flat)
         raise PosteriorError(
-            f"The density of {type(self.auto).__name__} is not available. Guides with one: structured, mean-field, "
-            "low-rank, full, AutoDiagonalNormal."
+            f"The density of {type(self.auto).__name__} is not available. Choose a guide that has it, such as "
+            "structured, mean-field, low-rank or full."
         )
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:

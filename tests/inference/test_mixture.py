@@ -18,6 +18,7 @@ from bayeslora.models import Gaussian
 from bayeslora.observations import Classes
 from bayeslora.passes import Rows
 from bayeslora.posterior import Posterior
+from bayeslora.predictors import Outputs
 from bayeslora.program import Program
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -145,11 +146,11 @@ class OneNumber:
 
     by_draws = False
 
-    def __call__(self, posterior: Posterior, rows: Rows, draws: int, seed: int) -> tuple[torch.Tensor, None]:
-        return torch.full((1, len(rows), 3), float(posterior.record.seed)), None
+    def __call__(self, posterior: Posterior, rows: Rows, draws: int, seed: int) -> Outputs:
+        return Outputs(torch.full((1, len(rows), 3), float(posterior.record.seed)))
 
 
-def test_a_way_to_predict_of_ones_own_gives_a_plain_tuple(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_way_to_predict_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(VariationalPosterior, "predictors", {"one": OneNumber()})
     posterior = fit(program(), ROWS, "map", chains=2, epochs=1, progress=False)
     found = posterior.predict(ROWS, progress=False)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 
 import bayeslora as bl
+from bayeslora.predictors import Outputs
 from bayeslora.rng import seeded
 
 
@@ -15,7 +16,8 @@ class Passes:
         program = posterior.program
         for module in program.network.modules():
             module.train(isinstance(module, torch.nn.Dropout))
-        return torch.stack([rows.outputs(program, posterior.mean()) for _ in seeded(draws, seed, program.device)]), None
+        passes = [rows.outputs(program, posterior.mean()) for _ in seeded(draws, seed, program.device)]
+        return Outputs(torch.stack(passes))
 
 
 @bl.register

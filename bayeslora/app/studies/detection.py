@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from bayeslora.app.studies.results import Results
 from bayeslora.app.studies.summary import Group, groups_of
 from bayeslora.predict.metrics import Metrics
 from bayeslora.predict.prediction import ClassPrediction, Prediction
-from bayeslora.predict.resampling import Floats
+from bayeslora.predict.selective import auroc, risk_by_coverage
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from bayeslora.app.studies.expansion import Target
 
-__all__ = ["auroc", "detection_of", "risk_by_coverage", "shift_of"]
+__all__ = ["detection_of", "shift_of"]
 
 
 def detection_of(targets: Sequence[Target], results: Results) -> pd.DataFrame:
@@ -71,35 +69,6 @@ def shift_of(targets: Sequence[Target], results: Results) -> pd.DataFrame:
             means = {metric: float(np.mean([metrics[metric].value for metrics in each])) for metric in each[0]}
             rows.append(labels | {"shift": name, "rows": each[0].n, "seeds": len(each)} | means)
     return pd.DataFrame(rows)
-
-
-def auroc(negatives: ArrayLike, positives: ArrayLike) -> float:
-    """Probability that a positive has the higher score, ties counted half: the area under the ROC curve.
-
-    NaN where there is none of one kind.
-    """
-    from scipy import stats
-
-    low, high = np.asarray(negatives, dtype=np.float64), np.asarray(positives, dtype=np.float64)
-    if not len(low) or not len(high):
-        return math.nan
-    return float(stats.mannwhitneyu(high, low).statistic / (len(low) * len(high)))
-
-
-def risk_by_coverage(confidence: ArrayLike, correct: ArrayLike) -> tuple[Floats, Floats]:
-    """Share of the rows that are kept, the surest ones, and the share of mistakes among them (both (rows,)).
-
-    Rows of equal confidence stand in no order: each counts as their mean.
-
-    References:
-        Geifman and El-Yaniv, *Selective classification for deep neural networks*, NeurIPS 2017.
-    """
-    sure, right = np.asarray(confidence, dtype=np.float64), np.asarray(correct, dtype=np.float64)
-    order = np.argsort(-sure, kind="stable")
-    _, tie, sizes = np.unique(-sure[order], return_inverse=True, return_counts=True)
-    wrong = (np.bincount(tie, 1 - right[order]) / sizes)[tie]
-    kept = np.arange(1, len(order) + 1)
-    return kept / len(order), np.cumsum(wrong) / kept
 
 
 def _predictions(group: Group, results: Results) -> Iterator[tuple[Prediction, Mapping[str, Prediction]]]:

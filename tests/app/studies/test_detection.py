@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from bayeslora.app.studies.detection import auroc, risk_by_coverage
+from bayeslora.predict.selective import auroc, risk_by_coverage
 
 
 def test_the_area_is_that_of_the_curve() -> None:

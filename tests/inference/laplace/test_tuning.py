@@ -157,14 +157,6 @@ def test_width_and_temperature_are_saved(tmp_path: Path) -> None:
     assert found.logits.equal(posterior.predict(text_rows(), progress=False).logits)
 
 
-def test_a_temperature_that_was_kept_among_the_data_is_found() -> None:
-    posterior = given(tiny(), tiny_rows(12), tune="heldout", heldout=tiny_rows(30))
-    state = posterior.state()
-    state["data/softening"] = state.pop("softening")
-    found = LaplacePosterior.from_state(posterior.program, posterior.record, state)
-    assert found.softening == posterior.softening is not None
-
-
 def test_a_mode_that_has_no_loss_is_left_intact_by_no_width(monkeypatch: pytest.MonkeyPatch) -> None:
     program, rows = tiny_program(Gaussian(), targets=["query"]), tiny_rows(4)
     posterior = fit(program, rows, "laplace", tune="none", epochs=1, cpu=True, progress=False)

@@ -21,7 +21,7 @@ from bayeslora.inference.variational import posterior as variational
 from bayeslora.inference.variational import svi
 from bayeslora.inference.variational.elbo import ELBOS
 from bayeslora.inference.variational.loss import NegativeELBO
-from bayeslora.inference.variational.rates import groups_of, rate_beside_noise, rate_of_points
+from bayeslora.inference.variational.rates import groups_of, rate_beside_noise, rate_beside_prior
 from bayeslora.inference.variational.svi import SVI
 from bayeslora.models import Gaussian, MonteCLoRA
 from bayeslora.models.guides.base import Guide, MatrixGuide, PointGuide
@@ -249,9 +249,8 @@ def test_points_that_stand_for_means_have_the_rate_of_means() -> None:
 
 
 def test_points_beside_matrices_that_are_held_have_a_least_rate() -> None:
-    assert rate_of_points(5e-4, held=True) == 2e-3
-    assert rate_of_points(5e-3, held=True) == 5e-3
-    assert rate_of_points(5e-4, held=False) == 5e-4
+    assert rate_beside_prior(5e-4) == 2e-3
+    assert rate_beside_prior(5e-3) == 5e-3
 
 
 def test_the_default_rate_of_points_is_by_the_prior_and_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
