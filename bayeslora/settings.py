@@ -152,10 +152,15 @@ def _read(value: Any, annotation: Any) -> Any:
         return None
     is_list = any(get_origin(member) in (tuple, list, Sequence) for member in members)
     if is_list and ("," in value or str not in members):
-        return [item.strip() for item in value.strip("()[] ").split(",") if item.strip()]
+        return [_unquoted(item.strip()) for item in value.strip("()[] ").split(",") if item.strip()]
     if int in members and re.fullmatch(r"\d+\.?\d*[eE]\+?\d+", value):
         return float(value)
     return value
+
+
+def _unquoted(text: str) -> str:
+    """A word of a list without the quotation marks around it, which are those of a list as Python writes it."""
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
 
 
 def _bare(annotation: Any) -> Any:

@@ -81,6 +81,7 @@ class Outer:
         ("targets", "query", "query"),
         ("targets", "query,value", ("query", "value")),
         ("targets", ["query"], ("query",)),
+        ("targets", """['query', "it's", '2']""", ("query", "it's", "2")),
         ("extra", {"a": 1}, {"a": 1}),
     ],
 )

@@ -11,7 +11,9 @@ What a label column may hold, the same for files, data sets and rows in memory:
 - Classes that nobody names are those that the data set comes with (a ClassLabel); "False" and "True" of booleans;
   "0" ... "K-1" of whole numbers, which may leave no gap; otherwise the names, sorted. Neither the order of the rows
   nor their number counts.
-- Names that are more than a hundred and are another one in most rows are no classes.
+- Names that are more than ten and are another one in most rows are no classes.
+- A class that a single row has beside many rows of another, and classes that differ in case alone, may be a slip of
+  the hand: a warning says so, unless the classes are named.
 - A value is the name of a class or, unless the names are whole numbers themselves, its number.
 """
 
@@ -20,8 +22,11 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Sequence
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from bayeslora.errors import DataError
@@ -34,7 +39,11 @@ __all__ = ["infer_classes", "is_finite", "is_missing", "name_of", "shown", "sing
 
 WHOLE = re.compile(r"\s*-?[0-9]+(\.0*)?\s*")
 #: More names than these are classes only if they come again.
-MANY = 100
+MANY = 10
+#: Beside so many rows of another class, a single one may be a slip of the hand.
+USUAL = 10
+OF_CLASSES = "the column of the classes, label=COLUMN (in a shell --set task.label=COLUMN)"
+AS_VALUES = "kind='regression' (in a shell --set task.kind=regression)"
 
 
 def infer_classes(rows: Dataset, label: str, split: str = "train") -> tuple[str, ...]:
@@ -50,11 +59,21 @@ def infer_classes(rows: Dataset, label: str, split: str = "train") -> tuple[str,
         return ()
     names = _names(values, label)
     if len(names) < 2:
-        raise DataError(f"Column '{label}' of split '{split}' holds {len(names)} classes, expected at least 2.")
+        raise DataError(
+            f"Column '{label}' of split '{split}' holds one class, '{names[0]}', expected at least 2. Add rows of "
+            f"another class, or give {OF_CLASSES}."
+        )
     if len(names) > MANY and 2 * len(names) > len(values):
         raise DataError(
             f"Column '{label}' of split '{split}' holds {len(names):,} different values in {len(values):,} rows, which "
-            "are hardly classes. Give the column of the classes, label=, or kind='regression', or the classes, labels=."
+            f"are hardly classes. Give {OF_CLASSES}, or {AS_VALUES}, or the classes, "
+            "labels=[...] (in a shell --set task.labels=...)."
+        )
+    if slips := list(_slips(values, names)):
+        warnings.warn(
+            f"Column '{label}' of split '{split}': {'; '.join(slips)}. If these are slips, correct the rows. If not, "
+            f"name the classes: {_naming(names)}.",
+            stacklevel=2,
         )
     return names
 
@@ -116,7 +135,7 @@ def _names(values: Sequence[Any], label: str) -> tuple[str, ...]:
     numbers = {whole(value) for value in values}
     if None in numbers:
         if all(is_finite(value) for value in values):
-            raise DataError(f"Column '{label}' holds fractions, expected classes, or else kind='regression'.")
+            raise DataError(f"Column '{label}' holds fractions, expected classes, or else {AS_VALUES}.")
         return tuple(sorted({name_of(value) for value in values}))
     found = sorted(number for number in numbers if number is not None)
     classes = [number for number in found if number != -1]
@@ -124,6 +143,28 @@ def _names(values: Sequence[Any], label: str) -> tuple[str, ...]:
         names = [str(number) for number in found]
         raise DataError(
             f"The labels in column '{label}' are {shown(names)}, expected 0, 1, ... without a gap. Name the classes "
-            f"in their order: labels={names[:10]}."
+            f"in their order: {_naming(names)}."
         )
     return tuple(str(number) for number in classes)
+
+
+def _slips(values: Sequence[Any], names: Sequence[str]) -> Iterator[str]:
+    """Which of the classes may be slips of the hand, in words."""
+    rows = Counter(name_of(value) for value in values)
+    rare = [name for name in names if rows[name] == 1]
+    if rare and max(rows[name] for name in names) >= USUAL:
+        yield f"labels that a single row has: {shown(rare)}"
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(name.casefold(), []).append(name)
+    for same in alike.values():
+        if len(same) > 1:
+            yield f"{' and '.join(same)} differ in case alone and are a class each"
+
+
+def _naming(names: Sequence[str]) -> str:
+    """How to name these classes."""
+    if len(names) > MANY:
+        return "labels=[...] (in a shell --set task.labels=...)"
+    flag = quote(f"task.labels={','.join(names)}")
+    return f"labels={[*names]} (in a shell --set {flag})"

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from bayeslora.errors import DataError
+from bayeslora.tasks import load_task
 from bayeslora.tasks.sources import from_data
 from bayeslora.tasks.values import infer_classes
 
@@ -27,7 +28,7 @@ def infer(values: list[Any]) -> tuple[str, ...]:
         ([0, 1, None, -1], ("0", "1")),
         # As pandas writes whole numbers beside a missing one.
         (["0.0", "", "1.0"], ("0", "1")),
-        (["10", "9", *(str(number) for number in range(9))], tuple(str(number) for number in range(11))),
+        (["10", "9", *(str(number) for number in range(9))] * 2, tuple(str(number) for number in range(11))),
         ([" spam", "ham", "spam "], ("ham", "spam")),
         (["caf\u00e9", "cafe\u0301", "th\u00e9"], ("caf\u00e9", "th\u00e9")),
         (
@@ -48,16 +49,23 @@ def test_names_that_values_imply(values: list[Any], names: tuple[str, ...]) -> N
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ([1, 2, 3], r"are 1, 2, 3, expected 0, 1, .*labels=\['1', '2', '3'\]"),
+        ([1, 2, 3], r"are 1, 2, 3, expected 0, 1, .*labels=\['1', '2', '3'\] \(in a shell --set task.labels=1,2,3\)"),
         ([0, 2], "without a gap"),
         ([0.5, 1.0], "kind='regression'"),
-        (["1.5", "0.2", "1.0"], "kind='regression'"),  # as a CSV file has them
-        (["a", "a"], "1 classes, expected at least 2"),
+        (
+            ["1.5", "0.2", "1.0"],
+            r"kind='regression' \(in a shell --set task.kind=regression\)",
+        ),  # as a CSV file has them
+        (["a", "a"], "one class, 'a', expected at least 2"),
         ([-1, 1], r"are -1, 1, expected .*labels=\['-1', '1'\]"),
         ([[0, 2], [1]], r"Row 0 .*label \[0, 2\] in column 'label' is a list, .*fit a task each .*'a\+b'"),
         ([{"a": 1}], "is a dict"),
         ([b"spam", b"ham"], "is a bytes"),
         ([f"text {number}" for number in range(150)], "150 different values in 150 rows, which are hardly classes"),
+        (
+            [f"text {number}" for number in range(11)] + ["a"] * 9,
+            "12 different values in 20 rows, .* --set task.label=",
+        ),
     ],
 )
 def test_values_that_imply_no_names(values: list[Any], message: str) -> None:
@@ -67,3 +75,27 @@ def test_values_that_imply_no_names(values: list[Any], message: str) -> None:
 
 def test_the_order_of_rows_does_not_number_classes() -> None:
     assert infer(["b", "c", "a"]) == infer(["a", "b", "c"]) == ("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            [*["pos", "neg"] * 10, "psotive"],
+            r"labels that a single row has: psotive\. .*labels=\['neg', 'pos', 'psotive'\]",
+        ),
+        ([*["pos"] * 10, "psotive", "negg"], "labels that a single row has: negg, psotive"),
+        (["pos", "neg", "Pos"], "Pos and pos differ in case alone .*in a shell --set task.labels=Pos,neg,pos"),
+        ([*[0, 1] * 10, 2], "labels that a single row has: 2"),
+    ],
+)
+def test_classes_that_may_be_slips(values: list[Any], message: str) -> None:
+    with pytest.warns(UserWarning, match=f"Column 'label' of split 'train': .*{message}"):
+        infer(values)
+
+
+def test_few_rows_and_classes_that_are_named_are_no_slips(recwarn: pytest.WarningsRecorder) -> None:
+    infer(["pos", "neg", "pos", "neutral"])
+    rows = [{"text": "a", "label": label} for label in [*["pos", "neg"] * 10, "Pos"]]
+    assert load_task(rows, labels=["neg", "pos", "Pos"]).spec.labels == ("neg", "pos", "Pos")
+    assert not recwarn.list
