@@ -11,6 +11,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -38,6 +39,10 @@ __all__ = [
 FIELD = re.compile(r"\{([^{}]+)\}")
 #: The hub writes large splits as "train-00000-of-00002.parquet".
 SHARD = re.compile(r"-\d+-of-\d+$")
+#: What spreadsheets write between the cells of a .csv file, which depends on the country.
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+#: The largest limit on the characters of a cell that `csv` takes on every platform.
+ANY_LENGTH = 2**31 - 1
 
 
 class ColumnError(DataError):
@@ -137,7 +142,8 @@ def tables(
 ) -> Iterator[Dataset]:
     """Rows of a .jsonl, .json, .csv, .tsv or .parquet file, in the order of the file.
 
-    Values of CSV and TSV files stay strings, as "NA" or "007" may be a text.
+    A .csv file has commas between its cells, or semicolons or tabs if these divide its header and commas do not. Values
+    of CSV and TSV files stay strings, as "NA" or "007" may be a text.
 
     Args:
         path: of the file, which may be of any length if rows are read a few at a time; .json alone is read as a whole.
@@ -155,7 +161,9 @@ def tables(
     read = _parquet if path.suffix.lower() == PARQUET else _texts
     try:
         yield from read(path, columns, optional, size)
-    except (UnicodeDecodeError, csv.Error, OSError, ValueError) as error:  # pyarrow's derive from these
+    except UnicodeDecodeError as error:
+        raise DataError(f"Cannot read {path}: line {_undecodable(path)} is not UTF-8. Save it as UTF-8.") from error
+    except (csv.Error, OSError, ValueError) as error:  # pyarrow's derive from these
         raise DataError(f"Cannot read {path}: {error}") from error
 
 
@@ -210,8 +218,32 @@ def _parquet(path: Path, columns: Collection[str], optional: Collection[str], si
 
 def _texts(path: Path, columns: Collection[str], optional: Collection[str], size: int | None) -> Iterator[Dataset]:
     rows = READERS[path.suffix.lower()](path)
-    for part in [rows] if size is None else iter(lambda: list(islice(rows, size)), []):
+    for part in [_next(rows, None)] if size is None else iter(lambda: _next(rows, size), []):
         yield from_data(part, columns, optional, str(path))
+
+
+def _next(rows: Iterator[dict[str, Any]], size: int | None) -> list[dict[str, Any]]:
+    """The next rows, so many or all that are left."""
+    with _cells_of_any_length():
+        return list(islice(rows, size))
+
+
+@contextmanager
+def _cells_of_any_length() -> Iterator[None]:
+    """Read long texts with `csv`, whose limit holds for the whole process and is put back."""
+    limit = csv.field_size_limit(ANY_LENGTH)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _undecodable(path: Path) -> int:
+    """Number of the first line that is not UTF-8."""
+    with path.open("rb") as lines:
+        return next(
+            number for number, line in enumerate(lines, start=1) if line.decode(errors="replace").encode() != line
+        )
 
 
 def _wanted(origin: str, found: Collection[str], fields: Collection[str], optional: Collection[str]) -> list[str]:
@@ -267,7 +299,16 @@ def _json(path: Path) -> Iterator[dict[str, Any]]:
     return iter(rows)
 
 
-def _table(path: Path, **dialect: Any) -> Iterator[dict[str, Any]]:
+def _csv(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a file that is separated by the first separator that divides its header."""
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        header = lines.readline()
+    divides = (each for each in SEPARATORS if len(next(csv.reader([header], delimiter=each), ())) > 1)
+    separator = next(divides, ",")
+    return _table(path, f"quote texts that contain {SEPARATORS[separator]}", delimiter=separator)
+
+
+def _table(path: Path, advice: str, **dialect: Any) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.DictReader(lines, **dialect)
         twice = [name for name, times in Counter(reader.fieldnames).items() if name and times > 1]
@@ -275,16 +316,16 @@ def _table(path: Path, **dialect: Any) -> Iterator[dict[str, Any]]:
             raise ValueError(f"several columns are called '{twice[0]}': rename all but one.")
         for row in reader:
             if None in row:
-                raise ValueError(f"line {reader.line_num} has more cells than the header has columns.")
+                raise ValueError(f"line {reader.line_num} has more cells than the header has columns: {advice}.")
             yield row
 
 
 READERS: dict[str, Callable[[Path], Iterator[dict[str, Any]]]] = {
     ".jsonl": _lines,
     ".json": _json,
-    ".csv": _table,
+    ".csv": _csv,
     # A quotation mark in a tab-separated file is a character like any other.
-    ".tsv": partial(_table, delimiter="\t", quoting=csv.QUOTE_NONE),
+    ".tsv": partial(_table, advice="replace tabs in texts", delimiter="\t", quoting=csv.QUOTE_NONE),
 }
 PARQUET = ".parquet"
 #: Endings of the files that can be read.

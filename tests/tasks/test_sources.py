@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -20,6 +21,8 @@ FILES = {
     "rows.json": '[{"text": "a, b", "label": "0"}, {"text": "say \\"c\\"", "label": "1"}]',
     "lines.json": '{"text": "a, b", "label": "0"}\n{"text": "say \\"c\\"", "label": "1"}',
     "rows.csv": '\ufefftext,label\r\n"a, b",0\r\n"say ""c""",1\r\n',
+    "semicolons.csv": '\ufefftext;label\r\na, b;0\r\n"say ""c""";1\r\n',
+    "tabs.csv": 'text\tlabel\na, b\t0\n"say ""c"""\t1\n',
     "rows.tsv": 'text\tlabel\na, b\t0\nsay "c"\t1\n',
 }
 
@@ -73,9 +76,14 @@ def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ("rows.jsonl", b'{"a": 1}\n[2]\n', "line 2 holds a list"),
         ("rows.json", b"[1, 2]", "expected a list of objects"),
         ("rows.jsonl", b'{"a": 1}\n{"a": "x"}\n', "more than one type"),
-        ("rows.csv", b"a,b\n1,2\n1,2,3\n", "line 3 has more cells"),
+        ("rows.csv", b"a,b\n1,2\n1,2,3\n", "line 3 has more cells .*: quote texts that contain commas"),
+        ("rows.csv", b"a;b\n1;2\n1;2;3\n", "line 3 has more cells .*: quote texts that contain semicolons"),
+        ("rows.tsv", b"a\tb\n1\t2\n1\t2\t3\n", "line 3 has more cells .*: replace tabs in texts"),
         ("rows.csv", b"a,b,a\n1,2,3\n", "several columns are called .a."),
-        ("rows.csv", b"a\n\xff\xfe\n", "Cannot read"),
+        ("rows.csv", b"a\n\xff\xfe\n", "Cannot read .*: line 2 is not UTF-8. Save it as UTF-8"),
+        ("rows.csv", "a\nx".encode("utf-16"), "line 1 is not UTF-8"),
+        ("rows.jsonl", '{"a": "x"}\n\n{"a": "caf\u00e9"}'.encode("latin-1"), "line 3 is not UTF-8"),
+        ("rows.json", '[{"a": "caf\u00e9"}]'.encode("latin-1"), "line 1 is not UTF-8"),
         ("rows.parquet", b"no parquet", "Cannot read"),
         ("rows.txt", b"a", "expected a file ending in .jsonl"),
     ],
@@ -85,6 +93,32 @@ def test_a_broken_file_is_named(tmp_path: Path, name: str, content: bytes, messa
     with pytest.raises(DataError, match=message) as error:
         read_files([tmp_path / name], ["a"])
     assert name in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "row"),
+    [
+        ("a\nx; y\n", {"a": "x; y"}),
+        ('"a;b"\nx\n', {"a;b": "x"}),
+        ('a,"b; c"\nx; y,z\n', {"a": "x; y", "b; c": "z"}),
+        ('"a, b";c\n"x;y";z\n', {"a, b": "x;y", "c": "z"}),
+    ],
+)
+def test_what_divides_the_header_divides_the_rows(tmp_path: Path, content: str, row: dict[str, str]) -> None:
+    (tmp_path / "rows.csv").write_text(content, encoding="utf-8")
+    assert read_files([tmp_path / "rows.csv"], list(row)).to_list() == [row]
+
+
+@pytest.mark.parametrize("size", [None, 1])
+def test_a_cell_of_any_length(tmp_path: Path, size: int | None) -> None:
+    limit = csv.field_size_limit()
+    long = "x" * (limit + 1)
+    (tmp_path / "rows.csv").write_text(f"text,label\na,0\n{long},1\n", encoding="utf-8")
+    rows = []
+    for part in tables(tmp_path / "rows.csv", ["text"], size=size):
+        assert csv.field_size_limit() == limit
+        rows += part["text"][:]
+    assert rows == ["a", long]
 
 
 def test_one_split_in_two_formats(tmp_path: Path) -> None:
