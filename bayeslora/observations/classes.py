@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
-from bayeslora.errors import SettingError
+from bayeslora.errors import SettingError, TaskError
 from bayeslora.observations.base import Curved, Observation, refuse
 from bayeslora.predict.prediction import ClassPrediction
 
@@ -42,8 +43,18 @@ class Classes(Observation, Curved):
             raise SettingError(f"{type(self).__name__}({self.classes!r}): an observation of classes has at least two.")
 
     @classmethod
-    def of(cls, spec: TaskSpec) -> Classes:
-        """As many classes as the task has names for."""
+    def of(cls, spec: TaskSpec) -> Self:
+        """As many classes as the task has names for.
+
+        Raises:
+            TaskError: it has none.
+        """
+        if not spec.labels:
+            raise TaskError(
+                f"Task '{spec.name}' has no classes: there is no split '{spec.train}' or others to report on, or none "
+                "has labels. Say what to train on, train=SPLIT (in a shell --set task.train=SPLIT), or name the "
+                "classes, labels=[...] (in a shell --set task.labels=...)."
+            )
         return cls(len(spec.labels))
 
     @property

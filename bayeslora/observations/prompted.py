@@ -66,11 +66,6 @@ class Prompted(Causal, Classes):
         for name in ("words", "label_tokens"):  # lists, when they are read from a file
             object.__setattr__(self, name, tuple(getattr(self, name)))
 
-    @classmethod
-    def of(cls, spec: TaskSpec) -> Prompted:
-        """As many classes as the task has names for."""
-        return cls(len(spec.labels))
-
     def for_tokenizer(self, tokenizer: PreTrainedTokenizerBase, spec: TaskSpec) -> Prompted:
         """With the token of each label.
 

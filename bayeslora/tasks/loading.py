@@ -5,6 +5,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,8 @@ def rows_of(spec: TaskSpec, data: Any, name: str = "new rows") -> Split:
 
 def _resolve(name: str, data_dir: str | Path | None, given: Mapping[str, Any]) -> tuple[TaskSpec, tuple[str, ...]]:
     """The task of a name, as far as it is known before the data are read, and what is to be said of it."""
+    if not name.strip():
+        raise TaskError("The task has no name: give a known task, a file, a folder ('.' for this one) or a hub name.")
     path = Path(name).expanduser()
     is_file = path.suffix.lower() in sources.SUFFIXES
     known = None if is_file else find_task(name)
@@ -182,12 +185,24 @@ def _resolve(name: str, data_dir: str | Path | None, given: Mapping[str, Any]) -
         return replace(known, **given), ()
     here = is_file or path.exists()
     if is_file and not path.is_file():
-        raise DataError(f"There is no file {path}.")
+        raise DataError(f"There is no file {path}.{_near(path)}")
     described = not {"text", "label", "completion", "messages"}.isdisjoint(given)
     if not here and not described and not (data_dir and (Path(data_dir) / name).exists()):
-        raise TaskError(unknown("task", name, task_names()) + " For data of your own, give text= and label=.")
+        raise TaskError(
+            f"{unknown('task', name, task_names())} Nor is there a file or folder '{path.name}' in "
+            f"{path.absolute().parent}.{_near(path)} For data on the hub, give text=COLUMN and label=COLUMN (in a "
+            "shell --set task.text=COLUMN and --set task.label=COLUMN)."
+        )
     source = str(path.resolve()) if here else None if data_dir is not None else name
     return TaskSpec.from_dict({"name": path.stem if here else name, "path": source, **given}), _of_columns(given)
+
+
+def _near(path: Path) -> str:
+    """The data nearby whose name is nearest to a path that is not there."""
+    folder = path.absolute().parent
+    found = folder.iterdir() if folder.is_dir() else ()
+    names = [each.name for each in found if each.is_dir() or each.suffix.lower() in sources.SUFFIXES]
+    return "".join(f" Did you mean '{path.with_name(near)}'?" for near in get_close_matches(path.name, names, n=1))
 
 
 def _of_columns(given: Mapping[str, Any]) -> tuple[str, ...]:

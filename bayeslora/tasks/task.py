@@ -120,13 +120,18 @@ class Split:
                         blank.discard(row)
         if blank:
             names = ", ".join(map(repr, columns))
-            raise DataError(f"Row {min(blank)} of split '{self.name}' has no text in {names}: remove it.")
+            raise DataError(
+                f"{len(blank)} of {len(self)} rows of split '{self.name}' have no text in {names}: row {min(blank)}, "
+                "counted from 0, is the first. Remove them."
+            )
         _ = self._labels
         return self
 
     def _refuse(self, value: Any, name: str, row: int, wanted: str) -> None:
         if value is None or (isinstance(value, float) and math.isnan(value)):
-            raise DataError(f"Row {row} of split '{self.name}' has no value in column '{name}': remove it.")
+            raise DataError(
+                f"Row {row} of split '{self.name}' has no value in column '{name}': remove it. Rows are counted from 0."
+            )
         found = f"Row {row} of split '{self.name}' has a {type(value).__name__} in column '{name}'"
         hint = " Join its parts into one text." if wanted == "a text" and isinstance(value, list | dict) else ""
         raise DataError(f"{found}, expected {wanted}.{hint}")
@@ -274,7 +279,11 @@ def build_task(
         train, heldout = source.divide(train_size, heldout_size, seed)
     else:
         train = Split(data[next(iter(data))].select([]), spec, spec.train, arguments)
-        notes += (f"There is no split '{spec.train}' to train on: the rows serve to predict alone.",)
+        ending = f", or call its file {spec.train}{data.files[0].suffix}" if data.files else ""
+        notes += (
+            f"There is no split '{spec.train}' to train on, only {', '.join(data)}: the rows serve to predict alone. "
+            f"To train on another split, name it, train=SPLIT (in a shell --set task.train=SPLIT){ending}.",
+        )
     validation, test = reported(spec.validation), reported(spec.test)
     if validation is not None and spec.validation == spec.test:
         notes += (f"The rows of split '{spec.test}' stand in for a validation split.",)

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from bayeslora.errors import SettingError
-from bayeslora.observations import Choices, Classes, Observation, Value, build
+from bayeslora.errors import SettingError, TaskError
+from bayeslora.observations import Choices, Classes, Observation, Prompted, Value, build
+from bayeslora.tasks import TaskSpec
 
 
 def test_class_labels_have_the_density_of_a_softmax() -> None:
@@ -44,6 +45,13 @@ def test_a_observation_survives_as_plain_data(observation: Observation) -> None:
 def test_fewer_than_two_classes_are_none() -> None:
     with pytest.raises(SettingError, match=r"Classes\(1\): an observation of classes has at least two"):
         Classes(1)
+
+
+@pytest.mark.parametrize("observation", [Classes, Prompted])
+def test_a_task_without_classes_says_how_to_name_them(observation: type[Classes]) -> None:
+    with pytest.raises(TaskError, match="'mine' has no classes: .* no split 'train' .*--set task.train=.*labels="):
+        observation.of(TaskSpec("mine"))
+    assert type(observation.of(TaskSpec("mine", labels=("no", "yes")))) is observation
 
 
 def test_an_unknown_observation_is_refused() -> None:

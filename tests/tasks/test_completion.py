@@ -92,11 +92,11 @@ def test_what_is_said_is_done() -> None:
         ),
         ([{"prompt": "a", "completion": "b"}, {"prompt": None, "completion": "b"}], "no value in column 'prompt'"),
         ([{"instruction": None, "input": "a", "output": "b"}], "no value in column 'instruction'"),
-        ([{"instruction": " ", "input": None, "output": "b"}], "Row 0 .* has no text"),
+        ([{"instruction": " ", "input": None, "output": "b"}], "1 of 1 rows .* have no text .* row 0"),
         ([{"messages": CHAT}, {"messages": CHAT[:1]}], "1 of 2 rows .* have no label in 'messages': row 1"),
         ([{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": " "}], "'completion': row 1"),
         ([{"prompt": "a", "completion": ""}], "No row of the training split"),
-        ([{"prompt": " ", "completion": "b"}], "Row 0 .* has no text"),
+        ([{"prompt": " ", "completion": "b"}], "1 of 1 rows .* have no text .* row 0"),
     ],
 )
 def test_rows_without_what_is_needed_are_refused(rows: list[dict[str, Any]], message: str) -> None:

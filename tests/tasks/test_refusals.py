@@ -20,8 +20,30 @@ def test_rows_in_memory_cannot_be_loaded_again() -> None:
 
 def test_an_unknown_task_names_the_nearest() -> None:
     for data_dir in (None, "."):
-        with pytest.raises(TaskError, match="'glue/mrcp'.* Did you mean 'glue/mrpc'.*text= and label="):
+        with pytest.raises(TaskError, match="'glue/mrcp'.* Did you mean 'glue/mrpc'.*text=COLUMN and label=COLUMN"):
             load_task("glue/mrcp", data_dir)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("reviewz", "reviews"), ("train.cvs", "train.csv"), ("trian.csv", "train.csv"), ("./reviewz", "reviews")],
+)
+def test_data_that_are_not_here_name_the_nearest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, near: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "reviews").mkdir()
+    for file in ("train.csv", "reviewz.md"):
+        (tmp_path / file).write_text("text,label\n", encoding="utf-8")
+    with pytest.raises((TaskError, DataError), match=f"is (there a|no) file .*{Path(name).name}.* mean '{near}'"):
+        load_task(name)
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_a_task_without_a_name(reviews: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(reviews.parent)
+    with pytest.raises(TaskError, match="The task has no name: give .* folder \\('.' for this one\\)"):
+        load_task(name)
 
 
 @pytest.mark.parametrize("columns", [{}, {"text": "a", "label": "b"}])
@@ -100,9 +122,9 @@ def test_empty_data(mrpc: Path, split: str) -> None:
         (["a", "b"], "Row 0 .* has a list in column 'text', expected a text. Join its parts"),
         (b"a", "Row 0 .* has a bytes in column 'text'"),
         ({"a": 1}, "Row 0 .* has a dict in column 'text'"),
-        (float("nan"), "Row 1 .* has no value in column 'text'"),
+        (float("nan"), "Row 1 .* has no value in column 'text': remove it. Rows are counted from 0"),
         (float("inf"), "Row 1 .* has a float in column 'text'"),
-        (" ", "Row 1 .* has no text in 'text'"),
+        (" ", "1 of 2 rows .* have no text in 'text': row 1, counted from 0, is the first"),
     ],
 )
 def test_a_value_that_is_no_text(value: Any, message: str) -> None:
@@ -114,7 +136,7 @@ def test_a_value_that_is_no_text(value: Any, message: str) -> None:
 
 def test_an_empty_text_in_a_csv_file(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("text,title,label\na,b,0\n,c,1\n", encoding="utf-8")
-    with pytest.raises(DataError, match="Row 1 of split 'train' has no text in 'text'"):
+    with pytest.raises(DataError, match="1 of 2 rows of split 'train' have no text in 'text': row 1, counted from 0"):
         load_task(tmp_path / "rows.csv")
     # One of two may be empty, as in published data.
     assert load_task(tmp_path / "rows.csv", text=["title", "text"]).train.render(1) == "c\n\n-> 1"

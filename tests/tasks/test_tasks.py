@@ -198,7 +198,8 @@ def test_no_training_split(tmp_path: Path) -> None:
     write_rows(tmp_path / "test.jsonl", sentence_pairs(3))
     task = load_task("mrpc", tmp_path)
     assert list(task.roles) == ["validation", "test"] and not len(task.train)
-    assert "There is no split 'train' to train on: the rows serve to predict alone." in task.notes
+    (note,) = (each for each in task.notes if "There is no split 'train' to train on, only test: " in each)
+    assert "train=SPLIT (in a shell --set task.train=SPLIT), or call its file train.jsonl" in note
     with pytest.raises(TaskError, match="Unknown split .* 'training'. Known: test"):
         load_task("mrpc", tmp_path, train="training")
     trained = load_task("mrpc", tmp_path, train="test")
