@@ -25,21 +25,19 @@ __all__ = ["adapt", "by_base_name", "check_room", "load_adapter", "saved_network
 
 
 def adapt(
-    base: PreTrainedModel, observation: Observation, lora: PeftConfig | LoraSettings | str | None = None
+    base: PreTrainedModel, observation: Observation, lora: PeftConfig | LoraSettings
 ) -> PreTrainedModel | PeftModel:
     """Add LoRA layers, or what else ``lora`` says, to ``base`` and let PEFT train its head in full.
 
     Raises:
         AdapterError: a target module of ``lora`` does not exist in the network, or a learned prompt has no place before
             texts, or leaves none for them.
-        SettingError: nothing goes by this name.
     """
     from copy import deepcopy
 
     from peft import get_peft_model
 
-    settings = LoraSettings(method=lora) if isinstance(lora, str) else lora or LoraSettings()
-    config = settings.to_peft() if isinstance(settings, LoraSettings) else deepcopy(settings)
+    config = lora.to_peft() if isinstance(lora, LoraSettings) else deepcopy(lora)
     if config is None:
         return base
     config.task_type = observation.peft_task

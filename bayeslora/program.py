@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from bayeslora.adapters import adapt, by_base_name, check_room, load_adapter
 from bayeslora.errors import AdapterError
 from bayeslora.joined import Apart
+from bayeslora.models import build as build_model
 from bayeslora.models.base import WeightModel
 from bayeslora.models.monteclora import MonteCLoRA
 from bayeslora.networks import (
@@ -34,7 +35,7 @@ from bayeslora.networks import (
 from bayeslora.observations import Encoder, Observation, Padding, of_task
 from bayeslora.observations.decoder import evaluated, hidden_states
 from bayeslora.observations.soft_prompts import PROMPTS, virtual_tokens
-from bayeslora.recipes import LoraSettings
+from bayeslora.recipes import LoraSettings, recipe
 from bayeslora.sites import Value
 from bayeslora.store import adapter_at
 from bayeslora.weights import Site, Weights
@@ -60,7 +61,8 @@ class Program(nn.Module):
         network: a PEFT model, trained or not, or a network of transformers that is to be trained in full. The program
             freezes its parameters and puts sampled values in their place, without changing them.
         observation: what is read of the network's output, and how labels follow from it.
-        model: Pyro model of the LoRA weights; `bayeslora.models.MonteCLoRA` by default.
+        model: Pyro model of the LoRA weights, or its name, such as ``"gaussian"``; `bayeslora.models.MonteCLoRA` by
+            default.
         encoder: turns the rows of a task into token ids; not needed for data that are tokenised already.
         base: which base network it is, and how it was loaded.
         drawn: weights that the base network's files lack, by their names there, of which the frozen ones are saved with
@@ -68,13 +70,14 @@ class Program(nn.Module):
 
     Raises:
         AdapterError: nothing of the network is trained, or something that cannot be made stochastic.
+        SettingError: ``model`` is the name of none.
     """
 
     def __init__(
         self,
         network: PeftModel,
         observation: Observation,
-        model: WeightModel | None = None,
+        model: WeightModel | str | None = None,
         *,
         encoder: Encoder | None = None,
         base: NetworkSettings | None = None,
@@ -84,7 +87,7 @@ class Program(nn.Module):
         self.network = network
         _check_prompt(network, observation)
         self.observation = observation.for_network(network)
-        self.model = model or MonteCLoRA()
+        self.model = _model(model)
         self.encoder = encoder
         self.weights = Weights(network)
         self.base = base or NetworkSettings.of(network)
@@ -100,9 +103,9 @@ class Program(nn.Module):
         base: str | Path | NetworkSettings,
         task: Task,
         *,
-        lora: PeftConfig | LoraSettings | str | None = None,
+        lora: PeftConfig | LoraSettings | Mapping[str, Any] | str | None = None,
         adapter: str | Path | None = None,
-        model: WeightModel | None = None,
+        model: WeightModel | str | None = None,
         observation: str | None = None,
         observation_settings: Mapping[str, Any] | None = None,
         seed: int = 0,
@@ -115,9 +118,10 @@ class Program(nn.Module):
                 that the package ships.
             task: says the kind of network, the number of logits and how rows become text.
             lora: PEFT's configuration, or the name of a way to fine-tune (`bayeslora.recipes.RECIPES`), such as
-                ``"dora"`` or ``"full"``; LoRA of rank 8, alpha 16 on all linear layers by default.
+                ``"dora"`` or ``"full"``, or a name with settings, such as ``{"method": "dora", "r": 4}``; LoRA of
+                rank 8, alpha 16 on all linear layers by default.
             adapter: folder of a PEFT LoRA adapter, trained or not, or of a run, to load in place of a fresh one.
-            model: Pyro model of the LoRA weights.
+            model: Pyro model of the LoRA weights, or its name.
             observation: name of what is read of the network's output; by default what the task's labels and the network
                 call for: a causal language model is asked by a prompt.
             observation_settings: fields of that observation, where the task does not say them.
@@ -128,7 +132,10 @@ class Program(nn.Module):
         Raises:
             AdapterError: a target of ``lora`` does not exist or cannot be made stochastic, or ``adapter`` does not fit
                 the base network.
+            SettingError: nothing goes by the name of ``lora`` or ``model``, or a setting is wrong.
         """
+        # What is spelled wrong is told before a network is loaded.
+        lora, model = recipe(lora), _model(model)
         settings = base if isinstance(base, NetworkSettings) else NetworkSettings(str(base))
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -292,6 +299,11 @@ class Program(nn.Module):
         learned = sum(value.numel() for value in self.model.guide(self.sites).parameters() if value.requires_grad)
         table.append(f"LoRA and head: {plain:,} parameters; structured guide: {learned - plain:,} more.")
         return "\n".join(table)
+
+
+def _model(model: WeightModel | str | None) -> WeightModel:
+    """The model of a name; by default MonteCLoRA."""
+    return build_model(model) if isinstance(model, str) else model or MonteCLoRA()
 
 
 def _check_prompt(network: Any, observation: Observation) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 from pydantic import Field
 
 from bayeslora.errors import SettingError, unknown
-from bayeslora.settings import Count, Settings
+from bayeslora.settings import Count, Settings, build
 
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-__all__ = ["RECIPES", "LoraSettings", "Recipe"]
+__all__ = ["RECIPES", "LoraSettings", "Recipe", "recipe"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,25 @@ class LoraSettings(Settings):
         # PEFT would match a word with the full name of a layer, not with its end.
         word = found != "all-linear" and found.replace("_", "").isalnum()
         return [found] if word else found
+
+
+def recipe(lora: PeftConfig | LoraSettings | Mapping[str, Any] | str | None) -> PeftConfig | LoraSettings:
+    """What a name, or a mapping as YAML has it, is short for; a configuration as it is.
+
+    Raises:
+        SettingError: nothing goes by this name, or a setting is wrong.
+    """
+    from peft import PeftConfig
+
+    if isinstance(lora, PeftConfig | LoraSettings):
+        return lora
+    if isinstance(lora, str):
+        return LoraSettings(method=lora)
+    if lora is None or isinstance(lora, Mapping):
+        return build(LoraSettings, lora or {})
+    raise SettingError(
+        f"lora is {lora!r}, expected a name such as 'dora', settings such as {{'r': 4}}, or a PeftConfig."
+    )
 
 
 class Recipe(NamedTuple):

@@ -70,13 +70,17 @@ def fit(
         The posterior, saved in ``output_dir`` if that was given.
 
     Raises:
-        SettingError: unknown backend or setting, or a value that it cannot take; ``output_dir`` holds a fit already
-            or, with ``resume``, one of another program, other data, another seed or setting; or another process is
-            writing there.
+        SettingError: ``program`` is none; unknown backend or setting, or a value that it cannot take; ``output_dir``
+            holds a fit already or, with ``resume``, one of another program, other data, another seed or setting; or
+            another process is writing there.
         DataError: no rows, or labels that cannot be observed.
         AdapterError: ``start`` is a posterior of another network.
         TrainingError: the loss became infinite or not a number.
     """
+    if not isinstance(program, Program):
+        raise SettingError(
+            f"program is {program!r}, expected a Program, such as bl.Program.from_pretrained('demo', task) makes."
+        )
     if resume and output_dir is None:
         raise SettingError("resume=True needs the output_dir of the fit that was stopped.")
     seed, chains = coerce(seed, Seed, "seed"), coerce(chains, int, "chains")

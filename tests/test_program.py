@@ -23,7 +23,8 @@ from scenarios import (
 from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification
 
-from bayeslora.errors import AdapterError
+from bayeslora.errors import AdapterError, SettingError
+from bayeslora.inference import fit
 from bayeslora.models import Gaussian, MonteCLoRA
 from bayeslora.observations import Classes, Value
 from bayeslora.program import Program
@@ -164,6 +165,22 @@ def test_the_users_lora_config_is_not_changed(base: Path) -> None:
     Program.from_pretrained(base, Task(SPEC, train=text_rows()), lora=lora)
     assert lora.task_type is None
     assert lora.modules_to_save is None
+
+
+def test_a_model_goes_by_its_name(base: Path) -> None:
+    task = Task(SPEC, train=text_rows())
+    assert Program.from_pretrained(base, task, model="scalabl").model.name == "scalabl"
+    network = get_peft_model(tiny_bert(), LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS"))
+    assert Program(network, Classes(3), "gaussian").model == Gaussian()
+    with pytest.raises(SettingError, match="Unknown model 'monteclara'. Did you mean 'monteclora'"):
+        Program.from_pretrained("nobody/nothing", task, model="monteclara")  # told before anything is loaded
+
+
+def test_what_is_no_program_is_told() -> None:
+    with pytest.raises(
+        SettingError, match=r"program is 'demo', expected a Program, such as bl\.Program\.from_pretrained"
+    ):
+        fit("demo", text_rows(), "mle")  # type: ignore[arg-type]
 
 
 def test_two_programs_over_one_network_do_not_disturb_each_other() -> None:

@@ -54,6 +54,13 @@ def test_settings_of_a_way(base: Path) -> None:
     assert {site.initial.shape[-1] for site in made(base, "rslora", r=3).sites if site.stacked} == {3}
     (prompt,) = (site for site in made(base, "prompt-tuning", tokens=5).sites if site.role == "tensor")
     assert prompt.initial.shape == (5, 16)
+    task = Task(SPEC, train=ROWS)
+    mapped = Program.from_pretrained(base, task, lora={"method": "dora", "r": 3}).network.peft_config["default"]
+    assert (mapped.use_dora, mapped.r) == (True, 3)
+    with pytest.raises(SettingError, match="Unknown setting of lora 'rank'"):
+        Program.from_pretrained(base, task, lora={"rank": 8})
+    with pytest.raises(SettingError, match="lora is 8, expected a name such as 'dora', settings such as"):
+        Program.from_pretrained(base, task, lora=8)  # type: ignore[arg-type]
     with pytest.raises(SettingError, match="'full' has no r, found lora.r=4"):
         made(base, "full", r=4)
     with pytest.raises(SettingError, match="Unknown way to fine-tune 'rora'"):
