@@ -16,12 +16,14 @@ from bayeslora.record import RECORD
 from bayeslora.store import CONFIG
 
 if TYPE_CHECKING:
+    from bayeslora.observations import Encoder
     from bayeslora.passes import Rows
     from bayeslora.posterior import Posterior
     from bayeslora.program import Program
     from bayeslora.tasks import Split, Task
 
 __all__ = [
+    "begun",
     "build_program",
     "check_same",
     "fit",
@@ -94,9 +96,9 @@ def fit(
         folder: of the run.
         resume: go on where a run of the same configuration in this folder was stopped; what is finished is loaded.
         overwrite: replace a run that is in the folder; it stays until the new one has come to its end.
-        progress: show bars, and what was taken for what in the data.
+        progress: show bars, and what was taken for what, cut, or finished before.
         start: posterior of the same network that the fit starts from or is laid around; see `bayeslora.fit`.
-        told: what says, with ``progress``, what was taken for what.
+        told: what says, with ``progress``, all but the bars.
 
     Raises:
         SettingError: the configuration is wrong; the folder holds a run already, with ``resume`` that of another
@@ -110,7 +112,9 @@ def fit(
     config, folder = resolve(config), Path(folder)
     with store.opened(folder):
         _check(folder, config, resume, overwrite)
-        if resume and (begun := store.record_at(store.current(folder))) and begun.finished:
+        if resume and (record := store.record_at(store.current(folder))) and record.finished:
+            if progress:
+                told(f"The run in '{folder}' was finished before: nothing was left to do.")
             return inference.load(folder)
         task = task_of(config)
         if progress:
@@ -138,12 +142,12 @@ def fit(
 
 
 def _chosen(config: RunConfig, program: Program, task: Task) -> list[str]:
-    """Which observation and length were chosen, where a causal language model has several."""
+    """Which observation and length were chosen, where a causal language model has several; else what is cut."""
     from bayeslora.observations import OBSERVATIONS
 
     name, said = program.observation.name, []
     if not program.observation.causal:
-        return []
+        return [] if program.encoder is None else _cut(program.encoder, task.train)
     if config.observation is None:
         others = [each for each in OBSERVATIONS if task.spec.kind in OBSERVATIONS[each].kinds and each != name]
         choice = f"; --observation chooses another: {', '.join(others)}" if others else ""
@@ -151,6 +155,15 @@ def _chosen(config: RunConfig, program: Program, task: Task) -> list[str]:
     if config.max_length is None and program.encoder is not None:
         said.append(f"Rows have up to {program.encoder.max_length} tokens; --set max_length= says otherwise.")
     return said
+
+
+def _cut(encoder: Encoder, rows: Split) -> list[str]:
+    """How many rows are longer than what is read of them, if any are."""
+    count = encoder.cut(rows)
+    if not count:
+        return []
+    remedy = "the network reads no more" if encoder.max_length == encoder.most else "--set max_length= says otherwise"
+    return [f"{count:,} of {len(rows):,} training rows are cut to {encoder.max_length} tokens; {remedy}."]
 
 
 def _check(folder: Path, config: RunConfig, resume: bool, overwrite: bool) -> None:
@@ -184,16 +197,20 @@ def check_same(folder: Path, config: RunConfig) -> None:
         )
 
 
+def begun(folder: Path) -> bool:
+    """Whether there is the configuration of a run in a folder, by which it can be gone on with."""
+    return (store.current(folder) / CONFIG).is_file()
+
+
 def saved_config(folder: Path) -> RunConfig:
     """Configuration of the run in a folder, or of that which was stopped while it was to replace it.
 
     Raises:
         SettingError: there is none.
     """
-    path = store.current(folder) / CONFIG
-    if not path.is_file():
+    if not begun(folder):
         raise SettingError(f"There is no run in '{folder}': expected a file {CONFIG}.")
-    return read_config(path)
+    return read_config(store.current(folder) / CONFIG)
 
 
 def opened(folder: Path, base: str | None = None) -> Posterior:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,6 +38,9 @@ class Encoder:
         limit: positions that the network has, if that is less than its tokenizer knows of.
         labels: names of the classes in the order of the network's outputs, if that is not the task's.
 
+    Attributes:
+        most: that ``max_length`` can be.
+
     Raises:
         DataError: the tokenizer has neither a padding token nor an end-of-sequence token to stand in for it.
         SettingError: ``max_length`` leaves no room for text.
@@ -59,7 +63,8 @@ class Encoder:
         self.tokenizer = tokenizer
         self.spec = spec
         self.labels = labels or spec.labels
-        self.max_length = min(max_length, tokenizer.model_max_length, limit or max_length)
+        self.most = min(tokenizer.model_max_length, limit or tokenizer.model_max_length)
+        self.max_length = min(max_length, self.most)
         one, two = (tokenizer.num_special_tokens_to_add(pair=pair) for pair in (False, True))
         if self.max_length <= two:
             raise SettingError(f"max_length is {self.max_length}, expected more than the {two} tokens around texts.")
@@ -72,10 +77,28 @@ class Encoder:
 
     def pairs(self, texts: Sequence[tuple[str, str | None]]) -> dict[str, list[Any]]:
         """Columns of token ids of texts or pairs of texts."""
+        return self._pairs(texts, self.max_length)
+
+    def _pairs(self, texts: Sequence[tuple[str, str | None]], length: int) -> dict[str, list[Any]]:
         first = [pair[0] for pair in texts]
         second = [self.separator + pair[1] for pair in texts if pair[1] is not None]
-        found = self.tokenizer(first, second or None, truncation=True, max_length=self.max_length)
+        found = self.tokenizer(first, second or None, truncation=True, max_length=length)
         return {name: list(values) for name, values in found.items() if name in PADDING}
+
+    def cut(self, split: Split) -> int:
+        """How many rows of a task lose tokens where `pairs` reads them.
+
+        A token stands for a byte or more, so that short texts are known to be whole without being tokenised again.
+        """
+        # Beside what the tokenizer adds, a token may mark where each text of a pair begins.
+        room = self.max_length - self.tokenizer.num_special_tokens_to_add(pair=True) - 2
+        count = 0
+        for row in chain.from_iterable(_parts(split)):
+            texts = split.spec.texts(row)
+            if any(len("".join(filter(None, pair)).encode()) > room for pair in texts):
+                lengths = map(len, self._pairs(texts, self.max_length + 1)["input_ids"])
+                count += any(length > self.max_length for length in lengths)
+        return count
 
     def names(self, spec: TaskSpec) -> tuple[str, ...]:
         """Names of the classes in the order of the network's outputs, for rows of a task."""
@@ -163,14 +186,19 @@ def _encoded(split: Split, observation: Observation, encoder: Encoder) -> Datase
     if not len(split):
         raise DataError(f"Split '{split.name}' of task '{split.spec.name}' has no rows.")
     tables = []
-    for start in range(0, len(split), ROWS_AT_ONCE):
-        rows = transposed(split.dataset[start : start + ROWS_AT_ONCE])
+    for rows in _parts(split):
         columns = observation.tokens(encoder, rows, split.spec)
         tables.append(pa.table({name: pa.array(values, _numbers(values)) for name, values in columns.items()}))
     table = pa.concat_tables(tables)
     if split.labelled and "labels" not in table.column_names:
         table = table.append_column("labels", pa.array(encoder.numbers(split.labels(), split.spec).numpy()))
     return numbered(Dataset(table), split.name)
+
+
+def _parts(split: Split) -> Iterator[list[dict[str, Any]]]:
+    """Some rows after the other."""
+    for start in range(0, len(split), ROWS_AT_ONCE):
+        yield transposed(split.dataset[start : start + ROWS_AT_ONCE])
 
 
 def _tokenised(data: Dataset, observation: Observation) -> Dataset:

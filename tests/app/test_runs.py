@@ -65,7 +65,7 @@ def test_a_run_is_overwritten_only_when_asked(run: Path, tmp_path: Path, capsys:
     command = [*FIT, *QUICK, "--output", folder]
     assert call(*command) == 2
     assert "holds a run already: resume it, overwrite it, or choose another folder" in capsys.readouterr().err
-    assert call(*command, "--resume") == 2  # it has another seed and rank
+    assert call(*command, "--resume", "--seed", "0", "--set", "lora.r=8") == 2
     assert "holds a run with other settings (there and now): seed: 2 and 0; lora.r: 4 and 8" in capsys.readouterr().err
     (folder / "notes.txt").write_text("mine")
     assert call(*command, "--overwrite") == 0
@@ -111,6 +111,27 @@ def test_a_run_stays_until_its_successor_has_come_to_its_end(
         assert inference.load(folder).record.finished
     assert call("fit", "--resume", "--output", folder) == 0
     assert inference.load(folder).record.finished and not successor.exists()
+
+
+def test_flags_of_a_resumed_run_go_over_its_own_configuration(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(run, tmp_path / "copy"))
+    assert call("fit", "--resume", "--output", folder, "--seed", "2", "--set", "batch_size=16") == 0
+    assert f"The run in '{folder}' was finished before: nothing was left to do." in capsys.readouterr().err
+    assert call("fit", "--resume", "--output", folder, "--set", "epochs=400") == 2
+    assert "(there and now): settings.epochs: 1.0 and 400.0" in capsys.readouterr().err
+    assert call("fit", "--resume", "--output", tmp_path / "none") == 2
+    assert "There is no run in" in capsys.readouterr().err
+
+
+def test_a_run_can_be_told_to_resume_before_it_was_ever_begun(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(*FIT, *QUICK, "--set", "max_length=8", "--resume", "--output", tmp_path / "out") == 0
+    told = capsys.readouterr().err
+    assert "training rows are cut to 8 tokens; --set max_length= says otherwise." in told
+    assert "was finished before" not in told
 
 
 def finish(folder: Path, finished: bool) -> None:

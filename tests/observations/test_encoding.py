@@ -111,6 +111,17 @@ def test_long_texts_are_cut(max_length: int, model_limit: int, limit: int | None
     encoded = tokens(encoder, sentences([300]))
     assert encoded["length"][:] == [expected]
     assert encoded["input_ids"][0][-1] == WORDS.index("[SEP]")
+    assert encoder.most == min(model_limit, limit or model_limit)
+
+
+def test_rows_that_are_cut_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = Encoder(make_tokenizer(pad_token="[PAD]"), SENTENCES, max_length=9)
+    read: list[int] = []
+    pairs = encoder._pairs
+    monkeypatch.setattr(encoder, "_pairs", lambda texts, length: read.append(length) or pairs(texts, length))
+    assert encoder.cut(sentences([1, 7, 8, 40])) == 2
+    assert len(read) == 3  # the shortest is known to be whole
+    assert [Encoder(make_tokenizer(pad_token="[PAD]"), QUIZ, length).cut(quiz().train) for length in (7, 8)] == [1, 0]
 
 
 def test_choices_of_a_row_are_pairs_with_the_question(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -54,7 +54,9 @@ def fit(
     ] = None,
     assignments: Assignments = None,
     config: ConfigFile = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in the output folder, as it was begun.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output folder.")] = False,
 ) -> None:
     """Fit a posterior and write it, with its configuration, into a folder."""
@@ -68,8 +70,10 @@ def fit(
         "seed": seed, "chains": chains, "output": str(output),
     }  # fmt: skip
     assignments = [*([f"lora.method={lora}"] if lora else []), *(assignments or ())]
-    given = config or assignments or any(flags[name] is not None for name in flags if name != "output")
-    run = read_config(config, flags, assignments) if given or not resume else runs.saved_config(output)
+    said = assignments or any(flags[name] is not None for name in flags if name != "output")
+    if resume and config is None and (runs.begun(output) or not said):
+        flags = runs.saved_config(output).to_dict() | {name: each for name, each in flags.items() if each is not None}
+    run = read_config(config, flags, assignments)
     again = f"Go on with: bayeslora fit --resume --output {output}"
     context.obj["resume"] = lambda: again if (output / store.CONFIG).exists() else "Nothing was fitted yet."
     posterior = runs.fit(run, output, resume=resume, overwrite=overwrite)
