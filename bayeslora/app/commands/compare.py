@@ -84,7 +84,12 @@ def compare(
         str | None,
         typer.Option(metavar="I/N", help="One of N parts of the lines, from 1 on.", show_default="all"),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the fits and what they will take, and end.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Show the fits and what they will take, and end: with status 1 if one would fail."
+        ),
+    ] = False,
     retry: Annotated[bool, typer.Option("--retry", help="Try again what failed before.")] = False,
 ) -> None:
     """Fit several methods with several seeds and put them into one table.
@@ -181,25 +186,36 @@ def _show_report(report: Report) -> None:
 
 
 def _show_plan(study: Study, shard: tuple[int, int] | None, workers: int) -> None:
-    """The cells of a part of a study, and an estimate of their time, a line for each method as it comes."""
+    """The cells of a part of a study, and an estimate of their time, a line for each method as it comes.
+
+    By the exit status, too, whether one would fail.
+    """
     from bayeslora.app.studies.estimate import estimate
     from bayeslora.app.studies.progress import duration
     from bayeslora.app.studies.study import cells_of
 
     targets = study.part(shard)
-    cells = cells_of(targets)
-    for cell in cells:
+    for cell in cells_of(targets):
         start = "" if cell.start is None else f", from {cell.start.name}"
         show(f"{cell.name}{start}{', done' if study.results.fitted(cell) else ''}")
     lines = len({(target.task, target.base, target.method) for target in targets})
     show("What is left, by a few steps of each:")
-    total = 0.0
+    total, failing = 0.0, set()
+    first: dict[str, str] = {}  # line that an error was first told of
     for number, each in enumerate(estimate(targets, study.results), 1):
-        took = f"{duration(each.fit_seconds)} a fit, {duration(each.predict_seconds)} a prediction"
-        title = f"{each.task}, {each.base}, {each.method}: {each.cells} left"
-        show(f"[{number}/{lines}] {title}, {each.error or took}")
+        line = f"[{number}/{lines}]"
+        said = f"{duration(each.fit_seconds)} a fit, {duration(each.predict_seconds)} a prediction"
+        if each.error:
+            said = f"fails as {first[each.error]} does" if each.error in first else each.error
+            first.setdefault(each.error, line)
+            failing.add((each.task, each.base, each.method))
+        show(f"{line} {each.task}, {each.base}, {each.method}: {each.cells} left, {said}")
         total += each.cells * (each.fit_seconds + each.predict_seconds)
+    cells = cells_of([each for each in targets if (each.task, each.base, each.method) not in failing])
     show(f"{len(cells)} cells at most, about {duration(total / workers)} for {workers} at a time.")
+    if failing:
+        say(f"{len(failing)} of {lines} lines would fail, as said above; they are not in this estimate.")
+        raise typer.Exit(1)
 
 
 def _options(assignments: list[str]) -> dict[str, str]:

@@ -124,15 +124,31 @@ class Report:
         return {"study": json.loads(json.dumps(self.study.source, default=str)), "reference": self.reference, **records}
 
     def save(self, folder: str | Path) -> None:
-        """Write study.md, study.json, tables.tex, a CSV for each table, and the pictures, each file in one step."""
+        """Write study.md, study.json, tables.tex, a CSV for each table, and the pictures, each file in one step.
+
+        Files that an earlier report wrote there and this one does not are removed; study.json names those of a report.
+        """
         folder = Path(folder)
-        files.write_text(folder / "study.md", self.to_markdown())
-        files.write_json(folder / "study.json", self.to_dict())
-        files.write_text(folder / "tables.tex", "\n".join(table.to_latex() for table in self.tables()))
-        for name, table in self.parts.items():
-            files.write_text(folder / f"{name}.csv", table.to_csv(index=False))
+        texts = {"study.md": self.to_markdown(), "tables.tex": "\n".join(table.to_latex() for table in self.tables())}
+        texts |= {f"{name}.csv": table.to_csv(index=False) for name, table in self.parts.items()}
+        for name, text in texts.items():
+            files.write_text(folder / name, text)
+        written = ["study.json", *texts]
         for name, figure in self.figures():
             save_figure(figure, folder / f"{name}.png")
+            written.append(f"{name}.png")
+        for name in _written(folder) - set(written):
+            (folder / name).unlink(missing_ok=True)
+        files.write_json(folder / "study.json", {**self.to_dict(), "files": written})
+
+
+def _written(folder: Path) -> set[str]:
+    """Names of the files that an earlier report wrote into a folder, as its study.json has them."""
+    try:
+        names = json.loads((folder / "study.json").read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError):  # there is none, or it is no report's
+        return set()
+    return {name for name in names if Path(name).name == name and (folder / name).is_file()}
 
 
 #: What the states of lines are called.

@@ -147,3 +147,15 @@ def test_a_dry_run_shows_cells_and_runs_none(
     assert Study(made).cells[0].name in shown and "[1/1] demo, demo, quick: 1 left, " in shown
     assert "1 cells at most, about " in shown
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_of_what_would_fail_says_so(
+    study: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str], plugin: Path
+) -> None:
+    methods = {"quick": {}, "hungry": {}, "too": {"backend": "hungry"}}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study(methods=methods, seeds=[0, 1])))
+    words = ["compare", tmp_path / "study.yaml", "--output", tmp_path / "out", "--plugin", plugin, "--dry-run"]
+    assert call(*words) == 1
+    told = capsys.readouterr()
+    assert told.out.count("MemoryError: no room") == 1 and "too: 2 left, fails as [1/3] does" in told.out
+    assert "2 cells at most, about " in told.out and "2 of 3 lines would fail" in told.err

@@ -77,6 +77,22 @@ def test_a_grid_is_reported_by_its_robustness(study: Made, tmp_path: Path) -> No
     assert (tmp_path / "out" / "report" / "robustness.png").exists()
 
 
+def test_a_report_takes_the_place_of_another_ones_files_alone(study: Made, tmp_path: Path) -> None:
+    folder = tmp_path / "out" / "report"
+    made = study(methods=["quick"], seeds=[0], grid={"learning_rate": [0.1, 1.0]})
+    Study(made, tmp_path / "out").run(progress=False)
+    assert {"points.csv", "robustness.png"} <= {path.name for path in folder.iterdir()}
+    (folder / "notes.txt").write_text("mine")
+    listed = json.loads((folder / "study.json").read_text())
+    listed["files"] += ["../mine.csv", "lost.png"]
+    (folder / "study.json").write_text(json.dumps(listed))
+    (tmp_path / "out" / "mine.csv").write_text("mine")
+    Study(study(methods=["quick"], seeds=[0]), tmp_path / "out").run(progress=False)
+    files = {path.name for path in folder.iterdir()} - {"notes.txt"}
+    assert files == set(json.loads((folder / "study.json").read_text())["files"]) and "points.csv" not in files
+    assert (folder / "notes.txt").exists() and (tmp_path / "out" / "mine.csv").exists()
+
+
 def test_a_grid_of_one_number_is_drawn_along_it(study: Made, tmp_path: Path) -> None:
     made = study(methods=["quick"], seeds=[0, 1], grid={"learning_rate": [1.0, 0.1]})
     found = Study(made, tmp_path / "out").run(progress=False)
