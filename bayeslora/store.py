@@ -235,7 +235,8 @@ def begin(folder: Path, resume: bool) -> bool:
     """
     if not resume and holds_fit(folder):
         raise SettingError(
-            f"'{folder}' holds a fit already: give resume=True to go on with it, or choose another output_dir."
+            f"'{folder}' holds a fit already: give resume=True (in a shell --resume) to go on with it, or choose "
+            "another folder (output_dir, in a shell --output)."
         )
     found = record_at(folder)
     if found is not None and found.finished:

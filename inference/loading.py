@@ -158,7 +158,7 @@ def check_same(folder: Path, begun: Mapping[str, Any], program: Program) -> None
     if changed:
         raise SettingError(
             f"'{folder}' holds another fit (there and now): {'; '.join(changed)}. Resume with what it was begun with, "
-            "or choose another output_dir."
+            "or choose another folder (output_dir, in a shell --output)."
         )
 
 

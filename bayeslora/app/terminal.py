@@ -26,6 +26,7 @@ __all__ = [
     "cost_line",
     "described",
     "explain",
+    "first_line",
     "intervals_table",
     "metrics_table",
     "new_table",
@@ -42,11 +43,11 @@ def show_classes(title: str, classes: Any, papers: dict[str, str], verbose: bool
     if not verbose:
         table = new_table(title, ["name", "what it is", *(["paper"] if papers else [])])
         for name, cls in classes.items():
-            table.add_row(name, _first_line(cls), *([papers[name]] if papers else []))
+            table.add_row(name, first_line(cls), *([papers[name]] if papers else []))
         show(table)
         return
     for name, cls in classes.items():
-        table = new_table(f"{name}: {_first_line(cls)}", ["setting", "type", "default", "meaning"])
+        table = new_table(f"{name}: {first_line(cls)}", ["setting", "type", "default", "meaning"])
         for row in described(cls):
             table.add_row(*row)
         show(table)
@@ -88,7 +89,8 @@ def described(cls: Any) -> list[tuple[str, str, str, str]]:
     return rows
 
 
-def _first_line(cls: type) -> str:
+def first_line(cls: Any) -> str:
+    """Of the documentation."""
     return (cls.__doc__ or "").strip().partition("\n")[0]
 
 

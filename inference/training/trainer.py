@@ -221,8 +221,9 @@ class _Trainer(Trainer):
         if not torch.isfinite(found):
             kept = "" if self.args.save_strategy == "no" else " A checkpoint that was written before is kept."
             raise TrainingError(
-                f"The {what} is {float(found)} {when}. Try a lower learning rate, a KL warm-up, float32 in place of "
-                f"bfloat16, or a prior whose scales are neither so small nor so large.{kept}"
+                f"The {what} is {float(found)} {when}. Try a lower learning rate, a longer warm-up of it (warmup), "
+                "float32 in place of bfloat16, or, where there is a prior, one whose scales are neither so small nor "
+                f"so large.{kept}"
             )
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from bayeslora.models.base import WeightModel
     from bayeslora.weights import Site
 
-__all__ = ["GUIDES", "KINDS", "AutoGuide", "guide_settings", "make_guide", "settings_class"]
+__all__ = ["GUIDES", "KINDS", "NAMED", "AutoGuide", "guide_settings", "make_guide", "settings_class"]
 
 #: Guides beside the model's own and Pyro's, each made of a model, the sites that are random, and its settings.
 GUIDES: Registry[Callable[..., Guide]] = Registry("guide", {
@@ -41,6 +41,15 @@ KINDS = {
     "mean-field": "AutoNormal",
     "low-rank": "AutoLowRankMultivariateNormal",
     "full": "AutoMultivariateNormal",
+}
+
+#: What the guides are that have a name and no class of their own here.
+NAMED = {
+    "structured": "The model's own, with its hyper-sites: the default.",
+    "mean-field": "Independent normals, one for each entry of each random site (Pyro's AutoNormal).",
+    "low-rank": "One normal over all random sites, of low rank beside a diagonal (AutoLowRankMultivariateNormal).",
+    "full": "One normal over all random sites with full covariance, for small adapters (AutoMultivariateNormal).",
+    "delta": "Points: no distribution.",
 }
 
 #: Classes that are no guide by themselves or need more than a name; AutoDelta would follow hyper-sites to where the
@@ -247,7 +256,7 @@ def settings_class(kind: str) -> type[Settings] | None:
 
 def _stands(name: str) -> bool:
     """Whether a name is that of the model's own guide, of points, or of one of Pyro's."""
-    return name in {"structured", "delta", *KINDS} or hasattr(autoguide, name)
+    return name in NAMED or hasattr(autoguide, name)
 
 
 def _autoguide(kind: str) -> type[autoguide.AutoGuide]:
@@ -257,7 +266,7 @@ def _autoguide(kind: str) -> type[autoguide.AutoGuide]:
         raise SettingError(f"{name} cannot guide this model. For point estimates there is guide='delta'.")
     if not (isinstance(found, type) and issubclass(found, autoguide.AutoGuide)):
         names = [name for name in autoguide.__all__ if name.startswith("Auto") and name not in UNSUITABLE]
-        raise SettingError(unknown("guide", kind, ["structured", "delta", *KINDS, *GUIDES, *names]))
+        raise SettingError(unknown("guide", kind, [*NAMED, *GUIDES, *names]))
     return found
 
 

@@ -16,6 +16,7 @@ from scenarios import write_rows
 
 import bayeslora as bl
 from bayeslora import inference, passes
+from bayeslora.models.guides.auto import GUIDES, KINDS
 from bayeslora.observations import encode
 
 METRICS = [
@@ -216,7 +217,10 @@ def test_lists(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
     assert call("list", "methods") == 0
     assert "Lester et al." in capsys.readouterr().out
     assert call("list", "guides") == 0
-    assert "Inducing matrices for LoRA matrices" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "Inducing matrices for LoRA matrices" in shown
+    listed = {line.split()[0] for line in shown.splitlines() if line.startswith("  ") and line.strip()}
+    assert {"structured", "delta", *KINDS, *GUIDES} <= listed
     assert call("list", "tasks") == 0
     assert {"demo", "glue/mrpc"} <= set(capsys.readouterr().out.split("\n"))
 

@@ -300,7 +300,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_fit_is_not_overwritten(finished: Path) -> None:
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
-    with pytest.raises(SettingError, match="holds a fit already: give resume=True"):
+    with pytest.raises(
+        SettingError, match=r"give resume=True .* or choose another folder \(output_dir, in a shell --output"
+    ):
         fit(tiny_program(), tiny_rows(5), output_dir=finished, **{**FITTED, "epochs": 1})
     assert before == {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
 

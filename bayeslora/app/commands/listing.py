@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bayeslora.app.terminal import new_table, show, show_classes, show_presets
+from bayeslora.app.terminal import first_line, new_table, show, show_classes, show_presets
 
 __all__ = ["list_backends", "list_guides", "list_methods", "list_models", "list_presets", "list_tasks"]
 
@@ -22,12 +22,22 @@ def list_backends(verbose: Verbose = False) -> None:
 
 
 def list_guides(verbose: Verbose = False) -> None:
-    """Guides beside the model's own and Pyro's (--set guide=NAME), and with -v their settings."""
+    """Guides (--set guide=NAME) beside the classes of Pyro, and with -v the settings of those that have some."""
     from bayeslora.models.guides import GUIDES
-    from bayeslora.models.guides.auto import settings_class
+    from bayeslora.models.guides.auto import NAMED, settings_class
 
-    found = {name: settings_class(name) if verbose else GUIDES[name] for name in GUIDES}
-    show_classes("guides", {name: cls for name, cls in found.items() if cls is not None}, {}, verbose)
+    if verbose:
+        found = {name: settings_class(name) for name in GUIDES}
+        show_classes("guides", {name: cls for name, cls in found.items() if cls is not None}, {}, verbose)
+        return
+    table = new_table("guides", ["name", "what it is"])
+    for name, what in (NAMED | {name: first_line(GUIDES[name]) for name in GUIDES}).items():
+        table.add_row(name, what)
+    table.caption, table.caption_justify = (
+        "And Pyro's autoguides by the names of their classes, such as AutoNormal.",
+        "left",
+    )
+    show(table)
 
 
 def list_presets(verbose: Verbose = False) -> None:

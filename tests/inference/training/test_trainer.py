@@ -143,8 +143,9 @@ def test_an_infinite_loss_stops_training_and_keeps_the_last_posterior(
                 forward(loss, batch) * (torch.nan if torch.is_grad_enabled() and next(calls) == 4 else 1)
             ),
         )
-        with pytest.raises(TrainingError, match=r"The loss is nan at step 5\. Try a lower learning rate"):
+        with pytest.raises(TrainingError, match=r"The loss is nan at step 5\. Try a lower learning rate") as told:
             fit(program, data, output_dir=tmp_path / "run", **QUICK)
+    assert "KL" not in str(told.value)  # which few backends have
     assert generators() == before
     assert not program.network.training
     left = load(tmp_path / "run")
