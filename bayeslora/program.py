@@ -18,7 +18,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from bayeslora.adapters import adapt, by_base_name, check_room, load_adapter
-from bayeslora.errors import AdapterError
+from bayeslora.errors import AdapterError, SettingError
 from bayeslora.joined import Apart
 from bayeslora.models import build as build_model
 from bayeslora.models.base import WeightModel
@@ -132,7 +132,7 @@ class Program(nn.Module):
         Raises:
             AdapterError: a target of ``lora`` does not exist or cannot be made stochastic, or ``adapter`` does not fit
                 the base network.
-            SettingError: nothing goes by the name of ``lora`` or ``model``, or a setting is wrong.
+            SettingError: ``lora`` or ``model`` is none, or nothing goes by its name, or a setting is wrong.
         """
         # What is spelled wrong is told before a network is loaded.
         lora, model = recipe(lora), _model(model)
@@ -303,7 +303,13 @@ class Program(nn.Module):
 
 def _model(model: WeightModel | str | None) -> WeightModel:
     """The model of a name; by default MonteCLoRA."""
-    return build_model(model) if isinstance(model, str) else model or MonteCLoRA()
+    if model is None:
+        return MonteCLoRA()
+    if isinstance(model, str):
+        return build_model(model)
+    if not isinstance(model, WeightModel):
+        raise SettingError(f"model is {model!r}, expected a name such as 'gaussian', or a model such as Gaussian().")
+    return model
 
 
 def _check_prompt(network: Any, observation: Observation) -> None:

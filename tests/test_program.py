@@ -174,6 +174,9 @@ def test_a_model_goes_by_its_name(base: Path) -> None:
     assert Program(network, Classes(3), "gaussian").model == Gaussian()
     with pytest.raises(SettingError, match="Unknown model 'monteclara'. Did you mean 'monteclora'"):
         Program.from_pretrained("nobody/nothing", task, model="monteclara")  # told before anything is loaded
+    for wrong in ({}, 0, Gaussian):
+        with pytest.raises(SettingError, match="expected a name such as 'gaussian', or a model such as"):
+            Program.from_pretrained("nobody/nothing", task, model=wrong)
 
 
 def test_what_is_no_program_is_told() -> None:

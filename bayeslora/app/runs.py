@@ -213,6 +213,23 @@ def saved_config(folder: Path) -> RunConfig:
     return read_config(store.current(folder) / CONFIG)
 
 
+def as_begun(folder: Path, flags: Mapping[str, Any], lora: str | None) -> dict[str, Any]:
+    """The configuration of the run in a folder, over which flags go.
+
+    Raises:
+        SettingError: there is none, or it is of another backend, preset or way to fine-tune, whose settings are others.
+    """
+    saved = saved_config(folder).to_dict()
+    was = {"backend": saved["backend"], "preset": saved["preset"], "lora": saved["lora"].get("method")}
+    for name, asked in {"backend": flags["backend"], "preset": flags["preset"], "lora": lora}.items():
+        if asked not in (None, was[name]):
+            raise SettingError(
+                f"The run in '{folder}' was begun with {name} {was[name] or 'unsaid'}, and --{name} says {asked}: "
+                "leave it out, or choose another --output."
+            )
+    return saved | {name: each for name, each in flags.items() if each is not None}
+
+
 def opened(folder: Path, base: str | None = None) -> Posterior:
     """The posterior of the run in a folder; that its fit was stopped is said.
 

@@ -133,7 +133,7 @@ def sbc(
         if posterior.record.heldout:
             raise SettingError(
                 f"Ranks are of a posterior of all {len(over)} rows, and {backend} sets {len(posterior.record.heldout)} "
-                "of them aside: give heldout_size=0."
+                "of them aside: give heldout_size=0 to the backend that does."
             )
         measure = quantities or _default(program, labels)
         true = measure(truth, outputs)

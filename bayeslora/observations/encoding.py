@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
-from itertools import chain
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -93,11 +93,12 @@ class Encoder:
         # Beside what the tokenizer adds, a token may mark where each text of a pair begins.
         room = self.max_length - self.tokenizer.num_special_tokens_to_add(pair=True) - 2
         count = 0
-        for row in chain.from_iterable(_parts(split)):
-            texts = split.spec.texts(row)
-            if any(len("".join(filter(None, pair)).encode()) > room for pair in texts):
-                lengths = map(len, self._pairs(texts, self.max_length + 1)["input_ids"])
-                count += any(length > self.max_length for length in lengths)
+        for rows in _parts(split):
+            texts = [split.spec.texts(row) for row in rows]
+            long = [each for each in texts if any(len("".join(filter(None, pair)).encode()) > room for pair in each)]
+            if long:
+                lengths = map(len, self._pairs([*chain.from_iterable(long)], self.max_length + 1)["input_ids"])
+                count += sum(max(islice(lengths, len(each))) > self.max_length for each in long)
         return count
 
     def names(self, spec: TaskSpec) -> tuple[str, ...]:
@@ -213,8 +214,16 @@ def _tokenised(data: Dataset, observation: Observation) -> Dataset:
         observation.check(labels)
         if observation.label is not None and {type(label) for label in labels} != {observation.label}:
             # Stars from 1 to 5 are real labels, and 1.0 and True are class numbers.
-            data = data.remove_columns("labels").add_column("labels", list(map(observation.label, labels)))
+            data = _with_labels(data, [observation.label(label) for label in labels])
     return numbered(data)
+
+
+def _with_labels(data: Dataset, labels: list[Any]) -> Dataset:
+    import pyarrow as pa
+    from datasets import Dataset
+
+    table = data.with_format("arrow")[:]
+    return Dataset(table.set_column(table.column_names.index("labels"), "labels", pa.array(labels)))
 
 
 def _check_ids(data: Dataset) -> None:

@@ -142,7 +142,7 @@ def tables(
 ) -> Iterator[Dataset]:
     """Rows of a .jsonl, .json, .csv, .tsv or .parquet file, in the order of the file.
 
-    A .csv file has commas between its cells, or semicolons or tabs if these divide its header and commas do not. Values
+    A .csv file has commas between its cells, or semicolons or tabs if these divide its header into more. Values
     of CSV and TSV files stay strings, as "NA" or "007" may be a text.
 
     Args:
@@ -300,11 +300,11 @@ def _json(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _csv(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a file that is separated by the first separator that divides its header."""
-    with path.open(encoding="utf-8-sig", newline="") as lines:
+    """Rows of a file that is separated by what divides its header into the most columns."""
+    with path.open(encoding="utf-8-sig", newline="") as lines, _cells_of_any_length():
         header = lines.readline()
-    divides = (each for each in SEPARATORS if len(next(csv.reader([header], delimiter=each), ())) > 1)
-    separator = next(divides, ",")
+        columns = {each: len(next(csv.reader([header], delimiter=each), ())) for each in SEPARATORS}
+    separator = max(columns, key=columns.__getitem__)  # of equally good ones the comma
     return _table(path, f"quote texts that contain {SEPARATORS[separator]}", delimiter=separator)
 
 

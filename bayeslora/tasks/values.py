@@ -151,12 +151,13 @@ def _names(values: Sequence[Any], label: str) -> tuple[str, ...]:
 def _slips(values: Sequence[Any], names: Sequence[str]) -> Iterator[str]:
     """Which of the classes may be slips of the hand, in words."""
     rows = Counter(name_of(value) for value in values)
-    rare = [name for name in names if rows[name] == 1]
+    written = not all(isinstance(value, bool) or whole(value) is not None for value in values)
+    rare = [name for name in names if rows[name] == 1] if written else []  # a number or a truth is hardly misspelled
     if rare and max(rows[name] for name in names) >= USUAL:
         yield f"labels that a single row has: {shown(rare)}"
     alike: dict[str, list[str]] = {}
     for name in names:
-        alike.setdefault(name.casefold(), []).append(name)
+        alike.setdefault(name.lower(), []).append(name)
     for same in alike.values():
         if len(same) > 1:
             yield f"{' and '.join(same)} differ in case alone and are a class each"
@@ -164,6 +165,8 @@ def _slips(values: Sequence[Any], names: Sequence[str]) -> Iterator[str]:
 
 def _naming(names: Sequence[str]) -> str:
     """How to name these classes."""
+    if any("," in name for name in names):  # which stands between names in a shell
+        return f"labels={[*names][:MANY]}, or task_settings: {{labels: [...]}} in a file (--config)"
     if len(names) > MANY:
         return "labels=[...] (in a shell --set task.labels=...)"
     flag = quote(f"task.labels={','.join(names)}")

@@ -121,8 +121,20 @@ def test_flags_of_a_resumed_run_go_over_its_own_configuration(
     assert f"The run in '{folder}' was finished before: nothing was left to do." in capsys.readouterr().err
     assert call("fit", "--resume", "--output", folder, "--set", "epochs=400") == 2
     assert "(there and now): settings.epochs: 1.0 and 400.0" in capsys.readouterr().err
+    for flag, was in (("backend", "map"), ("lora", "lora")):
+        other = {"backend": "laplace", "lora": "dora"}[flag]
+        assert call("fit", "--resume", "--output", folder, f"--{flag}", other) == 2
+        assert f"was begun with {flag} {was}, and --{flag} says {other}: leave it out" in capsys.readouterr().err
     assert call("fit", "--resume", "--output", tmp_path / "none") == 2
     assert "There is no run in" in capsys.readouterr().err
+
+
+def test_flags_of_a_run_that_was_stopped_before_it_had_anything_begin_another(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    shutil.copy(run / "config.yaml", tmp_path / "out")
+    assert call(*FIT, "--set", "epochs=1", "--set", "batch_size=40", "--resume", "--output", tmp_path / "out") == 0
+    saved = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())
+    assert (saved["seed"], saved["settings"]["batch_size"]) == (0, 40)
 
 
 def test_a_run_can_be_told_to_resume_before_it_was_ever_begun(

@@ -142,7 +142,7 @@ def test_predictions_average_the_probabilities_of_the_members() -> None:
 
 
 class OneNumber:
-    """A way to predict of one's own: the fit's seed, as a plain tuple."""
+    """A way to predict of one's own: the fit's seed."""
 
     by_draws = False
 

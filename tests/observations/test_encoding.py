@@ -116,9 +116,9 @@ def test_long_texts_are_cut(max_length: int, model_limit: int, limit: int | None
 
 def test_rows_that_are_cut_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = Encoder(make_tokenizer(pad_token="[PAD]"), SENTENCES, max_length=9)
-    read: list[int] = []
+    read: list[Any] = []
     pairs = encoder._pairs
-    monkeypatch.setattr(encoder, "_pairs", lambda texts, length: read.append(length) or pairs(texts, length))
+    monkeypatch.setattr(encoder, "_pairs", lambda texts, length: read.extend(texts) or pairs(texts, length))
     assert encoder.cut(sentences([1, 7, 8, 40])) == 2
     assert len(read) == 3  # the shortest is known to be whole
     assert [Encoder(make_tokenizer(pad_token="[PAD]"), QUIZ, length).cut(quiz().train) for length in (7, 8)] == [1, 0]

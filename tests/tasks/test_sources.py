@@ -22,6 +22,7 @@ FILES = {
     "lines.json": '{"text": "a, b", "label": "0"}\n{"text": "say \\"c\\"", "label": "1"}',
     "rows.csv": '\ufefftext,label\r\n"a, b",0\r\n"say ""c""",1\r\n',
     "semicolons.csv": '\ufefftext;label\r\na, b;0\r\n"say ""c""";1\r\n',
+    "several.csv": 'text;label;note, or so\na, b;0;\n"say ""c""";1;\n',
     "tabs.csv": 'text\tlabel\na, b\t0\n"say ""c"""\t1\n',
     "rows.tsv": 'text\tlabel\na, b\t0\nsay "c"\t1\n',
 }

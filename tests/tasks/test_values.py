@@ -85,8 +85,8 @@ def test_the_order_of_rows_does_not_number_classes() -> None:
             r"labels that a single row has: psotive\. .*labels=\['neg', 'pos', 'psotive'\]",
         ),
         ([*["pos"] * 10, "psotive", "negg"], "labels that a single row has: negg, psotive"),
+        ([*["World", "Science, Tech"] * 10, "Wrld"], r"name the classes: labels=\[.*task_settings: {labels: \[...\]}"),
         (["pos", "neg", "Pos"], "Pos and pos differ in case alone .*in a shell --set task.labels=Pos,neg,pos"),
-        ([*[0, 1] * 10, 2], "labels that a single row has: 2"),
     ],
 )
 def test_classes_that_may_be_slips(values: list[Any], message: str) -> None:
@@ -96,6 +96,9 @@ def test_classes_that_may_be_slips(values: list[Any], message: str) -> None:
 
 def test_few_rows_and_classes_that_are_named_are_no_slips(recwarn: pytest.WarningsRecorder) -> None:
     infer(["pos", "neg", "pos", "neutral"])
+    infer([*[0, 1] * 10, 2])  # a rare rating
+    infer([*[True] * 20, False])
+    infer(["Straße", "strasse"] * 10)
     rows = [{"text": "a", "label": label} for label in [*["pos", "neg"] * 10, "Pos"]]
     assert load_task(rows, labels=["neg", "pos", "Pos"]).spec.labels == ("neg", "pos", "Pos")
     assert not recwarn.list

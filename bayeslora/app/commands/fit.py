@@ -71,8 +71,8 @@ def fit(
     }  # fmt: skip
     assignments = [*([f"lora.method={lora}"] if lora else []), *(assignments or ())]
     said = assignments or any(flags[name] is not None for name in flags if name != "output")
-    if resume and config is None and (runs.begun(output) or not said):
-        flags = runs.saved_config(output).to_dict() | {name: each for name, each in flags.items() if each is not None}
+    if resume and config is None and (store.holds_fit(store.current(output)) or not said):
+        flags = runs.as_begun(output, flags, lora)
     run = read_config(config, flags, assignments)
     again = f"Go on with: bayeslora fit --resume --output {output}"
     context.obj["resume"] = lambda: again if (output / store.CONFIG).exists() else "Nothing was fitted yet."

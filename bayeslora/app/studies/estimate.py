@@ -77,7 +77,7 @@ def estimate(targets: Sequence[Target], results: Results) -> Iterator[Estimate]:
                     cell, evaluation = first[key]
                     found = Estimate(*key, left, trials.fit(cell).seconds, trials.predict(cell, evaluation))
             except (BayesLoraError, MemoryError, RuntimeError) as error:
-                found = Estimate(*key, left, error=f"{type(error).__name__}: {error}")
+                found = Estimate(*key, left, error=f"{type(error).__name__}: {error}" if left else "")
             yield found
 
 
@@ -198,8 +198,10 @@ class _Trials:
         rows, heldout = task.train, task.heldout
         if size is not None:
             rows = rows.select(range(min(size * _batch(settings), len(rows))))
+            part = len(rows) / len(task.train)
+            settings = _set_aside(settings, part)
             if heldout is not None:
-                heldout = heldout.select(range(math.ceil(len(heldout) * len(rows) / len(task.train))))
+                heldout = heldout.select(range(math.ceil(len(heldout) * part)))
         how: dict[str, Any] = {"seed": config.seed, "progress": False, "heldout": heldout, "start": before}
         assert config.backend is not None
         backend = config.backend
@@ -241,6 +243,16 @@ def _with(settings: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
     if "of_settings" in settings:
         return {**settings, "of_settings": _with(settings["of_settings"], **changes)}
     return {**settings, **{name: value for name, value in changes.items() if name in settings}}
+
+
+def _set_aside(settings: Mapping[str, Any], part: float) -> dict[str, Any]:
+    """Settings by which a part of the rows has that part of the held-out ones."""
+    found = dict(settings)
+    if "of_settings" in settings:
+        found["of_settings"] = _set_aside(settings["of_settings"], part)
+    if settings.get("heldout_size"):
+        found["heldout_size"] = math.ceil(settings["heldout_size"] * part)
+    return found
 
 
 def _single(settings: Mapping[str, Any]) -> tuple[dict[str, Any], int]:

@@ -146,9 +146,9 @@ def _written(folder: Path) -> set[str]:
     """Names of the files that an earlier report wrote into a folder, as its study.json has them."""
     try:
         names = json.loads((folder / "study.json").read_text(encoding="utf-8"))["files"]
+        return {name for name in names if Path(name).name == name and (folder / name).is_file()}
     except (OSError, ValueError, KeyError, TypeError):  # there is none, or it is no report's
         return set()
-    return {name for name in names if Path(name).name == name and (folder / name).is_file()}
 
 
 #: What the states of lines are called.

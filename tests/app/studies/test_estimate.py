@@ -149,6 +149,12 @@ def test_a_dry_run_shows_cells_and_runs_none(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_part_of_the_rows_has_its_part_of_those_that_are_set_aside() -> None:
+    settings = {"heldout_size": 60, "of_settings": {"heldout_size": 5, "epochs": 1}}
+    assert estimate._set_aside(settings, 0.1) == {"heldout_size": 6, "of_settings": {"heldout_size": 1, "epochs": 1}}
+    assert estimate._set_aside({"heldout_size": None, "epochs": 2}, 0.1) == {"heldout_size": None, "epochs": 2}
+
+
 def test_a_dry_run_of_what_would_fail_says_so(
     study: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str], plugin: Path
 ) -> None:
