@@ -77,7 +77,8 @@ def test_a_preset_is_fitted_and_what_is_said_goes_over_it(tmp_path: Path, capsys
     guide = config["settings"]["guide_settings"]
     assert guide["m"] == 9 and guide["flow"] is None
     assert call("fit", "--resume", "--output", run) == 0
-    assert call(*command, "--resume", "--output", run) == 2  # with a flow it is another run
+    assert call(*command, "--resume", "--output", run) == 0  # what is not said is as it was begun
+    assert call(*command, "--set", "guide.flow=16", "--resume", "--output", run) == 2
     assert "guide_settings.flow: None and 16" in capsys.readouterr().err
 
 

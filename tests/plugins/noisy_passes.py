@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 import torch
 
 import bayeslora as bl
-from bayeslora.predictors import Outputs
 from bayeslora.rng import seeded
 
 
@@ -13,11 +12,10 @@ class Passes:
     by_draws = False
 
     def __call__(self, posterior, rows, draws, seed):
-        program = posterior.program
+        program, seeds = posterior.program, seeded(draws, seed, posterior.program.device)
         for module in program.network.modules():
             module.train(isinstance(module, torch.nn.Dropout))
-        passes = [rows.outputs(program, posterior.mean()) for _ in seeded(draws, seed, program.device)]
-        return Outputs(torch.stack(passes))
+        return bl.predictors.Outputs(torch.stack([rows.outputs(program, posterior.mean()) for _ in seeds]))
 
 
 @bl.register
