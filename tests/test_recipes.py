@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -59,8 +60,9 @@ def test_settings_of_a_way(base: Path) -> None:
     assert (mapped.use_dora, mapped.r) == (True, 3)
     with pytest.raises(SettingError, match="Unknown setting of lora 'rank'"):
         Program.from_pretrained(base, task, lora={"rank": 8})
+    wrong: Any = 8
     with pytest.raises(SettingError, match="lora is 8, expected a name such as 'dora', settings such as"):
-        Program.from_pretrained(base, task, lora=8)  # type: ignore[arg-type]
+        Program.from_pretrained(base, task, lora=wrong)
     with pytest.raises(SettingError, match="'full' has no r, found lora.r=4"):
         made(base, "full", r=4)
     with pytest.raises(SettingError, match="Unknown way to fine-tune 'rora'"):
