@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from bayeslora.tasks import Split, Task
 
 __all__ = [
-    "begun",
+    "as_begun",
     "build_program",
     "check_same",
     "fit",
@@ -197,20 +197,16 @@ def check_same(folder: Path, config: RunConfig) -> None:
         )
 
 
-def begun(folder: Path) -> bool:
-    """Whether there is the configuration of a run in a folder, by which it can be gone on with."""
-    return (store.current(folder) / CONFIG).is_file()
-
-
 def saved_config(folder: Path) -> RunConfig:
     """Configuration of the run in a folder, or of that which was stopped while it was to replace it.
 
     Raises:
         SettingError: there is none.
     """
-    if not begun(folder):
+    path = store.current(folder) / CONFIG
+    if not path.is_file():
         raise SettingError(f"There is no run in '{folder}': expected a file {CONFIG}.")
-    return read_config(store.current(folder) / CONFIG)
+    return read_config(path)
 
 
 def as_begun(folder: Path, flags: Mapping[str, Any], lora: str | None) -> dict[str, Any]:

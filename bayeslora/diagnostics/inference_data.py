@@ -107,7 +107,8 @@ def to_inference_data(
         groups["prior"] = _summarised([summaries for summaries, _ in drawn])
         predictions = [rows.predicted(outputs) for _, outputs in drawn]
         groups["prior_predictive"] = _predicted(predictions, seeds)
-    groups = {k: v.assign_coords(example=numbers) if "example" in v.dims else v for k, v in groups.items()}
+    for name, group in groups.items():
+        groups[name] = group.assign_coords(example=numbers) if "example" in group.dims else group
     attributes = {
         "created_by": f"bayeslora {bayeslora.__version__}",
         "backend": posterior.record.backend,

@@ -33,10 +33,8 @@ def list_guides(verbose: Verbose = False) -> None:
     table = new_table("guides", ["name", "what it is"])
     for name, what in (NAMED | {name: first_line(GUIDES[name]) for name in GUIDES}).items():
         table.add_row(name, what)
-    table.caption, table.caption_justify = (
-        "And Pyro's autoguides by the names of their classes, such as AutoNormal.",
-        "left",
-    )
+    table.caption = "And Pyro's autoguides by the names of their classes, such as AutoNormal."
+    table.caption_justify = "left"
     show(table)
 
 
