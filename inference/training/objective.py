@@ -64,4 +64,7 @@ class Hook:
         """A pass over the data was made, or the last part of one; its checkpoint follows."""
 
     def on_checkpoint(self, outcome: Outcome) -> None:
-        """The weights are good, and if there is an output folder they are in it: after each epoch, and at a stop."""
+        """The weights are good, and if there is an output folder they are in it: after each epoch, and at a stop.
+
+        Also where a fit is resumed that has no step left to make.
+        """

@@ -268,6 +268,7 @@ class _Steps(TrainerCallback, ExportableState):
         kept = state.stateful_callbacks[type(self).__name__]
         self.trainer.losses, self.trainer.logged = kept["losses"], kept["logged"]
         if state.global_step >= state.max_steps:
+            self.on_save(args, state, control)  # what hooks take of the optimiser was left to do
             raise _Ended
 
     def on_epoch_begin(

@@ -103,18 +103,15 @@ class IVON(TrainingSettings):
             seed=run.seed,
         )
         record = run.record(self.name, asdict(self), len(data), self.temperature, guide.point_sites)
-        deviations = _Deviations(guide, optimiser)
-        posterior = learn(
+        return learn(
             VariationalPosterior(program, record, guide),
             _Loss(program, guide, set(random), len(data), self.temperature),
             optimiser,
             data,
             self,
             run,
-            [deviations],
+            [_Deviations(guide, optimiser)],
         )
-        deviations.keep()  # a fit that is resumed behind its last checkpoint makes none
-        return posterior
 
 
 class _Loss(ProgramLoss):
@@ -179,10 +176,6 @@ class _Deviations(Hook):
     optimiser: Newton
 
     def on_checkpoint(self, outcome: Outcome) -> None:
-        """Put them there."""
-        self.keep()
-
-    def keep(self) -> None:
         """Put them there, in multiples of the prior's."""
         for part in _matrices(self.guide):
             part.to(part.mu.device)
