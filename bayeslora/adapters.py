@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError
 from torch import nn
 
 from bayeslora.errors import AdapterError
 from bayeslora.networks import positions, quietly
-from bayeslora.observations.soft_prompts import virtual_tokens
+from bayeslora.observations.decoder import evaluated, hidden_states
+from bayeslora.observations.soft_prompts import PROMPTS, virtual_tokens
 from bayeslora.recipes import LoraSettings
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
     from bayeslora.observations import Observation
 
-__all__ = ["adapt", "by_base_name", "check_room", "load_adapter", "saved_network"]
+__all__ = ["adapt", "by_base_name", "check_prompt", "load_adapter", "saved_network"]
 
 
 def adapt(
@@ -56,11 +58,11 @@ def adapt(
             f"PEFT cannot add {config.peft_type.value} to {type(base).__name__} at "
             f"target_modules={getattr(config, 'target_modules', None)}: {error}"
         ) from error
-    check_room(network)
+    _check_room(network)
     return network
 
 
-def check_room(network: Any) -> None:
+def _check_room(network: Any) -> None:
     """Make sure that a learned prompt, if there is one, leaves a text positions for two tokens: one after another.
 
     Raises:
@@ -71,6 +73,53 @@ def check_room(network: Any) -> None:
         raise AdapterError(
             f"A prompt of {count} tokens leaves texts no room in a {network.config.model_type} network, which has "
             f"positions for {room + count}: learn fewer (in a shell --set lora.tokens=...)."
+        )
+
+
+def check_prompt(network: Any, observation: Observation) -> None:
+    """Make sure that a network reads texts behind a prompt that is learned, if it has one, and is read at their places.
+
+    Raises:
+        AdapterError: it does not, or is not.
+    """
+    count = virtual_tokens(network)
+    if not count:
+        return
+    _check_room(network)
+    kind, base = str(network.active_peft_config.peft_type.value), network.get_base_model()
+    if observation.causal and kind not in PROMPTS:
+        raise AdapterError(
+            f"{kind} puts a learned prompt before the texts of a {type(base).__name__}, and known there are "
+            f"{', '.join(PROMPTS)}: take one of these, or another way to fine-tune."
+        )
+    # A decoder with a head finds the last token of a text by the token ids, which a prompt of vectors is without.
+    if not observation.causal and kind != "PREFIX_TUNING" and hasattr(base, "score"):
+        raise AdapterError(
+            f"{kind} puts {count} places before each text, by which a {type(base).__name__} would be read at a wrong "
+            "place: ask the decoder by a prompt (observation='prompted'), learn a prefix (PREFIX_TUNING), or take "
+            "another way to fine-tune."
+        )
+    if observation.causal:
+        _check_reading(network, kind)
+
+
+@torch.no_grad()
+def _check_reading(network: Any, kind: str) -> None:
+    """Make sure that a causal language model can read a learned prompt, and does: it is asked to, once."""
+    base = network.get_base_model()
+    ids = torch.arange(2, device=base.get_input_embeddings().weight.device).unsqueeze(0)
+    try:
+        with evaluated(network):
+            without, behind = (hidden_states(each, {"input_ids": ids}) for each in (base, network))
+        wrong = "it makes the same of a text without" if torch.equal(without, behind) else None
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        # Each architecture has an error of its own for keys or embeddings that do not fit it.
+        wrong = f"{type(error).__name__}: {error}"
+    if wrong:
+        raise AdapterError(
+            f"A {base.config.model_type} network does not read the prompt that PEFT makes for it by {kind} ({wrong}): "
+            "set its shape in PEFT's configuration (token_dim, num_layers, num_attention_heads), or take another way "
+            "to fine-tune."
         )
 
 

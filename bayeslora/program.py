@@ -17,7 +17,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from bayeslora.adapters import adapt, by_base_name, check_room, load_adapter
+from bayeslora.adapters import adapt, by_base_name, check_prompt, load_adapter
 from bayeslora.errors import AdapterError, SettingError
 from bayeslora.joined import Apart
 from bayeslora.models import build as build_model
@@ -33,8 +33,7 @@ from bayeslora.networks import (
     positions,
 )
 from bayeslora.observations import Encoder, Observation, Padding, of_task
-from bayeslora.observations.decoder import evaluated, hidden_states
-from bayeslora.observations.soft_prompts import PROMPTS, virtual_tokens
+from bayeslora.observations.soft_prompts import virtual_tokens
 from bayeslora.recipes import LoraSettings, recipe
 from bayeslora.sites import Value
 from bayeslora.store import adapter_at
@@ -85,7 +84,7 @@ class Program(nn.Module):
     ) -> None:
         super().__init__()
         self.network = network
-        _check_prompt(network, observation)
+        check_prompt(network, observation)
         self.observation = observation.for_network(network)
         self.model = _model(model)
         self.encoder = encoder
@@ -310,53 +309,6 @@ def _model(model: WeightModel | str | None) -> WeightModel:
     if not isinstance(model, WeightModel):
         raise SettingError(f"model is {model!r}, expected a name such as 'gaussian', or a model such as Gaussian().")
     return model
-
-
-def _check_prompt(network: Any, observation: Observation) -> None:
-    """Make sure that a network reads texts behind a prompt that is learned, if it has one, and is read at their places.
-
-    Raises:
-        AdapterError: it does not, or is not.
-    """
-    count = virtual_tokens(network)
-    if not count:
-        return
-    check_room(network)
-    kind, base = str(network.active_peft_config.peft_type.value), network.get_base_model()
-    if observation.causal and kind not in PROMPTS:
-        raise AdapterError(
-            f"{kind} puts a learned prompt before the texts of a {type(base).__name__}, and known there are "
-            f"{', '.join(PROMPTS)}: take one of these, or another way to fine-tune."
-        )
-    # A decoder with a head finds the last token of a text by the token ids, which a prompt of vectors is without.
-    if not observation.causal and kind != "PREFIX_TUNING" and hasattr(base, "score"):
-        raise AdapterError(
-            f"{kind} puts {count} places before each text, by which a {type(base).__name__} would be read at a wrong "
-            "place: ask the decoder by a prompt (observation='prompted'), learn a prefix (PREFIX_TUNING), or take "
-            "another way to fine-tune."
-        )
-    if observation.causal:
-        _check_reading(network, kind)
-
-
-@torch.no_grad()
-def _check_reading(network: Any, kind: str) -> None:
-    """Make sure that a causal language model can read a learned prompt, and does: it is asked to, once."""
-    base = network.get_base_model()
-    ids = torch.arange(2, device=base.get_input_embeddings().weight.device).unsqueeze(0)
-    try:
-        with evaluated(network):
-            without, behind = (hidden_states(each, {"input_ids": ids}) for each in (base, network))
-        wrong = "it makes the same of a text without" if torch.equal(without, behind) else None
-    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
-        # Each architecture has an error of its own for keys or embeddings that do not fit it.
-        wrong = f"{type(error).__name__}: {error}"
-    if wrong:
-        raise AdapterError(
-            f"A {base.config.model_type} network does not read the prompt that PEFT makes for it by {kind} ({wrong}): "
-            "set its shape in PEFT's configuration (token_dim, num_layers, num_attention_heads), or take another way "
-            "to fine-tune."
-        )
 
 
 def _refuse_random(program: Program, adapter: str | Path) -> None:
