@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bayeslora.app.studies.results import Results
-from bayeslora.app.studies.summary import Group, groups_of
+from bayeslora.app.studies.summary import groups_of
 from bayeslora.predict.metrics import Metrics
-from bayeslora.predict.prediction import ClassPrediction, Prediction
+from bayeslora.predict.prediction import ClassPrediction
 from bayeslora.predict.selective import auroc, risk_by_coverage
 
 if TYPE_CHECKING:
@@ -37,16 +37,17 @@ def detection_of(targets: Sequence[Target], results: Results) -> pd.DataFrame:
     rows = []
     for group in groups_of(targets, results):
         found: dict[str, list[dict[str, float]]] = {}
-        for own, shifted in _predictions(group, results):
+        for target in group.lines:
+            own = results.predicted(target)
             if isinstance(own, ClassPrediction):
                 found.setdefault("mistakes", []).append(_mistakes(own))
-                for name, other in shifted.items():
+                for name in filter(None, results.entry(target).evaluations):
+                    other = results.predicted(target, name)
                     if isinstance(other, ClassPrediction):
                         found.setdefault(name, []).append(_rows_of_another_kind(own, other))
-        labels = {"task": group.task, "base": group.base, "protocol": group.protocol, "method": group.method}
         for detected, each in found.items():
             means = {name: float(np.mean([values[name] for values in each])) for name in each[0]}
-            rows.append(labels | {"detected": detected, "seeds": len(each)} | means)
+            rows.append(group.labels | {"detected": detected, "seeds": len(each)} | means)
     return pd.DataFrame(rows)
 
 
@@ -58,28 +59,15 @@ def shift_of(targets: Sequence[Target], results: Results) -> pd.DataFrame:
     for group in groups_of(targets, results):
         found: dict[str, list[Metrics]] = {}
         for target in group.lines:
-            chosen = results.chosen(target)
-            assert chosen is not None
-            for name, evaluation in chosen.entry.evaluations.items():
-                evaluated = results.evaluated(chosen.entry.cell, evaluation)
+            entry = results.entry(target)
+            for name, evaluation in entry.evaluations.items():
+                evaluated = results.evaluated(entry.cell, evaluation)
                 if name and evaluated is not None:
                     found.setdefault(name, []).append(Metrics.from_dict(evaluated["metrics"]))
-        labels = {"task": group.task, "base": group.base, "protocol": group.protocol, "method": group.method}
         for name, each in found.items():
             means = {metric: float(np.mean([metrics[metric].value for metrics in each])) for metric in each[0]}
-            rows.append(labels | {"shift": name, "rows": each[0].n, "seeds": len(each)} | means)
+            rows.append(group.labels | {"shift": name, "rows": each[0].n, "seeds": len(each)} | means)
     return pd.DataFrame(rows)
-
-
-def _predictions(group: Group, results: Results) -> Iterator[tuple[Prediction, Mapping[str, Prediction]]]:
-    for target in group.lines:
-        chosen = results.chosen(target)
-        assert chosen is not None
-        loaded = {
-            name: Prediction.load(results.prediction(chosen.entry.cell, evaluation))
-            for name, evaluation in chosen.entry.evaluations.items()
-        }
-        yield loaded.pop(""), loaded
 
 
 def _mistakes(own: ClassPrediction) -> dict[str, float]:

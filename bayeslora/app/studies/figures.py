@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from matplotlib.ticker import MaxNLocator
 
-from bayeslora.app.studies.detection import risk_by_coverage
 from bayeslora.app.studies.results import Results
 from bayeslora.app.studies.summary import Group, groups_of
 from bayeslora.predict.plots import COLOURS, GREY, MARKERS
-from bayeslora.predict.prediction import ClassPrediction, Prediction
+from bayeslora.predict.prediction import ClassPrediction
 from bayeslora.predict.reliability import bin_guesses, guesses_of
+from bayeslora.predict.selective import risk_by_coverage
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -220,9 +220,7 @@ def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
 def _classes(targets: Sequence[Target], results: Results) -> Iterator[tuple[Group, list[ClassPrediction]]]:
     """Groups whose predictions are of classes, and these."""
     for group in groups_of(targets, results):
-        chosen = [results.chosen(target) for target in group.lines]
-        entries = [each.entry for each in chosen if each is not None]
-        loaded = [Prediction.load(results.prediction(each.cell, each.evaluations[""])) for each in entries]
+        loaded = [results.predicted(target) for target in group.lines]
         classes = [each for each in loaded if isinstance(each, ClassPrediction)]
         if classes:
             yield group, classes

@@ -25,6 +25,7 @@ from bayeslora.app.studies.cells import Cell, Entry, Evaluation
 from bayeslora.app.studies.expansion import Candidate, Target
 from bayeslora.errors import SettingError
 from bayeslora.predict.metrics import Metrics
+from bayeslora.predict.prediction import Prediction
 
 __all__ = ["Results", "State"]
 
@@ -93,6 +94,17 @@ class Results:
             return None
         least, number = min(judged)
         return None if least == math.inf else target.candidates[number]
+
+    def entry(self, target: Target) -> Entry:
+        """What stands for a line that is done: its chosen candidate."""
+        chosen = self.chosen(target)
+        assert chosen is not None  # of a line that is done there is one
+        return chosen.entry
+
+    def predicted(self, target: Target, evaluation: str = "") -> Prediction:
+        """Prediction of a line that is done, of its own rows or of those of a shift by its name."""
+        entry = self.entry(target)
+        return Prediction.load(self.prediction(entry.cell, entry.evaluations[evaluation]))
 
     def _nll(self, candidate: Candidate) -> float:
         assert candidate.trial is not None

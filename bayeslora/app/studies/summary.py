@@ -12,7 +12,6 @@ import numpy as np
 from bayeslora.app.studies.expansion import Target
 from bayeslora.app.studies.results import Results
 from bayeslora.predict import resampling
-from bayeslora.predict.prediction import Prediction
 from bayeslora.predict.resampling import Bounded, Interval, bootstrap
 
 if TYPE_CHECKING:
@@ -48,6 +47,11 @@ class Group:
     method: str
     lines: tuple[Target, ...] = field(compare=False)
 
+    @property
+    def labels(self) -> dict[str, str]:
+        """What names it in a table."""
+        return {"task": self.task, "base": self.base, "protocol": self.protocol, "method": self.method}
+
     def stands_beside(self, other: Group, method: str) -> bool:
         """Whether it is of this method where the other one is."""
         return (self.task, self.base, self.protocol, self.method) == (other.task, other.base, other.protocol, method)
@@ -81,11 +85,10 @@ def summary_of(targets: Sequence[Target], results: Results, reference: str) -> p
     scores = {group: _scores(group, results) for group in groups}
     rows = []
     for group, own in scores.items():
-        found = {"task": group.task, "base": group.base, "protocol": group.protocol, "method": group.method}
         other = next((each for each in groups if each.stands_beside(group, reference)), group)
         differences = {} if other is group else _differences(own, scores[other])
         for metric, ends in _averages(own).items():
-            rows.append(found | {"metric": metric, "seeds": len(own)} | ends | differences.get(metric, {}))
+            rows.append(group.labels | {"metric": metric, "seeds": len(own)} | ends | differences.get(metric, {}))
     return pd.DataFrame(rows)
 
 
@@ -117,9 +120,7 @@ class _Scores:
 def _scores(group: Group, results: Results) -> dict[int, _Scores]:
     found = {}
     for target in group.lines:
-        chosen = results.chosen(target)
-        assert chosen is not None
-        prediction = Prediction.load(results.prediction(chosen.entry.cell, chosen.entry.evaluations[""]))
+        prediction = results.predicted(target)
         statistics = prediction.statistics()
         table = {name: statistics[name] for name in (*BETTER, *BESIDE) if name in statistics}
         found[target.seed] = _Scores(table, len(prediction))
