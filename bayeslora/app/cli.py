@@ -22,7 +22,7 @@ from bayeslora.app.commands.generate import generate
 from bayeslora.app.commands.listing import (
     list_backends,
     list_guides,
-    list_methods,
+    list_recipes,
     list_models,
     list_presets,
     list_tasks,
@@ -97,7 +97,7 @@ def options(
 
 for command in (fit, predict, generate, evaluate, lm_eval, diagnose, compare):
     app.command()(command)
-for shown in (list_backends, list_guides, list_methods, list_models, list_presets, list_tasks):
+for shown in (list_backends, list_guides, list_recipes, list_models, list_presets, list_tasks):
     listing.command(shown.__name__.removeprefix("list_"))(shown)
 tasks.command("show")(show_task)
 

@@ -215,7 +215,7 @@ def test_lists(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
     assert "components" in capsys.readouterr().out
     assert call("list", "presets", "-v") == 0
     assert "bayesian-lora: Lin et al." in capsys.readouterr().out
-    assert call("list", "methods") == 0
+    assert call("list", "recipes") == 0
     assert "Lester et al." in capsys.readouterr().out
     assert call("list", "guides") == 0
     shown = capsys.readouterr().out

@@ -8,7 +8,7 @@ import typer
 
 from bayeslora.app.terminal import first_line, new_table, show, show_classes, show_presets
 
-__all__ = ["list_backends", "list_guides", "list_methods", "list_models", "list_presets", "list_tasks"]
+__all__ = ["list_backends", "list_guides", "list_recipes", "list_models", "list_presets", "list_tasks"]
 
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the settings of each.")]
 
@@ -45,7 +45,7 @@ def list_presets(verbose: Verbose = False) -> None:
     show_presets({name: PRESETS[name] for name in PRESETS}, verbose)
 
 
-def list_methods() -> None:
+def list_recipes() -> None:
     """Ways to fine-tune (--lora), beside which any backend runs that makes point estimates of all that is trained."""
     from bayeslora.recipes import RECIPES
 
