@@ -14,10 +14,6 @@ so that a slower spell of the machine hits all arms; the ratio is the median of 
 arm takes beyond PEFT LoRA in milliseconds is that of the differences: where steps are short, that is what users feel.
 A median leaves out the noise that PEFT MonteCLoRA draws ahead every 150 steps. Peak memory is that of a process that
 does nothing else, the median of five: on a GPU of all tensors, on a CPU (Linux) of what it adds to the base network.
-In processor time, not the time of the clock that this script takes, a step of SVI with the third command's network,
-batch and thread took 14.0 ms beyond PEFT LoRA at commit 864bfc3 (12.0 to 16.0; tenth percentiles 11.3), before causal
-language models, and 5.4 ms (4.9 to 6.2; 5.1) at commit cd45401: means of the medians of four turns each of 80 to 120
-steps, one version after the other, on a busy machine. The target is half of the old figure.
 Writes benchmarks/results/speed.json.
 """
 
