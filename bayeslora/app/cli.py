@@ -22,9 +22,9 @@ from bayeslora.app.commands.generate import generate
 from bayeslora.app.commands.listing import (
     list_backends,
     list_guides,
-    list_recipes,
     list_models,
     list_presets,
+    list_recipes,
     list_tasks,
 )
 from bayeslora.app.commands.lm_eval import lm_eval

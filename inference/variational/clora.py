@@ -125,7 +125,7 @@ class CLoRA(TrainingSettings):
         record = run.record(self.name, asdict(self), len(data), self.temperature, guide.point_sites)
         return learn(
             CLoRAPosterior(program, record, guide),
-            _Loss(program, guide, len(data), self.temperature),
+            CLoRALoss(program, guide, len(data), self.temperature),
             torch.optim.AdamW(groups, lr=self.learning_rate),
             data,
             self,
@@ -133,7 +133,7 @@ class CLoRA(TrainingSettings):
         )
 
 
-class _Loss(NegativeELBO):
+class CLoRALoss(NegativeELBO):
     """The loss of `map` under noise of each row, and the divergence of the noise."""
 
     def __init__(self, program: Program, guide: ContextGuide, size: int, temperature: float) -> None:
@@ -149,9 +149,11 @@ class _Loss(NegativeELBO):
         for site in sites:
             layers, _, rank = site.initial.shape
             noise[site.name] = site.initial.new_empty(layers, rows, rank, rank).normal_()
-        self.estimator = contextual = Contextual(sites, self.context, noise)
+        # Without gradients the loss is looked at for whether it is finite.
+        attended = self.program.observation.attended(batch).flatten(0, 1) if torch.is_grad_enabled() else None
+        self.estimator = contextual = Contextual(sites, self.context, noise, attended)
         loss = super().forward(batch)
-        if not contextual.divergences:  # without gradients the loss is looked at for whether it is finite
+        if attended is None:
             return loss
         divergence = torch.stack(contextual.divergences).sum()
         self._divergence = divergence.detach()

@@ -90,12 +90,14 @@ class Contextual:
         guide: that has the networks.
         noise: standard normal numbers (layers, rows, r, r) by site, one matrix for each row of a batch, which all its
             tokens share; none is none. Each layer and row has its own.
-        divergences: of the layers that have passed, each averaged over the batch's tokens.
+        attended: which tokens are of the texts (sequences, tokens), where divergences are asked for.
+        divergences: of the layers that have passed, each averaged over those tokens.
     """
 
     sites: Sequence[Site]
     guide: ContextGuide
     noise: Mapping[str, Tensor] | None
+    attended: Tensor | None = None
     divergences: list[Tensor] = field(default_factory=list)
 
     def __call__(self, weights: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> dict[str, Value]:
@@ -133,8 +135,8 @@ class _Layer:
         with full_precision(inputs.device):
             narrow = reduced.float()
             mean, deviation = nets.moments(self.number, narrow)
-            if torch.is_grad_enabled():
-                self.of.divergences.append(self._over_tokens(nets.divergence(mean, deviation)))
+            if self.of.attended is not None:
+                self.of.divergences.append(_over_tokens(nets.divergence(mean, deviation), self.of.attended))
             between = mean
             if self.of.noise is not None:
                 rows = self.of.noise[self.site.name][self.number]  # (rows, r, r)
@@ -142,13 +144,14 @@ class _Layer:
                 between = mean + parts
             return (between @ narrow.unsqueeze(-1)).squeeze(-1).to(reduced)
 
-    def _over_tokens(self, values: Tensor) -> Tensor:
-        """Mean (scalar) over the tokens that are attended to, where the layer sees all; else over what it sees."""
-        mask = self.batch.get("attention_mask")
-        if mask is None or mask.numel() != values.numel():
-            return values.mean()
-        attended = mask.reshape(values.shape).to(values)
-        return (values * attended).sum() / attended.sum()
+
+def _over_tokens(values: Tensor, attended: Tensor) -> Tensor:
+    """Mean over what is of texts, where a layer sees all tokens or a vector of each sequence; else over all."""
+    seen = attended.any(-1) if values.numel() == len(attended) else attended
+    if seen.numel() != values.numel():
+        return values.mean()
+    weights = seen.reshape(values.shape).to(values)
+    return (values * weights).sum() / weights.sum()
 
 
 def standard_noise(sites: Sequence[Site], rows: Sequence[int], seed: int, draw: int) -> dict[str, Tensor]:

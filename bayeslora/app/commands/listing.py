@@ -8,7 +8,7 @@ import typer
 
 from bayeslora.app.terminal import first_line, new_table, show, show_classes, show_presets
 
-__all__ = ["list_backends", "list_guides", "list_recipes", "list_models", "list_presets", "list_tasks"]
+__all__ = ["list_backends", "list_guides", "list_models", "list_presets", "list_recipes", "list_tasks"]
 
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the settings of each.")]
 

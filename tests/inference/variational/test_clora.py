@@ -9,18 +9,22 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from scenarios import saved_base, text_program, text_rows, tiny_choices, tiny_program, tiny_rows
+from scenarios import saved_base, text_program, text_rows, tiny_batch, tiny_choices, tiny_program, tiny_rows
 
 from bayeslora.diagnostics import khat_by_block, loo
 from bayeslora.errors import AdapterError, PosteriorError, SettingError
 from bayeslora.inference import fit, load
 from bayeslora.inference.training import trainer
-from bayeslora.inference.variational.clora import CLoRAPosterior
-from bayeslora.inference.variational.contextual import Contextual, SiteNets, linear_sites, standard_noise
+from bayeslora.inference.variational.clora import CLoRALoss, CLoRAPosterior
+from bayeslora.inference.variational.contextual import ContextGuide, Contextual, SiteNets, linear_sites, standard_noise
 from bayeslora.models import Gaussian
+from bayeslora.models.guides.auto import make_guide
+from bayeslora.observations import Choices
 from bayeslora.passes import Rows, undisturbed
 from bayeslora.program import Program
+from bayeslora.rng import isolated
 
 QUICK = {"backend": "c-lora", "epochs": 2, "batch_size": 5, "log_every": 1, "progress": False}
 
@@ -103,6 +107,23 @@ def test_noise_is_a_rows_own_whatever_the_batch(posterior: CLoRAPosterior, batch
     assert not torch.allclose(posterior.predict(rows, draws=3, seed=1, progress=False).outputs, whole)
 
 
+def test_choices_that_a_row_lacks_are_no_part_of_the_loss() -> None:
+    found = []
+    for most in (2, 5):
+        with isolated(0, torch.device("cpu")):
+            program = tiny_choices(Gaussian())
+            program.observation = Choices(most)
+            sites = linear_sites(program)
+            guide = ContextGuide(make_guide("delta", program.model, program.sites), sites, 4, 0.2)
+            for nets in guide.nets.children():
+                nets.second.data.normal_()  # without it the divergence is the same for all tokens
+            rows = Dataset.from_dict({"input_ids": [[[5, 6, 7], [8, 9]], [[1, 2], [3, 4, 5]]], "labels": [0, 1]})
+            loss = CLoRALoss(program, guide, 2, 1.0)
+            found.append(float(loss(tiny_batch(program, rows)).detach()))
+            assert loss.parts()["kl/noise"] > 1
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
 def test_choices_of_a_row_share_its_noise() -> None:
     program = tiny_choices(Gaussian())
     sites = linear_sites(program)
@@ -134,12 +155,14 @@ def test_the_divergence_is_that_of_the_entries_over_the_tokens_that_there_are() 
         torch.testing.assert_close(nets.divergence(mean, deviation), exact)
     guide: Any = type("Nets", (), {"nets": {site.name.replace(".", "/"): nets for site in sites[:1]}})
     mask = torch.tensor([[1, 1, 1], [1, 0, 0]])
-    contextual = Contextual(sites[:1], guide, None)
-    batch = {"input_ids": torch.ones(2, 3), "attention_mask": mask}
+    contextual = Contextual(sites[:1], guide, None, mask.bool())
+    batch = {"input_ids": torch.ones(2, 3)}
     eye = torch.eye(reduced.shape[-1]).expand(len(sites[0].layers), -1, -1)
     layer: Any = contextual({sites[0].name: eye}, batch)[sites[0].name][0]
     layer(reduced)
     torch.testing.assert_close(contextual.divergences[0], exact[mask.bool()].mean())
+    layer(reduced[:, :1])  # of a head that sees a vector of each sequence
+    torch.testing.assert_close(contextual.divergences[1], exact[:, 0].mean())
 
 
 def test_networks_and_weights_learn_by_the_loss_and_the_divergence() -> None:
