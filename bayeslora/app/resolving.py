@@ -17,7 +17,7 @@ from bayeslora.settings import build, coerce
 if TYPE_CHECKING:
     from bayeslora.inference import Backend
 
-__all__ = ["canonical", "differences", "named", "resolve", "task_settings"]
+__all__ = ["canonical", "differences", "folder", "located_task", "named", "resolve", "task_settings"]
 
 
 def resolve(config: RunConfig) -> RunConfig:
@@ -50,8 +50,9 @@ def resolve(config: RunConfig) -> RunConfig:
         config,
         model=model,
         base=_located(config.base),
-        adapter=None if config.adapter is None else _folder(config.adapter, "adapter"),
-        data_dir=None if config.data_dir is None else _folder(config.data_dir, "data"),
+        task=located_task(config.task),
+        adapter=None if config.adapter is None else folder(config.adapter, "adapter"),
+        data_dir=None if config.data_dir is None else folder(config.data_dir, "data"),
         settings=_typed(algorithm, config.settings),
         model_settings=_typed(MODELS.build(model, model_settings), model_settings),
         network=_typed(build(NetworkSettings, config.network), config.network),
@@ -162,7 +163,23 @@ def _located(base: str) -> str:
     return base
 
 
-def _folder(name: str, what: str) -> str:
+def located_task(name: str) -> str:
+    """A known task or a name on the hub as it is, a file or folder by its absolute path."""
+    from bayeslora.tasks.sources import SUFFIXES
+    from bayeslora.tasks.spec import find_task
+
+    path = Path(name).expanduser()
+    if not name.strip() or not path.exists():
+        return name
+    return str(path.resolve()) if path.suffix.lower() in SUFFIXES or find_task(name) is None else name
+
+
+def folder(name: str, what: str) -> str:
+    """Absolute path of a folder.
+
+    Raises:
+        SettingError: it is not there.
+    """
     path = Path(name).expanduser()
     if not path.exists():
         raise SettingError(f"There is no {what} folder '{name}'.")

@@ -49,7 +49,8 @@ class Cell:
         """Of its folder: for people, then the address."""
         own = {key: value for key, value in self.config.to_dict().items() if key not in ("output", "preset")}
         digest = address({"run": own, "start": None if self.start is None else self.start.name})
-        task = re.sub(r"[^\w.-]+", "-", Path(self.config.task).stem if "." in self.config.task else self.config.task)
+        path = Path(self.config.task)
+        task = re.sub(r"[^\w.-]+", "-", path.stem if path.is_absolute() or path.suffix else self.config.task)
         return f"{task}-{self.config.backend}-seed{self.config.seed}-{digest}"
 
     @property

@@ -9,11 +9,10 @@ from itertools import product
 from typing import Any, Literal
 
 from bayeslora.app.config import RunConfig, assign
-from bayeslora.app.resolving import canonical, named, resolve
+from bayeslora.app.resolving import canonical, folder, located_task, named, resolve, task_settings
 from bayeslora.app.studies.cells import Cell, Entry, Evaluation, is_over
 from bayeslora.app.studies.checks import HELDOUT, check_had, check_heldout, check_seeds, check_start
-from bayeslora.app.studies.file import OWN, StudyFile
-from bayeslora.errors import SettingError, unknown
+from bayeslora.app.studies.file import OWN, Shift, StudyFile
 
 __all__ = ["Candidate", "Target", "expand"]
 
@@ -127,7 +126,7 @@ class _Expansion:
         """Candidates of a method's own, over those of the method that it starts from, which has the same settings."""
         entry = self.study.methods[method]
         inherited = self.own_values(entry["start"]) if entry.get("start") is not None else {}
-        return inherited | entry.get("tuning", {})
+        return inherited | (entry.get("tuning") or {})
 
     def entry(self, task: str, base: str, method: str, seed: int, point: Point) -> Entry:
         """The fit of a method, and how the study evaluates it."""
@@ -135,11 +134,11 @@ class _Expansion:
         of_task, of_method, shared = self.study.tasks[task], self.study.methods[method], self.study.evaluation
         own = Evaluation(
             of_task.get("split", shared.split),
-            int(of_method.get("draws", shared.draws)),
+            of_method.get("draws", shared.draws),
             of_method.get("predict"),
             rows=of_task.get("rows", shared.rows),
         )
-        shifts = {name: _shifted(name, rows, own) for name, rows in (of_task.get("shift") or {}).items()}
+        shifts = {name: _shifted(shift, own) for name, shift in of_task["shift"].items()}
         return Entry(cell, {"": own, **shifts})
 
     def cell(self, task: str, base: str, method: str, seed: int, point: Point) -> Cell:
@@ -242,12 +241,12 @@ def _around(config: RunConfig, start: RunConfig) -> RunConfig:
     return canonical(replace(start, backend=config.backend, settings=settings))
 
 
-def _shifted(name: str, rows: Any, own: Evaluation) -> Evaluation:
+def _shifted(shift: Shift, own: Evaluation) -> Evaluation:
     """The same evaluation on other rows than the task's own."""
-    known = {"split", "task", "data_dir", "task_settings"}
-    rows = {"task": rows} if isinstance(rows, str) else rows
-    for key in rows:
-        if key not in known:
-            raise SettingError(unknown(f"field of the shift '{name}'", str(key), known))
-    settings = tuple(sorted((rows.get("task_settings") or {}).items()))
-    return replace(own, **{"split": "validation", **rows, "task_settings": settings})
+    return replace(
+        own,
+        split=shift.split,
+        task=None if shift.task is None else located_task(shift.task),
+        data_dir=None if shift.data_dir is None else folder(shift.data_dir, "data"),
+        task_settings=tuple(sorted(task_settings(shift.task_settings).items())),
+    )

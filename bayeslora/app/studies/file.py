@@ -12,7 +12,7 @@ from bayeslora.app.config import RunConfig
 from bayeslora.errors import SettingError, unknown
 from bayeslora.settings import Count, Seed, Settings, build
 
-__all__ = ["EvaluationSettings", "StudyFile", "Tuning"]
+__all__ = ["EvaluationSettings", "Shift", "StudyFile", "Tuning"]
 
 #: What an entry says beside fields of `RunConfig`.
 OWN = {
@@ -21,6 +21,10 @@ OWN = {
 }  # fmt: skip
 #: Fields of `RunConfig` that no entry says: seeds are the study's, and folders its cells'.
 OF_STUDY = {"seed", "output"}
+#: Fields that do not vary from point to point: those, and what makes a method.
+FIXED = OF_STUDY | {"backend", "preset"}
+#: Fields that are mappings of settings.
+MAPPINGS = ("settings", "model_settings")
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,25 @@ class EvaluationSettings(Settings):
     split: str = "validation"
     draws: Count = 10
     rows: Count | None = None
+
+
+@dataclass(frozen=True)
+class Shift(Settings):
+    """Further rows that the fits of a task predict.
+
+    Attributes:
+        split: rows, by the name of the split.
+        task: another task than that of the fits, a name or a path.
+        data_dir: folder with that task's files.
+        task_settings: further arguments of `bayeslora.load_task` for it.
+    """
+
+    name: ClassVar[str] = "a shift"
+
+    split: str = "validation"
+    task: str | None = None
+    data_dir: str | None = None
+    task_settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -67,8 +90,7 @@ class StudyFile(Settings):
 
     Attributes:
         tasks: by their names in the table: ``task`` (that name, if left out), ``split``, ``rows``, and ``shift``,
-            further rows to predict by name: each with ``split`` and, for those of another task, ``task``, ``data_dir``
-            and ``task_settings``.
+            further rows to predict by name: fields of `Shift`, or the name of another task.
         bases: base networks by their names in the table: a folder or hub name, or fields such as ``network``.
         methods: by their names in the table. One that names no ``backend`` or ``preset`` is that of its own name.
             ``start`` is the method whose posterior it is laid around, with the same task, base, seed and settings;
@@ -103,7 +125,8 @@ class StudyFile(Settings):
         given = dict(values)
         for sort in ("tasks", "bases", "methods"):
             given[sort] = _entries(sort, given.get(sort))
-        given["tasks"] = {name: _with_rows(entry) for name, entry in given["tasks"].items()}
+        given["tasks"] = {name: _task(name, entry) for name, entry in given["tasks"].items()}
+        given["methods"] = {name: _evaluated(entry, "draws") for name, entry in given["methods"].items()}
         found = build(cls, given)
         found._check()
         return found
@@ -119,15 +142,25 @@ class StudyFile(Settings):
                 _check_entry(sort, name, entry)
         for name, method in self.methods.items():
             self._check_start(name, method)
+            if method.get("tuning") is not None:
+                self._check_tuning(name, method["tuning"])
         if self.reference is not None and self.reference not in self.methods:
             raise SettingError(unknown("reference of a study", self.reference, self.methods))
         if self.grid and self.tuning:
             raise SettingError("A study has either a grid, which all methods run through, or tuning: give one of both.")
-        for key, candidates in {**self.grid, **(self.tuning.values if self.tuning else {})}.items():
-            if not candidates:
-                raise SettingError(f"'{key}' of a study has no values to run with.")
-        if self.tuning and not self.tuning.values:
-            raise SettingError("tuning needs values to choose among, such as {learning_rate: [5.0e-4, 2.0e-3]}.")
+        _check_varied("The grid of a study", self.grid)
+        if self.tuning:
+            _check_varied("The tuning of a study", self.tuning.values)
+            if not self.tuning.values:
+                raise SettingError("tuning needs values to choose among, such as {learning_rate: [5.0e-4, 2.0e-3]}.")
+
+    def _check_tuning(self, name: str, values: Any) -> None:
+        if self.tuning is None:
+            raise SettingError(
+                f"Method '{name}' has values of its own to choose among, and the study chooses none: give it tuning, "
+                "such as tuning: {values: {learning_rate: [5.0e-4, 2.0e-3]}}."
+            )
+        _check_varied(f"The tuning of method '{name}'", values)
 
     def _check_start(self, name: str, method: Mapping[str, Any]) -> None:
         seen = [name]
@@ -160,10 +193,39 @@ def _entries(sort: str, given: Any) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _with_rows(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """A task whose number of rows, if it has one, is known to be right."""
-    own = {name: value for name, value in entry.items() if name == "rows"}
+def _evaluated(entry: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """An entry with what it says of its evaluation in the types that this has."""
+    own = {name: entry[name] for name in names if name in entry}
     return {**entry, **{name: getattr(build(EvaluationSettings, own), name) for name in own}}
+
+
+def _task(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A task whose evaluation and shifts are known to be right."""
+    found = _evaluated(entry, "split", "rows")
+    shifts = entry.get("shift") or {}
+    if not isinstance(shifts, Mapping):
+        raise SettingError(f"The shift of task '{name}' is {shifts!r}, expected name: rows lines.")
+    return found | {"shift": {str(key): _shift(str(key), rows) for key, rows in shifts.items()}}
+
+
+def _shift(name: str, rows: Any) -> Shift:
+    given = {"task": rows} if isinstance(rows, str) else rows
+    if not isinstance(given, Mapping):
+        raise SettingError(f"The shift '{name}' is {rows!r}, expected a task, or key: value lines such as split: test.")
+    return build(Shift, given)
+
+
+def _check_varied(of: str, values: Any) -> None:
+    """Make sure that there are values to run with, each once, of settings that can vary."""
+    if not isinstance(values, Mapping):
+        raise SettingError(f"{of} is {values!r}, expected lists of values by the names of settings.")
+    for key, candidates in values.items():
+        if key in FIXED:
+            raise SettingError(f"{of} varies '{key}': seeds are the study's own (seeds: [0, 1]), backends are methods.")
+        if not isinstance(candidates, list) or not candidates:
+            raise SettingError(f"{of} has {candidates!r} for '{key}', expected a list of values to run with.")
+        if len(set(map(str, candidates))) < len(candidates):
+            raise SettingError(f"{of} has a value of '{key}' twice: {', '.join(map(str, candidates))}.")
 
 
 def _check_entry(sort: str, name: str, entry: Mapping[str, Any]) -> None:
@@ -171,3 +233,7 @@ def _check_entry(sort: str, name: str, entry: Mapping[str, Any]) -> None:
     for field_name in entry:
         if field_name not in known:
             raise SettingError(unknown(f"field of '{name}' in a study's {sort}", str(field_name), known))
+        if field_name in MAPPINGS and not isinstance(entry[field_name], Mapping):
+            raise SettingError(
+                f"'{field_name}' of '{name}' in a study's {sort} is {entry[field_name]!r}, expected key: value lines."
+            )

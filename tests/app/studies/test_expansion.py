@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,6 +33,26 @@ def test_an_address_is_of_all_that_a_fit_depends_on(study: Made) -> None:
     assert set(names(study(evaluation={"split": "validation"}))) == plain
     for changed in ({"train_size": 13}, {"heldout_size": 21}, {"lora": {"r": 4}}, {"max_length": 8}, {"chains": 2}):
         assert not plain & set(names(study(common=same | {"settings": logged} | changed))), changed
+
+
+def test_a_file_has_one_address_however_its_path_is_spelled(
+    study: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {}
+    for folder in ("one", "two"):
+        (tmp_path / folder / "rows").mkdir(parents=True)
+        (tmp_path / folder / "own.csv").write_text("text,label\na,0\n")
+        monkeypatch.chdir(tmp_path / folder)
+        spelled = ("own.csv", "./own.csv", f"../{folder}/own.csv", str(tmp_path / folder / "own.csv"))
+        shifts = [{"demo": {"shift": {"a": {"task": task}}}} for task in spelled]
+        entries = [
+            Study(study(tasks=each, methods=["quick"], seeds=[0])).targets[0].candidates[0].entry for each in shifts
+        ]
+        (found[folder],) = {tuple(names(study(tasks=[task], methods=["quick"], seeds=[0]))) for task in spelled}
+        (found[folder, "shift"],) = {each.evaluations["a"].name for each in entries}
+        assert found[folder][0].startswith("own-quick-")
+        assert names(study(tasks=["rows"], methods=["quick"], seeds=[0]))[0].startswith("rows-quick-")
+    assert len(set(found.values())) == 4  # other data in another folder
 
 
 def test_entries_go_over_each_other_and_points_over_all(study: Made) -> None:
@@ -123,16 +144,38 @@ def test_rows_of_other_tasks_are_evaluated_beside(study: Made) -> None:
         ({"seeds": ["a"]}, "a study: seeds"),
         ({"sedes": [1]}, "Unknown setting of a study 'sedes'. Did you mean 'seeds'"),
         ({"reference": "mle"}, "Unknown reference of a study 'mle'"),
-        ({"grid": {"epochs": []}}, "'epochs' of a study has no values"),
+        ({"grid": {"epochs": []}}, r"The grid of a study has \[\] for 'epochs', expected a list of values"),
+        ({"grid": {"epochs": [1, 2, 1]}}, "The grid of a study has a value of 'epochs' twice: 1, 2, 1"),
+        ({"grid": {"seed": [1, 2]}}, r"The grid of a study varies 'seed': seeds are the study's own \(seeds: "),
+        ({"grid": {"backend": ["mle", "map"]}}, "The grid of a study varies 'backend': .* backends are methods"),
         ({"grid": {"epoch": [1]}}, "Unknown setting of any method of the study 'epoch'"),
         ({"tuning": {}}, "tuning needs values"),
+        ({"tuning": {"values": {"seed": [1, 2]}}}, "The tuning of a study varies 'seed'"),
+        ({"methods": {"quick": {"tuning": {"epochs": [1, 2]}}}}, "'quick' has values of its own .* chooses none"),
+        *(
+            ({"tuning": {"values": {"epochs": [1, 2]}}, "methods": {"quick": {"tuning": own}}}, message)
+            for own, message in (
+                (["a"], r"The tuning of method 'quick' is \['a'\], expected lists of values by the names"),
+                ({"epochs": 3}, "The tuning of method 'quick' has 3 for 'epochs', expected a list of values"),
+                ({"guide": "low-rank"}, "The tuning of method 'quick' has 'low-rank' for 'guide', expected a list"),
+            )
+        ),
         ({"tuning": {"values": {"epochs": [1]}}, "grid": {"epochs": [1]}}, "either a grid"),
         ({"evaluation": {"rows": 0}}, "evaluation: rows"),
         ({"tasks": {"demo": {"rows": 0}}}, "evaluation: rows"),
         ({"tasks": {"demo": {"rows": "some"}}}, "evaluation: rows"),
         ({"evaluation": {"drawz": 3}}, "Unknown setting of evaluation 'drawz'. Did you mean 'draws'"),
         ({"common": {"seed": 3}}, "Unknown field of 'common' in a study's common 'seed'"),
-        ({"tasks": {"demo": {"shift": {"a": {"spilt": "test"}}}}}, "the shift 'a' 'spilt'. Did you mean 'split'"),
+        ({"common": {"settings": None}}, "'settings' of 'common' in a study's common is None, expected key: value"),
+        ({"methods": {"quick": {"draws": "many"}}}, "evaluation: draws .* found 'many'"),
+        ({"methods": {"quick": {"draws": 2.7}}}, "evaluation: draws .* found 2.7"),
+        ({"methods": {"quick": {"draws": 0}}}, "evaluation: draws .* found 0"),
+        ({"tasks": {"demo": {"split": 3}}}, "evaluation: split .* found 3"),
+        ({"tasks": {"demo": {"shift": ["test"]}}}, r"The shift of task 'demo' is \['test'\], expected name: rows"),
+        ({"tasks": {"demo": {"shift": {"a": None}}}}, "The shift 'a' is None, expected a task, or key: value lines"),
+        ({"tasks": {"demo": {"shift": {"a": {"spilt": "test"}}}}}, "of a shift 'spilt'. Did you mean 'split'"),
+        ({"tasks": {"demo": {"shift": {"a": {"task_settings": {"txt": "b"}}}}}}, "setting of a task 'txt'. Did you"),
+        ({"tasks": {"demo": {"shift": {"a": {"data_dir": "nowhere"}}}}}, "There is no data folder 'nowhere'"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told(changes: dict[str, Any], message: str, study: Made) -> None:
