@@ -158,7 +158,10 @@ class _OfEach:
         ]
         known = [each.aleatoric for each in found if each.aleatoric is not None]
         aleatoric = torch.stack(known).mean(0) if known else None
-        return Outputs(torch.cat([each.outputs for each in found]), aleatoric, found[0].averaged)
+        outputs = [each.outputs for each in found]
+        # Those that are by draws have the order of `MixturePosterior.draws`: the members in turn.
+        whole = torch.stack(outputs, 1).flatten(0, 1) if self.by_draws else torch.cat(outputs)
+        return Outputs(whole, aleatoric, found[0].averaged)
 
 
 def refitted(fits: Iterable[Posterior]) -> MixturePosterior:

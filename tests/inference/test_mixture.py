@@ -16,7 +16,7 @@ from bayeslora.inference.mixture import MixturePosterior
 from bayeslora.inference.variational.posterior import VariationalPosterior
 from bayeslora.models import Gaussian
 from bayeslora.observations import Classes
-from bayeslora.passes import Rows
+from bayeslora.passes import Rows, undisturbed
 from bayeslora.posterior import Posterior
 from bayeslora.predictors import Outputs
 from bayeslora.program import Program
@@ -51,6 +51,15 @@ def test_chains_are_the_fits_with_consecutive_seeds(backend: str, tmp_path: Path
     means = [member.mean()["linear_16x16.A"] for member in posterior.members]
     assert not torch.equal(*means)
     torch.testing.assert_close(posterior.mean()["linear_16x16.A"], (means[0] + means[1]) / 2)
+
+
+def test_outputs_by_draws_are_those_of_the_draws_in_their_order() -> None:
+    posterior = fit(program(), ROWS, "svi", chains=2, progress=False, **SETTINGS["svi"])
+    rows = Rows.of(posterior.program, tiny_rows(4, seed=9))
+    found = posterior.predict(rows, 4, "sample", seed=1, progress=False).outputs
+    with torch.no_grad(), undisturbed(posterior.program):
+        each = torch.stack([rows.outputs(posterior.program, draw) for draw in posterior.draws(4, seed=1)])
+    torch.testing.assert_close(found, each, rtol=1e-4, atol=1e-5)  # several draws may be in one pass
 
 
 def fresh(**lora: Any) -> Program:
