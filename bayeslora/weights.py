@@ -7,7 +7,7 @@ the next one is set, so that a forward pass that gradient checkpointing repeats 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
@@ -86,6 +86,13 @@ class Weights:
     def slots(self, name: str) -> tuple[Slot, ...]:
         """The places of a site's values in the network, in stacking order."""
         return self._slots[name]
+
+    def not_linear(self, sites: Iterable[Site]) -> Iterator[str]:
+        """Yield the names of layers of LoRA matrices for which no function can stand, as it can in linear layers."""
+        for site in sites:
+            for layer, slot in zip(site.layers, self._slots[site.name], strict=True):
+                if not slot.linear:
+                    yield layer
 
     @property
     def places(self) -> frozenset[int]:

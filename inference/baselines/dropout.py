@@ -16,7 +16,6 @@ from torch import Tensor
 from bayeslora.errors import PosteriorError, SettingError
 from bayeslora.inference.base import Run
 from bayeslora.inference.baselines.masks import Columns, RowMasks, Tokens
-from bayeslora.inference.variational.contextual import linear_sites
 from bayeslora.inference.variational.elbo import MeanFieldBound
 from bayeslora.inference.variational.loss import NegativeELBO
 from bayeslora.inference.variational.point import MLE
@@ -131,7 +130,7 @@ class Passes:
     def __call__(self, posterior: Posterior, rows: Rows, draws: int, seed: int) -> Outputs:
         """Outputs (draws, examples, outputs)."""
         program, weights = posterior.program, posterior.mean()
-        sites, rate = linear_sites(program), posterior.record.settings["rate"]
+        sites, rate = _linear_matrices(program), posterior.record.settings["rate"]
         names = [layer for site in sites for layer in site.layers]
 
         def outputs(draw: int, batch: Batch, index: Tensor) -> Tensor:
@@ -151,7 +150,7 @@ class TokenDropoutPosterior(_DropoutPosterior):
     @staticmethod
     def noise(program: Program, rate: float) -> Tokens:
         """What is dropped in training."""
-        return Tokens(linear_sites(program), rate)
+        return Tokens(_linear_matrices(program), rate)
 
     def draw(self) -> dict[str, Tensor]:
         """There is no draw of the weights.
@@ -181,4 +180,19 @@ def _matrices(program: Program) -> list[Site]:
     found = [site for site in program.sites if site.role == "A"]
     if not found:
         raise SettingError("Dropout is of what LoRA matrices are given, and the network has none: choose 'mle'.")
+    return found
+
+
+def _linear_matrices(program: Program) -> list[Site]:
+    """The sites of matrices A, all of layers in which a token can have a mask of its own.
+
+    Raises:
+        SettingError: there is none, or a layer is of another sort.
+    """
+    found = _matrices(program)
+    for layer in program.weights.not_linear(found):
+        raise SettingError(
+            f"Dropout by token needs linear LoRA layers, and '{layer}' is none, or does more with its matrices than "
+            "multiply by them: leave it out (target_modules), or drop columns (by='column')."
+        )
     return found

@@ -176,13 +176,11 @@ def linear_sites(program: Program) -> list[Site]:
         SettingError: there is none, or a layer is of another sort.
     """
     sites = [site for site in program.sites if site.role == "A"]
-    for site in sites:
-        for layer, slot in zip(site.layers, program.weights.slots(site.name), strict=True):
-            if not slot.linear or not slot.transposed:
-                raise SettingError(
-                    f"Noise that depends on the input needs linear LoRA layers, and '{layer}' is none, or does more "
-                    "with its matrices than multiply by them: leave it out (target_modules)."
-                )
+    for layer in program.weights.not_linear(sites):
+        raise SettingError(
+            f"Noise that depends on the input needs linear LoRA layers, and '{layer}' is none, or does more with its "
+            "matrices than multiply by them: leave it out (target_modules)."
+        )
     if not sites:
         raise SettingError("Noise that depends on the input stands between LoRA matrices, and the network has none.")
     return sites

@@ -60,12 +60,11 @@ def make_estimator(kind: str, program: Program, guide: Guide) -> Draw | RowNoise
                 f"this is known. Give estimator='draw', or guide='structured' with the model 'gaussian'"
                 f"{' or monteclora' if kind == 'flipout' else ''}."
             )
-        for layer, slot in zip(site.layers, program.weights.slots(site.name), strict=True):
-            if not slot.linear:
-                raise SettingError(
-                    f"estimator='{kind}' needs linear layers, and '{layer}' is none, or does more with its matrices "
-                    "than multiply by them. Give estimator='draw', or leave the layer out (target_modules)."
-                )
+        for layer in program.weights.not_linear([site]):
+            raise SettingError(
+                f"estimator='{kind}' needs linear layers, and '{layer}' is none, or does more with its matrices than "
+                "multiply by them. Give estimator='draw', or leave the layer out (target_modules)."
+            )
     return RowNoise(program, guide, _flips if kind == "flipout" else _owns)
 
 

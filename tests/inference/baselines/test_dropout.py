@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from scenarios import awake, tiny_batch, tiny_program, tiny_rows
+from scenarios import awake, tiny_batch, tiny_method, tiny_program, tiny_rows
 from torch import Tensor
 
 from bayeslora.errors import AdapterError, PosteriorError, SettingError
@@ -134,3 +134,11 @@ def test_what_cannot_be_dropped() -> None:
     for rate in (0.0, 1.0):
         with pytest.raises(SettingError, match="rate"):
             fit(program(), ROWS, "mc-dropout", rate=rate)
+
+
+@pytest.mark.parametrize("program", [tiny_program(Gaussian(), targets=["word_embeddings"]), tiny_method("dora")])
+def test_by_token_layers_that_are_not_linear_are_refused(program: Program) -> None:
+    message = r"Dropout by token .* '.*(word_embeddings|query)' is none.*by='column'"
+    with pytest.raises(SettingError, match=message):
+        fit(program, ROWS, "mc-dropout", **QUICK)
+    fit(program, ROWS, "mc-dropout", by="column", **QUICK)
