@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from torch import Tensor
 
 from bayeslora.models.distributions import IsotropicNormal
@@ -79,6 +80,12 @@ class WeightModel(Settings, ABC):
             weights = {site.name: self.sample_weight(site) for site in chosen}
             weights.update((site.name, pyro.sample(site.name, self._point_prior(site))) for site in others)
         return weights
+
+    def prior_laws(self, sites: Sequence[Site]) -> dict[str, dist.TorchDistribution]:
+        """Law of each latent site under the prior, given those before it, by a draw that leaves generators alone."""
+        with torch.random.fork_rng():
+            trace = poutine.block(poutine.trace(self.sample).get_trace)(sites)
+        return {name: node["fn"] for name, node in trace.iter_stochastic_nodes()}
 
     def stochastic(self, sites: Sequence[Site]) -> set[str]:
         """Names of the latent sites, hyper-sites included, that are random; all others are point estimates."""

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import Independent, Normal, constraints, register_kl
+from torch.distributions import Distribution, Independent, Normal, constraints, register_kl
 
 from bayeslora.models.wishart import ONE_DRAW, batch_shape_of, log_det
 
-__all__ = ["ColumnNormal", "IsotropicNormal"]
+__all__ = ["ColumnNormal", "IsotropicNormal", "base_of"]
 
 
 class ColumnNormal(TorchDistribution):
@@ -63,6 +63,11 @@ class ColumnNormal(TorchDistribution):
         """The same law over a larger batch."""
         loc = self.loc.expand(*batch_shape, *self.event_shape)
         return ColumnNormal(loc, self.scale, self.scale_tril, self.precision_tril, self.mixture, validate_args=False)
+
+    @property
+    def independent_entries(self) -> bool:
+        """Whether entries are known to be independent, each with the standard deviation ``scale``."""
+        return self.scale_tril is self.precision_tril is self.mixture is None
 
     @property
     def mean(self) -> Tensor:
@@ -211,6 +216,13 @@ class IsotropicNormal(TorchDistribution):
 
     def _aligned(self, scale: Tensor) -> Tensor:
         return scale.reshape(*scale.shape, *(1 for _ in self.event_shape))
+
+
+def base_of(law: Distribution) -> Distribution:
+    """The law without the wrappers by which parts of its batch are dimensions of an event (`to_event`)."""
+    while isinstance(law, Independent):
+        law = law.base_dist
+    return law
 
 
 @register_kl(ColumnNormal, ColumnNormal)

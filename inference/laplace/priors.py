@@ -9,14 +9,12 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import Independent
 
 from bayeslora.errors import PosteriorError, SettingError
 from bayeslora.inference.laplace.gaussian import Roots
 from bayeslora.inference.laplace.jacobians import as_matrices
-from bayeslora.models.distributions import ColumnNormal, IsotropicNormal
+from bayeslora.models.distributions import ColumnNormal, IsotropicNormal, base_of
 from bayeslora.program import Program
 from bayeslora.weights import Site
 
@@ -94,9 +92,7 @@ def _moments(site: Site, node: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
             f"Site '{site.name}' is made of other sites' draws, and no draw itself: choose another model of the "
             "weights, or give monteclora collapse=True."
         )
-    law: TorchDistribution = node["fn"]
-    while isinstance(law, Independent):
-        law = law.base_dist
+    law = base_of(node["fn"])
     layers, _, rank = as_matrices(site, site.initial).shape
     if isinstance(law, ColumnNormal):
         return law.mean, law.covariance_matrix.expand(layers, rank, rank)

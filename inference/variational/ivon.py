@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-import pyro.distributions as dist
 import torch
 from datasets import Dataset
 from pydantic import Field
 from pyro import poutine
 from torch import Tensor, nn
+from torch.distributions import Normal
 
 from bayeslora.errors import SettingError
 from bayeslora.inference.base import Run, check_random
@@ -22,7 +22,7 @@ from bayeslora.inference.variational.loss import ProgramLoss
 from bayeslora.inference.variational.posterior import VariationalPosterior, learn
 from bayeslora.inference.variational.rates import POINT_RATE
 from bayeslora.models.base import full_precision
-from bayeslora.models.distributions import ColumnNormal
+from bayeslora.models.distributions import ColumnNormal, base_of
 from bayeslora.models.gaussian import GaussianGuide
 from bayeslora.models.guides.auto import make_guide
 from bayeslora.models.guides.base import Guide, PointGuide, encoded
@@ -189,15 +189,10 @@ def _matrices(guide: Guide) -> list[GaussianGuide]:
 
 def _normal_prior(program: Program, names: Iterable[str]) -> dict[str, tuple[Tensor, Tensor]]:
     """Mean and precision of each entry of the random weights under the prior, broadcastable to the weights."""
-    with torch.random.fork_rng():
-        trace = poutine.block(poutine.trace(program.prior).get_trace)()
-    found = {}
+    laws, found = program.model.prior_laws(program.sites), {}
     for name in names:
-        law = trace.nodes[name]["fn"]
-        while isinstance(law, dist.Independent):
-            law = law.base_dist
-        shared = isinstance(law, ColumnNormal) and (law.scale_tril, law.precision_tril, law.mixture) == (None,) * 3
-        if not (shared or isinstance(law, dist.Normal)):
+        law = base_of(laws[name])
+        if not (isinstance(law, Normal) or (isinstance(law, ColumnNormal) and law.independent_entries)):
             raise SettingError(
                 f"The prior of site '{name}' is a {type(law).__name__} with correlations or none that is normal; "
                 "ivon's update is for independent normal entries. Choose model='gaussian', or backend='svi'."

@@ -272,9 +272,7 @@ def _autoguide(kind: str) -> type[autoguide.AutoGuide]:
 
 def _constrained(model: WeightModel, sites: Sequence[Site]) -> set[str]:
     """Latent sites whose support is not the real line, by one draw of the prior: the hyper-sites."""
-    with torch.random.fork_rng():
-        trace = poutine.block(poutine.trace(model.sample).get_trace)(sites)
-    return {name for name, node in trace.iter_stochastic_nodes() if not _is_real(node["fn"].support)}
+    return {name for name, law in model.prior_laws(sites).items() if not _is_real(law.support)}
 
 
 def _is_real(support: constraints.Constraint) -> bool:

@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import pyro
 import torch
 from pydantic import Field
-from pyro import poutine
 from torch import Tensor, nn
-from torch.distributions import Independent
 
 from bayeslora.errors import PosteriorError, SettingError
-from bayeslora.models.distributions import ColumnNormal
+from bayeslora.models.distributions import ColumnNormal, base_of
 from bayeslora.models.guides.base import Guide, GuideList
 from bayeslora.models.guides.inducing_flow import Flow
 from bayeslora.models.guides.inducing_laws import AugmentedNormal, DrawnNormal, Frames, InducedNormal
@@ -184,15 +182,10 @@ class InducingGuide(Guide):
 
 def _prior_scales(model: WeightModel, sites: Sequence[Site]) -> dict[str, Tensor]:
     """Prior standard deviation of an entry, (layers, 1, 1), by site."""
-    with torch.random.fork_rng():
-        trace = poutine.block(poutine.trace(model.sample).get_trace)(sites)
-    laws = {name: node["fn"] for name, node in trace.iter_stochastic_nodes()}
-    scales = {}
-    for name, law in laws.items():
-        while isinstance(law, Independent):
-            law = law.base_dist
-        if isinstance(law, ColumnNormal) and law.scale_tril is law.precision_tril is law.mixture is None:
-            scales[name] = law.scale
+    laws = {name: base_of(law) for name, law in model.prior_laws(sites).items()}
+    scales = {
+        name: law.scale for name, law in laws.items() if isinstance(law, ColumnNormal) and law.independent_entries
+    }
     if scales.keys() != laws.keys() or scales.keys() != {site.name for site in sites}:
         raise SettingError(
             "guide='inducing' is for LoRA matrices whose entries are normal and independent given nothing else, as "

@@ -215,7 +215,7 @@ class DrawnNormal(InducedNormal):
 @register_kl(InducedNormal, ColumnNormal)
 def _kl_induced(q: InducedNormal, p: ColumnNormal) -> Tensor:
     """KL (...) in closed form from columns without covariance or mixture weights."""
-    if any(each is not None for each in (p.scale_tril, p.precision_tril, p.mixture)):
+    if not p.independent_entries:
         # Formulas are registered by type, and this one is of columns without a covariance. PyTorch's protocol for what
         # has none is this exception, by which callers of `kl_divergence` are told to take a draw for an estimate.
         raise NotImplementedError(f"No closed form of the divergence from {q} to columns with a covariance.")

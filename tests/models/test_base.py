@@ -11,6 +11,7 @@ from torch.distributions import Normal
 
 from bayeslora.errors import SettingError
 from bayeslora.models import Gaussian, MonteCLoRA, WeightModel
+from bayeslora.models.distributions import ColumnNormal, base_of
 from bayeslora.weights import Site
 
 
@@ -51,6 +52,17 @@ def test_learning_starts_where_it_is_told_to(model: WeightModel, sites: tuple[Si
     for weights in (model.weights(model.initial(given)), model.guide(given).mean()):
         for site in sites:
             torch.testing.assert_close(weights[site.name], site.initial + 1)
+
+
+def test_the_laws_of_the_prior_are_known_without_a_change_of_the_generators(sites: tuple[Site, ...]) -> None:
+    before = torch.random.get_rng_state()
+    with poutine.trace() as outside:
+        laws = MonteCLoRA(collapse=False).prior_laws(sites)
+    assert torch.equal(torch.random.get_rng_state(), before) and not outside.trace.stochastic_nodes
+    assert list(laws) == list(MonteCLoRA(collapse=False).initial(sites))
+    plain, correlated = (base_of(model.prior_laws(sites)["linear_5x4.A"]) for model in (Gaussian(), MonteCLoRA()))
+    assert isinstance(plain, ColumnNormal) and plain.independent_entries
+    assert isinstance(correlated, ColumnNormal) and not correlated.independent_entries
 
 
 def test_half_precision_regions_are_left(sites: tuple[Site, ...]) -> None:
