@@ -1,13 +1,24 @@
-"""Random numbers: torch's generators seeded for a while, and put back."""
+"""Random numbers: torch's generators seeded for a while and put back, and seeds that are made of others."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
-__all__ = ["isolated", "seeded"]
+__all__ = ["derived_seed", "derived_short_seed", "isolated", "seeded"]
+
+
+def derived_seed(*numbers: int) -> int:
+    """A seed of 63 bits, as torch's generators take, that is as good as independent of those of other numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def derived_short_seed(*numbers: int) -> int:
+    """The same of 32 bits, as many as the seed of a fit has."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def seeded(n: int, seed: int, device: torch.device) -> Iterator[int]:

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
 
-import numpy as np
 from datasets import Dataset
 
 from bayeslora.errors import SettingError
@@ -19,6 +18,7 @@ from bayeslora.inference.softening import soften_whole
 from bayeslora.inference.variational.point import MLE
 from bayeslora.posterior import Posterior
 from bayeslora.program import Program
+from bayeslora.rng import derived_short_seed
 from bayeslora.settings import Count
 
 __all__ = ["Ensemble"]
@@ -81,4 +81,4 @@ class Ensemble(Over):
 
 def seed_of_member(seed: int, number: int) -> int:
     """The seed of a member: that of the ensemble for the first."""
-    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0]) if number else seed
+    return derived_short_seed(seed, number) if number else seed

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bayeslora.rng import derived_seed
 from bayeslora.sites import Site, Value, check_sequences
 
 __all__ = ["Columns", "Kept", "RowMasks", "Tokens"]
@@ -117,15 +117,11 @@ class RowMasks:
             row, part = divmod(place, count // len(self.rows))
             where = self.attended[place] if whole else slice(None)
             size = int(self.attended[place].sum()) if whole else places
-            generator = _generator(self.seed, self.draw, self.rows[row], part, layer)
+            # On the CPU, so that a mask is the same wherever the network is.
+            own = derived_seed(self.seed, self.draw, self.rows[row], part, layer)
+            generator = torch.Generator().manual_seed(own)
             kept[place, where] = torch.rand(size, inputs.shape[-1], generator=generator) >= self.rate
         return kept.reshape(inputs.shape).to(inputs.device)
-
-
-def _generator(*numbers: int) -> torch.Generator:
-    """On the CPU, so that a mask is the same wherever the network is."""
-    seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
-    return torch.Generator().manual_seed(seed)
 
 
 def _numbered(sites: Sequence[Site]) -> Iterator[tuple[Site, range]]:

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
+
+from bayeslora.rng import derived_short_seed
 
 __all__ = ["IVON"]
 
@@ -120,7 +121,7 @@ class IVON(AdamW):
         places = [group["params"][0] for group in self._random()]
         number = int(self._state_of(places[0])["step"])
         generator = torch.Generator(places[0].device)
-        generator.manual_seed(int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0]))
+        generator.manual_seed(derived_short_seed(self._seed, number))
         return {
             place: self.deviation(place)
             * torch.randn(place.shape, generator=generator, device=place.device, dtype=place.dtype)

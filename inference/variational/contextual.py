@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +18,7 @@ from bayeslora.passes import Rows
 from bayeslora.posterior import Posterior
 from bayeslora.predictors import Outputs
 from bayeslora.program import Program
+from bayeslora.rng import derived_seed
 from bayeslora.sites import Site, Value, check_sequences
 
 __all__ = ["ContextGuide", "Contextual", "Passes", "linear_sites", "standard_noise"]
@@ -158,10 +158,8 @@ def standard_noise(sites: Sequence[Site], rows: Sequence[int], seed: int, draw: 
     """Standard normal numbers (layers, rows, r, r) by site, by the number of each row, of the draw, and the seed."""
     shapes = [(len(site.layers), site.initial.shape[-1]) for site in sites]
     sizes = [layers * rank**2 for layers, rank in shapes]
-    drawn = []
-    for row in rows:
-        own = int(np.random.SeedSequence([seed, draw, row]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-        drawn.append(torch.randn(sum(sizes), generator=torch.Generator().manual_seed(own)))
+    generators = [torch.Generator().manual_seed(derived_seed(seed, draw, row)) for row in rows]
+    drawn = [torch.randn(sum(sizes), generator=generator) for generator in generators]
     parts = torch.stack(drawn).split(sizes, dim=1)
     return {
         site.name: part.reshape(len(drawn), layers, rank, rank).transpose(0, 1).to(site.initial)
