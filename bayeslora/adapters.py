@@ -16,6 +16,7 @@ from bayeslora.networks import positions, quietly
 from bayeslora.observations.decoder import evaluated, hidden_states
 from bayeslora.observations.soft_prompts import PROMPTS, virtual_tokens
 from bayeslora.recipes import LoraSettings
+from bayeslora.sites import short
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -198,7 +199,4 @@ def saved_network(
 
 def by_base_name(network: nn.Module) -> dict[str, nn.Parameter]:
     """Parameters of a network by the names that they have without PEFT."""
-    return {
-        name.removeprefix("base_model.model.").replace(".base_layer.", "."): value
-        for name, value in network.named_parameters()
-    }
+    return {short(name).replace(".base_layer.", "."): value for name, value in network.named_parameters()}

@@ -9,13 +9,12 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from bayeslora.errors import AdapterError
-from bayeslora.sites import Slot
+from bayeslora.sites import Slot, short
 
 __all__ = ["Place", "active_adapter", "find"]
 
 #: PEFT's LoRA layers that use their two matrices as such, whatever the base weight is stored as.
 SUPPORTED_LAYERS = ("Linear", "Embedding", "Linear8bitLt", "Linear4bit")
-PREFIX = "base_model.model."
 
 
 class Place(NamedTuple):
@@ -158,7 +157,7 @@ def _head_slots(network: nn.Module, adapter: str) -> Iterator[tuple[str, Slot]]:
         if isinstance(wrapper, ModulesToSaveWrapper) and adapter in wrapper.modules_to_save:
             trained = wrapper.modules_to_save[adapter]
             for name, slot in _slots_of(trained):
-                yield f"{path.removeprefix(PREFIX)}.{name}", slot
+                yield f"{short(path)}.{name}", slot
 
 
 def _tensor_slots(network: Any, adapter: str | None, known: set[int]) -> Iterator[tuple[str, Slot]]:
@@ -175,7 +174,7 @@ def _tensor_slots(network: Any, adapter: str | None, known: set[int]) -> Iterato
                 f"'{name}' is trainable but PEFT does not save it with the adapter '{adapter}'. Freeze it, or name its "
                 "module in modules_to_save of the configuration."
             )
-        parts = name.removeprefix(PREFIX).split(".")
+        parts = short(name).split(".")
         yield ".".join(part for part in parts if part != adapter), slot
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, cast
@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from bayeslora.errors import AdapterError
 
-__all__ = ["Map", "Site", "Slot", "Value", "check_sequences"]
+__all__ = ["Map", "Site", "Slot", "Value", "check_sequences", "pairs", "short"]
 
 #: What a layer makes of its input by one matrix: x -> x W^T.
 Map = Callable[[Tensor], Tensor]
 #: The value of a site: a tensor, or a function for each of its layers, in stacking order.
 Value = Tensor | Sequence[Map]
+#: What names begin with in a network that PEFT is around.
+PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,17 @@ class Slot:
             del self.module.__dict__["forward"]
         else:
             self.module.__dict__["forward"] = found.before
+
+
+def pairs(sites: Iterable[Site]) -> list[tuple[Site, Site]]:
+    """The sites of matrices A, in order, each with that of the matrices B of the same layers."""
+    stacked = {(site.group, site.role): site for site in sites if site.stacked}
+    return [(a, stacked[group, "B"]) for (group, role), a in stacked.items() if role == "A"]
+
+
+def short(name: str) -> str:
+    """Name of a layer or parameter in the network without PEFT around it."""
+    return name.removeprefix(PREFIX)
 
 
 def check_sequences(layer: str, inputs: Tensor, sequences: int, own: str, remedy: str) -> None:

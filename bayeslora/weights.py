@@ -21,7 +21,7 @@ from bayeslora.finding import active_adapter, find
 from bayeslora.joined import Joined
 from bayeslora.observations.soft_prompts import virtual_tokens
 from bayeslora.rng import seeded
-from bayeslora.sites import Map, Site, Slot, Value
+from bayeslora.sites import Map, Site, Slot, Value, pairs
 
 __all__ = ["Site", "Slot", "Weights"]
 
@@ -112,8 +112,7 @@ class Weights:
         """
         if self.untouched:
             return True
-        zero = {site.name: ~site.initial.flatten(1).any(1) for site in self.sites if site.stacked}
-        return all(bool((zero[name] | zero[f"{name[:-2]}.B"]).all()) for name in zero if name.endswith(".A"))
+        return all(bool((_zero(a) | _zero(b)).all()) for a, b in pairs(self.sites))
 
     def check(self, values: Mapping[str, Tensor]) -> None:
         """Make sure that there is a value for each site, and of its shape.
@@ -176,9 +175,9 @@ class Weights:
         for watched in self._watched:
             watched.check()
         self._check_prompt()
-        for name, slots in self._slots.items():
+        for site in self.sites:
             # Setting attributes is all that happens layer by layer: no tensor is touched.
-            for slot, row in zip(slots, self._rows(name, values[name]), strict=True):
+            for slot, row in zip(self._slots[site.name], self._rows(site, values[site.name]), strict=True):
                 slot.install(row)
 
     def _check_prompt(self) -> None:
@@ -225,10 +224,10 @@ class Weights:
             flat: whether a layer may be given one vector a sequence.
         """
         found: dict[str, Value] = {}
-        biases = {self._slots[site.name][0].module: site.name for site in self.sites if site.name.endswith(".bias")}
+        biases = {self._slots[site.name][0].module: site.name for site in self.sites if self._is_bias(site)}
         for site in self.sites:
             slots = self._slots[site.name]
-            if not site.stacked and slots[0].name == "bias":  # the function of the module's weight adds it
+            if self._is_bias(site):  # the function of the module's weight adds it
                 found[site.name] = torch.zeros_like(draws[0][site.name])
                 continue
             each = torch.stack([draw[site.name] for draw in draws], dim=1 if site.stacked else 0)
@@ -242,6 +241,10 @@ class Weights:
             ]
         return found
 
+    def _is_bias(self, site: Site) -> bool:
+        """Whether it is added to the product with a module's weight."""
+        return not site.stacked and self._slots[site.name][0].name == "bias"
+
     def restore(self) -> None:
         """Give the network its own parameters back."""
         for slots in self._slots.values():
@@ -254,8 +257,9 @@ class Weights:
         self.restore()
         before = [(slot.parameter, slot.parameter.data) for slots in self._slots.values() for slot in slots]
         try:
-            for name, slots in self._slots.items():
-                for slot, row in zip(slots, self._rows(name, values[name], place=False), strict=True):
+            for site in self.sites:
+                rows = self._rows(site, values[site.name], place=False)
+                for slot, row in zip(self._slots[site.name], rows, strict=True):
                     slot.parameter.data = cast("Tensor", row).detach().to(slot.parameter.dtype, copy=True)
             yield
         finally:
@@ -266,21 +270,21 @@ class Weights:
     def write(self, values: Mapping[str, Tensor]) -> None:
         """Copy ``values`` into the network's parameters and restore them: it is a plain PEFT model with these."""
         self.restore()
-        for name, slots in self._slots.items():
-            for slot, row in zip(slots, self._rows(name, values[name]), strict=True):
+        for site in self.sites:
+            for slot, row in zip(self._slots[site.name], self._rows(site, values[site.name]), strict=True):
                 slot.parameter.copy_(cast("Tensor", row))
 
-    def _rows(self, name: str, value: Value, place: bool = True) -> tuple[Tensor | Map, ...]:
+    def _rows(self, site: Site, value: Value, place: bool = True) -> tuple[Tensor | Map, ...]:
         """The value of a site, slot by slot, in the layout of the parameters and, if it is to be, where they are."""
-        slots = self._slots[name]
+        slots = self._slots[site.name]
         if not isinstance(value, Tensor):
             return tuple(value)
-        if name.startswith(("head.", "tensor.")):
+        if not site.stacked:
             # PEFT casts the input of LoRA matrices to their type; others have to be of the type of the layers before.
             return tuple(value.to(slot.parameter if place else slot.parameter.dtype) for slot in slots)
         # One copy of the stack: the gradient of a transposed view is a slower product in every layer.
         rows = (value.mT.contiguous() if slots[0].transposed else value).unbind(0)
-        if not place or name not in self._elsewhere:
+        if not place or site.name not in self._elsewhere:
             return rows
         return tuple(row.to(slot.parameter.device) for slot, row in zip(slots, rows, strict=True))
 
@@ -301,6 +305,11 @@ def _stored(role: str, slots: tuple[Slot, ...], device: torch.device) -> Tensor:
     values = [slot.stored().to(device) for slot in slots]
     value = torch.stack(values) if role in ("A", "B") else values[0]
     return value.to(torch.float32, copy=True).contiguous()
+
+
+def _zero(site: Site) -> Tensor:
+    """Whether the initial matrix of each layer (layers,) has no other entry than zero."""
+    return ~site.initial.flatten(1).any(1)
 
 
 def _switches(network: nn.Module) -> Iterator[tuple[str, Any]]:

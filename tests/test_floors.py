@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = """
     errors files rng progress signals settings registry identity record demo tasks predict observations networks store
-    recipes adapters sites finding joined weights models program passes predictors generation
+    recipes sites adapters finding joined weights models program passes predictors generation
     diagnostics.versions diagnostics.summaries diagnostics.inference_data
     posterior inference diagnostics harness app __main__
 """.split()

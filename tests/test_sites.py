@@ -10,7 +10,7 @@ from scenarios import awake, tiny_method, tiny_program
 from torch import Tensor, nn
 
 from bayeslora.errors import AdapterError
-from bayeslora.sites import Map, Slot
+from bayeslora.sites import Map, Slot, pairs, short
 from bayeslora.weights import Weights
 
 BATCH = {
@@ -23,6 +23,14 @@ NAME = "linear_16x16.A"
 def maps(value: Tensor) -> list[Map]:
     """x -> x W^T of each layer, of a site's value (layers, columns, rank)."""
     return [lambda inputs, row=row: inputs @ row for row in value]
+
+
+def test_matrices_of_the_same_layers_are_pairs() -> None:
+    sites = tiny_program().sites
+    found = pairs(reversed(sites))
+    assert {a.name for a, _ in found} == {site.name for site in sites if site.role == "A"}
+    assert all((b.role, b.group, b.layers) == ("B", a.group, a.layers) for a, b in found)
+    assert short(found[0][0].layers[0]).startswith("bert.encoder.") and short("bert.pooler") == "bert.pooler"
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

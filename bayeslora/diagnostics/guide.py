@@ -16,6 +16,7 @@ from bayeslora.errors import PosteriorError, unknown
 from bayeslora.observations import digest
 from bayeslora.passes import Rows, undisturbed
 from bayeslora.program import Program
+from bayeslora.sites import short
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -132,7 +133,7 @@ def layer_blocks(program: Program) -> dict[str, set[str]]:
     for site in program.sites:
         if site.stacked:
             for layer in site.layers:
-                path = layer.removeprefix("base_model.model.")
+                path = short(layer)
                 match = NUMBERED.match(path)
                 blocks.setdefault(match.group(1) if match else path, set()).add(layer)
     return blocks

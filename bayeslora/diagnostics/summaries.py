@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bayeslora.weights import Site
+from bayeslora.sites import Site, pairs, short
 
 __all__ = ["Summary", "summarise"]
 
@@ -54,16 +54,13 @@ def summarise(draw: Mapping[str, Tensor], sites: Sequence[Site], whole: Sequence
 
 def _products(draw: Mapping[str, Tensor], sites: Sequence[Site]) -> Iterator[tuple[str, Summary]]:
     """Norm and singular values of each layer's scaling B A, over all layers of a rank."""
-    pairs = {
-        a.group: (a, next(b for b in sites if b.name == f"{a.group}.B")) for a in sites if a.role == "A" and a.scaling
-    }
     values: dict[int, list[Tensor]] = {}
     layers: dict[int, list[str]] = {}
-    for a, b in pairs.values():
+    for a, b in pairs(site for site in sites if site.scaling):
         rank = a.initial.shape[-1]
         scaling = torch.tensor(a.scaling, dtype=torch.float64)[:, None]
         values.setdefault(rank, []).append(scaling * _singular_values(draw[a.name], draw[b.name]).cpu())
-        layers.setdefault(rank, []).extend(_short(a.layers))
+        layers.setdefault(rank, []).extend(map(short, a.layers))
     for rank, parts in values.items():
         name = "delta" if len(values) == 1 else f"delta_r{rank}"
         singular, names = torch.cat(parts), {f"{name}_layer": layers[rank]}
@@ -78,7 +75,7 @@ def _singular_values(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _of_matrix(site: Site, draw: Mapping[str, Tensor]) -> dict[str, Summary]:
-    layer = {f"{site.group}_layer": _short(site.layers)}
+    layer = {f"{site.group}_layer": [short(name) for name in site.layers]}
     place = f"{site.group}_layer"
     value = draw[site.name]
     found = {
@@ -91,7 +88,3 @@ def _of_matrix(site: Site, draw: Mapping[str, Tensor]) -> dict[str, Summary]:
     if (mixture := draw.get(f"{site.name}.mixture")) is not None:
         found[f"{site.name}.mixture"] = Summary(mixture, (place, f"{site.name}_component"), layer)
     return found
-
-
-def _short(layers: Sequence[str]) -> list[str]:
-    return [name.removeprefix("base_model.model.") for name in layers]

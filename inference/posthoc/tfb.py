@@ -25,7 +25,7 @@ from bayeslora.passes import Rows, undisturbed
 from bayeslora.posterior import Record
 from bayeslora.program import Program
 from bayeslora.settings import Count, NotNegative, Positive
-from bayeslora.weights import Site
+from bayeslora.sites import pairs
 
 __all__ = ["TFB", "TFBPosterior", "widest"]
 
@@ -88,13 +88,13 @@ class TFB(MLE):
         _check(program)
         latents, history, cost = self._mode(program, data, run)
         weights = program.weights_at(latents)
-        if not any(bool(weights[b].any()) for _, b in _pairs(program)):
+        if not any(bool(weights[b.name].any()) for _, b in pairs(program.sites)):
             raise AdapterError(
                 "All products B A are zero, so that noise in A would change nothing: train the adapter (mode='train'), "
                 "or give one that was."
             )
         reset_peak(program.device)
-        names = {a.name for a, _ in _pairs(program)}
+        names = {a.name for a, _ in pairs(program.sites)}
         record = run.record(self.name, asdict(self), len(data), self.prior_weight or 1.0, latents.keys() - names)
         around = partial(_around, program, record, latents, weights)
         rows = self._rows(program, data, run)
@@ -133,7 +133,7 @@ class TFBPosterior(VariationalPosterior):
     def blank(cls, program: Program, record: Record) -> GuideList:
         """The guide without an adapter."""
         noise = {}
-        for a, _ in _pairs(program):
+        for a, _ in pairs(program.sites):
             layers, _, rank = a.initial.shape
             noise[a.name] = a.initial.new_zeros(layers, rank, rank), a.initial.new_zeros(layers, rank)
         return _guide(program, program.model.initial(program.sites), noise)
@@ -182,11 +182,6 @@ def widest(loss: Callable[[float], float], tolerance: float) -> tuple[float, lis
     return good, trace
 
 
-def _pairs(program: Program) -> list[tuple[Site, str]]:
-    """The sites of A, and the names of those of B."""
-    return [(site, f"{site.group}.B") for site in program.sites if site.role == "A"]
-
-
 def _check(program: Program) -> None:
     """Make sure that there is an A for noise, and that it is a site of the model.
 
@@ -194,13 +189,13 @@ def _check(program: Program) -> None:
         AdapterError: there are no LoRA matrices.
         SettingError: the model has other sites in place of A.
     """
-    if not _pairs(program):
+    if not pairs(program.sites):
         raise AdapterError(
             "Training-free Bayesianization is of LoRA matrices, and the network has none. Add LoRA layers, or choose "
             "'swag', which is of all weights that are trained."
         )
     latents = program.model.initial(program.sites)
-    lacking = [a.name for a, _ in _pairs(program) if a.name not in latents]
+    lacking = [a.name for a, _ in pairs(program.sites) if a.name not in latents]
     if lacking:
         raise SettingError(
             f"The model '{program.model.name}' makes '{lacking[0]}' of other sites, and the noise is in the matrix "
@@ -212,12 +207,12 @@ def _around(
     program: Program, record: Record, latents: Mapping[str, Tensor], weights: Mapping[str, Tensor], sigma: float
 ) -> TFBPosterior:
     """The posterior of a width."""
-    noise = {a.name: spectral_noise(weights[b], sigma, program.model.sigma0(a)) for a, b in _pairs(program)}
+    noise = {a.name: spectral_noise(weights[b.name], sigma, program.model.sigma0(a)) for a, b in pairs(program.sites)}
     return TFBPosterior(program, record, _guide(program, latents, noise))
 
 
 def _guide(program: Program, latents: Mapping[str, Tensor], noise: Mapping[str, tuple[Tensor, Tensor]]) -> GuideList:
     """Noise in A, of which there are frames and deviations; all other latent sites are points."""
-    noisy = [ProductNoise(a, latents[a.name], *noise[a.name]) for a, _ in _pairs(program)]
+    noisy = [ProductNoise(a, latents[a.name], *noise[a.name]) for a, _ in pairs(program.sites)]
     points = {name: value for name, value in latents.items() if name not in noise}
     return GuideList([*noisy, PointGuide(points, fixed=points, combine=program.model.weights)])
