@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from bayeslora.observations.batches import Batch, Collator
-from bayeslora.observations.decoder import head_of, hidden_states, logits_at
+from bayeslora.observations.completions import positions_at_once
+from bayeslora.observations.decoder import hidden_states, logits_at
 from bayeslora.progress import track
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ __all__ = ["Pair", "Scores", "scored"]
 Weights = Mapping[str, Tensor]
 #: Tokens that are read, at least one, and tokens that come after them, at least one.
 Pair = tuple[list[int], list[int]]
-#: Log-probabilities that are held at once: positions times vocabulary.
-HELD = 2**23
 
 
 class Scores(NamedTuple):
@@ -113,7 +112,7 @@ def _scored(program: Program, draws: Sequence[Weights], batch: Batch, places: _P
     tokens, first = places.tokens.to(program.device), places.first.to(program.device)
     each = hidden[0].new_zeros(len(draws), len(tokens), dtype=torch.float64)  # of each token given those before it
     best = torch.empty_like(tokens)
-    step = max(1, HELD // int(head_of(network).out_features))
+    step = positions_at_once(network, size=2)  # in double precision
     for start in range(0, len(tokens), step):
         part = slice(start, start + step)
         mixed: Tensor | None = None

@@ -230,9 +230,14 @@ def _log_likelihoods(network: nn.Module, hidden: Tensor, expected: Tensor) -> Te
     return logits.gather(-1, expected.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
 
 
-def positions_at_once(network: nn.Module) -> int:
-    """How many positions' logits are held at once."""
-    return max(1, LOGITS // int(head_of(network).out_features))
+def positions_at_once(network: nn.Module, size: int = 1) -> int:
+    """How many positions' logits are held at once.
+
+    Args:
+        network: with an output head.
+        size: of each number that is held, in multiples of single precision's.
+    """
+    return max(1, LOGITS // (size * int(head_of(network).out_features)))
 
 
 def _same_values(head: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

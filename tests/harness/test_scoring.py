@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bayeslora.harness import scoring
 from bayeslora.harness.scoring import Pair, scored
+from bayeslora.observations import completions
 from bayeslora.posterior import Posterior
 
 PAIRS: list[Pair] = [([5, 9, 30], [40, 41, 42]), ([7], [8]), ([7], [11]), ([3, 4, 5, 6, 7, 8, 9], [10, 11, 12, 13])]
@@ -34,11 +35,11 @@ def exact(posterior: Posterior, weights: dict[str, Tensor], pair: Pair) -> float
     return float(found.gather(-1, torch.tensor(after).unsqueeze(-1)).sum())
 
 
-@pytest.mark.parametrize(("batch_size", "held"), [(8, 2**23), (1, 2**23), (3, 1000)])
+@pytest.mark.parametrize(("batch_size", "held"), [(8, 2**24), (1, 2**24), (3, 2000)])
 def test_every_draw_scores_every_continuation(
     posterior: Posterior, batch_size: int, held: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scoring, "HELD", held)
+    monkeypatch.setattr(completions, "LOGITS", held)
     posterior.program.eval()
     draws = list(posterior.draws(3))
     log_probs, greedy = scored(posterior.program, draws, PAIRS, batch_size)
@@ -49,9 +50,9 @@ def test_every_draw_scores_every_continuation(
     assert log_probs.std(1).min() > 0.01
 
 
-@pytest.mark.parametrize("held", [2**23, 1000])
+@pytest.mark.parametrize("held", [2**24, 2000])
 def test_greedy_is_the_mixtures(posterior: Posterior, held: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "HELD", held)
+    monkeypatch.setattr(completions, "LOGITS", held)
     prompts = ["Question: is this good?", "Answer", "What is the moon made of?"]
     settings = {"max_new_tokens": 6, "temperature": 0, "progress": False}
     mixture = posterior.generate(prompts, 1, "mixture", draws=4, **settings)
