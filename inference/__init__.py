@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bayeslora.inference.fitting import fit
     from bayeslora.inference.loading import load
     from bayeslora.inference.presets import PRESETS, Preset, preset
+    from bayeslora.posterior import Posterior
 
 __all__ = ["BACKENDS", "PRESETS", "Backend", "Preset", "Run", "fit", "load", "preset"]
 
@@ -41,6 +42,21 @@ BACKENDS: Registry[type[Backend]] = Registry("backend", {
     "swag": "bayeslora.inference.posthoc.swag:SWAG",
     "temperature": "bayeslora.inference.baselines.temperature:Temperature",
     "tfb": "bayeslora.inference.posthoc.tfb:TFB",
+})  # fmt: skip
+
+#: Where the class of each kind of posterior is.
+POSTERIORS: Registry[type[Posterior]] = Registry("kind of posterior", {
+    "c-lora": "bayeslora.inference.variational.clora:CLoRAPosterior",
+    "checkpoints": "bayeslora.inference.baselines.checkpoints:CheckpointPosterior",
+    "column-dropout": "bayeslora.inference.baselines.dropout:ColumnDropoutPosterior",
+    "empirical": "bayeslora.inference.mcmc.posterior:EmpiricalPosterior",
+    "variational": "bayeslora.inference.variational.posterior:VariationalPosterior",
+    "laplace": "bayeslora.inference.laplace.posterior:LaplacePosterior",
+    "swag": "bayeslora.inference.posthoc.swag:SWAGPosterior",
+    "tempered": "bayeslora.inference.baselines.temperature:TemperedPosterior",
+    "tfb": "bayeslora.inference.posthoc.tfb:TFBPosterior",
+    "token-dropout": "bayeslora.inference.baselines.dropout:TokenDropoutPosterior",
+    "mixture": "bayeslora.inference.mixture:MixturePosterior",
 })  # fmt: skip
 
 #: Classes of backends, by their own names, as attributes of this module.

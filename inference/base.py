@@ -8,11 +8,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from bayeslora.errors import AdapterError, DataError
+from bayeslora.errors import AdapterError, DataError, PosteriorError, SettingError
+from bayeslora.inference import POSTERIORS
 from bayeslora.observations import digest
 from bayeslora.passes import Rows
 from bayeslora.posterior import Posterior, Record
 from bayeslora.program import Program
+from bayeslora.registry import FROM_PLUGIN
 from bayeslora.store import CHAIN, holds_fit
 from bayeslora.tasks import Split
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
     from bayeslora.weights import Site
 
-__all__ = ["Backend", "Run", "check_random", "labelled"]
+__all__ = ["Backend", "Run", "check_random", "labelled", "posterior_class"]
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,18 @@ class Backend(Protocol):
 
     def fit(self, program: Program, data: Dataset, run: Run) -> Posterior:
         """Infer the posterior of the program's weights given tokenised rows."""
+
+
+def posterior_class(kind: str) -> type[Posterior]:
+    """The class of a kind of posterior.
+
+    Raises:
+        PosteriorError: there is no such kind.
+    """
+    try:
+        return POSTERIORS[kind]
+    except SettingError as error:
+        raise PosteriorError(f"{error} {FROM_PLUGIN}") from error
 
 
 def check_random(program: Program) -> None:

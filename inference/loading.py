@@ -16,34 +16,22 @@ from bayeslora import store
 from bayeslora.adapters import saved_network
 from bayeslora.errors import AdapterError, PosteriorError, SettingError
 from bayeslora.identity import Identity, configuration, describe, differences, differing
+from bayeslora.inference.base import posterior_class
+from bayeslora.models import MODELS
 from bayeslora.networks import NetworkSettings, load_base
 from bayeslora.observations import Encoder
 from bayeslora.observations import build as build_observation
 from bayeslora.posterior import Posterior
 from bayeslora.program import Program
 from bayeslora.record import RECORD, TENSORS, whole_record
-from bayeslora.registry import FROM_PLUGIN, Registry
+from bayeslora.registry import FROM_PLUGIN
 from bayeslora.settings import build
+from bayeslora.tasks import TaskSpec
 
-__all__ = ["check_same", "load", "posterior_class"]
+__all__ = ["check_same", "load"]
 
 #: Parts of a program's description in which its network is told from others.
 NETWORK = ("configuration", "frozen", "observation", "labels")
-
-#: Where the class of each kind of posterior is.
-POSTERIORS: Registry[type[Posterior]] = Registry("kind of posterior", {
-    "c-lora": "bayeslora.inference.variational.clora:CLoRAPosterior",
-    "checkpoints": "bayeslora.inference.baselines.checkpoints:CheckpointPosterior",
-    "column-dropout": "bayeslora.inference.baselines.dropout:ColumnDropoutPosterior",
-    "empirical": "bayeslora.inference.mcmc.posterior:EmpiricalPosterior",
-    "variational": "bayeslora.inference.variational.posterior:VariationalPosterior",
-    "laplace": "bayeslora.inference.laplace.posterior:LaplacePosterior",
-    "swag": "bayeslora.inference.posthoc.swag:SWAGPosterior",
-    "tempered": "bayeslora.inference.baselines.temperature:TemperedPosterior",
-    "tfb": "bayeslora.inference.posthoc.tfb:TFBPosterior",
-    "token-dropout": "bayeslora.inference.baselines.dropout:TokenDropoutPosterior",
-    "mixture": "bayeslora.inference.mixture:MixturePosterior",
-})  # fmt: skip
 
 
 def load(
@@ -162,18 +150,6 @@ def check_same(folder: Path, begun: Mapping[str, Any], program: Program) -> None
         )
 
 
-def posterior_class(kind: str) -> type[Posterior]:
-    """The class of a kind of posterior.
-
-    Raises:
-        PosteriorError: there is no such kind.
-    """
-    try:
-        return POSTERIORS[kind]
-    except SettingError as error:
-        raise PosteriorError(f"{error} {FROM_PLUGIN}") from error
-
-
 def _check(folder: Path, saved: Identity, now: Mapping[str, Any], names: tuple[str, ...]) -> None:
     """Make sure that weights mean the same in a program as in the saved one, as far as entries of these names tell."""
     if changed := differences(saved, now, names):
@@ -185,8 +161,6 @@ def _check(folder: Path, saved: Identity, now: Mapping[str, Any], names: tuple[s
 
 def _filled(described: Identity) -> Identity:
     """A saved description, in which a setting that there was not yet when it was saved has its default."""
-    from bayeslora.models import MODELS
-
     found = described.copy()
     with suppress(SettingError, TypeError, KeyError):  # what cannot be built will differ as it is
         found["observation"] = build_observation(described["observation"]).to_dict()
@@ -197,9 +171,6 @@ def _filled(described: Identity) -> Identity:
 
 
 def _rebuilt(folder: Path, described: Identity, base: str | Path | None, drawn: dict[str, torch.Tensor]) -> Program:
-    from bayeslora.models import MODELS
-    from bayeslora.tasks import TaskSpec
-
     if described["spec"] is None or described["max_length"] is None:
         raise PosteriorError(
             f"'{folder}' was fitted without an encoder: no name stands for its network. Make the program as it was, "

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bayeslora.errors import PosteriorError
+from bayeslora.inference.base import posterior_class
 from bayeslora.inference.softening import Softened, without
 from bayeslora.passes import Rows
 from bayeslora.posterior import Posterior, Record
@@ -122,8 +123,6 @@ class MixturePosterior(Softened):
     @classmethod
     def from_state(cls, program: Program, record: Record, state: Mapping[str, Tensor]) -> MixturePosterior:
         """Rebuild the members."""
-        from bayeslora.inference.loading import posterior_class
-
         parts: dict[tuple[int, str], dict[str, dict[str, Tensor]]] = {}
         for key, value in without(state).items():
             member, part, name = key.split("/", 2)

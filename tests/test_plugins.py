@@ -11,8 +11,7 @@ import pytest
 from command_line import QUICK, call
 
 import bayeslora as bl
-from bayeslora.inference import BACKENDS
-from bayeslora.inference.loading import POSTERIORS
+from bayeslora.inference import BACKENDS, POSTERIORS
 from bayeslora.models import MODELS
 from bayeslora.observations import OBSERVATIONS
 

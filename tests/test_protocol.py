@@ -18,8 +18,7 @@ from scenarios import saved_base
 
 import bayeslora as bl
 from bayeslora.errors import PosteriorError, SettingError
-from bayeslora.inference import BACKENDS, PRESETS
-from bayeslora.inference.loading import POSTERIORS
+from bayeslora.inference import BACKENDS, POSTERIORS, PRESETS
 from bayeslora.models import MODELS
 from bayeslora.models.guides import GUIDES
 from bayeslora.models.guides.auto import KINDS

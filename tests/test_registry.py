@@ -14,8 +14,7 @@ from scenarios import saved_base, text_program, text_rows
 import bayeslora as bl
 from bayeslora import registry
 from bayeslora.errors import PosteriorError, SettingError
-from bayeslora.inference import BACKENDS, PRESETS
-from bayeslora.inference.loading import POSTERIORS
+from bayeslora.inference import BACKENDS, POSTERIORS, PRESETS
 from bayeslora.inference.variational.svi import SVI
 from bayeslora.models import MODELS, Gaussian
 from bayeslora.models.guides import GUIDES, Guide

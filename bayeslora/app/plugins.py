@@ -33,8 +33,7 @@ def register(thing: T) -> T:
 
 
 def _place(thing: Any) -> tuple[Registry[Any], Any]:
-    from bayeslora.inference import BACKENDS
-    from bayeslora.inference.loading import POSTERIORS
+    from bayeslora.inference import BACKENDS, POSTERIORS
     from bayeslora.inference.presets import PRESETS, Preset
     from bayeslora.models import MODELS, WeightModel
     from bayeslora.models.guides import GUIDES, Guide

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bayeslora.errors import SettingError
 from bayeslora.inference.aside import ENOUGH, MOST, PART, predicts_classes
-from bayeslora.inference.base import Run
+from bayeslora.inference.base import Run, posterior_class
 from bayeslora.inference.baselines.nested import Over
 from bayeslora.inference.fitting import saved
 from bayeslora.inference.training.process import cost_of, device_of
@@ -241,8 +241,6 @@ class TemperedPosterior(Posterior):
     @classmethod
     def from_state(cls, program: Program, record: Record, state: Mapping[str, Tensor]) -> TemperedPosterior:
         """Rebuild the posterior."""
-        from bayeslora.inference.loading import posterior_class
-
         parts = {name: value for name, value in state.items() if name != "temperature"}
         (kind,) = {name.partition("/")[0] for name in parts}
         own = {name.partition("/")[2]: value for name, value in parts.items()}
