@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 import bayeslora as bl
 from bayeslora.inference.presets import PRESETS, Preset
 from bayeslora.inference.training.objective import Objective
-from bayeslora.inference.variational import posterior
+from bayeslora.inference.variational import learning
 from bayeslora.inference.variational.svi import SVI
 from bayeslora.observations import Classes
 
@@ -97,7 +97,7 @@ def _composed(family: Preset, wrapped: Any) -> _Composed:
 
     program = bl.Program(wrapped, Classes(CLASSES), family.build_model())
     rows = Dataset.from_dict({"input_ids": [[1, 2]] * EXAMPLES, "labels": [0, 1] * (EXAMPLES // 2)})
-    with patch.object(posterior, "train", stop):
+    with patch.object(learning, "train", stop):
         try:
             bl.fit(program, rows, family.build_backend(), progress=False)
         except _Composed as found:

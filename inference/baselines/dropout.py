@@ -17,9 +17,10 @@ from bayeslora.errors import PosteriorError, SettingError
 from bayeslora.inference.base import Run
 from bayeslora.inference.baselines.masks import Columns, RowMasks, Tokens
 from bayeslora.inference.variational.elbo import MeanFieldBound
+from bayeslora.inference.variational.learning import learn
 from bayeslora.inference.variational.loss import NegativeELBO
 from bayeslora.inference.variational.point import MLE
-from bayeslora.inference.variational.posterior import VariationalPosterior, learn
+from bayeslora.inference.variational.posterior import VariationalPosterior
 from bayeslora.inference.variational.rates import groups_of
 from bayeslora.models.guides.auto import make_guide
 from bayeslora.models.guides.base import Guide

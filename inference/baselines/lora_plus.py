@@ -10,8 +10,9 @@ from datasets import Dataset
 from bayeslora.errors import SettingError
 from bayeslora.inference.base import Run
 from bayeslora.inference.variational.elbo import MeanFieldBound
+from bayeslora.inference.variational.learning import optimise
 from bayeslora.inference.variational.point import MLE
-from bayeslora.inference.variational.posterior import VariationalPosterior, optimise
+from bayeslora.inference.variational.posterior import VariationalPosterior
 from bayeslora.models.guides.auto import make_guide
 from bayeslora.models.guides.base import encoded
 from bayeslora.program import Program

@@ -16,8 +16,9 @@ from bayeslora.inference.base import Run
 from bayeslora.inference.training.trainer import TrainingSettings
 from bayeslora.inference.variational.contextual import ContextGuide, Contextual, Passes, linear_sites
 from bayeslora.inference.variational.elbo import MeanFieldBound
+from bayeslora.inference.variational.learning import learn
 from bayeslora.inference.variational.loss import NegativeELBO
-from bayeslora.inference.variational.posterior import VariationalPosterior, learn
+from bayeslora.inference.variational.posterior import VariationalPosterior
 from bayeslora.inference.variational.rates import groups_of
 from bayeslora.models.guides.auto import make_guide
 from bayeslora.models.guides.base import Guide

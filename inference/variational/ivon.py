@@ -18,8 +18,9 @@ from bayeslora.inference.base import Run, check_random
 from bayeslora.inference.training.newton import IVON as Newton
 from bayeslora.inference.training.objective import Hook, Outcome
 from bayeslora.inference.training.trainer import TrainingSettings
+from bayeslora.inference.variational.learning import learn
 from bayeslora.inference.variational.loss import ProgramLoss
-from bayeslora.inference.variational.posterior import VariationalPosterior, learn
+from bayeslora.inference.variational.posterior import VariationalPosterior
 from bayeslora.inference.variational.rates import POINT_RATE
 from bayeslora.models.base import full_precision
 from bayeslora.models.distributions import ColumnNormal, base_of

@@ -11,7 +11,8 @@ from torch import Tensor
 from bayeslora.inference.base import Run
 from bayeslora.inference.training.trainer import TrainingSettings
 from bayeslora.inference.variational.elbo import MeanFieldBound
-from bayeslora.inference.variational.posterior import PriorMean, VariationalPosterior, optimise, prior_sites
+from bayeslora.inference.variational.learning import optimise
+from bayeslora.inference.variational.posterior import PriorMean, VariationalPosterior, prior_sites
 from bayeslora.inference.variational.rates import groups_of, rate_beside_prior
 from bayeslora.models.guides.auto import make_guide
 from bayeslora.program import Program

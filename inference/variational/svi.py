@@ -16,8 +16,9 @@ from bayeslora.inference.training.process import available
 from bayeslora.inference.training.trainer import TrainingSettings
 from bayeslora.inference.variational.elbo import ELBOS
 from bayeslora.inference.variational.estimators import NoiseWarmup, make_estimator
+from bayeslora.inference.variational.learning import optimise
 from bayeslora.inference.variational.point import weights_given
-from bayeslora.inference.variational.posterior import PriorMean, VariationalPosterior, optimise, prior_sites
+from bayeslora.inference.variational.posterior import PriorMean, VariationalPosterior, prior_sites
 from bayeslora.inference.variational.rates import groups_of, rate_beside_noise, rate_beside_prior
 from bayeslora.models.guides.auto import KINDS, guide_settings, make_guide
 from bayeslora.program import Program

@@ -13,7 +13,7 @@ from torch import Tensor
 from bayeslora.errors import SettingError
 from bayeslora.inference import fit, load
 from bayeslora.inference.training import trainer
-from bayeslora.inference.variational import posterior as learning
+from bayeslora.inference.variational import learning
 from bayeslora.inference.variational.ivon import IVON
 from bayeslora.inference.variational.posterior import VariationalPosterior
 from bayeslora.models import Gaussian, MonteCLoRA

@@ -111,7 +111,7 @@ def test_a_fit_no_better_than_the_base_rate_is_said(rate: float, learned: bool) 
 
 def test_only_the_last_epoch_is_compared_with_the_base_rate(known: Regression) -> None:
     """A fit that has explained its labels and loses that again is said to have."""
-    from bayeslora.inference.variational.posterior import _Explained  # no public way leads to a fit that dies
+    from bayeslora.inference.variational.learning import _Explained  # no public way leads to a fit that dies
 
     loss = ProgramLoss()
     loss.program, loss.size = known.program, len(known.rows)

@@ -17,8 +17,7 @@ from bayeslora.errors import SettingError
 from bayeslora.inference import fit, load
 from bayeslora.inference.training.objective import Objective, Outcome
 from bayeslora.inference.training.trainer import train
-from bayeslora.inference.variational import posterior as variational
-from bayeslora.inference.variational import svi
+from bayeslora.inference.variational import learning, svi
 from bayeslora.inference.variational.elbo import ELBOS
 from bayeslora.inference.variational.loss import NegativeELBO
 from bayeslora.inference.variational.rates import groups_of, rate_beside_noise, rate_beside_prior
@@ -274,7 +273,7 @@ def test_second_moments_are_kept_as_long_as_is_said(monkeypatch: pytest.MonkeyPa
         seen.append(optimiser)
         return train(objective, optimiser, *rest)
 
-    monkeypatch.setattr(variational, "train", noted)
+    monkeypatch.setattr(learning, "train", noted)
     for settings in ({}, {"beta2": 0.7}):
         fit(tiny_program(), tiny_rows(6), epochs=1, progress=False, **settings)
     fit(tiny_program(), tiny_rows(6), "mle", epochs=1, progress=False)
