@@ -16,8 +16,9 @@ from bayeslora.errors import SettingError
 from bayeslora.inference.base import Run
 from bayeslora.inference.training.objective import Hook, Objective, Outcome
 from bayeslora.inference.training.order import Order, Ordered
-from bayeslora.inference.training.process import cost_of, restored_network
+from bayeslora.inference.training.process import restored_network
 from bayeslora.inference.training.trainer import train
+from bayeslora.inference.variational.learning import describe
 from bayeslora.inference.variational.point import MLE
 from bayeslora.inference.variational.posterior import VariationalPosterior
 from bayeslora.inference.variational.rates import groups_of
@@ -104,12 +105,10 @@ class _Kept(Hook):
 
     def describe(self, outcome: Outcome) -> None:
         """Put each member's part of what training took, and its own losses, into its record."""
+        seconds = outcome.seconds / len(self.members)
         for number, member in enumerate(self.members):
-            learned = sum(value.numel() for value in member.guide.parameters() if value.requires_grad)
-            seconds = outcome.seconds / len(self.members)
-            cost = cost_of(member.program, seconds, outcome.peak_memory_bytes, learned)
             history = [_own(entry, number) for entry in outcome.history]
-            member.record = replace(member.record, cost=cost, history=history)
+            describe(member, replace(outcome, seconds=seconds, history=history))
 
 
 class _Losses(Objective):

@@ -26,7 +26,7 @@ from bayeslora.passes import Rows
 from bayeslora.program import Estimator, Program
 from bayeslora.store import POSTERIOR
 
-__all__ = ["learn", "optimise"]
+__all__ = ["describe", "learn", "optimise"]
 
 #: Nats a row by which a fit has to be better than the base rate of the labels.
 MARGIN = 0.01
@@ -105,14 +105,22 @@ def learn(
     Raises:
         TrainingError: the loss became infinite or not a number.
     """
-    program, kept = posterior.program, _Kept(posterior, run)
+    program = posterior.program
     with restored_network(program, settings.gradient_checkpointing):
         explained = _Explained(objective)
-        kept.describe(train(objective, optimiser, Rows.of(program, data), settings, run, [*hooks, explained, kept]))
+        all_hooks = [*hooks, explained, _Kept(posterior, run)]
+        describe(posterior, train(objective, optimiser, Rows.of(program, data), settings, run, all_hooks))
     posterior.record = replace(posterior.record, finished=True)
     _warn_of_unmoved(posterior, run)
     explained.warn(data["labels"][:])
     return posterior
+
+
+def describe(posterior: VariationalPosterior, outcome: Outcome) -> None:
+    """Put what the training of a posterior's guide took and logged into its record."""
+    learned = sum(value.numel() for value in posterior.guide.parameters() if value.requires_grad)
+    cost = cost_of(posterior.program, outcome.seconds, outcome.peak_memory_bytes, learned)
+    posterior.record = replace(posterior.record, cost=cost, history=outcome.history)
 
 
 def _warn_of_unmoved(posterior: VariationalPosterior, run: Run) -> None:
@@ -161,13 +169,6 @@ class _Kept(Hook):
 
     def on_checkpoint(self, outcome: Outcome) -> None:
         """Save it."""
-        self.describe(outcome)
+        describe(self.posterior, outcome)
         if self.run.output_dir is not None:
             self.posterior.save(self.run.output_dir / POSTERIOR)
-
-    def describe(self, outcome: Outcome) -> None:
-        """Put what training took and logged into the record."""
-        posterior = self.posterior
-        learned = sum(value.numel() for value in posterior.guide.parameters() if value.requires_grad)
-        cost = cost_of(posterior.program, outcome.seconds, outcome.peak_memory_bytes, learned)
-        posterior.record = replace(posterior.record, cost=cost, history=outcome.history)
