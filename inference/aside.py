@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from bayeslora.program import Program
     from bayeslora.tasks import Split
 
-__all__ = ["ENOUGH", "MOST", "PART", "chose_on", "chosen", "predicts_classes", "set_aside", "share"]
+__all__ = ["ENOUGH", "MOST", "PART", "chose_on", "predicts_classes", "rows_aside", "set_aside", "stratified"]
 
 #: Of the training rows one in so many is set aside, and no more than MOST: one or two numbers are chosen on them. From
 #: ENOUGH on they say more than what can be told without them.
 PART, MOST, ENOUGH = 10, 1000, 30
 
 
-def share(asked: int | None, rows: int, run: Run, *, seen: bool, purpose: str, least: int = ENOUGH) -> int:
+def rows_aside(asked: int | None, rows: int, run: Run, *, seen: bool, purpose: str, least: int = ENOUGH) -> int:
     """How many of so many training rows are set aside: as many as a setting ``heldout_size`` says, or a tenth.
 
     It is a tenth, but 1,000 at most, where nothing is said, and none where the run has other rows, what is given to
@@ -81,7 +81,7 @@ def set_aside(algorithm: Backend, program: Program, rows: Dataset, run: Run) -> 
     size = wanted(program, len(rows), run) if wanted else 0
     if not size:
         return rows, run
-    numbers = chosen(rows["labels"][:], size, run.seed)
+    numbers = stratified(rows["labels"][:], size, run.seed)
     kept = rows.select(sorted(set(range(len(rows))).difference(numbers)))
     note(
         f"{size:,} of {len(rows):,} training rows are set aside: {algorithm.name} chooses on them what training cannot "
@@ -105,7 +105,7 @@ def chose_on(posterior: Posterior, data: Split | Dataset | Rows) -> bool:
     return rows.labels is not None and posterior.record.tuned_on == digest(rows.dataset)
 
 
-def chosen(labels: Sequence[Any], size: int, seed: int) -> list[int]:
+def stratified(labels: Sequence[Any], size: int, seed: int) -> list[int]:
     """Numbers of as many rows at random, in ascending order, with each label's share of them but for one row.
 
     Numbers as labels are in order, and every so manieth row is taken; of whole texts no two are alike.

@@ -13,7 +13,7 @@ from bayeslora.inference import BACKENDS
 from bayeslora.inference.aside import set_aside
 from bayeslora.inference.base import Backend, Run, labelled
 from bayeslora.inference.loading import check_same, load
-from bayeslora.inference.mixture import refitted
+from bayeslora.inference.mixture import mixture_of
 from bayeslora.inference.softening import soften_whole
 from bayeslora.observations import digest
 from bayeslora.posterior import Posterior
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from bayeslora.tasks import Split
 
-__all__ = ["fit", "independent", "saved", "starts"]
+__all__ = ["fit", "fitted_in_folder", "independent", "starts"]
 
 
 def fit(
@@ -101,7 +101,7 @@ def fit(
         start=None if start is None else _mean(start, program),
     )
     rows, run = set_aside(algorithm, program, rows, run)
-    return saved(program, rows, algorithm, replace(run, data=digest(rows)), chains)
+    return fitted_in_folder(program, rows, algorithm, replace(run, data=digest(rows)), chains)
 
 
 def _algorithm(backend: str | Backend, settings: dict[str, Any]) -> Backend:
@@ -126,7 +126,7 @@ def starts(program: Program, runs: Iterable[Run]) -> Iterator[Program]:
 def independent(program: Program, rows: Dataset, algorithm: Backend, runs: Sequence[Run]) -> Iterator[Posterior]:
     """Independent fits, one after the other."""
     for member, run in zip(starts(program, runs), runs, strict=True):
-        yield saved(member, rows, algorithm, run)
+        yield fitted_in_folder(member, rows, algorithm, run)
 
 
 def _mean(start: Posterior, program: Program) -> dict[str, Tensor]:
@@ -143,7 +143,7 @@ def _mean(start: Posterior, program: Program) -> dict[str, Tensor]:
     return mean
 
 
-def saved(program: Program, rows: Dataset, algorithm: Backend, run: Run, chains: int = 1) -> Posterior:
+def fitted_in_folder(program: Program, rows: Dataset, algorithm: Backend, run: Run, chains: int = 1) -> Posterior:
     """What a fit gives, saved in the run's folder; a finished one that is to be resumed is read from there."""
     folder = run.output_dir
     if folder is None:
@@ -164,6 +164,6 @@ def saved(program: Program, rows: Dataset, algorithm: Backend, run: Run, chains:
 def _fitted(program: Program, rows: Dataset, algorithm: Backend, run: Run, chains: int) -> Posterior:
     if chains == 1:
         return algorithm.fit(program, rows, run)
-    whole = refitted(independent(program, rows, algorithm, [run.chain(number) for number in range(chains)]))
+    whole = mixture_of(independent(program, rows, algorithm, [run.chain(number) for number in range(chains)]))
     soften_whole(whole, run)
     return whole

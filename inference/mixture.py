@@ -18,7 +18,7 @@ from bayeslora.posterior import Posterior, Record
 from bayeslora.predictors import Outputs
 from bayeslora.program import Program
 
-__all__ = ["MixturePosterior", "refitted"]
+__all__ = ["MixturePosterior", "mixture_of"]
 
 
 class MixturePosterior(Softened):
@@ -163,7 +163,7 @@ class _OfEach:
         return Outputs(whole, aleatoric, found[0].averaged)
 
 
-def refitted(fits: Iterable[Posterior]) -> MixturePosterior:
+def mixture_of(fits: Iterable[Posterior]) -> MixturePosterior:
     """The mixture of fits, and their costs together."""
     members = list(fits)
     records = [member.record for member in members]

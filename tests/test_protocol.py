@@ -21,7 +21,7 @@ from bayeslora.errors import PosteriorError, SettingError
 from bayeslora.inference import BACKENDS, POSTERIORS, PRESETS
 from bayeslora.models import MODELS
 from bayeslora.models.guides import GUIDES
-from bayeslora.models.guides.auto import KINDS
+from bayeslora.models.guides.auto import ALIASES
 from bayeslora.observations import OBSERVATIONS
 from bayeslora.posterior import Posterior
 from bayeslora.program import Program
@@ -208,7 +208,7 @@ def test_models(base: Path, tmp_path: Path, name: str) -> None:
     assert set(posterior.prior_draw()) >= {site.name for site in sites}
 
 
-@pytest.mark.parametrize("guide", ["structured", "delta", *KINDS, *GUIDES])
+@pytest.mark.parametrize("guide", ["structured", "delta", *ALIASES, *GUIDES])
 def test_guides(base: Path, tmp_path: Path, guide: str) -> None:
     keeps_the_protocol(fitted(base, "svi", guide=guide), tmp_path / "saved")
 

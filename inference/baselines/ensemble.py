@@ -13,7 +13,7 @@ from bayeslora.inference.base import Run
 from bayeslora.inference.baselines.nested import Over
 from bayeslora.inference.baselines.stacked import side_by_side
 from bayeslora.inference.fitting import independent, starts
-from bayeslora.inference.mixture import MixturePosterior, refitted
+from bayeslora.inference.mixture import MixturePosterior, mixture_of
 from bayeslora.inference.softening import soften_whole
 from bayeslora.inference.variational.point import MLE
 from bayeslora.posterior import Posterior
@@ -73,7 +73,7 @@ class Ensemble(Over):
 
     def _whole(self, members: Iterable[Posterior]) -> MixturePosterior:
         """The mixture of members, under the ensemble's name."""
-        found = refitted(members)
+        found = mixture_of(members)
         # What `fit` counts as chains are those that it was asked for itself.
         found.record = replace(found.record, backend=self.name, settings=asdict(self), chains=1)
         return found

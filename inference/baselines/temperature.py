@@ -17,7 +17,7 @@ from bayeslora.errors import SettingError
 from bayeslora.inference.aside import ENOUGH, MOST, PART, predicts_classes
 from bayeslora.inference.base import Run, posterior_class
 from bayeslora.inference.baselines.nested import Over
-from bayeslora.inference.fitting import saved
+from bayeslora.inference.fitting import fitted_in_folder
 from bayeslora.inference.training.process import cost_of, device_of
 from bayeslora.inference.variational.point import weights_given
 from bayeslora.inference.variational.posterior import VariationalPosterior
@@ -105,7 +105,7 @@ class Temperature(Over):
         if run.heldout is None:
             raise SettingError("A temperature is fitted on held-out rows: give fit(..., heldout=...).")
         fitted = self.mode == "fit"
-        inner = saved(program, data, self.inner, run.chain(0)) if fitted else given(program, data, run)
+        inner = fitted_in_folder(program, data, self.inner, run.chain(0)) if fitted else given(program, data, run)
         begun = time.monotonic()
         found = inner.predict(run.heldout, self.draws, self.method, run.seed, progress=run.progress)
         assert isinstance(found, ClassPrediction)  # `_check` sees to it

@@ -15,7 +15,7 @@ from datasets import Dataset
 from pydantic import Field
 
 from bayeslora.errors import SettingError
-from bayeslora.inference.aside import ENOUGH, share
+from bayeslora.inference.aside import ENOUGH, rows_aside
 from bayeslora.inference.base import Run, check_random
 from bayeslora.inference.laplace.checks import check_distance, warn_of_draws, warn_of_mode
 from bayeslora.inference.laplace.curvature import Curvature
@@ -26,7 +26,7 @@ from bayeslora.inference.laplace.jacobians import Tape, matrices_of
 from bayeslora.inference.laplace.measuring import Measuring
 from bayeslora.inference.laplace.posterior import LaplacePosterior
 from bayeslora.inference.laplace.priors import normal_prior
-from bayeslora.inference.laplace.tuning import WAYS, Measured
+from bayeslora.inference.laplace.tuning import WAYS, Untuned
 from bayeslora.inference.training.process import available, cost_of, cost_with, device_of, peak, reset_peak
 from bayeslora.inference.training.trainer import TrainingSettings
 from bayeslora.inference.variational.point import MLE, Mode, mode_of, weights_given
@@ -138,8 +138,8 @@ class Laplace(TrainingSettings):
 
         record = run.record(self.name, asdict(self), len(data), self.temperature, latents.keys() - prior.roots.keys())
         around = partial(LaplacePosterior, program, record, latents, curvature=curvature, log_likelihood=log_likelihood)
-        measured = Measured(around(prior=prior), linear, data, run.heldout, self.batch_size, run.progress)
-        tuned = WAYS[way](measured)
+        untuned = Untuned(around(prior=prior), linear, data, run.heldout, self.batch_size, run.progress)
+        tuned = WAYS[way](untuned)
 
         posterior = around(
             prior=tuned.prior,
@@ -164,7 +164,7 @@ class Laplace(TrainingSettings):
             return 0
         least = 1 if self.tune == "heldout" else ENOUGH
         seen = self._found(program, run) == "given"
-        return share(self.heldout_size, rows, run, seen=seen, purpose="to tune on", least=least)
+        return rows_aside(self.heldout_size, rows, run, seen=seen, purpose="to tune on", least=least)
 
     def _way(self, program: Program, run: Run) -> str:
         """How the prior is tuned: of texts no linear network is predicted with, of which an evidence would be."""

@@ -19,11 +19,11 @@ from bayeslora.observations import Curved
 from bayeslora.passes import Rows
 from bayeslora.progress import note
 
-__all__ = ["WAYS", "Measured", "Tuned"]
+__all__ = ["WAYS", "Tuned", "Untuned"]
 
 
 @dataclass(frozen=True)
-class Measured:
+class Untuned:
     """What is known of a network around its mode, before the prior is tuned.
 
     Attributes:
@@ -56,7 +56,7 @@ class Tuned(NamedTuple):
     temperature: float | None = None
 
 
-def _heldout(found: Measured) -> Tuned:
+def _heldout(found: Untuned) -> Tuned:
     assert found.heldout is not None  # `Laplace` refuses
     best = best_width(found.posterior, found.heldout, found.batch_size, found.progress)
     softened = "" if best.temperature is None else f", predictions at a temperature of {best.temperature:.3g}"
@@ -65,31 +65,31 @@ def _heldout(found: Measured) -> Tuned:
     return Tuned(best.prior, best.trace, best.temperature)
 
 
-def _intact(found: Measured) -> Tuned:
+def _intact(found: Untuned) -> Tuned:
     return Tuned(*intact_width(found.posterior, found.data, found.batch_size, found.progress))
 
 
-def _matched(found: Measured) -> Tuned:
+def _matched(found: Untuned) -> Tuned:
     return Tuned(*matched_width(found.refitted(), found.posterior.prior))
 
 
-def _evidence(found: Measured) -> Tuned:
+def _evidence(found: Untuned) -> Tuned:
     prior = found.posterior.prior
     if isinstance(found.posterior.program.observation, Curved):
         return Tuned(*refitted_width(found.refitted(), prior))
     return Tuned(*tuned_width(found.linear, prior))
 
 
-def _mode_evidence(found: Measured) -> Tuned:
+def _mode_evidence(found: Untuned) -> Tuned:
     return Tuned(*tuned_width(found.posterior.mode_evidence, found.posterior.prior))
 
 
-def _none(found: Measured) -> Tuned:
+def _none(found: Untuned) -> Tuned:
     return Tuned(found.posterior.prior, [])
 
 
 #: Ways by name; what each does is said of `Laplace`.
-WAYS: Mapping[str, Callable[[Measured], Tuned]] = {
+WAYS: Mapping[str, Callable[[Untuned], Tuned]] = {
     "heldout": _heldout,
     "intact": _intact,
     "matched": _matched,

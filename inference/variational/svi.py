@@ -9,7 +9,7 @@ from datasets import Dataset
 from pydantic import Field
 
 from bayeslora.errors import SettingError
-from bayeslora.inference.aside import predicts_classes, share
+from bayeslora.inference.aside import predicts_classes, rows_aside
 from bayeslora.inference.base import Run, check_random
 from bayeslora.inference.softening import soften
 from bayeslora.inference.training.process import available
@@ -20,7 +20,7 @@ from bayeslora.inference.variational.learning import optimise
 from bayeslora.inference.variational.point import weights_given
 from bayeslora.inference.variational.posterior import PriorMean, VariationalPosterior, prior_sites
 from bayeslora.inference.variational.rates import groups_of, rate_beside_noise, rate_beside_prior
-from bayeslora.models.guides.auto import KINDS, guide_settings, make_guide
+from bayeslora.models.guides.auto import ALIASES, guide_settings, make_guide
 from bayeslora.program import Program
 from bayeslora.rng import isolated
 from bayeslora.settings import Count, NotNegative, Part, Positive
@@ -120,7 +120,7 @@ class SVI(TrainingSettings):
     def fit(self, program: Program, data: Dataset, run: Run) -> VariationalPosterior:
         """Maximise the ELBO of ``program`` over the guide, and choose the temperature of its predictions."""
         check_random(program)
-        if KINDS.get(self.guide, self.guide) == KINDS["full"]:
+        if ALIASES.get(self.guide, self.guide) == ALIASES["full"]:
             _check_room(program)
         with isolated(run.seed, program.device):
             guide = make_guide(self.guide, program.model, run.sites(program), self.init_scale, self.guide_settings)
@@ -159,7 +159,7 @@ class SVI(TrainingSettings):
         """
         if predicts_classes(program):
             seen = weights_given(program, run)
-            return share(self.heldout_size, rows, run, seen=seen, purpose="to choose a temperature on")
+            return rows_aside(self.heldout_size, rows, run, seen=seen, purpose="to choose a temperature on")
         if self.heldout_size:
             raise SettingError(
                 f"heldout_size={self.heldout_size} sets rows aside for a temperature of predicted classes, and "

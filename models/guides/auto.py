@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from bayeslora.models.base import WeightModel
     from bayeslora.weights import Site
 
-__all__ = ["GUIDES", "KINDS", "NAMED", "AutoGuide", "guide_settings", "make_guide", "settings_class"]
+__all__ = ["ALIASES", "GUIDES", "NAMED", "AutoGuide", "guide_settings", "make_guide", "settings_class"]
 
 #: Guides beside the model's own and Pyro's, each made of a model, the sites that are random, and its settings.
 GUIDES: Registry[Callable[..., Guide]] = Registry("guide", {
@@ -37,7 +37,7 @@ GUIDES: Registry[Callable[..., Guide]] = Registry("guide", {
 }, lambda name: _stands(name))  # fmt: skip
 
 #: Short names of guides, beside "structured" and "delta" and the names of Pyro's classes.
-KINDS = {
+ALIASES = {
     "mean-field": "AutoNormal",
     "low-rank": "AutoLowRankMultivariateNormal",
     "full": "AutoMultivariateNormal",
@@ -260,7 +260,7 @@ def _stands(name: str) -> bool:
 
 
 def _autoguide(kind: str) -> type[autoguide.AutoGuide]:
-    name = KINDS.get(kind, kind)
+    name = ALIASES.get(kind, kind)
     found = getattr(autoguide, name, None)
     if name in UNSUITABLE:
         raise SettingError(f"{name} cannot guide this model. For point estimates there is guide='delta'.")

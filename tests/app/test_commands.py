@@ -16,7 +16,7 @@ from scenarios import write_rows
 
 import bayeslora as bl
 from bayeslora import inference, passes
-from bayeslora.models.guides.auto import GUIDES, KINDS
+from bayeslora.models.guides.auto import ALIASES, GUIDES
 from bayeslora.observations import encode
 
 METRICS = [
@@ -221,7 +221,7 @@ def test_lists(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
     shown = capsys.readouterr().out
     assert "Inducing matrices for LoRA matrices" in shown
     listed = {line.split()[0] for line in shown.splitlines() if line.startswith("  ") and line.strip()}
-    assert {"structured", "delta", *KINDS, *GUIDES} <= listed
+    assert {"structured", "delta", *ALIASES, *GUIDES} <= listed
     assert call("list", "tasks") == 0
     assert {"demo", "glue/mrpc"} <= set(capsys.readouterr().out.split("\n"))
 

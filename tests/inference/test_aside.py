@@ -15,7 +15,7 @@ from scenarios import awake, tiny_bert, tiny_rows
 from bayeslora.diagnostics import to_inference_data
 from bayeslora.errors import SettingError
 from bayeslora.inference import aside, fit, load
-from bayeslora.inference.aside import chose_on, chosen
+from bayeslora.inference.aside import chose_on, stratified
 from bayeslora.inference.base import Run
 from bayeslora.inference.laplace import laplace
 from bayeslora.inference.laplace.posterior import LaplacePosterior
@@ -46,7 +46,7 @@ def tuned_on_rows(posterior: LaplacePosterior) -> bool:
 @pytest.mark.parametrize("size", [1, 7, 30, 99])
 def test_each_class_has_its_share(size: int) -> None:
     labels = [0] * 70 + [1] * 20 + [2] * 10
-    found = chosen(labels, size, seed=3)
+    found = stratified(labels, size, seed=3)
     assert found == sorted(set(found)) and len(found) == size
     counts = Counter(labels[number] for number in found)
     assert all(abs(counts[label] - size * count / 100) <= 1 for label, count in Counter(labels).items())
@@ -54,9 +54,9 @@ def test_each_class_has_its_share(size: int) -> None:
 
 def test_the_seed_chooses_and_texts_have_no_order() -> None:
     labels = [row % 3 for row in range(60)]
-    assert chosen(labels, 10, 0) == chosen(labels, 10, 0) != chosen(labels, 10, 1)
+    assert stratified(labels, 10, 0) == stratified(labels, 10, 0) != stratified(labels, 10, 1)
     texts = [[row, 1] for row in range(60)]
-    assert len(set(chosen(texts, 10, 0))) == 10 and chosen(texts, 10, 0) != chosen(texts, 10, 1)
+    assert len(set(stratified(texts, 10, 0))) == 10 and stratified(texts, 10, 0) != stratified(texts, 10, 1)
 
 
 def test_the_mode_is_that_of_the_rows_that_are_left_and_the_width_that_of_the_others(
@@ -66,7 +66,7 @@ def test_the_mode_is_that_of_the_rows_that_are_left_and_the_width_that_of_the_ot
     posterior = fitted(program, rows, heldout_size=12, seed=5, progress=True)
     assert "12 of 48 training rows are set aside" in capsys.readouterr().err
     aside = posterior.record.heldout
-    assert aside == chosen(rows["labels"][:], 12, 5) and posterior.record.n_data == 36
+    assert aside == stratified(rows["labels"][:], 12, 5) and posterior.record.n_data == 36
     left = rows.select([row for row in range(48) if row not in aside])
     assert posterior.record.data == digest(left)
     expected = fitted(program, left, heldout=rows.select(aside), tune="heldout", seed=5)
@@ -114,7 +114,7 @@ def test_a_resumed_fit_and_all_chains_have_the_same_rows_aside(tmp_path: Path) -
     again = fit(program, rows, "laplace", output_dir=tmp_path / "run", resume=True, **QUICK, **settings)
     saved = load(tmp_path / "run", program=program)
     assert whole.record == again.record == saved.record
-    assert whole.record.heldout == chosen(rows["labels"][:], 8, 0)
+    assert whole.record.heldout == stratified(rows["labels"][:], 8, 0)
     assert all(member["heldout"] == whole.record.heldout for member in whole.record.members)
 
 

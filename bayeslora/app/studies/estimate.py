@@ -16,7 +16,7 @@ from bayeslora.app.studies.cells import Cell, Evaluation
 from bayeslora.app.studies.expansion import Target
 from bayeslora.app.studies.results import Results
 from bayeslora.errors import BayesLoraError
-from bayeslora.inference.mixture import refitted
+from bayeslora.inference.mixture import mixture_of
 from bayeslora.posterior import Posterior
 from bayeslora.program import Program
 from bayeslora.tasks import Task
@@ -122,7 +122,7 @@ class _Trials:
             seconds, posterior = trial(cell, backend)
             times *= cell.config.chains
             if times > 1:
-                posterior = refitted([*posterior.chains] * times)
+                posterior = mixture_of([*posterior.chains] * times)
             whole = seconds * times
             self.fits[cell.name] = _Fit(loading + max(whole - over, 0.0), whole, posterior)
         return self.fits[cell.name]

@@ -52,7 +52,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Clock]:
         found = Clock(step, once, least)
         monkeypatch.setattr(estimate, "time", found)
         monkeypatch.setattr(estimate, "inference", found)
-        monkeypatch.setattr(estimate, "refitted", lambda fits: fits[0])
+        monkeypatch.setattr(estimate, "mixture_of", lambda fits: fits[0])
         return found
 
     return made
