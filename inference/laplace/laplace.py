@@ -27,7 +27,7 @@ from bayeslora.inference.laplace.measuring import Measuring
 from bayeslora.inference.laplace.posterior import LaplacePosterior
 from bayeslora.inference.laplace.priors import normal_prior
 from bayeslora.inference.laplace.tuning import WAYS, Untuned
-from bayeslora.inference.training.process import available, cost_of, cost_with, device_of, peak, reset_peak
+from bayeslora.inference.training.process import available, cost_since, device_of, reset_peak
 from bayeslora.inference.training.trainer import TrainingSettings
 from bayeslora.inference.variational.point import MLE, Mode, mode_of, weights_given
 from bayeslora.observations import Curved
@@ -150,7 +150,7 @@ class Laplace(TrainingSettings):
             posterior.soften(tuned.temperature)
         if way != "intact" and not isinstance(program.observation, Curved):
             warn_of_draws(posterior, data)
-        cost = cost_with(cost_of(program, time.monotonic() - begun, peak(program.device)), cost)
+        cost = cost_since(program, begun, before=cost)
         posterior.record = replace(record, cost=cost, history=history + tuned.trace, finished=True)
         return posterior
 

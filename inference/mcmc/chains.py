@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bayeslora.inference.base import Run, check_random
 from bayeslora.inference.mcmc.posterior import EmpiricalPosterior
-from bayeslora.inference.training.process import cost_of, device_of, peak, reset_peak
+from bayeslora.inference.training.process import cost_since, device_of, reset_peak
 from bayeslora.passes import undisturbed
 from bayeslora.program import Program
 from bayeslora.rng import isolated
@@ -55,5 +55,5 @@ class ChainSettings(Settings, ABC):
         with undisturbed(program), isolated(run.seed, program.device):
             draws, found = self.chain(program, data, run)
         record = run.record(self.name, asdict(self), len(data), temperature=1.0, point_sites=())
-        cost = cost_of(program, time.monotonic() - begun, peak(program.device))
-        return EmpiricalPosterior(program, replace(record, cost=cost, history=[found], finished=True), draws)
+        record = replace(record, cost=cost_since(program, begun), history=[found], finished=True)
+        return EmpiricalPosterior(program, record, draws)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bayeslora.errors import AdapterError, SettingError, TrainingError
 from bayeslora.inference.base import Run
-from bayeslora.inference.training.process import cost_of, cost_with, device_of, peak, reset_peak
+from bayeslora.inference.training.process import cost_since, device_of, reset_peak
 from bayeslora.inference.variational.point import MLE, Mode, mode_of, weights_given
 from bayeslora.inference.variational.posterior import VariationalPosterior
 from bayeslora.models.guides.base import GuideList, PointGuide
@@ -101,7 +101,7 @@ class TFB(MLE):
         with undisturbed(program), torch.no_grad():
             sigma, trace = widest(lambda sigma: self._loss(rows, around(sigma), run.seed), self.tolerance)
         posterior = around(sigma)
-        cost = cost_with(cost_of(program, time.monotonic() - begun, peak(program.device)), cost)
+        cost = cost_since(program, begun, before=cost)
         posterior.record = replace(record, cost=cost, history=history + trace, finished=True)
         return posterior
 

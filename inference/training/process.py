@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import psutil
@@ -17,7 +19,7 @@ from bayeslora.rng import isolated
 __all__ = [
     "available",
     "cost_of",
-    "cost_with",
+    "cost_since",
     "device_of",
     "peak",
     "reset_peak",
@@ -88,11 +90,6 @@ def available(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def cost_with(own: Mapping[str, float], before: Mapping[str, float]) -> dict[str, float]:
-    """A fit's cost; what was done ``before``, perhaps over several sittings, may have counted more by itself."""
-    return {name: max(value, before.get(name, value)) for name, value in own.items()}
-
-
 def cost_of(program: Program, seconds: float, peak_bytes: int, learned: int | None = None) -> dict[str, float]:
     """What a fit took, as a record has it; as many parameters are ``learned`` as there are weights, if left out."""
     weights = sum(site.initial.numel() for site in program.sites)
@@ -103,3 +100,15 @@ def cost_of(program: Program, seconds: float, peak_bytes: int, learned: int | No
         "parameters": float(learned),
         "extra_parameters": float(learned - weights),
     }
+
+
+def cost_since(program: Program, begun: float, before: Mapping[str, float] = MappingProxyType({})) -> dict[str, float]:
+    """What a fit took until now.
+
+    Args:
+        program: that is fitted, on the device whose peak counts since `reset_peak`.
+        begun: when the fit began, by `time.monotonic`.
+        before: what its training took by itself. Over several sittings that may be more.
+    """
+    own = cost_of(program, time.monotonic() - begun, peak(program.device))
+    return {name: max(value, before.get(name, value)) for name, value in own.items()}
