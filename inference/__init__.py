@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BACKENDS", "PRESETS", "Backend", "Preset", "Run", "fit", "load", "preset"]
 
-#: Every backend by its name.
-BACKENDS: Registry[type[Backend]] = Registry("backend", {
+#: Where the class of each backend is, by its name.
+_BACKENDS = {
     "adalora": "bayeslora.inference.baselines.adalora:AdaLoRA",
     "c-lora": "bayeslora.inference.variational.clora:CLoRA",
     "checkpoint-ensemble": "bayeslora.inference.baselines.checkpoints:CheckpointEnsemble",
@@ -42,7 +42,9 @@ BACKENDS: Registry[type[Backend]] = Registry("backend", {
     "swag": "bayeslora.inference.posthoc.swag:SWAG",
     "temperature": "bayeslora.inference.baselines.temperature:Temperature",
     "tfb": "bayeslora.inference.posthoc.tfb:TFB",
-})  # fmt: skip
+}  # fmt: skip
+#: Every backend by its name.
+BACKENDS: Registry[type[Backend]] = Registry("backend", _BACKENDS)
 
 #: Where the class of each kind of posterior is.
 POSTERIORS: Registry[type[Posterior]] = Registry("kind of posterior", {
@@ -59,17 +61,8 @@ POSTERIORS: Registry[type[Posterior]] = Registry("kind of posterior", {
     "mixture": "bayeslora.inference.mixture:MixturePosterior",
 })  # fmt: skip
 
-#: Classes of backends, by their own names, as attributes of this module.
-CLASSES = {name.upper(): name for name in ("ivon", "map", "mle", "nuts", "sghmc", "sgld", "svi", "swag", "tfb")} | {
-    "Laplace": "laplace",
-    "AdaLoRA": "adalora",
-    "CLoRA": "c-lora",
-    "CheckpointEnsemble": "checkpoint-ensemble",
-    "Ensemble": "ensemble",
-    "LoRAPlus": "lora+",
-    "MCDropout": "mc-dropout",
-    "Temperature": "temperature",
-}
+#: Names of backends by their classes, which are attributes of this module.
+CLASSES = {home.partition(":")[2]: name for name, home in _BACKENDS.items()}
 HOMES = {"Backend": "base", "Run": "base", "fit": "fitting", "load": "loading"} | dict.fromkeys(
     ("PRESETS", "Preset", "preset"), "presets"
 )
