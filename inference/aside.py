@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bayeslora.errors import SettingError
-from bayeslora.inference.base import Backend, Run
+from bayeslora.inference.base import Backend, Run, rows_wanted
 from bayeslora.observations import digest
 from bayeslora.passes import Rows
 from bayeslora.predict.prediction import ClassPrediction
@@ -77,8 +77,7 @@ def predicts_classes(program: Program) -> bool:
 
 def set_aside(algorithm: Backend, program: Program, rows: Dataset, run: Run) -> tuple[Dataset, Run]:
     """The rows to train on, and the run with those that the algorithm wants to choose something on; that is said."""
-    wanted = getattr(algorithm, "sets_aside", None)
-    size = wanted(program, len(rows), run) if wanted else 0
+    size = rows_wanted(algorithm, program, len(rows), run)
     if not size:
         return rows, run
     numbers = stratified(rows["labels"][:], size, run.seed)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from bayeslora.weights import Site
 
-__all__ = ["Backend", "Run", "check_random", "labelled", "posterior_class"]
+__all__ = ["Backend", "Run", "check_random", "default_model_of", "labelled", "posterior_class", "rows_wanted"]
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,18 @@ class Backend(Protocol):
 
     def fit(self, program: Program, data: Dataset, run: Run) -> Posterior:
         """Infer the posterior of the program's weights given tokenised rows."""
+
+
+def default_model_of(algorithm: Backend) -> tuple[str, dict[str, Any]]:
+    """Name and settings of the Pyro model that a run of a backend has by default."""
+    found: tuple[str, dict[str, Any]] = getattr(algorithm, "default_model", ("monteclora", {}))
+    return found
+
+
+def rows_wanted(algorithm: Backend, program: Program, rows: int, run: Run) -> int:
+    """How many of so many training rows a backend wants to have set aside."""
+    wanted = getattr(algorithm, "sets_aside", None)
+    return wanted(program, rows, run) if wanted else 0
 
 
 def posterior_class(kind: str) -> type[Posterior]:

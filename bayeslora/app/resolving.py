@@ -76,7 +76,9 @@ def _with_preset(config: RunConfig) -> RunConfig:
 
 def _model(config: RunConfig, algorithm: Backend) -> tuple[str, dict[str, Any]]:
     """Name and settings of the Pyro model of a run."""
-    name, settings = getattr(algorithm, "default_model", ("monteclora", {}))
+    from bayeslora.inference.base import default_model_of
+
+    name, settings = default_model_of(algorithm)
     if config.model in (None, name):
         return name, settings | config.model_settings
     return config.model, config.model_settings

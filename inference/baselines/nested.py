@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from bayeslora.inference import BACKENDS
-from bayeslora.inference.base import Backend, Run
+from bayeslora.inference.base import Backend, Run, default_model_of, rows_wanted
 from bayeslora.settings import Settings
 
 if TYPE_CHECKING:
@@ -42,10 +42,8 @@ class Over(Settings):
     @property
     def default_model(self) -> tuple[str, dict[str, Any]]:
         """The Pyro model, and its settings, that the other backend has by default."""
-        found: tuple[str, dict[str, Any]] = getattr(self.inner, "default_model", ("monteclora", {}))
-        return found
+        return default_model_of(self.inner)
 
     def sets_aside(self, program: Program, rows: int, run: Run) -> int:
         """How many of so many training rows the other backend sets aside."""
-        wanted = getattr(self.inner, "sets_aside", None)
-        return wanted(program, rows, run) if wanted else 0
+        return rows_wanted(self.inner, program, rows, run)
