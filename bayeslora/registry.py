@@ -19,16 +19,19 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
+from bayeslora import files
 from bayeslora.errors import SettingError, unknown
 from bayeslora.settings import build
 
-__all__ = ["FROM_PLUGIN", "Registry", "check_names", "load_file"]
+__all__ = ["FROM_PLUGIN", "Registry", "check_names", "load_file", "loaded_files"]
 
 T = TypeVar("T")
 
 GROUP = "bayeslora.plugins"
 #: What to do about a name in a saved posterior that nothing bears.
 FROM_PLUGIN = "One that comes from a plug-in needs it: import its module before, or give --plugin FILE in a shell."
+#: Files that `load_file` was asked for, and the digest of each when it was imported.
+_LOADED: dict[Path, str] = {}
 
 
 class Registry(Generic[T]):
@@ -161,14 +164,22 @@ def load_file(path: str | Path) -> None:
     """
     file = Path(path).expanduser().resolve()
     if any(getattr(module, "__file__", None) == str(file) for module in list(sys.modules.values())):
+        _LOADED.setdefault(file, files.digest(file))
         return
     name = file.stem if file.stem not in sys.modules else f"{file.stem}_plugin"
     spec = spec_from_file_location(name, file)
     if not file.is_file() or spec is None or spec.loader is None:
         raise SettingError(f"There is no plug-in '{path}': expected a file of Python.")
+    found = files.digest(file)
     sys.modules[name] = module = module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
         raise SettingError(f"The plug-in '{path}' cannot be imported: {type(error).__name__}: {error}") from error
+    _LOADED[file] = found
+
+
+def loaded_files() -> dict[Path, str]:
+    """The files of a user's own that `load_file` was asked for: what `files.digest` gave when each was imported."""
+    return dict(_LOADED)

@@ -139,3 +139,17 @@ def test_a_digest_changes_with_one_byte(tmp_path: Path) -> None:
     content[-1] ^= 1
     path.write_bytes(content)
     assert files.digests(tmp_path) != before
+
+
+def test_parts_of_a_large_file_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "WHOLE", 100)
+    monkeypatch.setattr(files, "PART", 2)
+    path = tmp_path / "model.safetensors"
+    seen = set()
+    for place in (0, 199, None):
+        changed = bytearray(200)
+        if place is not None:
+            changed[place] = 1
+        path.write_bytes(changed)
+        seen.add(files._of_parts(path, 200, -1 if place is None else place))
+    assert len(seen) == 3

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from scenarios import write_rows
 
+from bayeslora import registry
 from bayeslora.inference import BACKENDS
 from bayeslora.registry import load_file
 
@@ -18,6 +19,7 @@ PLUGIN = Path(__file__).parent / "backends.py"
 def plugin(monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file of backends, which is forgotten after each test."""
     monkeypatch.setattr(BACKENDS, "_homes", dict(BACKENDS._homes))
+    monkeypatch.setattr(registry, "_LOADED", {})
     monkeypatch.delitem(sys.modules, "backends", raising=False)
     load_file(PLUGIN)
     return PLUGIN

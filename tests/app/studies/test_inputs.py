@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,30 @@ from typing import Any
 import pytest
 
 from bayeslora.app.studies import Study
-from bayeslora.app.studies import inputs as of_files
 from bayeslora.app.studies.inputs import changes, digests
 from bayeslora.demo import MODEL_PATH
+from bayeslora.registry import load_file
 
 Made = Callable[..., dict[str, Any]]
 Lines = Callable[[], list[str]]
+#: A file of a user's own.
+WIDER = """
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import bayeslora as bl
+from backends import Quick
+
+@bl.register
+@dataclass(frozen=True)
+class Wider(Quick):
+    name: ClassVar[str] = "wider"
+
+    def fit(self, program, data, run):
+        return replace(self, learning_rate=0.5)._fit(program, data, run)
+
+    _fit = Quick.fit
+"""
 
 
 def run(study: dict[str, Any], folder: Path) -> Study:
@@ -59,15 +78,20 @@ def test_files_are_those_of_the_task_alone_and_of_the_network(study: Made, tmp_p
     assert MODEL_PATH / "config.json" in found and MODEL_PATH / "model.safetensors" in found
 
 
-def test_parts_of_a_large_file_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(of_files, "WHOLE", 100)
-    monkeypatch.setattr(of_files, "PART", 2)
-    path = tmp_path / "model.safetensors"
-    seen = set()
-    for place in (0, 199, None):
-        changed = bytearray(200)
-        if place is not None:
-            changed[place] = 1
-        path.write_bytes(changed)
-        seen.add(of_files._read(path, 200, -1 if place is None else place))
-    assert len(seen) == 3
+def test_a_changed_plug_in_is_warned_of(study: Made, tmp_path: Path) -> None:
+    """Of what it was when it was imported: a fit is made with that, whatever is in the file by then."""
+    own = tmp_path / "wider.py"
+    own.write_text(WIDER)
+    load_file(own)
+    before = own.read_text()
+    own.write_text(before.replace("0.5", "5.0"))
+    found = run(study(methods=["wider"], seeds=[0]), tmp_path / "out")
+    assert "wider.py" in changes(found.cells, found.results)
+    own.write_text(before)
+    assert not changes(found.cells, found.results)
+    del sys.modules["wider"]
+    own.write_text(before.replace("0.5", "5.0"))
+    load_file(own)
+    with pytest.warns(UserWarning, match="Files have changed since .*wider.py.* remove rows-wider"):
+        again = run(found.source, tmp_path / "out")
+    assert [each.name for each in again.cells] == [each.name for each in found.cells]
