@@ -110,7 +110,7 @@ class Report:
         states = self.frame["state"].value_counts()
         counts = ", ".join(f"{states.get(name, 0)} {said}" for name, said in STATES.items() if states.get(name, 0))
         lines = [f"# {self.study.name}", "", f"{len(self.frame)} lines: {counts}.", ""]
-        if changed := changes(self.study.cells, self.study.results):
+        if changed := changes(self.study.targets, self.study.results):
             lines += [f"**{changed}**", ""]
         failed = self.frame[self.frame["state"] == "failed"]
         labels = ["task", "base", "method", "seed", "protocol", *self.study.file.grid]

@@ -53,6 +53,10 @@ class Results:
         """File of a prediction."""
         return self._evaluation(cell, evaluation, ".safetensors")
 
+    def evaluation(self, cell: Cell, evaluation: Evaluation) -> Path:
+        """File of what came of a prediction."""
+        return self._evaluation(cell, evaluation, ".json")
+
     def _evaluation(self, cell: Cell, evaluation: Evaluation, ending: str) -> Path:
         return self.at(cell) / "evaluations" / f"{evaluation.name}{ending}"
 
@@ -66,8 +70,11 @@ class Results:
         return _read(self.at(cell) / "cell.json")
 
     def evaluated(self, cell: Cell, evaluation: Evaluation) -> dict[str, Any] | None:
-        """``metrics`` and ``seconds`` of an evaluation; None if there is none."""
-        return _read(self._evaluation(cell, evaluation, ".json"))
+        """``metrics`` and ``seconds`` of an evaluation; None if there is none.
+
+        ``files`` has digests of its local files.
+        """
+        return _read(self.evaluation(cell, evaluation))
 
     def error(self, entry: Entry) -> dict[str, Any] | None:
         """What went wrong, in the fit, in one that it needs, or after it; None if nothing did.
@@ -167,11 +174,25 @@ class Results:
         found = {"cost": dict(cost), "device": device, "warnings": list(warnings), "files": dict(files_read or {})}
         files.write_json(self.at(cell) / "cell.json", found)
 
-    def write_evaluation(self, cell: Cell, evaluation: Evaluation, metrics: Metrics, seconds: float) -> None:
-        """Say what came of an evaluation."""
-        files.write_json(
-            self._evaluation(cell, evaluation, ".json"), {"metrics": metrics.to_dict(), "seconds": seconds}
-        )
+    def write_evaluation(
+        self,
+        cell: Cell,
+        evaluation: Evaluation,
+        metrics: Metrics,
+        seconds: float,
+        files_read: Mapping[str, str] | None = None,
+    ) -> None:
+        """Say what came of an evaluation.
+
+        Args:
+            cell: the fit.
+            evaluation: of it.
+            metrics: that came of it.
+            seconds: that the prediction took.
+            files_read: digests of the local files that its rows are from, by their paths.
+        """
+        found = {"metrics": metrics.to_dict(), "seconds": seconds, "files": dict(files_read or {})}
+        files.write_json(self.evaluation(cell, evaluation), found)
 
     @contextmanager
     def recorded(self, cell: Cell, evaluation: Evaluation | None = None) -> Iterator[None]:

@@ -19,7 +19,7 @@ from bayeslora.app.config import RunConfig
 from bayeslora.app.studies.cells import Cell, Entry, Evaluation
 from bayeslora.app.studies.checks import OF_ROWS
 from bayeslora.app.studies.expansion import Target
-from bayeslora.app.studies.inputs import digests
+from bayeslora.app.studies.inputs import digests, digests_of_rows
 from bayeslora.app.studies.results import Results
 from bayeslora.app.studies.warned import heard
 from bayeslora.app.terminal import say
@@ -159,8 +159,10 @@ class Performer:
         self.said.update(notes)
 
     def _evaluate(self, cell: Cell, posterior: Posterior, evaluation: Evaluation) -> None:
-        settings = dict(evaluation.task_settings)
-        rows = runs.saved_task(posterior, evaluation.task, evaluation.data_dir, settings).split(evaluation.split)
+        task = runs.saved_task(posterior, evaluation.task, evaluation.data_dir, dict(evaluation.task_settings))
+        data_dir = evaluation.data_dir or (cell.config.data_dir if evaluation.task is None else None)
+        files_read = digests_of_rows(task, evaluation.task or cell.config.task, data_dir)
+        rows = task.split(evaluation.split)
         if evaluation.rows is not None and evaluation.rows < len(rows):
             rows, _ = rows.divide(evaluation.rows, 0, seed=0)
         begun = time.monotonic()
@@ -169,7 +171,8 @@ class Performer:
         seconds = time.monotonic() - begun
         prediction = with_truth(prediction, rows)
         prediction.save(self.results.prediction(cell, evaluation))
-        self.results.write_evaluation(cell, evaluation, prediction.metrics(seed=seed), seconds)
+        metrics = prediction.metrics(seed=seed)
+        self.results.write_evaluation(cell, evaluation, metrics, seconds, files_read)
 
 
 def _device(posterior: Posterior) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bayeslora.app.config import read_yaml
-from bayeslora.app.studies.cells import Cell, address
+from bayeslora.app.studies.cells import Cell, Entry, address
 from bayeslora.app.studies.expansion import Target, expand
 from bayeslora.app.studies.file import StudyFile
 from bayeslora.app.studies.results import Results
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from bayeslora.app.studies.report import Report
 
-__all__ = ["Study", "cells_of"]
+__all__ = ["Study", "cells_of", "entries_of"]
 
 
 class Study:
@@ -109,7 +109,7 @@ class Study:
         if retry:
             self.results.forget_errors()
         check_rows(targets, self.results)
-        if changed := changes(self.cells, self.results):
+        if changed := changes(self.targets, self.results):
             warnings.warn(changed, stacklevel=2)
         told = Progress(targets, self.results, workers or 1, show=progress)
         if workers is None and launcher == "local":
@@ -143,6 +143,10 @@ class Study:
 
 def cells_of(targets: Sequence[Target]) -> list[Cell]:
     """The fits of lines, each once, those that others need before them; of choices, all that may be taken."""
-    entries = [each.entry for target in targets for each in target.candidates]
-    entries = [trial for target in targets for trial in target.trials] + entries
-    return list({cell.name: cell for entry in entries for cell in entry.cell.chain}.values())
+    return list({cell.name: cell for entry in entries_of(targets) for cell in entry.cell.chain}.values())
+
+
+def entries_of(targets: Sequence[Target]) -> list[Entry]:
+    """Fits of lines with their predictions, first those that settings are chosen by; of choices, all."""
+    trials = [trial for target in targets for trial in target.trials]
+    return trials + [each.entry for target in targets for each in target.candidates]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -42,7 +43,7 @@ def run(study: dict[str, Any], folder: Path) -> Study:
 def test_changed_rows_are_warned_of_and_what_is_done_stays(study: Made, tmp_path: Path, fits: Lines) -> None:
     made = study(methods=["quick"], seeds=[0])
     found = run(made, tmp_path / "out")
-    assert not changes(found.cells, found.results)
+    assert not changes(found.targets, found.results)
     rows = tmp_path / "rows.jsonl"
     rows.write_text(rows.read_text().replace("cold soup", "hot soup"))
     with pytest.warns(UserWarning, match="Files have changed since .*rows.jsonl.* remove rows-quick"):
@@ -56,12 +57,14 @@ def test_what_is_not_known_is_not_said(study: Made, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     text = rows.read_text()
     rows.unlink()
-    assert not changes(found.cells, found.results)
+    assert not changes(found.targets, found.results)
     rows.write_text(text.replace("cold soup", "hot soup"))
-    assert changes(found.cells, found.results)
-    kept = found.results.at(found.cells[0]) / "cell.json"  # of a time when there were no digests
-    kept.write_text(json.dumps({name: each for name, each in json.loads(kept.read_text()).items() if name != "files"}))
-    assert not changes(found.cells, found.results)
+    assert changes(found.targets, found.results)
+    folder = found.results.at(found.cells[0])  # of a time when there were no digests
+    for kept in (folder / "cell.json", *(folder / "evaluations").glob("*.json")):
+        known = json.loads(kept.read_text())
+        kept.write_text(json.dumps({name: each for name, each in known.items() if name != "files"}))
+    assert not changes(found.targets, found.results)
 
 
 def test_files_are_those_of_the_task_alone_and_of_the_network(study: Made, tmp_path: Path) -> None:
@@ -86,12 +89,31 @@ def test_a_changed_plug_in_is_warned_of(study: Made, tmp_path: Path) -> None:
     before = own.read_text()
     own.write_text(before.replace("0.5", "5.0"))
     found = run(study(methods=["wider"], seeds=[0]), tmp_path / "out")
-    assert "wider.py" in changes(found.cells, found.results)
+    assert "wider.py" in changes(found.targets, found.results)
     own.write_text(before)
-    assert not changes(found.cells, found.results)
+    assert not changes(found.targets, found.results)
     del sys.modules["wider"]
     own.write_text(before.replace("0.5", "5.0"))
     load_file(own)
     with pytest.warns(UserWarning, match="Files have changed since .*wider.py.* remove rows-wider"):
         again = run(found.source, tmp_path / "out")
     assert [each.name for each in again.cells] == [each.name for each in found.cells]
+
+
+def test_changed_rows_of_a_shift_are_warned_of(study: Made, tmp_path: Path, fits: Lines) -> None:
+    others = tmp_path / "others.jsonl"
+    others.write_text((tmp_path / "rows.jsonl").read_text())
+    shift = {"others": {"task": str(others), "split": "train"}}
+    tasks = {"demo": {"task": str(tmp_path / "rows.jsonl"), "shift": shift}}
+    found = run(study(tasks=tasks, methods=["quick"], seeds=[0]), tmp_path / "out")
+    assert not changes(found.targets, found.results)
+    others.write_text("".join(line + "\n" for line in others.read_text().splitlines()[:8]))
+    said = changes(found.targets, found.results)
+    (place,) = re.findall(r"others.jsonl. To have them made anew, remove (\S+) in ", said)
+    assert place.startswith("rows-quick-seed0-") and "rows.jsonl" not in said
+    with pytest.warns(UserWarning, match="Files have changed since"):
+        run(found.source, tmp_path / "out")
+    (tmp_path / "out" / "cells" / place).unlink()
+    again = run(found.source, tmp_path / "out")
+    assert list(again.report().parts["shift"]["rows"]) == [8] and len(fits()) == 1
+    assert not changes(again.targets, again.results)
