@@ -24,8 +24,8 @@ def frame_of(targets: Sequence[Target], results: Results) -> pd.DataFrame:
 
     Columns are `LABELS`; the points of the grid; ``state`` and ``error``; each metric, and its interval over rows as
     ``METRIC_low`` and ``METRIC_high``; costs, see `cost_of`; settings that were chosen, as ``chosen_NAME``;
-    ``cell``, the name of the folder; ``device``, what the fit ran on; and ``warnings`` of the fit and of those that it
-    starts from, a line each.
+    ``cell``, the name of the folder; ``device``, what the fit ran on; and ``warnings`` of the fit, of those that it
+    starts from and of the rows that were predicted, a line each.
     """
     import pandas as pd
 
@@ -43,9 +43,10 @@ def _row(target: Target, results: Results) -> Iterator[tuple[str, Any]]:
     yield from ((f"chosen_{name}", number(value)) for name, value in chosen.point.items())
     yield "cell", chosen.entry.cell.name
     yield "device", (results.fitted(chosen.entry.cell) or {}).get("device", "")
-    said = [text for each in chosen.entry.cell.chain for text in (results.fitted(each) or {}).get("warnings", [])]
-    yield "warnings", "\n".join(dict.fromkeys(" ".join(text.split()) for text in said))
     found = results.evaluated(chosen.entry.cell, chosen.entry.evaluations[""])
+    warned = [*(results.fitted(each) for each in chosen.entry.cell.chain), found]
+    said = [text for each in warned for text in (each or {}).get("warnings", [])]
+    yield "warnings", "\n".join(dict.fromkeys(" ".join(text.split()) for text in said))
     if found is not None:
         for name, interval in Metrics.from_dict(found["metrics"]).items():
             yield from ((name, interval.value), (f"{name}_low", interval.low), (f"{name}_high", interval.high))

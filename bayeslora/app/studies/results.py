@@ -72,7 +72,7 @@ class Results:
     def evaluated(self, cell: Cell, evaluation: Evaluation) -> dict[str, Any] | None:
         """``metrics`` and ``seconds`` of an evaluation; None if there is none.
 
-        ``files`` has digests of its local files.
+        ``files`` has digests of its local files, and ``warnings`` what is to be said of its rows.
         """
         return _read(self.evaluation(cell, evaluation))
 
@@ -180,6 +180,7 @@ class Results:
         evaluation: Evaluation,
         metrics: Metrics,
         seconds: float,
+        warnings: Sequence[str] = (),
         files_read: Mapping[str, str] | None = None,
     ) -> None:
         """Say what came of an evaluation.
@@ -189,9 +190,11 @@ class Results:
             evaluation: of it.
             metrics: that came of it.
             seconds: that the prediction took.
-            files_read: digests of the local files that its rows are from, by their paths.
+            warnings: what is to be said of its rows.
+            files_read: digests of the local files that these are from, by their paths.
         """
-        found = {"metrics": metrics.to_dict(), "seconds": seconds, "files": dict(files_read or {})}
+        found = {"metrics": metrics.to_dict(), "seconds": seconds}
+        found |= {"warnings": list(warnings), "files": dict(files_read or {})}
         files.write_json(self.evaluation(cell, evaluation), found)
 
     @contextmanager

@@ -163,6 +163,7 @@ class Performer:
         data_dir = evaluation.data_dir or (cell.config.data_dir if evaluation.task is None else None)
         files_read = digests_of_rows(task, evaluation.task or cell.config.task, data_dir)
         rows = task.split(evaluation.split)
+        warned = runs.flattered(posterior, rows, evaluation.split)  # before some of them are left out
         if evaluation.rows is not None and evaluation.rows < len(rows):
             rows, _ = rows.divide(evaluation.rows, 0, seed=0)
         begun = time.monotonic()
@@ -172,7 +173,7 @@ class Performer:
         prediction = with_truth(prediction, rows)
         prediction.save(self.results.prediction(cell, evaluation))
         metrics = prediction.metrics(seed=seed)
-        self.results.write_evaluation(cell, evaluation, metrics, seconds, files_read)
+        self.results.write_evaluation(cell, evaluation, metrics, seconds, warned, files_read)
 
 
 def _device(posterior: Posterior) -> str:

@@ -1,4 +1,4 @@
-"""What fits warned of: a number for each line that did, by which tables refer to it, and a table of what was said."""
+"""What fits warned of and what is said of rows: a number for each line that has some, and a table of the texts."""
 
 from __future__ import annotations
 

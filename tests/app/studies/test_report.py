@@ -212,3 +212,17 @@ def test_points_of_a_grid_bear_warnings(study: Made, tmp_path: Path) -> None:
     made = study(methods=["doubtful"], seeds=[1], grid={"learning_rate": [0.1, 1.0]})
     text = Study(made, tmp_path / "out").run(progress=False).report().to_markdown()
     assert "| demo, demo, doubtful [1] | 2 |" in text and "| [1] | demo, demo, doubtful | grid | 2 of 2 |" in text
+
+
+@pytest.mark.filterwarnings("ignore:The 20 held-out rows have no best temperature")
+def test_rows_that_a_method_chose_something_on_are_named(study: Made, tmp_path: Path) -> None:
+    """All of them, or some."""
+    methods = {"quick": {}, "tempered": {"backend": "temperature", "start": "quick"}}
+    for rows in (None, 7):
+        evaluation = {"split": "heldout", "draws": 2, "rows": rows}
+        made = study(methods=methods, seeds=[0], evaluation=evaluation)
+        text = Study(made, tmp_path / "out").run(progress=False).report().to_markdown()
+        assert "| tempered [1] | 1 |" in text and "| quick | 1 |" in text
+        assert "| [1] | demo, demo, tempered | same | 1 of 1 | On the rows of 'heldout' the fit chose" in text
+    made = study(methods=methods, seeds=[0], evaluation={"split": "train", "draws": 2})
+    assert "the fit chose" not in Study(made, tmp_path / "out").run(progress=False).report().to_markdown()
