@@ -179,9 +179,9 @@ def _show_report(report: Report) -> None:
     folder = report.study.results.folder
     show(f"Written into {folder / 'report'}: study.md, tables as CSV, JSON and LaTeX, and pictures.")
     show(f"Each fit is a run in {folder / 'cells'}.")
-    failed = report.frame[report.frame["state"] == "failed"]
-    if len(failed):
-        say(f"{len(failed)} of {len(report.frame)} lines failed, see study.md; --retry tries them again.")
+    failed = len(report.failures)
+    if failed:
+        say(f"{failed} of {len(report.frame)} lines failed, see study.md; --retry tries them again.")
         raise typer.Exit(1)
 
 
@@ -192,9 +192,11 @@ def _show_plan(study: Study, shard: tuple[int, int] | None, workers: int) -> Non
     """
     from bayeslora.app.studies.estimate import estimate
     from bayeslora.app.studies.progress import duration
+    from bayeslora.app.studies.running import check_rows
     from bayeslora.app.studies.study import cells_of
 
     targets = study.part(shard)
+    check_rows(targets, study.results)
     for cell in cells_of(targets):
         start = "" if cell.start is None else f", from {cell.start.name}"
         show(f"{cell.name}{start}{', done' if study.results.fitted(cell) else ''}")

@@ -41,7 +41,7 @@ def detection_of(targets: Sequence[Target], results: Results) -> pd.DataFrame:
             own = results.predicted(target)
             if isinstance(own, ClassPrediction):
                 found.setdefault("mistakes", []).append(_mistakes(own))
-                for name in filter(None, results.entry(target).evaluations):
+                for name in filter(None, results.evaluations(target)):
                     other = results.predicted(target, name)
                     if isinstance(other, ClassPrediction):
                         found.setdefault(name, []).append(_rows_of_another_kind(own, other))
@@ -59,10 +59,8 @@ def shift_of(targets: Sequence[Target], results: Results) -> pd.DataFrame:
     for group in groups_of(targets, results):
         found: dict[str, list[Metrics]] = {}
         for target in group.lines:
-            entry = results.entry(target)
-            for name, evaluation in entry.evaluations.items():
-                evaluated = results.evaluated(entry.cell, evaluation)
-                if name and evaluated is not None:
+            for name, evaluated in results.evaluations(target).items():
+                if name:
                     found.setdefault(name, []).append(Metrics.from_dict(evaluated["metrics"]))
         for name, each in found.items():
             means = {metric: float(np.mean([metrics[metric].value for metrics in each])) for metric in each[0]}

@@ -57,7 +57,8 @@ def failure_of(target: Target, results: Results) -> str:
     """What went wrong with a line, or with the first of its trials of which none can be chosen; empty if nothing."""
     chosen = results.chosen(target)
     entries = target.trials if chosen is None else (chosen.entry,)
-    error = next((found for each in entries if (found := results.error(each)) is not None), None)
+    errors = (results.error(each) for each in entries if results.missing(each))
+    error = next((found for found in errors if found is not None), None)
     return "" if error is None else f"{error['type']}: {error['message']}".removeprefix(": ")
 
 

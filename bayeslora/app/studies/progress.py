@@ -40,7 +40,8 @@ class Progress:
         if seconds is not None:
             self.seconds.setdefault((target.task, target.base, target.method), []).append(seconds)
         if self.show:
-            took = f"failed: {failure_of(target, self.results)}" if seconds is None else duration(seconds)
+            failure = failure_of(target, self.results)
+            took = f"failed: {failure}" if failure or seconds is None else duration(seconds)
             say(f"[{self.total - len(self.left)}/{self.total}] {target.title}: {took}{self._rest()}")
 
     def _rest(self) -> str:

@@ -50,6 +50,11 @@ class Report:
         """See `frame_of`."""
         return frame_of(self.study.targets, self.study.results)
 
+    @property
+    def failures(self) -> pd.DataFrame:
+        """The lines that failed, and those with a result that lack one on a shift."""
+        return self.frame[(self.frame["state"] != "open") & (self.frame["error"] != "")]
+
     @cached_property
     def summary(self) -> pd.DataFrame:
         """See `summary_of`."""
@@ -112,7 +117,7 @@ class Report:
         lines = [f"# {self.study.name}", "", f"{len(self.frame)} lines: {counts}.", ""]
         if changed := changes(self.study.targets, self.study.results):
             lines += [f"**{changed}**", ""]
-        failed = self.frame[self.frame["state"] == "failed"]
+        failed = self.failures
         labels = ["task", "base", "method", "seed", "protocol", *self.study.file.grid]
         named = failed[labels].astype(object).where(failed[labels].notna(), "none").to_numpy()
         lines += [f"- {', '.join(map(str, row))}: {said}" for row, said in zip(named, failed["error"], strict=True)]

@@ -81,15 +81,24 @@ class Results:
 
         ``type``, ``message`` and ``traceback``, and after how many ``seconds``, where that is known.
         """
-        places = [self.at(cell) / ERROR for cell in entry.cell.chain]
-        places += [self._evaluation(entry.cell, each, f"-{ERROR}") for each in entry.evaluations.values()]
-        return next((found for place in places if (found := _read(place)) is not None), None)
+        for cell in entry.cell.chain:
+            if (found := _read(self.at(cell) / ERROR)) is not None:
+                return found
+        for name, each in entry.evaluations.items():
+            if (found := _read(self._evaluation(entry.cell, each, f"-{ERROR}"))) is not None:
+                return found | ({"message": f"{found['message']} (shift '{name}')"} if name else {})
+        return None
+
+    def missing(self, entry: Entry) -> list[str]:
+        """Names of the evaluations of which there is no result."""
+        return [name for name, each in entry.evaluations.items() if self.evaluated(entry.cell, each) is None]
 
     def state(self, entry: Entry) -> State:
-        """Whether there is something left to do."""
-        if all(self.evaluated(entry.cell, each) is not None for each in entry.evaluations.values()):
-            return "done"
-        return "open" if self.error(entry) is None else "failed"
+        """Whether there is something left to do; with a result on the task's own rows, it is done without a shift's."""
+        missing = self.missing(entry)
+        if missing and self.error(entry) is None:
+            return "open"
+        return "failed" if "" in missing else "done"
 
     def chosen(self, target: Target) -> Candidate | None:
         """The candidate with the least NLL on held-out rows; None while that is not known, or if all failed."""
@@ -107,6 +116,12 @@ class Results:
         chosen = self.chosen(target)
         assert chosen is not None  # of a line that is done there is one
         return chosen.entry
+
+    def evaluations(self, target: Target) -> dict[str, dict[str, Any]]:
+        """What came of the evaluations of a line that is done, by name: of those of shifts, as far as they are."""
+        entry = self.entry(target)
+        found = {name: self.evaluated(entry.cell, each) for name, each in entry.evaluations.items()}
+        return {name: each for name, each in found.items() if each is not None}
 
     def predicted(self, target: Target, evaluation: str = "") -> Prediction:
         """Prediction of a line that is done, of its own rows or of those of a shift by its name."""

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -28,6 +29,7 @@ from bayeslora.inference import load
 from bayeslora.posterior import Posterior
 from bayeslora.predict.truth import with_truth
 from bayeslora.store import CHAIN, CONFIG, POSTERIOR
+from bayeslora.tasks import Task, check_compatible, load_task
 
 __all__ = ["Performer", "check_rows", "settle"]
 
@@ -38,30 +40,46 @@ PAUSE = 0.5
 def check_rows(targets: Sequence[Target], results: Results) -> None:
     """Make sure, before anything is fitted, that tasks have the splits to predict, with labels to compare with.
 
-    A task that cannot be loaded is left to its lines, which fail, while others go on, unless there are no others.
+    A task that cannot be loaded is left to its lines, which fail, while others go on, unless there are no others. One
+    of a shift is asked for by name, and would be missed after all fits.
 
     Raises:
-        TaskError, DataError: one of them has not.
-        BayesLoraError, OSError: none can be loaded.
+        TaskError, DataError: one of them has not, or that of a shift has other classes.
+        BayesLoraError, OSError: none can be loaded, or that of a shift cannot.
     """
     entries = [each.entry for target in targets if results.settled(target) == "open" for each in target.candidates]
-    asked: dict[str, tuple[RunConfig, set[str]]] = {}
+    asked: dict[str, tuple[RunConfig, dict[str, Evaluation]]] = {}
     for entry in entries:
         config = entry.cell.config
         of_task = {name: getattr(config, name) for name in OF_ROWS}
-        _, splits = asked.setdefault(repr(of_task), (config, set()))
-        splits |= {each.split for each in entry.evaluations.values() if each.task is None}
+        _, evaluations = asked.setdefault(repr(of_task), (config, {}))
+        evaluations |= {repr((_other_task(each), each.split)): each for each in entry.evaluations.values()}
     errors: list[BayesLoraError | OSError] = []
-    for config, splits in asked.values():
+    others: dict[str, Task] = {}
+    for config, evaluations in asked.values():
         try:
             task = runs.task_of(config)
         except (BayesLoraError, OSError) as error:
             errors.append(error)
             continue
-        for split in sorted(splits):
-            task.split(split).labels()
+        for each in evaluations.values():
+            found = task if each.task is None else _compatible(task, each, others)
+            found.split(each.split).labels()
     if errors and len(errors) == len(asked):
         raise errors[0]
+
+
+def _other_task(evaluation: Evaluation) -> tuple[Any, ...]:
+    return evaluation.task, evaluation.data_dir, evaluation.task_settings
+
+
+def _compatible(task: Task, shift: Evaluation, loaded: dict[str, Task]) -> Task:
+    """The task of a shift, once it is known that what is fitted to another one can predict it."""
+    key = repr(_other_task(shift))
+    if key not in loaded:
+        loaded[key] = load_task(shift.task, shift.data_dir, **dict(shift.task_settings))
+    check_compatible(task.spec, loaded[key].spec)
+    return loaded[key]
 
 
 def settle(
