@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from bayeslora.app import runs
@@ -14,7 +14,7 @@ from bayeslora.files import digest
 from bayeslora.registry import loaded_files
 from bayeslora.tasks.task import Splits, Task
 
-__all__ = ["changes", "digests", "digests_of_rows"]
+__all__ = ["changes", "changes_since_begun", "digests", "digests_of_rows"]
 
 #: Endings of files in a folder with a network or an adapter that say what it is.
 OF_NETWORKS = {".json", ".safetensors", ".bin", ".txt", ".model"}
@@ -59,6 +59,24 @@ def changes(targets: Sequence[Target], results: Results) -> str:
         "Files have changed since these fits and predictions were made, whose results stay as they are: "
         f"{', '.join(others)}. To have them made anew, remove {', '.join(places)} in '{results.folder / 'cells'}', or "
         "give the study another folder."
+    )
+
+
+def changes_since_begun(then: Mapping[str, str], config: RunConfig, folder: Path) -> str:
+    """What to say of a fit that was stopped and whose files were others when it was begun; empty if none was.
+
+    Args:
+        then: digests of its files when it was begun.
+        config: of its run.
+        folder: of its cell.
+    """
+    now = digests(config)
+    differing = [path for path, known in then.items() if now.get(path, known) != known]
+    if not differing:
+        return ""
+    return (
+        f"Files have changed since this fit was begun: {', '.join(differing)}. It cannot go on with others: remove the "
+        f"folder '{folder}' to fit anew, or put the files back and give --retry (in Python retry=True)."
     )
 
 

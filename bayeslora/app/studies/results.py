@@ -3,6 +3,7 @@
 ::
 
     STUDY/cells/NAME/              the run of a cell: config.yaml, checkpoints/, posterior/, as `bayeslora fit` has it
+    STUDY/cells/NAME/begun.json    digests of local files that the fit was begun with
     STUDY/cells/NAME/cell.json     what the fit cost, warned of and read, written when it has ended
     STUDY/cells/NAME/error.json    why there is no result
     STUDY/cells/NAME/evaluations/  metrics (.json, written last) and predictions (.safetensors), or an error
@@ -68,6 +69,10 @@ class Results:
         Where its data or network are local files, ``files`` has their digests.
         """
         return _read(self.at(cell) / "cell.json")
+
+    def begun(self, cell: Cell) -> dict[str, str] | None:
+        """Digests of the local files that a fit was begun with, by their paths; None if it was not begun."""
+        return _read(self.at(cell) / "begun.json")
 
     def evaluated(self, cell: Cell, evaluation: Evaluation) -> dict[str, Any] | None:
         """``metrics`` and ``seconds`` of an evaluation; None if there is none.
@@ -168,6 +173,10 @@ class Results:
                 yield held
         else:
             yield False
+
+    def write_begun(self, cell: Cell, files_read: Mapping[str, str]) -> None:
+        """Say that a fit begins, with local files of such digests."""
+        files.write_json(self.at(cell) / "begun.json", dict(files_read))
 
     def write_fit(
         self,

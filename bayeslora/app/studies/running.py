@@ -20,15 +20,15 @@ from bayeslora.app.config import RunConfig
 from bayeslora.app.studies.cells import Cell, Entry, Evaluation
 from bayeslora.app.studies.checks import OF_ROWS
 from bayeslora.app.studies.expansion import Target
-from bayeslora.app.studies.inputs import digests, digests_of_rows
+from bayeslora.app.studies.inputs import changes_since_begun, digests, digests_of_rows
 from bayeslora.app.studies.results import Results
 from bayeslora.app.studies.warned import heard
 from bayeslora.app.terminal import say
-from bayeslora.errors import BayesLoraError
+from bayeslora.errors import BayesLoraError, SettingError
 from bayeslora.inference import load
 from bayeslora.posterior import Posterior
 from bayeslora.predict.truth import with_truth
-from bayeslora.store import CHAIN, CONFIG, POSTERIOR
+from bayeslora.store import CHAIN, CONFIG, POSTERIOR, holds_fit
 from bayeslora.tasks import Task, check_compatible, load_task
 
 __all__ = ["Performer", "check_rows", "settle"]
@@ -161,16 +161,29 @@ class Performer:
         folder = self.results.at(cell)
         if self.results.fitted(cell) is not None:
             return load(folder)
+        files_read = self._begun(cell)
         if cell.is_within:
             _begin_with(cell, self.results)
         start = None if cell.begin is None else load(self.results.at(cell.begin))
-        files_read = digests(cell.config)
-        with heard() as warned:
-            posterior = runs.fit(
-                cell.config, folder, resume=True, progress=self.progress, start=start, told=self._say_once
-            )
+        try:
+            with heard() as warned:
+                posterior = runs.fit(
+                    cell.config, folder, resume=True, progress=self.progress, start=start, told=self._say_once
+                )
+        except SettingError as error:  # such as that there is another fit, which does not say what to do in a study
+            if changed := changes_since_begun(files_read, cell.config, folder):
+                raise SettingError(changed) from error
+            raise
         self.results.write_fit(cell, posterior.cost, _device(posterior), warned, files_read)
         return posterior
+
+    def _begun(self, cell: Cell) -> dict[str, str]:
+        """Digests of a fit's local files when it was begun: now, unless there is something to go on from."""
+        then = self.results.begun(cell)
+        if then is None or not holds_fit(self.results.at(cell)):
+            then = digests(cell.config)
+            self.results.write_begun(cell, then)
+        return then
 
     def _say_once(self, *notes: str) -> None:
         say(*(note for note in notes if note not in self.said))

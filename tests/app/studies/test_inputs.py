@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -117,3 +118,29 @@ def test_changed_rows_of_a_shift_are_warned_of(study: Made, tmp_path: Path, fits
     again = run(found.source, tmp_path / "out")
     assert list(again.report().parts["shift"]["rows"]) == [8] and len(fits()) == 1
     assert not changes(again.targets, again.results)
+
+
+def test_a_fit_that_was_stopped_does_not_go_on_with_other_files(study: Made, tmp_path: Path) -> None:
+    made = study(methods=["quick"], seeds=[0])
+    found = run(made, tmp_path / "out")
+    folder = found.results.at(found.cells[0])
+    (folder / "cell.json").unlink()  # as if it had been killed before its end
+    shutil.rmtree(folder / "evaluations")
+    record = folder / "posterior" / "posterior.json"
+    described = json.loads(record.read_text())
+    described["record"]["finished"] = False
+    record.write_text(json.dumps(described))
+    rows = tmp_path / "rows.jsonl"
+    before = rows.read_text()
+    rows.write_text(before.replace("cold soup", "hot soup"))
+    (error,) = run(made, tmp_path / "out").frame()["error"]
+    assert f"Files have changed since this fit was begun: {rows}" in error and f"remove the folder '{folder}'" in error
+    assert "--output" not in error
+    shutil.copytree(tmp_path / "out", tmp_path / "back")
+    rows.write_text(before)
+    back = Study(made, tmp_path / "back").run(retry=True, progress=False)
+    assert list(back.frame()["state"]) == ["done"]
+    rows.write_text(before.replace("cold soup", "hot soup"))
+    shutil.rmtree(folder)
+    anew = run(made, tmp_path / "out")
+    assert list(anew.frame()["state"]) == ["done"] and not changes(anew.targets, anew.results)
