@@ -154,7 +154,7 @@ class _Trials:
         if epochs is None:
             return one + a_batch * (batches - 1), posterior
         of_steps = more - (fitted(size, 1 / size) if epochs == 1 else one)
-        if of_steps >= ENOUGH / 2 and cell.begin is None:
+        if size > 1 and of_steps >= ENOUGH / 2 and cell.begin is None:
             step = of_steps / ((size - 1) * epochs)
         else:  # perhaps noise, which many steps would multiply: what is laid around a start may make none
             times, longer = _grown(lambda times: fitted(size, times * epochs), all_epochs / epochs, more, 4)

@@ -26,6 +26,8 @@ class Clock:
     def __init__(self, step: float, once: float, least: float) -> None:
         self.now, self.step, self.once, self.least = 0.0, step, once, least
         self.fits: list[tuple[str, int, float]] = []
+        #: Seconds that a fit takes by chance, by its number.
+        self.noise: dict[int, float] = {}
 
     def monotonic(self) -> float:
         return self.now
@@ -36,6 +38,7 @@ class Clock:
         if epochs < self.least:
             raise SettingError("So few epochs are not enough.")
         self.fits.append((backend, batches, epochs))
+        self.now += self.noise.get(len(self.fits), 0.0)
         one = FIXED + self.step * math.ceil(epochs * batches) + self.once * batches
         self.now += one * settings.get("members", 1)
         found = SimpleNamespace(predict=self.predict)
@@ -81,6 +84,16 @@ def test_seconds_are_of_steps_and_of_rows(
     assert found.predict_seconds == pytest.approx(20 * ROW)
     if step == 0.3:  # slow ones are not made in full
         assert all(batches * epochs <= 2 * max(least + 1, 1) for _, batches, epochs in made.fits)
+
+
+def test_noise_tells_nothing_of_steps_where_all_rows_are_one_batch(study: Made, clock: Callable[..., Clock]) -> None:
+    made, noise = clock(0.3), 0.5
+    made.noise = {3: noise}  # the longer of the two fits on as many batches as there are
+    settings = {"train_size": 12, "heldout_size": 20, "settings": {"batch_size": 12, "epochs": EPOCHS}}
+    (found,) = estimated(Study(study(methods=["mle"], seeds=[0, 3], common=settings)))
+    assert (made.fits[1], made.fits[2]) == (("mle", 1, 1.0),) * 2
+    # Three steps of four epochs, less one, are told from it by that noise.
+    assert found.fit_seconds == pytest.approx(FIXED + 0.3 * EPOCHS, abs=noise * EPOCHS / 3)
 
 
 def test_fits_that_are_made_of_others_take_their_times(study: Made, clock: Callable[..., Clock]) -> None:
