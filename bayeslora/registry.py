@@ -164,7 +164,8 @@ def load_file(path: str | Path) -> None:
     """
     file = Path(path).expanduser().resolve()
     if any(getattr(module, "__file__", None) == str(file) for module in list(sys.modules.values())):
-        _LOADED.setdefault(file, files.digest(file))
+        if file not in _LOADED and file.is_file():
+            _LOADED[file] = files.digest(file)
         return
     name = file.stem if file.stem not in sys.modules else f"{file.stem}_plugin"
     spec = spec_from_file_location(name, file)

@@ -50,7 +50,8 @@ def resolve(config: RunConfig) -> RunConfig:
         config,
         model=model,
         base=_located(config.base),
-        task=located_task(config.task),
+        # With a folder of its files a task is a name in it.
+        task=config.task if config.data_dir is not None else located_task(config.task),
         adapter=None if config.adapter is None else folder(config.adapter, "adapter"),
         data_dir=None if config.data_dir is None else folder(config.data_dir, "data"),
         settings=_typed(algorithm, config.settings),

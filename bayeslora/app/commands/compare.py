@@ -179,9 +179,11 @@ def _show_report(report: Report) -> None:
     folder = report.study.results.folder
     show(f"Written into {folder / 'report'}: study.md, tables as CSV, JSON and LaTeX, and pictures.")
     show(f"Each fit is a run in {folder / 'cells'}.")
-    failed = len(report.failures)
-    if failed:
-        say(f"{failed} of {len(report.frame)} lines failed, see study.md; --retry tries them again.")
+    failures = report.failures
+    if len(failures):
+        only = int((failures["state"] == "done").sum())
+        where = f" ({only} on a shift alone)" if only else ""
+        say(f"{len(failures)} of {len(report.frame)} lines failed{where}, see study.md; --retry tries them again.")
         raise typer.Exit(1)
 
 

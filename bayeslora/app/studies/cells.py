@@ -50,7 +50,7 @@ class Cell:
         own = {key: value for key, value in self.config.to_dict().items() if key not in ("output", "preset")}
         digest = address({"run": own, "start": None if self.start is None else self.start.name})
         path = Path(self.config.task)
-        task = re.sub(r"[^\w.-]+", "-", path.stem if path.is_absolute() or path.suffix else self.config.task)
+        task = re.sub(r"[^\w.-]+", "-", path.stem if path.is_absolute() or "." in str(path) else str(path))
         return f"{task}-{self.config.backend}-seed{self.config.seed}-{digest}"
 
     @property

@@ -23,7 +23,7 @@ OWN = {
 OF_STUDY = {"seed", "output"}
 #: Fields that do not vary from point to point: those, and what makes a method.
 FIXED = OF_STUDY | {"backend", "preset"}
-#: Fields that are mappings of settings.
+#: Fields that are mappings of settings, each of which varies by its own name.
 MAPPINGS = ("settings", "model_settings")
 
 
@@ -205,6 +205,8 @@ def _task(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     shifts = entry.get("shift") or {}
     if not isinstance(shifts, Mapping):
         raise SettingError(f"The shift of task '{name}' is {shifts!r}, expected name: rows lines.")
+    if not all(map(str, shifts)):
+        raise SettingError(f"A shift of task '{name}' has no name, which is what its tables call it by.")
     return found | {"shift": {str(key): _shift(str(key), rows) for key, rows in shifts.items()}}
 
 
@@ -212,7 +214,10 @@ def _shift(name: str, rows: Any) -> Shift:
     given = {"task": rows} if isinstance(rows, str) else rows
     if not isinstance(given, Mapping):
         raise SettingError(f"The shift '{name}' is {rows!r}, expected a task, or key: value lines such as split: test.")
-    return build(Shift, given)
+    found = build(Shift, given)
+    if found.task_settings and found.task is None:
+        raise SettingError(f"The shift '{name}' has task_settings, which are of another task: name it (task: ...).")
+    return found
 
 
 def _check_varied(of: str, values: Any) -> None:
@@ -220,8 +225,11 @@ def _check_varied(of: str, values: Any) -> None:
     if not isinstance(values, Mapping):
         raise SettingError(f"{of} is {values!r}, expected lists of values by the names of settings.")
     for key, candidates in values.items():
-        if key in FIXED:
-            raise SettingError(f"{of} varies '{key}': seeds are the study's own (seeds: [0, 1]), backends are methods.")
+        if key in FIXED or key in MAPPINGS:
+            raise SettingError(
+                f"{of} varies '{key}': seeds are the study's own (seeds: [0, 1]), backends are methods, folders those "
+                "of cells, and settings vary by their own names (learning_rate: [...])."
+            )
         if not isinstance(candidates, list) or not candidates:
             raise SettingError(f"{of} has {candidates!r} for '{key}', expected a list of values to run with.")
         if len(set(map(str, candidates))) < len(candidates):

@@ -59,6 +59,8 @@ def failure_of(target: Target, results: Results) -> str:
     entries = target.trials if chosen is None else (chosen.entry,)
     errors = (results.error(each) for each in entries if results.missing(each))
     error = next((found for found in errors if found is not None), None)
+    if error is None and chosen is None and results.settled(target) == "failed":
+        return "No trial has a finite NLL, by which one could be chosen."
     return "" if error is None else f"{error['type']}: {error['message']}".removeprefix(": ")
 
 

@@ -53,7 +53,8 @@ class Report:
     @property
     def failures(self) -> pd.DataFrame:
         """The lines that failed, and those with a result that lack one on a shift."""
-        return self.frame[(self.frame["state"] != "open") & (self.frame["error"] != "")]
+        lacking = (self.frame["state"] == "done") & (self.frame["error"] != "")
+        return self.frame[(self.frame["state"] == "failed") | lacking]
 
     @cached_property
     def summary(self) -> pd.DataFrame:

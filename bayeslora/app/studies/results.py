@@ -86,13 +86,19 @@ class Results:
 
         ``type``, ``message`` and ``traceback``, and after how many ``seconds``, where that is known.
         """
-        for cell in entry.cell.chain:
-            if (found := _read(self.at(cell) / ERROR)) is not None:
-                return found
-        for name, each in entry.evaluations.items():
-            if (found := _read(self._evaluation(entry.cell, each, f"-{ERROR}"))) is not None:
+        if (found := self._error_of_fit(entry)) is not None:
+            return found
+        for name in entry.evaluations:
+            if (found := self._error_of(entry, name)) is not None:
                 return found | ({"message": f"{found['message']} (shift '{name}')"} if name else {})
         return None
+
+    def _error_of_fit(self, entry: Entry) -> dict[str, Any] | None:
+        places = [self.at(cell) / ERROR for cell in entry.cell.chain]
+        return next((found for place in places if (found := _read(place)) is not None), None)
+
+    def _error_of(self, entry: Entry, evaluation: str) -> dict[str, Any] | None:
+        return _read(self._evaluation(entry.cell, entry.evaluations[evaluation], f"-{ERROR}"))
 
     def missing(self, entry: Entry) -> list[str]:
         """Names of the evaluations of which there is no result."""
@@ -101,7 +107,7 @@ class Results:
     def state(self, entry: Entry) -> State:
         """Whether there is something left to do; with a result on the task's own rows, it is done without a shift's."""
         missing = self.missing(entry)
-        if missing and self.error(entry) is None:
+        if self._error_of_fit(entry) is None and any(self._error_of(entry, name) is None for name in missing):
             return "open"
         return "failed" if "" in missing else "done"
 

@@ -63,7 +63,7 @@ def check_rows(targets: Sequence[Target], results: Results) -> None:
             errors.append(error)
             continue
         for each in evaluations.values():
-            found = task if each.task is None else _compatible(task, each, others)
+            found = task if (each.task, each.data_dir) == (None, None) else _compatible(task, config, each, others)
             found.split(each.split).labels()
     if errors and len(errors) == len(asked):
         raise errors[0]
@@ -73,11 +73,12 @@ def _other_task(evaluation: Evaluation) -> tuple[Any, ...]:
     return evaluation.task, evaluation.data_dir, evaluation.task_settings
 
 
-def _compatible(task: Task, shift: Evaluation, loaded: dict[str, Task]) -> Task:
-    """The task of a shift, once it is known that what is fitted to another one can predict it."""
-    key = repr(_other_task(shift))
+def _compatible(task: Task, config: RunConfig, shift: Evaluation, loaded: dict[str, Task]) -> Task:
+    """The task of a shift, or that of a fit in another folder, once it is known that the fit can predict it."""
+    settings = config.task_settings if shift.task is None else dict(shift.task_settings)
+    key = repr((shift.task or config.task, shift.data_dir, settings))
     if key not in loaded:
-        loaded[key] = load_task(shift.task, shift.data_dir, **dict(shift.task_settings))
+        loaded[key] = load_task(shift.task or config.task, shift.data_dir, **settings)
     check_compatible(task.spec, loaded[key].spec)
     return loaded[key]
 

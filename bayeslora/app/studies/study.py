@@ -83,7 +83,8 @@ class Study:
         """Do what is left of the study. What is done stays done, in this process or in others on the same folder.
 
         Tables and pictures of what there is by then come into the folder ``report``. A cell that fails is recorded, and
-        the others go on. Of cells that are done and whose local files have changed since, there is a warning.
+        the others go on. Of fits and predictions that are done and whose local files or plug-ins have changed since,
+        there is a warning.
 
         Args:
             workers: processes that share the cells; without it, and with the launcher "local", this process does all.
@@ -96,8 +97,8 @@ class Study:
 
         Raises:
             SettingError: the launcher is unknown, or a setting of the study is wrong.
-            TaskError, DataError: a task lacks a split that is to be predicted, or its labels, or none can be loaded;
-                nothing is fitted then.
+            TaskError, DataError: a task lacks a split that is to be predicted, or its labels, or none can be loaded, or
+                that of a shift cannot or has other classes; nothing is fitted then.
         """
         from bayeslora.app.studies.inputs import changes
         from bayeslora.app.studies.launching import launch

@@ -55,6 +55,18 @@ def test_a_file_has_one_address_however_its_path_is_spelled(
     assert len(set(found.values())) == 4  # other data in another folder
 
 
+def test_a_task_in_a_folder_that_is_given_stays_a_name_in_it(
+    study: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "reviews").mkdir()
+    monkeypatch.chdir(tmp_path)
+    shift = {"a": {"task": "reviews", "data_dir": "."}}
+    made = study(tasks={"reviews": {"data_dir": ".", "shift": shift}}, methods=["quick"], seeds=[0])
+    entry = Study(made).targets[0].candidates[0].entry
+    for found in (entry.cell.config, entry.evaluations["a"]):
+        assert (found.task, found.data_dir) == ("reviews", str(tmp_path))
+
+
 def test_entries_go_over_each_other_and_points_over_all(study: Made) -> None:
     found = expand(
         StudyFile.from_dict(
@@ -148,6 +160,7 @@ def test_rows_of_other_tasks_are_evaluated_beside(study: Made) -> None:
         ({"grid": {"epochs": [1, 2, 1]}}, "The grid of a study has a value of 'epochs' twice: 1, 2, 1"),
         ({"grid": {"seed": [1, 2]}}, r"The grid of a study varies 'seed': seeds are the study's own \(seeds: "),
         ({"grid": {"backend": ["mle", "map"]}}, "The grid of a study varies 'backend': .* backends are methods"),
+        ({"grid": {"settings": [1]}}, "The grid of a study varies 'settings': .* vary by their own names"),
         ({"grid": {"epoch": [1]}}, "Unknown setting of any method of the study 'epoch'"),
         ({"tuning": {}}, "tuning needs values"),
         ({"tuning": {"values": {"seed": [1, 2]}}}, "The tuning of a study varies 'seed'"),
@@ -172,9 +185,14 @@ def test_rows_of_other_tasks_are_evaluated_beside(study: Made) -> None:
         ({"methods": {"quick": {"draws": 0}}}, "evaluation: draws .* found 0"),
         ({"tasks": {"demo": {"split": 3}}}, "evaluation: split .* found 3"),
         ({"tasks": {"demo": {"shift": ["test"]}}}, r"The shift of task 'demo' is \['test'\], expected name: rows"),
+        ({"tasks": {"demo": {"shift": {"": "mrpc"}}}}, "A shift of task 'demo' has no name"),
+        (
+            {"tasks": {"demo": {"shift": {"a": {"task_settings": {"text": "b"}}}}}},
+            r"The shift 'a' has task_settings, which are of another task: name it \(task: ...\)",
+        ),
         ({"tasks": {"demo": {"shift": {"a": None}}}}, "The shift 'a' is None, expected a task, or key: value lines"),
         ({"tasks": {"demo": {"shift": {"a": {"spilt": "test"}}}}}, "of a shift 'spilt'. Did you mean 'split'"),
-        ({"tasks": {"demo": {"shift": {"a": {"task_settings": {"txt": "b"}}}}}}, "setting of a task 'txt'. Did you"),
+        ({"tasks": {"demo": {"shift": {"a": {"task": "rte", "task_settings": {"txt": "b"}}}}}}, "of a task 'txt'. Did"),
         ({"tasks": {"demo": {"shift": {"a": {"data_dir": "nowhere"}}}}}, "There is no data folder 'nowhere'"),
     ],
 )  # fmt: skip

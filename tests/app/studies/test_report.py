@@ -226,3 +226,16 @@ def test_rows_that_a_method_chose_something_on_are_named(study: Made, tmp_path: 
         assert "| [1] | demo, demo, tempered | same | 1 of 1 | On the rows of 'heldout' the fit chose" in text
     made = study(methods=methods, seeds=[0], evaluation={"split": "train", "draws": 2})
     assert "the fit chose" not in Study(made, tmp_path / "out").run(progress=False).report().to_markdown()
+
+
+def test_a_line_none_of_whose_trials_has_a_finite_nll_is_told_of(study: Made, tmp_path: Path) -> None:
+    made = study(methods=["quick"], seeds=[0], tuning={"values": {"learning_rate": [0.1, 0.01]}})
+    done = Study(made, tmp_path / "out").run(progress=False)
+    for trial in (trial for target in done.targets for trial in target.trials):
+        place = done.results.evaluation(trial.cell, trial.evaluations[""])
+        found = json.loads(place.read_text())
+        found["metrics"]["nll"]["value"] = "Infinity"
+        place.write_text(json.dumps(found))
+    report = Study(made, tmp_path / "out").report()
+    assert list(report.failures["protocol"]) == ["chosen"]
+    assert "quick, 0, chosen: No trial has a finite NLL" in report.to_markdown()

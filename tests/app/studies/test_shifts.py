@@ -43,6 +43,32 @@ def test_a_shift_that_cannot_be_predicted_ends_the_study_before_its_fits(
     assert "There is no file" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+def test_a_shift_in_another_folder_is_looked_at_there(study: Made, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    made = shifted(study, tmp_path, data_dir=str(tmp_path / "there"))
+    with pytest.raises(DataError, match="there"):
+        Study(made, tmp_path / "out").run(progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_shift_that_is_new_is_predicted_though_another_one_failed(
+    study: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = shifted(study, tmp_path, task=str(tmp_path / "rows.jsonl"))
+
+    def lost(posterior: Any, name: str | None = None, *given: Any) -> Any:
+        if name is not None:
+            raise DataError("There is no file")
+        return saved_task(posterior, name, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bayeslora.app.runs.saved_task", lost)
+        Study(made, tmp_path / "out").run(progress=False)
+    made["tasks"]["demo"]["shift"]["new"] = {"split": "train"}
+    found = Study(made, tmp_path / "out").run(progress=False)
+    assert set(found.report().parts["shift"]["shift"]) >= {"new"}
+
+
 def test_a_shift_that_fails_leaves_the_line_its_own_result(
     study: Made, tmp_path: Path, plugin: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
