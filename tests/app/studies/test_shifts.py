@@ -23,6 +23,13 @@ def shifted(study: Made, folder: Path, **shift: Any) -> dict[str, Any]:
     return study(tasks=tasks, methods=["quick"], seeds=[0])
 
 
+def lost(posterior: Any, name: str | None = None, *given: Any) -> Any:
+    """In place of `saved_task`: the rows of other tasks are gone."""
+    if name is not None:
+        raise DataError("There is no file")
+    return saved_task(posterior, name, *given)
+
+
 def test_a_shift_that_cannot_be_predicted_ends_the_study_before_its_fits(
     study: Made, tmp_path: Path, plugin: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -56,11 +63,6 @@ def test_a_shift_that_is_new_is_predicted_though_another_one_failed(
 ) -> None:
     made = shifted(study, tmp_path, task=str(tmp_path / "rows.jsonl"))
 
-    def lost(posterior: Any, name: str | None = None, *given: Any) -> Any:
-        if name is not None:
-            raise DataError("There is no file")
-        return saved_task(posterior, name, *given)
-
     with monkeypatch.context() as patch:
         patch.setattr("bayeslora.app.runs.saved_task", lost)
         Study(made, tmp_path / "out").run(progress=False)
@@ -75,11 +77,6 @@ def test_a_shift_that_fails_leaves_the_line_its_own_result(
     made = shifted(study, tmp_path, task=str(tmp_path / "rows.jsonl"))
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(made))
     words = ["compare", tmp_path / "study.yaml", "--output", tmp_path / "out", "--plugin", plugin]
-
-    def lost(posterior: Any, name: str | None = None, *given: Any) -> Any:
-        if name is not None:
-            raise DataError("There is no file")
-        return saved_task(posterior, name, *given)
 
     with monkeypatch.context() as patch:
         patch.setattr("bayeslora.app.runs.saved_task", lost)
