@@ -50,8 +50,7 @@ def resolve(config: RunConfig) -> RunConfig:
         config,
         model=model,
         base=_located(config.base),
-        # With a folder of its files a task is a name in it.
-        task=config.task if config.data_dir is not None else located_task(config.task),
+        task=located_task(config.task, config.data_dir),
         adapter=None if config.adapter is None else folder(config.adapter, "adapter"),
         data_dir=None if config.data_dir is None else folder(config.data_dir, "data"),
         settings=_typed(algorithm, config.settings),
@@ -166,13 +165,13 @@ def _located(base: str) -> str:
     return base
 
 
-def located_task(name: str) -> str:
-    """A known task or a name on the hub as it is, a file or folder by its absolute path."""
+def located_task(name: str, data_dir: str | None) -> str:
+    """A known task, or a name on the hub or within ``data_dir``, as it is; a file or folder by its absolute path."""
     from bayeslora.tasks.sources import SUFFIXES
     from bayeslora.tasks.spec import find_task
 
     path = Path(name).expanduser()
-    if not name.strip() or not path.exists():
+    if data_dir is not None or not name.strip() or not path.exists():
         return name
     return str(path.resolve()) if path.suffix.lower() in SUFFIXES or find_task(name) is None else name
 

@@ -246,7 +246,7 @@ def _shifted(shift: Shift, own: Evaluation) -> Evaluation:
     return replace(
         own,
         split=shift.split,
-        task=shift.task if shift.task is None or shift.data_dir is not None else located_task(shift.task),
+        task=None if shift.task is None else located_task(shift.task, shift.data_dir),
         data_dir=None if shift.data_dir is None else folder(shift.data_dir, "data"),
         task_settings=tuple(sorted(task_settings(shift.task_settings).items())),
     )
