@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "digest",
     "digests",
+    "fingerprint",
     "hidden",
     "left",
     "locked",
@@ -36,7 +36,7 @@ __all__ = [
     "write_text",
 ]
 
-#: Bytes of a file of which `digest` reads all; of a larger one it reads as many parts of so many bytes.
+#: Bytes of a file of which `fingerprint` reads all; of a larger one it reads as many parts of so many bytes.
 WHOLE, PARTS, PART = 2**28, 64, 2**20
 
 
@@ -209,7 +209,7 @@ def _of_all(path: Path) -> str:
     return found.hexdigest()
 
 
-def digest(path: Path) -> str:
+def fingerprint(path: Path) -> str:
     """What tells whether a file is another one than before; of a large file, such as a network, parts are looked at."""
     known = path.stat()
     return _of_parts(path, known.st_size, known.st_mtime_ns)

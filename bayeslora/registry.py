@@ -30,7 +30,7 @@ T = TypeVar("T")
 GROUP = "bayeslora.plugins"
 #: What to do about a name in a saved posterior that nothing bears.
 FROM_PLUGIN = "One that comes from a plug-in needs it: import its module before, or give --plugin FILE in a shell."
-#: Files that `load_file` was asked for, and the digest of each when it was imported.
+#: Files that `load_file` was asked for, and the fingerprint of each when it was imported.
 _LOADED: dict[Path, str] = {}
 
 
@@ -165,13 +165,13 @@ def load_file(path: str | Path) -> None:
     file = Path(path).expanduser().resolve()
     if any(getattr(module, "__file__", None) == str(file) for module in list(sys.modules.values())):
         if file not in _LOADED and file.is_file():
-            _LOADED[file] = files.digest(file)
+            _LOADED[file] = files.fingerprint(file)
         return
     name = file.stem if file.stem not in sys.modules else f"{file.stem}_plugin"
     spec = spec_from_file_location(name, file)
     if not file.is_file() or spec is None or spec.loader is None:
         raise SettingError(f"There is no plug-in '{path}': expected a file of Python.")
-    found = files.digest(file)
+    found = files.fingerprint(file)
     sys.modules[name] = module = module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -182,5 +182,5 @@ def load_file(path: str | Path) -> None:
 
 
 def loaded_files() -> dict[Path, str]:
-    """The files of a user's own that `load_file` was asked for: what `files.digest` gave when each was imported."""
+    """The files of a user's own that `load_file` was asked for, and the fingerprint of each when it was imported."""
     return dict(_LOADED)

@@ -30,12 +30,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import psutil
 import torch
 from common import RESULTS, environment, markdown
 from speed_arms import ARMS, CLASSES, FAMILIES, LOG_EVERY, make_work
 from torch import Tensor
 
 from bayeslora.files import write_json
+from bayeslora.inference.training.process import peak, reset_peak
 
 #: Processes that measure the memory of an arm.
 PROCESSES = 5
@@ -159,26 +161,14 @@ def peak_memory(arm: str, options: Namespace, rows: int, tokens: int) -> int:
     """Peak bytes of an arm: of the GPU's tensors, or of this process over what it held with the base network alone."""
     base = network(options)
     batch = batch_of(rows, tokens, base.config.vocab_size, options.device)
-    on_gpu = options.device == "cuda"
     gc.collect()
-    before = 0 if on_gpu else _of_process("VmRSS")
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak so far: it starts anew
+    device = torch.device(options.device)
+    before = 0 if device.type == "cuda" else psutil.Process().memory_info().rss
+    reset_peak(device)
     step = make_step(arm, base, options, batch)
     for _ in range(LOG_EVERY):
         step()
-    return torch.cuda.max_memory_allocated() if on_gpu else _of_process("VmHWM") - before
-
-
-def _of_process(entry: str) -> int:
-    """Resident bytes of this process, now (VmRSS) or at most (VmHWM).
-
-    The system's ru_maxrss will not do: a process inherits it from the one that started it, whose networks are larger.
-    """
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{entry}:"))
+    return peak(device) - before
 
 
 def _wait(device: str) -> None:

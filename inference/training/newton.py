@@ -1,4 +1,4 @@
-"""An optimiser that is variational inference: IVON, for a normal posterior with a deviation for each weight."""
+"""An optimiser that is variational inference: that of IVON, for a normal posterior with a deviation for each weight."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch.optim import AdamW
 
 from bayeslora.rng import derived_short_seed
 
-__all__ = ["IVON"]
+__all__ = ["OnlineNewton"]
 
 
-class IVON(AdamW):
+class OnlineNewton(AdamW):
     r"""Improved variational online Newton over N(m, s^2), s^-2 = ess (h + d), against the prior N(m0, (ess d)^-1).
 
     The gradient g of the loss per example is taken at m + e, with e drawn once a step. With weights that decay as b_1

@@ -15,7 +15,7 @@ from torch.distributions import Normal
 
 from bayeslora.errors import SettingError
 from bayeslora.inference.base import Run, check_random
-from bayeslora.inference.training.newton import IVON as Newton
+from bayeslora.inference.training.newton import OnlineNewton
 from bayeslora.inference.training.objective import Hook, Outcome
 from bayeslora.inference.training.trainer import TrainingSettings
 from bayeslora.inference.variational.learning import learn
@@ -94,7 +94,7 @@ class IVON(TrainingSettings):
         groups: list[dict[str, Any]] = [
             {"params": [place], "centre": prior[name][0], "precision": prior[name][1]} for name, place in random.items()
         ]
-        optimiser = Newton(
+        optimiser = OnlineNewton(
             groups + ([{"params": points, "lr": self.point_learning_rate}] if points else []),
             self.learning_rate,
             ess=len(data) / self.temperature,
@@ -174,7 +174,7 @@ class _Deviations(Hook):
     """The optimiser's standard deviations, in the guide before it is saved."""
 
     guide: Guide
-    optimiser: Newton
+    optimiser: OnlineNewton
 
     def on_checkpoint(self, outcome: Outcome) -> None:
         """Put them there, in multiples of the prior's."""

@@ -10,35 +10,35 @@ from bayeslora.app.config import RunConfig
 from bayeslora.app.studies.expansion import Target
 from bayeslora.app.studies.results import Results
 from bayeslora.app.studies.study import cells_of, entries_of
-from bayeslora.files import digest
+from bayeslora.files import fingerprint
 from bayeslora.registry import loaded_files
 from bayeslora.tasks.task import Splits, Task
 
-__all__ = ["changes", "changes_since_begun", "digests", "digests_of_rows"]
+__all__ = ["changes", "changes_since_begun", "fingerprints", "fingerprints_of_rows"]
 
 #: Endings of files in a folder with a network or an adapter that say what it is.
 OF_NETWORKS = {".json", ".safetensors", ".bin", ".txt", ".model"}
 
 
-def digests(config: RunConfig) -> dict[str, str]:
-    """Digests of the local files of a run's data, base network and adapter by their paths, as they are now.
+def fingerprints(config: RunConfig) -> dict[str, str]:
+    """Fingerprints of the local files of a run's data, base network and adapter by their paths, as they are now.
 
     With them go those of plug-ins, as they were when they were imported: a run may use what any of them registers. What
     comes from the hub or with the package is left out.
     """
     plugins = {str(path): then for path, then in loaded_files().items()}
-    return {str(path): digest(path) for path in _files(config)} | plugins
+    return {str(path): fingerprint(path) for path in _files(config)} | plugins
 
 
-def digests_of_rows(task: Task, name: str, data_dir: str | None) -> dict[str, str]:
-    """Digests of the local files that a task is read from, by their paths.
+def fingerprints_of_rows(task: Task, name: str, data_dir: str | None) -> dict[str, str]:
+    """Fingerprints of the local files that a task is read from, by their paths.
 
     Args:
         task: that was loaded.
         name: which it was loaded by.
         data_dir: folder that was given with it.
     """
-    return {str(path.absolute()): digest(path) for path in _files_of(task, name, data_dir)}
+    return {str(path.absolute()): fingerprint(path) for path in _files_of(task, name, data_dir)}
 
 
 def changes(targets: Sequence[Target], results: Results) -> str:
@@ -49,7 +49,7 @@ def changes(targets: Sequence[Target], results: Results) -> str:
     others: dict[str, None] = {}
     places: dict[str, None] = {}
     for cell, place, then in _done(targets, results):
-        differing = [path for path in then if Path(path).is_file() and digest(Path(path)) != then[path]]
+        differing = [path for path in then if Path(path).is_file() and fingerprint(Path(path)) != then[path]]
         if differing and cell not in places:  # of a fit that is made anew, so are the predictions
             others |= dict.fromkeys(differing)
             places[place] = None
@@ -66,11 +66,11 @@ def changes_since_begun(then: Mapping[str, str], config: RunConfig, folder: Path
     """What to say of a fit that was stopped and whose files were others when it was begun; empty if none was.
 
     Args:
-        then: digests of its files when it was begun.
+        then: fingerprints of its files when it was begun.
         config: of its run.
         folder: of its cell.
     """
-    now = {str(path): digest(path) for path in _files(config)}  # with another plug-in it can go on
+    now = {str(path): fingerprint(path) for path in _files(config)}  # with another plug-in it can go on
     differing = [path for path, known in then.items() if now.get(path, known) != known]
     if not differing:
         return ""
@@ -81,7 +81,7 @@ def changes_since_begun(then: Mapping[str, str], config: RunConfig, folder: Path
 
 
 def _done(targets: Sequence[Target], results: Results) -> Iterator[tuple[str, str, dict[str, str]]]:
-    """Fits and then predictions: the name of the cell, the place among the cells, and digests of what was read."""
+    """Fits and then predictions: the name of the cell, the place among the cells, and fingerprints of what was read."""
     for cell in cells_of(targets):
         yield cell.name, cell.name, (results.fitted(cell) or {}).get("files", {})
     for entry in entries_of(targets):

@@ -3,7 +3,7 @@
 ::
 
     STUDY/cells/NAME/              the run of a cell: config.yaml, checkpoints/, posterior/, as `bayeslora fit` has it
-    STUDY/cells/NAME/begun.json    digests of local files that the fit was begun with
+    STUDY/cells/NAME/begun.json    fingerprints of local files that the fit was begun with
     STUDY/cells/NAME/cell.json     what the fit cost, warned of and read, written when it has ended
     STUDY/cells/NAME/error.json    why there is no result
     STUDY/cells/NAME/evaluations/  metrics (.json, written last) and predictions (.safetensors), or an error
@@ -66,7 +66,7 @@ class Results:
     def fitted(self, cell: Cell) -> dict[str, Any] | None:
         """What a fit cost, ``cost``, on which ``device``, and what it warned of, ``warnings``; None if not ended.
 
-        Where its data or network are local files, ``files`` has their digests.
+        Where its data or network are local files, ``files`` has their fingerprints.
         """
         return _read(self.at(cell) / "cell.json")
 
@@ -77,7 +77,7 @@ class Results:
     def evaluated(self, cell: Cell, evaluation: Evaluation) -> dict[str, Any] | None:
         """``metrics`` and ``seconds`` of an evaluation; None if there is none.
 
-        ``files`` has digests of its local files, and ``warnings`` what is to be said of its rows.
+        ``files`` has fingerprints of its local files, and ``warnings`` what is to be said of its rows.
         """
         return _read(self.evaluation(cell, evaluation))
 
@@ -181,7 +181,7 @@ class Results:
             yield False
 
     def write_begun(self, cell: Cell, files_read: Mapping[str, str]) -> None:
-        """Say that a fit begins, with local files of such digests."""
+        """Say that a fit begins, with local files of such fingerprints."""
         files.write_json(self.at(cell) / "begun.json", dict(files_read))
 
     def write_fit(
@@ -199,7 +199,7 @@ class Results:
             cost: of the fit.
             device: what it ran on.
             warnings: what it warned of.
-            files_read: digests of local files by their paths.
+            files_read: fingerprints of local files by their paths.
         """
         found = {"cost": dict(cost), "device": device, "warnings": list(warnings), "files": dict(files_read or {})}
         files.write_json(self.at(cell) / "cell.json", found)
@@ -221,7 +221,7 @@ class Results:
             metrics: that came of it.
             seconds: that the prediction took.
             warnings: what is to be said of its rows.
-            files_read: digests of the local files that these are from, by their paths.
+            files_read: fingerprints of the local files that these are from, by their paths.
         """
         found = {"metrics": metrics.to_dict(), "seconds": seconds}
         found |= {"warnings": list(warnings), "files": dict(files_read or {})}

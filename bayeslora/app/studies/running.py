@@ -20,7 +20,7 @@ from bayeslora.app.config import RunConfig
 from bayeslora.app.studies.cells import Cell, Entry, Evaluation
 from bayeslora.app.studies.checks import OF_ROWS
 from bayeslora.app.studies.expansion import Target
-from bayeslora.app.studies.inputs import changes_since_begun, digests, digests_of_rows
+from bayeslora.app.studies.inputs import changes_since_begun, fingerprints, fingerprints_of_rows
 from bayeslora.app.studies.results import Results
 from bayeslora.app.studies.warned import heard
 from bayeslora.app.terminal import say
@@ -179,10 +179,10 @@ class Performer:
         return posterior
 
     def _begun(self, cell: Cell) -> dict[str, str]:
-        """Digests of a fit's local files when it was begun: now, unless there is something to go on from."""
+        """Fingerprints of a fit's local files when it was begun: now, unless there is something to go on from."""
         then = self.results.begun(cell)
         if then is None or not holds_fit(self.results.at(cell)):
-            then = digests(cell.config)
+            then = fingerprints(cell.config)
             self.results.write_begun(cell, then)
         return then
 
@@ -193,7 +193,7 @@ class Performer:
     def _evaluate(self, cell: Cell, posterior: Posterior, evaluation: Evaluation) -> None:
         task = runs.saved_task(posterior, evaluation.task, evaluation.data_dir, dict(evaluation.task_settings))
         data_dir = evaluation.data_dir or (cell.config.data_dir if evaluation.task is None else None)
-        files_read = digests_of_rows(task, evaluation.task or cell.config.task, data_dir)
+        files_read = fingerprints_of_rows(task, evaluation.task or cell.config.task, data_dir)
         rows = task.split(evaluation.split)
         warned = runs.flattered(posterior, rows, evaluation.split)  # before some of them are left out
         if evaluation.rows is not None and evaluation.rows < len(rows):

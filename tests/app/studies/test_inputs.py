@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bayeslora.app.studies import Study
-from bayeslora.app.studies.inputs import changes, digests
+from bayeslora.app.studies.inputs import changes, fingerprints
 from bayeslora.demo import MODEL_PATH
 from bayeslora.registry import load_file
 
@@ -77,7 +77,7 @@ def test_files_are_those_of_the_task_alone_and_of_the_network(study: Made, tmp_p
     task = {"task": "mine", "data_dir": str(tmp_path / "data")}
     made |= {"tasks": {"mine": task}, "bases": {"small": {"base": str(MODEL_PATH)}}}
     (cell,) = Study(made).cells
-    found = {Path(each) for each in digests(cell.config)}
+    found = {Path(each) for each in fingerprints(cell.config)}
     assert {each for each in found if each.is_relative_to(tmp_path)} == {tmp_path / "data" / "mine" / "train.jsonl"}
     assert MODEL_PATH / "config.json" in found and MODEL_PATH / "model.safetensors" in found
 

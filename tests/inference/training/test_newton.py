@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bayeslora.inference.training.newton import IVON
+from bayeslora.inference.training.newton import OnlineNewton
 
 ESS = 50.0
 CENTRE = torch.tensor([1.0, -1.0, 0.5])
@@ -23,12 +23,13 @@ def loss(place: Tensor) -> Tensor:
     return (place - AT) @ CURVATURE @ (place - AT) / 2
 
 
-def newton(place: nn.Parameter, *more: dict[str, Any], lr: float = 0.1, seed: int = 0, **changed: Any) -> IVON:
+def newton(place: nn.Parameter, *more: dict[str, Any], lr: float = 0.1, seed: int = 0, **changed: Any) -> OnlineNewton:
     settings = {"ess": ESS, "hessian": 0.2, "betas": (0.9, 0.999), "radius": 1e9} | changed
-    return IVON([{"params": [place], "centre": CENTRE, "precision": PRECISION}, *more], lr, seed=seed, **settings)
+    groups = [{"params": [place], "centre": CENTRE, "precision": PRECISION}, *more]
+    return OnlineNewton(groups, lr, seed=seed, **settings)
 
 
-def step(optimiser: IVON, place: nn.Parameter, parts: int = 1) -> None:
+def step(optimiser: OnlineNewton, place: nn.Parameter, parts: int = 1) -> None:
     optimiser.zero_grad()
     for _ in range(parts):
         with optimiser.context():
@@ -104,7 +105,7 @@ def test_noise_is_by_seed_and_step_and_leaves_the_global_generator_alone() -> No
 
 
 def test_a_closure_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"IVON\.step takes no closure"):
+    with pytest.raises(TypeError, match=r"OnlineNewton\.step takes no closure"):
         newton(nn.Parameter(CENTRE.clone())).step(lambda: 0.0)
 
 
