@@ -57,9 +57,10 @@ def bootstrap(
 
     The basic interval mirrors the resamples at the value: a calibration error is larger on resamples than on the rows
     themselves, as it is on these than in truth, and percentiles of the resamples would miss a small one nearly always.
-    It is cut at the bounds of the statistic, and extended to hold the value. An interval tells what other rows would
-    change, not what another seed of training would. One row has none, and its ends are NaN where a resample has no
-    value, as has a correlation of few rows.
+    It is cut at the bounds of the statistic, and extended to hold the value. Where all rows are at a bound, as right as
+    can be, so is every resample: the other end is that of Clopper and Pearson then, for a share of rows of which none
+    was seen. An interval tells what other rows would change, not what another seed of training would. One row has none,
+    and its ends are NaN where a resample has no value, as has a correlation of few rows.
 
     Args:
         table: statistics by name.
@@ -68,7 +69,8 @@ def bootstrap(
         intervals: make them.
 
     References:
-        Efron and Tibshirani, *An introduction to the bootstrap*, 1993, chapter 13.
+        Efron and Tibshirani, *An introduction to the bootstrap*, 1993, chapter 13; Clopper and Pearson, *The use of
+        confidence or fiducial limits*, Biometrika 1934.
     """
     values = {name: once(statistic, n) for name, (statistic, _, _) in table.items()}
     if not intervals or n == 1:
@@ -90,7 +92,7 @@ def bootstrap(
             confidence_level=LEVEL, method="basic", rng=np.random.default_rng(seed),
         ).confidence_interval  # fmt: skip
     return {
-        name: _within(values[name], low[place], high[place], least, greatest)
+        name: _within(values[name], low[place], high[place], least, greatest, n)
         for place, (name, (_, least, greatest)) in enumerate(table.items())
     }
 
@@ -245,8 +247,11 @@ def _correlation(counts: Floats, first: Floats, second: Floats) -> Floats:
     return np.where((x_norm <= x_least) | (y_norm <= y_least), np.nan, found)
 
 
-def _within(value: float, low: float, high: float, least: float, greatest: float) -> Interval:
+def _within(value: float, low: float, high: float, least: float, greatest: float, n: int) -> Interval:
     """An interval within the bounds that holds the value; what mirrors the infinite is not known."""
+    if low == high and value in (least, greatest):
+        unseen = (greatest - least) * (1 - ((1 - LEVEL) / 2) ** (1 / n))
+        low, high = value - unseen, value + unseen
     low, high = np.clip([low, high], least, greatest)
     if math.isinf(value):
         low, high = math.nan, value

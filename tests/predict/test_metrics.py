@@ -237,6 +237,15 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     assert covered["ece_10"] >= 49
 
 
+@pytest.mark.parametrize("n", [6, 200])
+@pytest.mark.parametrize("right", [True, False])
+def test_rows_that_are_all_right_or_all_wrong_do_not_make_an_accuracy_certain(n: int, right: bool) -> None:
+    logs = np.log(np.tile([0.9, 0.1], (n, 1)))
+    found = metrics.classification(logs, np.full(n, 0 if right else 1))["accuracy"]
+    exact = stats.binomtest(n if right else 0, n).proportion_ci(0.95, method="exact")
+    assert (found.low, found.high) == pytest.approx((exact.low, exact.high))
+
+
 def test_the_calibration_error_of_a_calibrated_model_is_not_told_to_be_large() -> None:
     """The error in truth is zero; that of 500 rows, and of resamples still more, is not."""
     covered = 0
