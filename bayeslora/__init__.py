@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from bayeslora.networks import NetworkSettings
     from bayeslora.posterior import Posterior
     from bayeslora.predict import metrics, plots
-    from bayeslora.predict.prediction import ClassPrediction, Prediction, ValuePrediction
+    from bayeslora.predict.prediction import ClassPrediction, Prediction
     from bayeslora.predict.sequences import SequencePrediction
+    from bayeslora.predict.values import ValuePrediction
     from bayeslora.program import Program
     from bayeslora.tasks import Split, Task, TaskSpec, load_task
 
@@ -66,8 +67,9 @@ _HOMES = {
     "bayeslora.app.studies": ("Study",),
     "bayeslora.posterior": ("Posterior",),
     "bayeslora.predict": ("metrics", "plots"),
-    "bayeslora.predict.prediction": ("ClassPrediction", "Prediction", "ValuePrediction"),
+    "bayeslora.predict.prediction": ("ClassPrediction", "Prediction"),
     "bayeslora.predict.sequences": ("SequencePrediction",),
+    "bayeslora.predict.values": ("ValuePrediction",),
     "bayeslora.program": ("Program",),
     "bayeslora.tasks": ("Split", "Task", "TaskSpec", "load_task"),
 }

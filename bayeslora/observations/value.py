@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bayeslora.observations.base import Curved, Observation, refuse
-from bayeslora.predict.prediction import ValuePrediction
+from bayeslora.predict.values import ValuePrediction
 
 if TYPE_CHECKING:
     from bayeslora.tasks import TaskSpec

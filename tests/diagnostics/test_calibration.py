@@ -5,7 +5,8 @@ import torch
 
 from bayeslora.diagnostics import auroc, by_class, risk_coverage
 from bayeslora.errors import DataError
-from bayeslora.predict.prediction import ClassPrediction, ValuePrediction
+from bayeslora.predict.prediction import ClassPrediction
+from bayeslora.predict.values import ValuePrediction
 
 
 def prediction(probabilities: list[list[float]], labels: list[int]) -> ClassPrediction:

@@ -13,7 +13,8 @@ from bayeslora.diagnostics import TokenCalibration
 from bayeslora.errors import DataError
 from bayeslora.predict import metrics
 from bayeslora.predict.plots import reliability_diagram, save_figure
-from bayeslora.predict.prediction import ClassPrediction, ValuePrediction
+from bayeslora.predict.prediction import ClassPrediction
+from bayeslora.predict.values import ValuePrediction
 
 
 def test_a_confidence_of_one_is_drawn() -> None:

@@ -14,7 +14,8 @@ from scipy.stats import norm
 from bayeslora import files
 from bayeslora.errors import DataError, PosteriorError
 from bayeslora.predict import prediction as predictive
-from bayeslora.predict.prediction import ClassPrediction, Prediction, ValuePrediction
+from bayeslora.predict.prediction import ClassPrediction, Prediction
+from bayeslora.predict.values import ValuePrediction
 
 
 def classes(draws: int = 6, n: int = 40, width: int = 3, seed: int = 0) -> ClassPrediction:

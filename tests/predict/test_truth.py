@@ -8,9 +8,10 @@ import torch
 
 from bayeslora.errors import DataError
 from bayeslora.predict import metrics
-from bayeslora.predict.prediction import ClassPrediction, Prediction, ValuePrediction
+from bayeslora.predict.prediction import ClassPrediction, Prediction
 from bayeslora.predict.reliability import guesses_of
 from bayeslora.predict.truth import with_truth
+from bayeslora.predict.values import ValuePrediction
 from bayeslora.tasks import Split, TaskSpec, rows_of
 
 SPEC = TaskSpec("counting", labels=("none", "one", "more"))

@@ -1,0 +1,73 @@
+"""Predictions of real labels: the distribution of each under the posterior."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, ClassVar
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from bayeslora.predict import metrics
+from bayeslora.predict.prediction import Prediction
+from bayeslora.predict.resampling import Bounded
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["ValuePrediction"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ValuePrediction(Prediction):
+    """A prediction of real labels, whose one output is the mean of normal noise.
+
+    Attributes:
+        scale: standard deviation of the noise.
+    """
+
+    kind: ClassVar[str] = "values"
+
+    scale: float = 1.0
+
+    def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
+        """Normal around the output."""
+        return dist.Normal(outputs.squeeze(-1), torch.as_tensor(self.scale).to(outputs), validate_args=False)
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """Predictive mean (examples,)."""
+        return self._by_rows(lambda outputs: self.distribution(outputs).mean.mean(0))
+
+    @cached_property
+    def variance(self) -> Tensor:
+        """Predictive variance (examples,): the noise's plus that of the mean over draws."""
+
+        def total(outputs: Tensor) -> Tensor:
+            label = self.distribution(outputs)
+            found: Tensor = label.variance.mean(0) + label.mean.var(0, correction=0)
+            return found
+
+        return self._by_rows(total)
+
+    @property
+    def predictions(self) -> Tensor:
+        """The predictive mean (examples,)."""
+        return self.mean
+
+    @property
+    def by_draw(self) -> dict[str, tuple[Tensor, dict[str, tuple[str, ...]]]]:
+        """``mean`` (draws, examples)."""
+        return {"mean": (self.outputs[..., 0], {})}
+
+    def statistics(self) -> dict[str, Bounded]:
+        """See `bayeslora.predict.metrics.value_statistics`."""
+        return metrics.value_statistics(self.mean, self.log_predictive_density, self._known())
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Columns ``mean`` and ``deviation``, the standard deviation of a label, in its unit."""
+        import pandas as pd
+
+        return pd.DataFrame({"mean": self.mean.numpy(), "deviation": self.variance.sqrt().numpy()})
