@@ -22,7 +22,7 @@ from bayeslora.errors import PosteriorError, unknown
 from bayeslora.identity import describe
 from bayeslora.passes import Rows, undisturbed
 from bayeslora.predictors import Draws, Mean, Predictor
-from bayeslora.program import Program
+from bayeslora.program import Program, one_draw
 from bayeslora.record import TENSORS, Record, write_record
 from bayeslora.rng import seeded
 from bayeslora.settings import Count, Seed, coerce
@@ -125,6 +125,11 @@ class Posterior(ABC):
         """Whether the weights of one layer say nothing of another's."""
         return False
 
+    @property
+    def learned_means(self) -> tuple[str, ...]:
+        """Random sites around a prior mean that was learned from all rows."""
+        return ()
+
     def noise_scales(self) -> dict[str, Tensor]:
         """What a guide keeps of its noise, by name; nothing of other posteriors."""
         return {}
@@ -136,9 +141,7 @@ class Posterior(ABC):
     def prior_draw(self) -> dict[str, Tensor]:
         """One draw of every latent site, and the weights, from the prior."""
         with torch.no_grad():
-            trace = poutine.trace(self.prior_model).get_trace()
-        latents = {name: trace.nodes[name]["value"] for name in trace.stochastic_nodes}
-        return latents | self.program.weights_at(latents)
+            return one_draw(self.prior_model)
 
     def log_prior(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Log density of the prior at a draw, by site, of the sites that are random; the model's factors with them."""

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from bayeslora.tasks import Task
 
-__all__ = ["Estimator", "Program"]
+__all__ = ["Estimator", "Program", "one_draw"]
 
 #: What is put into the network for weights by site and a batch: a tensor for each site, or functions for its layers.
 Estimator = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Mapping[str, Value]]
@@ -298,6 +298,13 @@ class Program(nn.Module):
         learned = sum(value.numel() for value in self.model.guide(self.sites).parameters() if value.requires_grad)
         table.append(f"LoRA and head: {plain:,} parameters; structured guide: {learned - plain:,} more.")
         return "\n".join(table)
+
+
+def one_draw(model: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """One draw of every latent site of a Pyro model, and the weights that it returns."""
+    trace = poutine.trace(model).get_trace()
+    latents = {name: trace.nodes[name]["value"] for name in trace.stochastic_nodes}
+    return latents | trace.nodes["_RETURN"]["value"]
 
 
 def _model(model: WeightModel | str | None) -> WeightModel:

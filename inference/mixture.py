@@ -55,6 +55,11 @@ class MixturePosterior(Softened):
         return self.members[0].dense
 
     @property
+    def learned_means(self) -> tuple[str, ...]:
+        """The members'."""
+        return self.members[0].learned_means
+
+    @property
     def most_draws(self) -> int | None:
         """As many of each member as the one with the fewest has."""
         known = [member.most_draws for member in self.members if member.most_draws is not None]

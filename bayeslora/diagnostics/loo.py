@@ -21,8 +21,9 @@ def loo(data: Any) -> Any:
     A draw has the weight p(y, draw) / q(draw) / p(y_i | draw)^(1 / temperature), Pareto smoothed: the first quotient
     corrects for the guide (Magnusson et al.), the second leaves row i out. Draws of a Markov chain have no first one.
     Independent fits are taken each by itself, and their densities averaged: the estimate is of their equal mixture.
-    Sites that are point estimates stay where all rows have put them, with row i among them: the estimate is then of the
-    posterior given those, and too good by as much as they have overfitted.
+    Point estimates, and prior means that were learned (`svi` by default, see `Posterior.learned_means`), stay where all
+    rows have put them, with row i among them: the estimate is then of the posterior given those, and too good by as
+    much as they have overfitted. It ranks no model that has some against one that has none.
 
     Args:
         data: of `to_inference_data`, on the rows that the posterior was fitted to.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -99,6 +99,10 @@ def diagnose(
     return found
 
 
+def _shortened(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
 def _guide(found: Diagnosis, posterior: Posterior, train: Split | None, draws: int, settings: dict[str, Any]) -> None:
     """How far the guide is from the posterior."""
     stats = found.data["sample_stats"]
@@ -117,9 +121,11 @@ def _guide(found: Diagnosis, posterior: Posterior, train: Split | None, draws: i
     spread = elbo.std(ddof=1) / elbo.size**0.5
     sentence = _of_khat(shape, elbo.shape[1], posterior, found.data.attrs["method"])
     found.say(NEAR, sentence, khat=shape, elbo=float(elbo.mean()), elbo_error=float(spread))
+    free = " Their prior means were learned, which costs it nothing: it compares with such fits alone."
     found.say(
         NEAR,
-        f"ELBO of the random sites {elbo.mean():.1f} nats, with a standard error of {spread:.1f} by {elbo.size} draws.",
+        f"ELBO of the random sites {elbo.mean():.1f} nats, with a standard error of {spread:.1f} by {elbo.size} draws."
+        f"{free if posterior.learned_means else ''}",
     )
     blocks = _blocks(found, posterior, train, draws, settings)
     found.pictures["khat"] = plots.khat_bars(shape, blocks)
@@ -226,10 +232,12 @@ def _leave_one_out(found: Diagnosis, posterior: Posterior) -> None:
         trust = "" if not bad else f" {bad} of {len(shapes)} rows have a Pareto k above {good:.2f}: do not trust it."
         sentence = f"elpd_loo {total:.1f} with a standard error of {error:.1f}, {total / len(shapes):.3f} a row.{trust}"
         found.say(MODEL, sentence, elpd_loo=total, elpd_loo_error=error, pareto_k_bad=bad)
-        if fixed := posterior.record.point_sites:
-            names = ", ".join(fixed[:3]) + (", ..." if len(fixed) > 3 else "")
+        of_all_rows = {"point estimates": posterior.record.point_sites, "prior means": posterior.learned_means}
+        if named := [f"{what} of {_shortened(sites)}" for what, sites in of_all_rows.items() if sites]:
             found.say(
-                MODEL, f"Too good by as much as point estimates have overfitted, which leave no row out: {names}."
+                MODEL,
+                f"Too good by as much as what leaves no row out has overfitted: {' and '.join(named)}. It ranks no "
+                "model that has such against one that has none.",
             )
         found.pictures["pareto_k"] = plots.pareto_k(by_row["example"].values, shapes, good)
     except PosteriorError as problem:

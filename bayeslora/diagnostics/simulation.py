@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bayeslora.errors import SettingError
 from bayeslora.passes import Rows, undisturbed
-from bayeslora.program import Program
+from bayeslora.program import Program, one_draw
 from bayeslora.progress import track
 from bayeslora.rng import isolated
 
@@ -91,7 +91,7 @@ def sbc(
     which the backend makes point estimates, and for which it then is not calibrated. It judges the fit as it is made: a
     guide that is stopped too early is found too narrow or biased, whatever it would have become. Draws of a Markov
     chain are to be thinned until they are next to independent. The posterior has to be of all rows under the prior that
-    weights are drawn from: ``heldout_size=0`` of `svi` and `laplace`, and ``prior_mean="model"`` of `svi`.
+    weights are drawn from: ``heldout_size=0`` and ``prior_mean="model"`` of `svi`, ``tune="none"`` of `laplace`.
 
     Args:
         program: of a small adapter; it is fitted ``simulations`` times.
@@ -125,7 +125,7 @@ def sbc(
     seeds = torch.randint(2**31, (simulations,), generator=torch.Generator().manual_seed(seed)).tolist()
     for each in track(seeds, "simulations", simulations, progress):
         with isolated(each, program.device), undisturbed(program), torch.no_grad():
-            truth = program.prior()
+            truth = one_draw(program.prior)
             outputs = over.outputs(program, truth)
             labels = over.observation.predicted(outputs.unsqueeze(0)).sample()[0]
         simulated = unlabelled.add_column("labels", labels.tolist())

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from bayeslora.sites import Site, pairs, short
 
@@ -63,13 +64,15 @@ def _products(draw: Mapping[str, Tensor], sites: Sequence[Site]) -> Iterator[tup
         layers.setdefault(rank, []).extend(map(short, a.layers))
     for rank, parts in values.items():
         name = "delta" if len(values) == 1 else f"delta_r{rank}"
-        singular, names = torch.cat(parts), {f"{name}_layer": layers[rank]}
+        # Of a layer with a side that is shorter than the rank the others are zero.
+        singular = torch.cat([pad(part, (0, rank - part.shape[-1])) for part in parts])
+        names = {f"{name}_layer": layers[rank]}
         yield f"{name}.norm", Summary(singular.norm(dim=1), (f"{name}_layer",), names)
         yield f"{name}.singular", Summary(singular, (f"{name}_layer", f"{name}_place"), names)
 
 
 def _singular_values(a: Tensor, b: Tensor) -> Tensor:
-    """Singular values (layers, rank) of B A, given (layers, columns, rank) and (layers, outputs, rank)."""
+    """Singular values (layers, shortest side or rank) of B A, from (layers, columns, rank), (layers, outputs, rank)."""
     right, left = (torch.linalg.qr(value.double(), mode="r").R for value in (a, b))
     return torch.linalg.svdvals(left @ right.mT)
 

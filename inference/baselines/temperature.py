@@ -189,6 +189,11 @@ class TemperedPosterior(Posterior):
         return self.inner.independent_layers
 
     @property
+    def learned_means(self) -> tuple[str, ...]:
+        """The posterior's."""
+        return self.inner.learned_means
+
+    @property
     def most_draws(self) -> int | None:
         """The posterior's."""
         return self.inner.most_draws

@@ -46,8 +46,17 @@ class VariationalPosterior(Softened):
 
     def prior_model(self) -> dict[str, Tensor]:
         """Pyro model of the weights alone, around the means that were learned, if they were."""
-        prior_mean = self.record.settings.get("prior_mean", "model")
-        return self.program.prior(prior_sites(self.program, self.guide, prior_mean))
+        return self.program.prior(prior_sites(self.program, self.guide, self._prior_mean))
+
+    @property
+    def learned_means(self) -> tuple[str, ...]:
+        """Those that the guide has a parameter for, if they were learned."""
+        return () if self._prior_mean == "model" else tuple(self.guide.centres())
+
+    @property
+    def _prior_mean(self) -> PriorMean:
+        found: PriorMean = self.record.settings.get("prior_mean", "model")
+        return found
 
     def noise_scales(self) -> dict[str, Tensor]:
         """The guide's."""

@@ -17,6 +17,7 @@ from bayeslora.errors import PosteriorError
 from bayeslora.inference import fit
 from bayeslora.models import Gaussian, MonteCLoRA
 from bayeslora.posterior import Posterior
+from bayeslora.sites import Site
 
 ROWS = tiny_rows(16)
 BACKENDS: dict[str, dict[str, Any]] = {
@@ -162,6 +163,20 @@ def test_summaries_are_those_of_the_product() -> None:
     turn = torch.randn(2, 2) + 2 * torch.eye(2)
     turned = draw | {"linear_16x24.A": a @ turn.T, "linear_16x24.B": b @ torch.linalg.inv(turn)}
     torch.testing.assert_close(summarise(turned, program.sites)["delta.norm"].value, found["delta.norm"].value)
+
+
+def test_singular_values_beyond_the_side_of_a_layer_are_zero() -> None:
+    """Three of rank three, of one layer with two outputs and one with four."""
+    wide, narrow = (
+        [Site(f"{group}.{role}", role, group, torch.ones(1, size, 3), (f"{group}.layer",), (2.0,)) for role in "AB"]
+        for group, size in (("wide", 4), ("narrow", 2))
+    )
+    draw = {site.name: torch.randn(site.initial.shape) for site in (*wide, *narrow)}
+    found = summarise(draw, [*wide, *narrow])["delta.singular"].value
+    for row, (a, b) in zip(found, (wide, narrow), strict=True):
+        expected = torch.linalg.svdvals(2.0 * draw[b.name][0].double() @ draw[a.name][0].double().T)
+        torch.testing.assert_close(row[: min(3, len(expected))], expected[:3])
+        assert (row[len(expected) :] == 0).all()
 
 
 def test_sites_that_are_named_are_kept_whole() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scenarios import Regression, lora_regression, tiny_rows, untrained_program
+from scenarios import Regression, lora_regression, tiny_program, tiny_rows, untrained_program
 from torch import Tensor
 
 from bayeslora import inference
@@ -53,6 +53,15 @@ def test_laplace_is_the_exact_posterior_of_a_regression(known: Regression) -> No
     for name, ranks in one.ranks.items():
         # Ranks of the same truth among 50 draws each: their difference has a deviation of at most sqrt(50 / 2) = 5.
         assert np.abs(ranks - other.ranks[name]).max() < 4 * 5
+
+
+def test_quantities_see_every_latent_site(known: Regression) -> None:
+    def wishart(draw: Any, logits: Tensor) -> dict[str, float]:
+        return {"scale": float(draw["linear_16x24.A.scale_tril"].norm())}
+
+    settings = {"prior_mean": "model", "heldout_size": 0, "epochs": 1}
+    found = sbc(tiny_program(), "svi", tiny_rows(4), 2, 3, quantities=wishart, progress=False, **settings)
+    assert all(0 <= rank <= 3 for rank in found.ranks["scale"])
 
 
 def test_quantities_by_default(known: Regression) -> None:

@@ -179,6 +179,18 @@ def test_the_kl_weight_warms_up_to_the_temperature() -> None:
     assert posterior.record.temperature == 0.2
 
 
+def test_learned_prior_means_are_known_through_chains_and_a_temperature() -> None:
+    rows = tiny_rows(12)
+    settings: dict[str, Any] = {"epochs": 1, "progress": False}
+    one = fit(tiny_program(), rows, chains=2, **settings)
+    other = fit(
+        tiny_program(), rows, "temperature", of="svi", of_settings={"epochs": 1}, heldout_size=4, progress=False
+    )
+    random = {site.name for site in one.program.sites if site.role == "A"}
+    assert set(one.learned_means) == set(one.chains[0].learned_means) == set(other.learned_means) == random
+    assert not fit(tiny_program(), rows, prior_mean="model", **settings).learned_means
+
+
 def test_a_matrix_around_a_learned_prior_mean_is_charged_for_its_noise_alone() -> None:
     costs = {}
     for prior_mean in ("learned", "model"):
