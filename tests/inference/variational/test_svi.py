@@ -9,7 +9,7 @@ import pytest
 import torch
 from datasets import Dataset
 from pyro import poutine
-from scenarios import Regression, lora_regression, tiny_batch, tiny_program, tiny_rows
+from scenarios import Regression, lora_regression, tiny_batch, tiny_program, tiny_rows, untrained_program
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -183,9 +183,8 @@ def test_learned_prior_means_are_known_through_chains_and_a_temperature() -> Non
     rows = tiny_rows(12)
     settings: dict[str, Any] = {"epochs": 1, "progress": False}
     one = fit(tiny_program(), rows, chains=2, **settings)
-    other = fit(
-        tiny_program(), rows, "temperature", of="svi", of_settings={"epochs": 1}, heldout_size=4, progress=False
-    )
+    over = {"of": "svi", "of_settings": {"epochs": 1}, "heldout_size": 4, "progress": False}
+    other = fit(untrained_program(), rows, "temperature", **over)
     random = {site.name for site in one.program.sites if site.role == "A"}
     assert set(one.learned_means) == set(one.chains[0].learned_means) == set(other.learned_means) == random
     assert not fit(tiny_program(), rows, prior_mean="model", **settings).learned_means
