@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from bayeslora.inference.base import Backend, Run, labelled
 from bayeslora.inference.loading import check_same, load
 from bayeslora.inference.mixture import mixture_of
 from bayeslora.inference.softening import soften_whole
+from bayeslora.inference.training.process import cost_since, reset_peak
 from bayeslora.observations import digest
 from bayeslora.posterior import Posterior
 from bayeslora.program import Program
@@ -163,7 +165,17 @@ def fitted_in_folder(program: Program, rows: Dataset, algorithm: Backend, run: R
 
 def _fitted(program: Program, rows: Dataset, algorithm: Backend, run: Run, chains: int) -> Posterior:
     if chains == 1:
-        return algorithm.fit(program, rows, run)
+        return _alone(program, rows, algorithm, run)
     whole = mixture_of(independent(program, rows, algorithm, [run.chain(number) for number in range(chains)]))
     soften_whole(whole, run)
     return whole
+
+
+def _alone(program: Program, rows: Dataset, algorithm: Backend, run: Run) -> Posterior:
+    """What a backend's own function gives: it is finished, and what it took is measured where it does not say."""
+    reset_peak(program.device)
+    begun = time.monotonic()
+    posterior = algorithm.fit(program, rows, run)
+    cost = posterior.record.cost or cost_since(program, begun)
+    posterior.record = replace(posterior.record, cost=cost, finished=True)
+    return posterior

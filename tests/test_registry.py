@@ -89,11 +89,19 @@ def test_a_preset_of_ones_own_in_python() -> None:
         bl.preset("publishd")
 
 
+def test_a_guide_of_ones_own_has_the_sites_of_the_model(tmp_path: Path) -> None:
+    load_file(OWN)
+    program = text_program(saved_base(tmp_path / "base"))
+    with pytest.raises(SettingError, match=r"guide='fixed' and model 'monteclora' do not .* 'linear_.*\.mixture' is a"):
+        bl.fit(program, text_rows(), guide="fixed", epochs=1, progress=False)
+
+
 def test_a_backend_and_posterior_of_ones_own(tmp_path: Path) -> None:
     load_file(OWN)
     program = text_program(saved_base(tmp_path / "base"))
     fitted = bl.fit(program, text_rows(), "from-prior", number=4, progress=False)
     assert type(fitted).kind == "stored" and fitted.record.settings == {"number": 4}
+    assert fitted.record.finished and fitted.cost["parameters"] > 0 and 0 < fitted.cost["seconds"] < 60
     assert call(*FIT[:5], "--backend", "from-prior", "--train-size", "48", "--output", tmp_path / "run") == 0
     loaded = bl.load(tmp_path / "run")
     assert type(loaded) is type(fitted)

@@ -84,9 +84,10 @@ class Generation:
     def entropy(self) -> float:
         """Minus the log-probability of a text on average, in nats.
 
-        Of samples of the posterior predictive (`sampled`) an unbiased estimate of its entropy. Of others it is no
-        entropy: it says how improbable the posterior finds texts that were chosen otherwise, at the mean of the
-        weights, at another temperature, or among the most probable tokens alone.
+        Of samples (`sampled`) an unbiased estimate of the entropy of the mixture of these draws, one of which wrote
+        each text: less than that of the posterior predictive, which has no end of draws. Of other texts it is no
+        entropy: it says how improbable the posterior finds what was chosen otherwise, at the mean of the weights, at
+        another temperature, or among the most probable tokens alone.
         """
         return -float(self.log_probability.mean())
 
@@ -94,8 +95,10 @@ class Generation:
     def mutual_information(self) -> float:
         """What a text says of the weights on average, in nats.
 
-        Of samples of the posterior predictive (`sampled`) an unbiased estimate of the mutual information of text and
-        weights; of others, as with `entropy`, it is of the texts at hand alone.
+        Of samples (`sampled`) an unbiased estimate of the mutual information of a text and of which of these draws
+        wrote it. That of a text and the posterior's weights is more: this one cannot exceed `most_information`, which
+        long texts come near to. Compare it at the same number of draws. Of other texts, as with `entropy`, it is of the
+        texts at hand alone.
         """
         return float(self.information.mean())
 

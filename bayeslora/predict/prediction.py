@@ -262,7 +262,8 @@ class ClassPrediction(Prediction):
     def mutual_information(self) -> Tensor:
         """Information that a label would give about the weights (examples,), in nats (Houlsby et al. 2011).
 
-        The entropy less the expected entropy; never negative, up to rounding, which is cut off.
+        The entropy less the expected entropy; never negative, up to rounding, which is cut off. Of S independent draws
+        it is on average about a part of 1 / S too small, of pairs less: compare methods at the same number of draws.
         """
         return (self.entropy - self.expected_entropy).clamp(min=0)
 

@@ -151,7 +151,7 @@ class Laplace(TrainingSettings):
         if way != "intact" and not isinstance(program.observation, Curved):
             warn_of_draws(posterior, data)
         cost = cost_since(program, begun, before=cost)
-        posterior.record = replace(record, cost=cost, history=history + tuned.trace, finished=True)
+        posterior.record = replace(record, cost=cost, history=history + tuned.trace)
         return posterior
 
     def sets_aside(self, program: Program, rows: int, run: Run) -> int:

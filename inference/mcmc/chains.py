@@ -55,5 +55,5 @@ class ChainSettings(Settings, ABC):
         with undisturbed(program), isolated(run.seed, program.device):
             draws, found = self.chain(program, data, run)
         record = run.record(self.name, asdict(self), len(data), temperature=1.0, point_sites=())
-        record = replace(record, cost=cost_since(program, begun), history=[found], finished=True)
+        record = replace(record, cost=cost_since(program, begun), history=[found])
         return EmpiricalPosterior(program, record, draws)

@@ -102,7 +102,7 @@ class TFB(MLE):
             sigma, trace = widest(lambda sigma: self._loss(rows, around(sigma), run.seed), self.tolerance)
         posterior = around(sigma)
         cost = cost_since(program, begun, before=cost)
-        posterior.record = replace(record, cost=cost, history=history + trace, finished=True)
+        posterior.record = replace(record, cost=cost, history=history + trace)
         return posterior
 
     def _mode(self, program: Program, data: Dataset, run: Run) -> Mode:

@@ -110,7 +110,6 @@ def learn(
         explained = _Explained(objective)
         all_hooks = [*hooks, explained, _Kept(posterior, run)]
         describe(posterior, train(objective, optimiser, Rows.of(program, data), settings, run, all_hooks))
-    posterior.record = replace(posterior.record, finished=True)
     _warn_of_unmoved(posterior, run)
     explained.warn(data["labels"][:])
     return posterior

@@ -207,7 +207,8 @@ def make_guide(
         settings: of a guide of `GUIDES`, by name.
 
     Raises:
-        SettingError: nothing is called ``kind``, the class cannot guide this model, or a setting is wrong.
+        SettingError: nothing is called ``kind``, the class cannot guide this model, it has other sites than the model,
+            or a setting is wrong.
     """
     own = _own_settings(kind, settings or {})
     if kind == "structured":
@@ -219,8 +220,25 @@ def make_guide(
     stochastic = model.stochastic(sites)
     points = PointGuide({name: value for name, value in initial.items() if name not in stochastic})
     if kind in GUIDES:
-        return GuideList([GUIDES[kind](model, model.split(sites)[0], *own), points])
+        guide = GUIDES[kind](model, model.split(sites)[0], *own)
+        _check_latents(kind, guide, model, stochastic)
+        return GuideList([guide, points])
     return GuideList([AutoGuide(_autoguide(kind), model, sites, init_scale), points], model.weights)
+
+
+def _check_latents(kind: str, guide: Guide, model: WeightModel, latents: set[str]) -> None:
+    """Make sure that a guide has the latent sites of the model that are random, and no others.
+
+    Raises:
+        SettingError: it has not.
+    """
+    for name in sorted(latents.symmetric_difference(guide.latents)):
+        found = "has no such site" if name in guide.latents else "samples it"
+        raise SettingError(
+            f"guide='{kind}' and model '{model.name}' do not belong together: '{name}' is a site of one alone (the "
+            f"model {found}). A guide samples the random matrices and their hyper-sites (its latents); the model "
+            "'gaussian' has no hyper-sites."
+        )
 
 
 def guide_settings(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
