@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,9 +11,9 @@ from bayeslora import files, store
 from bayeslora.app.config import RunConfig, read_config
 from bayeslora.app.resolving import differences, resolve
 from bayeslora.app.terminal import say
-from bayeslora.errors import SettingError, TaskError
+from bayeslora.errors import DataError, SettingError, TaskError
 from bayeslora.identity import differing
-from bayeslora.record import RECORD
+from bayeslora.record import RECORD, read_record
 from bayeslora.store import CONFIG
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ __all__ = [
     "task_of",
 ]
 
+#: Arguments of a task that say which of its rows are trained on and which are held out.
+OF_ROWS = ("train_size", "heldout_size", "seed")
 HEADER = "# The configuration of this run, written by bayeslora.\n"
 
 
@@ -122,6 +125,7 @@ def fit(
         program = build_program(config, task)
         if progress:
             told(*_chosen(config, program, task))
+        _warn_of_seen(config, task)
         assert config.backend is not None
         with store.place(folder, anew=overwrite) as place:
             if store.is_main_process():
@@ -155,6 +159,33 @@ def _chosen(config: RunConfig, program: Program, task: Task) -> list[str]:
     if config.max_length is None and program.encoder is not None:
         said.append(f"Rows have up to {program.encoder.max_length} tokens; --set max_length= says otherwise.")
     return said
+
+
+def _warn_of_seen(config: RunConfig, task: Task) -> None:
+    """Say if the adapter was trained on held-out rows, as far as it is known what it was trained on."""
+    from bayeslora.tasks import reload_task
+
+    folder = None if config.adapter is None else Path(store.adapter_at(config.adapter))
+    if task.heldout is None or folder is None or not (folder / RECORD).is_file():
+        return
+    described = read_record(folder)
+    record, spec = described.record, described.program["spec"]
+    if record.task is None or spec is None or not differing(record.task, task.arguments):
+        return
+    try:
+        theirs = reload_task({"spec": spec, "arguments": record.task}).train
+    except (TaskError, DataError):  # they are not where they were
+        return
+    known = {repr(theirs.spec.texts(row)) for row in record.trained(theirs.dataset)}
+    seen = sum(repr(task.spec.texts(row)) in known for row in task.heldout.dataset)
+    if seen:
+        sizes = ", ".join(f"{name} {value}" for name, value in record.task.items() if name in OF_ROWS)
+        warnings.warn(
+            f"{seen:,} of the {len(task.heldout):,} held-out rows are among those that the adapter was trained on: "
+            "what is chosen on them, such as a width or a temperature, will be too sure of itself. Give the sizes and "
+            f"the seed of the adapter's own run: {sizes}.",
+            stacklevel=2,
+        )
 
 
 def _cut(encoder: Encoder, rows: Split) -> list[str]:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -227,3 +228,16 @@ def test_a_run_can_be_the_adapter_of_another_one(run: Path, tmp_path: Path) -> N
         assert call(*arguments, "--adapter", adapter, "--output", tmp_path / adapter.name) == 0
         found = load(tmp_path / adapter.name).program.sites
         assert all(torch.equal(site.initial, trained[site.name]) for site in found)
+
+
+def test_held_out_rows_that_the_adapter_was_trained_on_are_told(run: Path, tmp_path: Path) -> None:
+    record = load(run).record
+    around = ["fit", "--base", "demo", "--task", "demo", "--backend", "laplace", "--adapter", run, "--set", "cpu=true"]
+    seed, both = record.seed, (record.task["train_size"], record.task["heldout_size"])
+    for name, train, heldout, told in (("same", *both, 0), ("shifted", 20, 60, 28)):
+        sizes = ["--train-size", train, "--heldout-size", heldout, "--seed", seed]
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert call(*around, *sizes, "--output", tmp_path / name) == 0
+        said = [str(each.message) for each in caught if "the adapter was trained on" in str(each.message)]
+        assert [text.partition(" of the ")[0] for text in said] == ([str(told)] if told else [])
