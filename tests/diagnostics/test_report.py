@@ -13,10 +13,12 @@ from datasets import Dataset
 from peft import LoraConfig
 from scenarios import lora_regression, saved_base, text_program, text_rows
 
-from bayeslora.diagnostics import diagnose, plots, read, report, token_calibration
+from bayeslora.diagnostics import diagnose, khat, plots, read, report, token_calibration
 from bayeslora.errors import DataError, PosteriorError
 from bayeslora.inference import fit
 from bayeslora.models import Gaussian
+from bayeslora.predict.prediction import ClassPrediction
+from bayeslora.predict.selective import auroc
 from bayeslora.predict.sequences import SequencePrediction
 from bayeslora.program import Program
 from bayeslora.tasks import Split, Task, TaskSpec
@@ -99,6 +101,25 @@ def test_fits_are_judged_each_by_itself(tmp_path: Path) -> None:
     assert 0 <= found.figures["rhat_above_by_chance"] <= 1 and "by chance, with the draws of all fits shuffled" in text
     few = diagnose(posterior, rows, rows, draws=10, block_draws=10, progress=False).markdown("few draws")
     assert "k-hat is left out. k-hat needs at least 30 draws, found 10." in few
+
+
+def test_figures_are_those_of_all_fits_and_of_the_rows_that_are_reported(tmp_path: Path) -> None:
+    program, train = text_program(saved_base(tmp_path / "base")), text_rows(12)
+    rows, other = text_rows(10), text_rows(7)
+    posterior = fit(program, train, "svi", chains=2, progress=False, epochs=2, learning_rate=1e-2)
+    found = diagnose(posterior, rows, train, other, draws=30, progress=False)
+    figures, stats = found.figures, found.data["sample_stats"]
+    shapes = [khat(*pair) for pair in zip(stats["log_p"].values, stats["log_q"].values, strict=True)]
+    assert figures["khat"] == max(shapes) > min(shapes)
+    elbo = stats["elbo"].values.ravel()
+    assert len(elbo) == 60 and figures["elbo"] == pytest.approx(elbo.mean())
+    assert figures["elbo_error"] == pytest.approx(elbo.std(ddof=1) / 60**0.5)
+    own, shifted = (posterior.predict(each, 30, progress=False) for each in (rows, other))
+    assert isinstance(own, ClassPrediction) and isinstance(shifted, ClassPrediction) and own.labels is not None
+    wrong = own.predictions.ne(own.labels)[own.probabilities.amax(-1).argsort(descending=True)].double()
+    assert figures["risk_80"] == pytest.approx(float(wrong[:8].mean()))
+    assert figures["auroc_entropy"] == pytest.approx(auroc(own.entropy, shifted.entropy))
+    assert figures["auroc_information"] == pytest.approx(auroc(own.mutual_information, shifted.mutual_information))
 
 
 def test_layers_that_are_not_independent(tmp_path: Path) -> None:

@@ -109,6 +109,22 @@ def test_fits_of_a_mixture_weigh_the_same(posterior: Any, monkeypatch: pytest.Mo
     assert mean.confidence == pytest.approx(token_calibration(over, rows, method="mean", progress=False).confidence)
 
 
+def test_at_the_means_of_several_fits_probabilities_are_averaged_and_not_weights(posterior: Any) -> None:
+    over, rows = posterior
+    elsewhere = over.program.around({site.name: torch.randn_like(site.initial) for site in over.program.sites})
+    fits = [over, bl.fit(elsewhere, rows, "svi", epochs=1, cpu=True, progress=False)]
+    found = token_calibration(MixturePosterior(fits, over.record), rows, method="mean", progress=False)
+    each = []
+    for fit in fits:
+        over.program.weights.install(fit.mean())
+        with torch.no_grad():
+            each.append(over.program.network.eval()(input_ids=torch.tensor([IDS])).logits[0, -COUNT - 1].softmax(-1))
+    over.program.weights.restore()
+    assert not torch.allclose(each[0], each[1], atol=1e-2)
+    # Before the first token all fits count alike.
+    assert found.confidence[0] == pytest.approx(float(torch.stack(each).mean(0).max()), abs=1e-6)
+
+
 def test_classes_have_no_tokens() -> None:
     posterior = bl.fit(tiny_program(Gaussian()), tiny_rows(4), "map", epochs=1, cpu=True, progress=False)
     with pytest.raises(PosteriorError, match="this posterior is of 'classes'"):

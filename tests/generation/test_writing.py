@@ -167,6 +167,16 @@ def test_a_text_ends_at_the_end_and_at_a_stop(posterior: Posterior) -> None:
     assert ended.tokens[0] == free.tokens[0][: free.tokens[0].index(free.tokens[0][3]) + 1]
 
 
+def test_of_several_stops_that_come_with_one_token_the_first_ends_a_text() -> None:
+    program = posterior_of().program
+    assert program.encoder is not None
+    prompts, said = writing.read(program, PROMPTS[1]), program.encoder.tokenizer(PROMPTS[2])["input_ids"]
+    whole = writing.Writer(program, prompts, Decoding()).text(0, said)
+    stops = (whole[6:], whole[2:5], whole[4:])
+    assert [whole.find(stop) for stop in stops] == [6, 2, 4]
+    assert writing.Writer(program, prompts, Decoding(stop=stops)).text(0, said) == whole[:2]
+
+
 def test_a_text_is_heard_as_it_grows() -> None:
     heard: list[tuple[int, int, str]] = []
     (found,) = posterior_of().generate(

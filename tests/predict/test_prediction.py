@@ -15,6 +15,7 @@ from bayeslora import files
 from bayeslora.errors import DataError, PosteriorError
 from bayeslora.predict import prediction as predictive
 from bayeslora.predict.prediction import ClassPrediction, Prediction
+from bayeslora.predict.sequences import SequencePrediction
 from bayeslora.predict.values import ValuePrediction
 
 
@@ -204,3 +205,14 @@ def test_tables_have_a_row_for_each_example() -> None:
     values = reals().to_pandas()
     np.testing.assert_array_equal(values["deviation"], reals().variance.sqrt().numpy())
     assert values["mean"].tolist() == reals().mean.tolist()
+
+
+def test_a_table_of_sequences_says_how_far_draws_are_apart() -> None:
+    found = SequencePrediction(torch.tensor([[[-3.0], [-2.0]], [[-5.0], [-2.0]]]), torch.tensor([4, 2]))
+    table = found.to_pandas()
+    likelihood = [math.log((math.exp(-3) + math.exp(-5)) / 2), -2.0]
+    assert table["log_likelihood"].tolist() == pytest.approx(likelihood) and table["tokens"].tolist() == [4, 2]
+    assert table["perplexity"].tolist() == pytest.approx([math.exp(-likelihood[0] / 4), math.exp(1)])
+    assert table["deviation"].tolist() == [1.0, 0.0]
+    one = SequencePrediction(found.outputs[:1], found.labels).to_pandas()
+    assert one["deviation"].tolist() == [0.0, 0.0]  # and not a number that is none

@@ -53,6 +53,7 @@ def test_tokens_of_a_text_are_no_independent_guesses() -> None:
     many = bin_guesses(TokenCalibration(sure.repeat(10), right.repeat(10), np.arange(40).repeat(10)))
     assert many.rows == [400] and many.accuracy == pytest.approx(alone.accuracy)
     assert many.high - many.low == pytest.approx(alone.high - alone.low, rel=0.02)  # 39 of 40 in the variance
+    assert many.high - many.low > 1.01 * (alone.high - alone.low)
     # Tokens that do not depend on each other count each; the tolerance is that of a variance by 400 texts.
     free = random.integers(0, 2, 4000).astype(float)
     texts = bin_guesses(TokenCalibration(np.full(4000, 0.5), free, np.arange(4000) // 10))

@@ -11,13 +11,17 @@ import pandas as pd
 import pytest
 import torch
 from scipy import stats
+from sklearn.metrics import roc_auc_score
 
 from bayeslora import files
 from bayeslora.app.studies import Study
+from bayeslora.app.studies.detection import detection_of, shift_of
 from bayeslora.app.studies.ranking import ranking_of, signed_rank
-from bayeslora.app.studies.summary import over_seeds, summary_of
+from bayeslora.app.studies.summary import BETTER, over_seeds, summary_of
 from bayeslora.predict.metrics import ece_by_chance
 from bayeslora.predict.prediction import ClassPrediction, Prediction
+from bayeslora.predict.sequences import SequencePrediction
+from bayeslora.predict.values import ValuePrediction
 
 Made = Callable[..., dict[str, Any]]
 ROWS = 400
@@ -106,6 +110,23 @@ def test_predictions_that_do_not_know_the_truth_leave_its_cells_empty(
     assert row[list(differences.header).index("KL from truth")] == "" and row[1].startswith("+")
 
 
+def measured(right: bool) -> dict[str, float]:
+    """Metrics of predictions of every kind that are right, or wrong in every row."""
+    labels, values = torch.arange(8) % 2, torch.linspace(0, 1, 8)
+    score = (2 * labels - 1) * (2.0 if right else -2.0)
+    kinds = (
+        ClassPrediction(torch.stack([-score, score], -1).unsqueeze(0), labels, truth=torch.eye(2)[labels].double()),
+        ValuePrediction((values if right else values.flip(0)).reshape(1, 8, 1), values),
+        SequencePrediction(torch.full((1, 8, 1), -1.0 if right else -9.0), torch.full((8,), 4)),
+    )
+    return {name: found.value for each in kinds for name, found in each.metrics(intervals=False).items()}
+
+
+def test_what_is_better_is_so_where_predictions_are_right() -> None:
+    right, wrong = measured(True), measured(False)
+    assert {name: right[name] > wrong[name] for name in BETTER} == BETTER
+
+
 def test_what_is_better_neither_way_is_told_and_not_compared(study: Made, tmp_path: Path) -> None:
     report = filled(study(), tmp_path, lambda name, seed: classes(0.7, seed)).report()
     quality, differences, *_ = report.tables()
@@ -180,3 +201,60 @@ def test_lines_that_are_not_done_are_left_out(study: Made, tmp_path: Path) -> No
     table = summary_of(found.targets, found.results, "quick").set_index(["method", "metric"])
     assert table.loc["quick", "nll"]["seeds"] == 2 and table.loc["wide", "nll"]["seeds"] == 1
     assert table.loc["wide", "nll"]["difference"] == pytest.approx(0)  # over the seed that both have
+
+
+def unsure(size: float, seed: int) -> ClassPrediction:
+    """Predictions of three draws, of logits of that size and noise of one."""
+    generator = torch.Generator().manual_seed(seed)
+    true = size * torch.randn(60, 2, generator=generator)
+    labels = torch.multinomial(true.softmax(-1), 1, generator=generator).squeeze(1)
+    return ClassPrediction(true + torch.randn(3, 60, 2, generator=generator), labels)
+
+
+def shifted(study: Made, folder: Path) -> Study:
+    """A study of two seeds with predictions of its own rows, and less sure ones of those of a shift."""
+    tasks = {"demo": {"task": str(folder / "rows.jsonl"), "shift": {"others": {"split": "train"}}}}
+    found = filled(study(tasks=tasks, methods=["quick"]), folder, lambda _, seed: unsure(2.0, seed))
+    for target in found.targets:
+        entry, other = found.results.entry(target), unsure(1.0, 10 + target.seed)
+        other.save(found.results.prediction(entry.cell, entry.evaluations["others"]))
+        metrics = other.metrics(intervals=False)
+        found.results.write_evaluation(entry.cell, entry.evaluations["others"], metrics, 1.0)
+    return found
+
+
+def test_what_is_detected_is_so_by_how_unsure_each_seed_is(study: Made, tmp_path: Path) -> None:
+    found = shifted(study, tmp_path)
+    table = detection_of(found.targets, found.results).set_index("detected")
+    assert set(table["seeds"]) == {2}
+    for name in ("entropy", "mutual_information"):
+        mistakes, others = [], []
+        for seed in (0, 3):
+            own, other = unsure(2.0, seed), unsure(1.0, 10 + seed)
+            mistakes.append(roc_auc_score(own.predictions != own.labels, getattr(own, name)))
+            both = torch.cat([getattr(own, name), getattr(other, name)])
+            others.append(roc_auc_score([0] * 60 + [1] * 60, both))
+        assert table.loc["mistakes", name] == pytest.approx(np.mean(mistakes))
+        assert table.loc["others", name] == pytest.approx(np.mean(others))
+        assert mistakes[0] != mistakes[1] and others[0] != others[1]
+
+
+def test_the_risk_is_of_the_surest_rows(study: Made, tmp_path: Path) -> None:
+    found = shifted(study, tmp_path)
+    risks = []
+    for own in (unsure(2.0, 0), unsure(2.0, 3)):
+        order = own.probabilities.amax(-1).argsort(descending=True)
+        assert own.labels is not None
+        wrong = own.predictions.ne(own.labels)[order].double()
+        risks.append(float((wrong.cumsum(0) / torch.arange(1, 61)).mean()))
+    table = detection_of(found.targets, found.results).set_index("detected")
+    assert table.loc["mistakes", "risk"] == pytest.approx(np.mean(risks))
+
+
+def test_metrics_of_a_shift_are_means_over_seeds_of_its_rows(study: Made, tmp_path: Path) -> None:
+    found = shifted(study, tmp_path)
+    (row,) = shift_of(found.targets, found.results).to_dict("records")
+    values = [unsure(1.0, 10 + seed).metrics(intervals=False)["nll"].value for seed in (0, 3)]
+    assert (row["shift"], row["rows"], row["seeds"]) == ("others", 60, 2) and row["nll"] == pytest.approx(
+        np.mean(values)
+    )

@@ -85,6 +85,14 @@ def test_two_thirds_of_the_ranks_are_left_by_default() -> None:
     assert log(posterior, "rank")[-1] == round(16 / 1.5)
 
 
+def test_weights_decay() -> None:
+    settings = QUICK | {"epochs": 5, "learning_rate": 2e-2, "orthogonality": 0.0, "schedule": "constant"}
+    fast, none = (fit(program(), ROWS, "adalora", weight_decay=decay, **settings).mean() for decay in (10.0, 0.0))
+    # Ten steps at 2e-2 leave a tenth of a weight, and what its gradients add. Orthogonal at the start, P has length 2.
+    for name in (name for name in fast if name.endswith(".lora_B")):
+        assert fast[name].norm() < none[name].norm() / 2, name
+
+
 def test_layers_without_effect_lose_their_ranks() -> None:
     # The departure from orthogonality has a gradient in all layers: by it one of the eight ranks was seen to go astray.
     settings = QUICK | {"epochs": 10, "rank": 2, "every": 3, "orthogonality": 0.0}

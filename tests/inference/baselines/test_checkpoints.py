@@ -55,7 +55,8 @@ def test_the_last_epochs_are_averaged_as_probabilities(monkeypatch: pytest.Monke
     ],
 )
 def test_the_last_one_is_the_end_of_the_point_that_is_trained(weight: float, backend: str, own: dict[str, Any]) -> None:
-    settings = {"epochs": 2, "batch_size": 4, "learning_rate": 1e-2, "progress": False}
+    # Below the rate that points have beside a prior, so that it is seen whether they have it.
+    settings = {"epochs": 2, "batch_size": 4, "learning_rate": 1e-3, "progress": False}
     rows, decay = tiny_rows(8), {"weight_decay": 0.0}
     posterior = fit(
         tiny_program(), rows, "checkpoint-ensemble", checkpoints=1, prior_weight=weight, **decay, **settings

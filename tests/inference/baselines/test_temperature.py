@@ -17,6 +17,7 @@ from bayeslora.inference.base import Run
 from bayeslora.inference.baselines.temperature import TemperedPosterior
 from bayeslora.models import Gaussian
 from bayeslora.observations import Value
+from bayeslora.predict.prediction import ClassPrediction
 from bayeslora.predict.temperature import best_temperature, tempered
 
 OF: dict[str, Any] = {"epochs": 1, "batch_size": 8}
@@ -34,6 +35,8 @@ def test_it_is_of_averaged_probabilities_on_rows_that_were_set_aside() -> None:
     assert len(aside) == 8
     by_hand = best_temperature(plain.predict(aside, 3, progress=False))
     assert float(posterior.by) == pytest.approx(by_hand, rel=1e-5) and by_hand != 1
+    *log, gained = posterior.record.history
+    assert log == posterior.inner.record.history != [] and gained["temperature"] == float(posterior.by)
     expected = tempered(plain.predict(ROWS, 4, seed=2, progress=False), by_hand)
     found = posterior.predict(ROWS, 4, seed=2, progress=False)
     assert found.method == "tempered"
@@ -47,6 +50,21 @@ def test_it_is_of_averaged_probabilities_on_rows_that_were_set_aside() -> None:
     assert torch.equal(draws["linear_16x16.A"], plain.sample(2, seed=1)["linear_16x16.A"])
     data = posterior.to_inference_data(rest, draws=2, prior_draws=0, progress=False)
     assert data.attrs["method"] == "sample" and "log_p" in data["sample_stats"]
+
+
+def test_it_is_of_the_method_that_is_asked_for() -> None:
+    of = OF | {"heldout_size": 0, "learning_rate": 1e-2, "epochs": 3}
+    settings: dict[str, Any] = {"of": "svi", "of_settings": of, "method": "mean", "heldout_size": 8}
+    posterior = fit(untrained_program(), ROWS, "temperature", progress=False, **settings)
+    assert isinstance(posterior, TemperedPosterior)
+    inner, aside = posterior.inner, ROWS.select(posterior.record.heldout)
+    mean = best_temperature(inner.predict(aside, method="mean", progress=False))
+    assert float(posterior.by) == pytest.approx(mean, rel=1e-5)
+    assert best_temperature(inner.predict(aside, progress=False)) != pytest.approx(mean, rel=1e-3)
+    expected = tempered(inner.predict(ROWS, method="mean", progress=False), mean)
+    found = posterior.predict(ROWS, progress=False)
+    assert isinstance(expected, ClassPrediction) and isinstance(found, ClassPrediction)
+    torch.testing.assert_close(found.probabilities, expected.probabilities, rtol=1e-4, atol=1e-6)
 
 
 def test_pairs_and_the_prior_are_those_of_the_other_posterior() -> None:

@@ -135,6 +135,24 @@ def test_the_objective_has_the_prior_that_is_asked_for() -> None:
     assert plain.record.temperature == 1.0 and strong.record.temperature == 2.0
 
 
+@pytest.mark.parametrize(("weight", "faster"), [(0.0, 1.0), (1.0, 2.0)])
+def test_beside_a_prior_points_have_a_rate_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, weight: float, faster: float
+) -> None:
+    """As `map` has it, and `mle`: 2e-3 or more beside a prior that holds A, of which half is left while collecting."""
+    rates: list[list[float]] = []
+    before = swag._Collect.before_step
+
+    def before_step(self: Any, state: Any) -> None:
+        before(self, state)
+        rates.append([group["lr"] for group in self.optimiser.param_groups])
+
+    monkeypatch.setattr(swag._Collect, "before_step", before_step)
+    settings: dict[str, Any] = QUICK | {"learning_rate": 1e-3, "prior_weight": weight}
+    fit(tiny_program(), tiny_rows(8), "swag", **settings)
+    assert rates[-1] == pytest.approx([0.5e-3, faster * 0.5e-3])
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -145,6 +145,16 @@ def test_a_mode_is_trained_where_there_is_none_and_resumed(tmp_path: Path, monke
     assert searched(resumed) == searched(whole) and resumed.record.finished
 
 
+def test_a_mode_under_a_prior_is_that_of_map() -> None:
+    # Below the rate that points have beside a prior, so that it is seen whether they have it.
+    settings: dict[str, Any] = {"epochs": 2, "batch_size": 4, "learning_rate": 1e-3, "progress": False}
+    own: dict[str, Any] = {"mode": "train", "prior_weight": 2.0, "weight_decay": 0.0, "draws": 2}
+    found = fit(tiny_program(), tiny_rows(8), "tfb", **settings, **own)
+    mode = fit(tiny_program(), tiny_rows(8), "map", prior_mean="model", temperature=2.0, **settings)
+    assert all(torch.equal(value, found.mean()[name]) for name, value in mode.mean().items())
+    assert found.record.temperature == 2.0
+
+
 def test_completions_bear_noise_in_the_network_as_it_is() -> None:
     spec = bl.TaskSpec("pairs", "completion", ("prompt",), completion=" {completion}")
     columns = {"prompt": ["Is this good", "The sun is", "What is"] * 2, "completion": ["yes", "a stone", "true"] * 2}
