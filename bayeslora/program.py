@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from bayeslora.models import build as build_model
 from bayeslora.models.base import WeightModel
 from bayeslora.models.monteclora import MonteCLoRA
 from bayeslora.networks import (
+    Base,
     NetworkSettings,
     counts_padding,
     is_causal,
@@ -32,9 +34,10 @@ from bayeslora.networks import (
     numbered_from_mask,
     positions,
 )
-from bayeslora.observations import Encoder, Observation, Padding, of_task
+from bayeslora.observations import Encoder, Observation, Padding, build, of_task
 from bayeslora.observations.soft_prompts import virtual_tokens
 from bayeslora.recipes import LoraSettings, recipe
+from bayeslora.record import RECORD, read_record
 from bayeslora.sites import Value
 from bayeslora.store import adapter_at
 from bayeslora.weights import Site, Weights
@@ -123,7 +126,7 @@ class Program(nn.Module):
             model: Pyro model of the LoRA weights, or its name.
             observation: name of what is read of the network's output; by default what the task's labels and the network
                 call for: a causal language model is asked by a prompt.
-            observation_settings: fields of that observation, where the task does not say them.
+            observation_settings: fields of that observation, which go over what the task and its training rows say.
             seed: of the initial LoRA matrices and head; the global generators are left as they were.
             max_length: longest sequence in tokens; longer texts are cut. By default 256, for completions as many as
                 the task's longest row needs, and never more than the network has positions for.
@@ -138,10 +141,12 @@ class Program(nn.Module):
         settings = base if isinstance(base, NetworkSettings) else NetworkSettings(str(base))
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            read = of_task(task.spec, observation, is_causal(settings), observation_settings)
+            told = read = of_task(task.spec, observation, is_causal(settings), observation_settings)
             folder = None if adapter is None else adapter_at(adapter)
             loaded = load_base(settings, read, task.spec, adapter=folder)
             read = read.for_tokenizer(loaded.tokenizer, task.spec)
+            read = read.for_training(task.train, partial(_head, loaded, read, folder))
+            read = replace(read, **{name: getattr(told, name) for name in observation_settings or {}})
             network = adapt(loaded.network, read, lora) if folder is None else load_adapter(loaded.network, folder)
         length = read.length(loaded.tokenizer, task) if max_length is None else max_length
         encoder = Encoder(loaded.tokenizer, task.spec, length, positions(network), loaded.labels)
@@ -316,6 +321,17 @@ def _model(model: WeightModel | str | None) -> WeightModel:
     if not isinstance(model, WeightModel):
         raise SettingError(f"model is {model!r}, expected a name such as 'gaussian', or a model such as Gaussian().")
     return model
+
+
+def _head(loaded: Base, read: Observation, folder: str | Path | None) -> Observation | None:
+    """The observation under which the head of a network was trained, as far as it is known; None for one just drawn."""
+    if folder is None:
+        heads = tuple(f"{module}." for module in read.trained_in_full(loaded.network))
+        return None if any(name.startswith(heads) for name in loaded.drawn) else read
+    if (Path(folder) / RECORD).is_file():
+        described = read_record(Path(folder)).program["observation"]
+        return build(described) if described["name"] == read.name else read
+    return read
 
 
 def _refuse_random(program: Program, adapter: str | Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from bayeslora.observations.encoding import Encoder
     from bayeslora.predict.prediction import Prediction
-    from bayeslora.tasks import Task, TaskSpec
+    from bayeslora.tasks import Split, Task, TaskSpec
 
 __all__ = ["LENGTH", "Causal", "Curved", "Drawn", "Observation", "Sampled"]
 
@@ -44,6 +44,7 @@ class Observation(ABC):
         causal: whether the network is a causal language model with its own head.
         apart: columns of a batch that are not arguments of the network, beside labels and index.
         label: type of a label, as which those of tokenised rows are read; None leaves them as they are.
+        rate: what `constant` knows of the labels, in words.
     """
 
     name: ClassVar[str]
@@ -53,6 +54,7 @@ class Observation(ABC):
     causal: ClassVar[bool] = False
     apart: ClassVar[frozenset[str]] = frozenset()
     label: ClassVar[type[int] | type[float] | None] = None
+    rate: ClassVar[str] = "the shares of the labels"
 
     @classmethod
     @abstractmethod
@@ -66,6 +68,15 @@ class Observation(ABC):
 
     def for_tokenizer(self, tokenizer: PreTrainedTokenizerBase, spec: TaskSpec) -> Observation:
         """The observation with what only the network's tokenizer can tell, such as the tokens of labels."""
+        return self
+
+    def for_training(self, rows: Split, head: Callable[[], Observation | None]) -> Observation:
+        """The observation with what only rows can tell, such as the spread of real labels.
+
+        Args:
+            rows: of a task to train on; there may be none.
+            head: gives what the network's head was trained under, as far as it is known; None for one just drawn.
+        """
         return self
 
     def for_rows(self, spec: TaskSpec) -> Observation:

@@ -153,7 +153,7 @@ class _Explained(Hook):
         if self.nats < base_rate + MARGIN:
             warnings.warn(
                 f"The fit ends no better than the base rate: in the last epoch the training rows had a log-likelihood "
-                f"of {self.nats:.3f} a row, and by the shares of the labels alone it is {base_rate:.3f}. Train for "
+                f"of {self.nats:.3f} a row, and by {observation.rate} alone it is {base_rate:.3f}. Train for "
                 "more steps or, if it was better before (the log tells), with a lower learning rate.",
                 stacklevel=2,
             )

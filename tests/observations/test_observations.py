@@ -37,7 +37,7 @@ def test_real_labels_have_one_output_and_normal_noise() -> None:
     torch.testing.assert_close(log_prob, expected)
 
 
-@pytest.mark.parametrize("observation", [Classes(4), Value(0.3), Choices(3)])
+@pytest.mark.parametrize("observation", [Classes(4), Value(0.3, 3.0, 2.0), Choices(3)])
 def test_a_observation_survives_as_plain_data(observation: Observation) -> None:
     assert build(observation.to_dict()) == observation
 
@@ -72,7 +72,7 @@ def test_curvature_root_is_that_of_the_multinomial_covariance(classes: int) -> N
     assert torch.isfinite(Classes(classes).curvature_root(logits.float())).all()
 
 
-@pytest.mark.parametrize("observation", [Classes(3), Value(0.5)])
+@pytest.mark.parametrize("observation", [Classes(3), Value(0.5), Value(0.5, 3.0, 2.0)])
 def test_scores_and_curvature_are_derivatives_of_the_density(observation: Observation) -> None:
     logits = torch.randn(5, observation.outputs, dtype=torch.float64, requires_grad=True)
     labels = torch.tensor([0, 2, 1, 1, 0]) if isinstance(observation, Classes) else torch.randn(5).double()
@@ -85,14 +85,17 @@ def test_scores_and_curvature_are_derivatives_of_the_density(observation: Observ
     torch.testing.assert_close(roots.mT @ roots, hessian)
 
 
-@pytest.mark.parametrize("observation", [Classes(3), Value(0.5)])
+@pytest.mark.parametrize("observation", [Classes(3), Value(0.5), Value(0.5, 3.0, 2.0)])
 def test_no_logits_gain_more_than_the_gain(observation: Observation) -> None:
     logits = torch.randn(6, observation.outputs, dtype=torch.float64)
     labels = torch.tensor([0, 1, 2, 0, 1, 2])
     gain = observation.gain(logits, labels)
     assert gain.shape == (6,) and (gain > 0).all()
     # The best logits there are: nearly all mass on the label, or the label itself.
-    best = 60 * torch.eye(3)[labels] if observation.outputs == 3 else labels.unsqueeze(-1)
+    if isinstance(observation, Value):
+        best = ((labels - observation.mean) / observation.unit).unsqueeze(-1)
+    else:
+        best = 60 * torch.eye(3)[labels]
     rise = observation.distribution(best.double()).log_prob(labels) - observation.distribution(logits).log_prob(labels)
     torch.testing.assert_close(gain, rise)
 
@@ -103,3 +106,4 @@ def test_the_best_constant_outputs_are_base_rates() -> None:
     assert classes.constant(labels).softmax(-1).tolist() == pytest.approx([0.25, 0.0, 0.75])
     values = torch.tensor([1.0, 2.0, 6.0])
     assert Value().constant(values).tolist() == [3.0]
+    assert Value(0.5, 2.0, 4.0).constant(values).tolist() == [0.25]
