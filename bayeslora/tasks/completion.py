@@ -18,15 +18,19 @@ if TYPE_CHECKING:
 __all__ = ["COMPLETION", "USUAL", "Completion", "chat_of", "completion_of", "template_of", "turns_of", "usual"]
 
 INSTRUCTION, INPUT, RESPONSE = "### Instruction:\n{instruction}\n\n", "### Input:\n{input}\n\n", "### Response:\n"
-#: What columns of the usual names mean: pairs, chats, and instructions as in Alpaca.
+#: What columns of the usual names mean: pairs, chats, instructions as in Alpaca, and multiple choice as in ARC.
 FORMATS: tuple[dict[str, str], ...] = (
     {"text": "prompt", "completion": "completion"},
     {"messages": "messages"},
     {"text": INSTRUCTION + INPUT + RESPONSE, "completion": "output"},
     {"text": INSTRUCTION + RESPONSE, "completion": "output"},
+    {"text": "question", "label": "answerKey", "choices": "choices.text", "choice_keys": "choices.label"},
 )
 #: Columns that tell of one of them, or that none is meant.
-USUAL = ("text", "label", "prompt", "completion", "messages", "instruction", "input", "output")
+USUAL = (
+    "text", "label", "prompt", "completion", "messages", "instruction", "input", "output", "question", "choices",
+    "answerKey",
+)  # fmt: skip
 
 
 class Completion(Kind):
@@ -124,12 +128,12 @@ def turns_of(spec: TaskSpec, row: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def usual(columns: Collection[str]) -> dict[str, str]:
-    """What columns mean by their names, if they are those of completions; nothing if there are a text and a label."""
+    """What columns mean by their names, if they are those of a format; nothing if there are a text and a label."""
     if {"text", "label"} <= {*columns}:
         return {}
     for each in FORMATS:
-        if {name for text in each.values() for name in fields_of(text)} <= {*columns}:
-            return each
+        if {name.partition(".")[0] for text in each.values() for name in fields_of(text)} <= {*columns}:
+            return {"kind": "multiple-choice" if "choices" in each else "completion", **each}
     return {}
 
 

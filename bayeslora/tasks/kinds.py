@@ -24,6 +24,11 @@ __all__ = ["KINDS", "Classification", "Kind", "MultipleChoice", "Regression"]
 
 Texts = list[tuple[str, str | None]]
 
+BY_NAME = (
+    " If answers are names of choices, say where these names are: choice_keys=COLUMN, or 'choices.label' where it is a "
+    "mapping (in a shell --set task.choice_keys=choices.label)."
+)
+
 
 class Kind(ABC):
     """What a task asks of a row; unless a kind says otherwise, of one or two texts."""
@@ -191,7 +196,11 @@ class MultipleChoice(Kind):
     def check(self, spec: TaskSpec) -> None:
         """One text, the question, and its choices, which a prompt shows."""
         if len(spec.text) != 1 or not spec.choices:
-            raise TaskError(f"Task '{spec.name}': multiple choice needs one text, the question, and its choices.")
+            raise TaskError(
+                f"Task '{spec.name}': multiple choice needs one text, the question, and its choices: text=COLUMN and "
+                "choices=COLUMN, or choices='choices.text' where the column is a mapping (in a shell --set "
+                "task.choices=choices.text)."
+            )
         if spec.prompt is not None and {"choices", *spec.choices}.isdisjoint(fields_of(spec.prompt)):
             raise TaskError(
                 f"Task '{spec.name}': the prompt asks for a choice by its letter and shows none of them: put "
@@ -210,6 +219,7 @@ class MultipleChoice(Kind):
         """Numbers of the right choices, each looked up among those of its own row."""
         widths, keys = _widths(rows, spec, split), spec.choice_keys
         named = column(rows, keys[0], split) if len(keys) == 1 else [keys or range(width) for width in widths]
+        hint = "" if keys else BY_NAME
         answers = []
         for row, (value, known, width) in enumerate(zip(values, named, widths, strict=True)):
             if not 2 <= width <= spec.max_choices or len(known) != width:
@@ -221,7 +231,7 @@ class MultipleChoice(Kind):
             if name_of(value) not in names:
                 raise DataError(
                     f"Row {row} of split '{split}': answer {value!r} in column '{spec.label}' is none of the "
-                    f"row's choices {shown(names)}."
+                    f"row's choices {shown(names)}.{hint}"
                 )
             answers.append(names.index(name_of(value)))
         return answers

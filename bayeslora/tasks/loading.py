@@ -22,7 +22,8 @@ __all__ = ["load_task", "reload_task", "rows_of"]
 MEANINGS = frozenset({"text", "label", "labels", "kind", "choices", "completion", "messages"})
 ADVICE = (
     "Say which columns to read: text=COLUMN and label=COLUMN (in a shell --set task.text=COLUMN and --set "
-    "task.label=COLUMN)."
+    "task.label=COLUMN). For multiple choice give choices=COLUMN, too, and choice_keys=COLUMN if the answer is a name "
+    "(in a shell --set task.choices=COLUMN and --set task.choice_keys=COLUMN)."
 )
 
 
@@ -55,7 +56,8 @@ def load_task(
     Rows come from the hub, or from files if ``data_dir`` is given or ``source`` is a path. The order in which
     training rows are chosen depends on the seed alone, so subsets of growing size are nested. Of data of your own the
     columns called text and label are read unless others are named, or else those called prompt and completion,
-    messages, or instruction, input and output; of files only the columns that are needed.
+    messages, instruction, input and output, or question, choices and answerKey (multiple choice in ARC's format); of
+    files only the columns that are needed.
 
     Args:
         source: a known task (`task_names`); a .jsonl, .json, .csv, .tsv or .parquet file, a folder of such
@@ -122,7 +124,7 @@ def load_task(
             spec, notes = TaskSpec.from_dict({"name": "data", **given}), _of_columns(given)
             data = Splits(spec, source if isinstance(source, Mapping) else {spec.train: source})
         if notes and not MEANINGS & given.keys() and (found := usual(data.holding(USUAL))):
-            spec, notes = TaskSpec.from_dict({**spec.to_dict(), "kind": "completion", **found}), (_said(found),)
+            spec, notes = TaskSpec.from_dict({**spec.to_dict(), **found}), (_said(found),)
             data = data.of(spec)
         return build_task(complete(spec, data, given), data, **sizes, arguments=arguments, notes=notes)
     except sources.ColumnError as error:
@@ -213,10 +215,12 @@ def _of_columns(given: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _said(found: Mapping[str, str]) -> str:
-    """What is to be said of columns that were taken for those of completions."""
+    """What is to be said of columns that were taken for those of another kind than classes."""
     if "messages" in found:
         return f"Unasked, column '{found['messages']}' is read as chats."
-    names = " and ".join(f"'{name}'" for text in found.values() for name in sources.fields_of(text))
+    if "choices" in found:
+        return f"Unasked, columns '{found['text']}', 'choices' and '{found['label']}' are read as multiple choice."
+    names = " and ".join(f"'{name}'" for role in ("text", "completion") for name in sources.fields_of(found[role]))
     return f"Unasked, columns {names} are read as prompts and completions."
 
 

@@ -134,6 +134,9 @@ class Split:
             )
         found = f"Row {row} of split '{self.name}' has a {type(value).__name__} in column '{name}'"
         hint = " Join its parts into one text." if wanted == "a text" and isinstance(value, list | dict) else ""
+        if name in self.spec.choices and isinstance(value, dict):
+            lists = f"{name}.text"
+            hint = f" Name the list in it, such as choices='{lists}' (in a shell --set task.choices={lists})."
         raise DataError(f"{found}, expected {wanted}.{hint}")
 
 

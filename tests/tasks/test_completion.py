@@ -45,6 +45,19 @@ def test_usual_columns_are_recognised_and_said(tmp_path: Path, row: dict[str, An
     assert reload_task(task.to_dict()).spec == task.spec
 
 
+def test_multiple_choice_as_in_arc_is_recognised(tmp_path: Path) -> None:
+    choices = {"text": ["sun", "moon", "sea"], "label": ["1", "2", "3"]}
+    rows = [{"id": "a", "question": "What shines?", "choices": choices, "answerKey": key} for key in "13"]
+    write_rows(tmp_path / "own.jsonl", rows)
+    for task in (load_task(rows), load_task(tmp_path / "own.jsonl")):
+        assert "Unasked, columns 'question', 'choices' and 'answerKey' are read as multiple" in task.summary()
+        assert task.train.labels().tolist() == [0, 2] and task.spec.labels == ("A", "B", "C")
+        assert task.train.render(0).startswith("* What shines? | sun\n  What")
+    assert reload_task(task.to_dict()).train.labels().tolist() == [0, 2]
+    plain = [{**row, "text": "a", "label": number} for number, row in enumerate(rows)]
+    assert load_task(plain).spec.kind == "classification"
+
+
 @pytest.mark.parametrize("nothing", [None, "", " "])
 def test_instructions_without_an_input_have_no_part_for_it(nothing: str | None, tmp_path: Path) -> None:
     rows = [{**ALPACA, "input": "1 2"}, {**ALPACA, "input": nothing}]

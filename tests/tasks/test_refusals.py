@@ -142,6 +142,21 @@ def test_an_empty_text_in_a_csv_file(tmp_path: Path) -> None:
     assert load_task(tmp_path / "rows.csv", text=["title", "text"]).train.render(1) == "c\n\n-> 1"
 
 
+def test_what_multiple_choice_lacks_is_named_by_its_setting() -> None:
+    choices = {"text": ["a", "b"], "label": ["A", "B"]}
+    rows = [{"q": "which?", "choices": choices, "right": "B"}] * 2
+    with pytest.raises(DataError, match="For multiple choice give .*task.choices=COLUMN and --set task.choice_keys="):
+        load_task(rows)
+    with pytest.raises(TaskError, match="its choices: text=COLUMN and choices=COLUMN, .*--set task.choices=choices"):
+        load_task(rows, text="q", label="right", kind="multiple-choice")
+    with pytest.raises(DataError, match="a dict in column 'choices', .*--set task.choices=choices.text"):
+        load_task(rows, text="q", label="right", choices="choices")
+    with pytest.raises(DataError, match="'B' .* none of the row's choices 0, 1[.] .*task.choice_keys=choices.label"):
+        load_task(rows, text="q", label="right", choices="choices.text")
+    task = load_task(rows, text="q", label="right", choices="choices.text", choice_keys="choices.label")
+    assert task.train.labels().tolist() == [1, 1]
+
+
 def test_choices_that_are_no_list() -> None:
     spec = TaskSpec("t", "multiple-choice", ("q",), "right", ("A", "B"), choices=("choices",))
     with pytest.raises(DataError, match="Row 0 .* has a str in column 'choices', expected a list of choices"):
