@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ __all__ = ["check_table", "predict_file"]
 CHUNK = 1000
 
 
-def predict_file(posterior: Posterior, source: Path, target: Path, **settings: Any) -> int:
+def predict_file(posterior: Posterior, source: Path, target: Path, keep: Sequence[str] = (), **settings: Any) -> int:
     """Predict the rows of a file, and write a table with a row for each, in their order.
 
     All rows are predicted under the same draws of the weights, whatever is read at a time.
@@ -30,13 +30,15 @@ def predict_file(posterior: Posterior, source: Path, target: Path, **settings: A
         posterior: fitted with an encoder.
         source: file with the columns of the task's texts (.csv, .tsv, .jsonl, .json, .parquet); labels are not needed.
         target: file to write (.csv, .jsonl, .parquet), in one step once all rows are predicted.
+        keep: columns of the source to copy, in front of the predictions.
         **settings: of `Posterior.predict`.
 
     Returns:
         The number of rows.
 
     Raises:
-        DataError: a file has another ending, there are no rows, or they cannot be read.
+        DataError: a file has another ending, there are no rows, they cannot be read, or a column to keep is called as
+            one of predictions.
         TaskError: the posterior was fitted to rows that were tokenised already.
     """
     from bayeslora.tasks import rows_of
@@ -45,11 +47,16 @@ def predict_file(posterior: Posterior, source: Path, target: Path, **settings: A
     encoder = posterior.program.encoder
     if encoder is None:
         raise TaskError("The posterior was fitted to tokenised rows without a task: it cannot read text.")
-    count = 0
+    columns, count = posterior.program.observation.columns(encoder.spec), 0
+    needed = {part for name in columns for part in (name, name.partition(".")[0])}
     with written(target) as write:
-        for number, rows in enumerate(tables(source, posterior.program.observation.columns(encoder.spec), size=CHUNK)):
-            split = rows_of(encoder.spec, rows, f"rows of {source}, from {number * CHUNK},")
-            write(posterior.predict(split, **settings).to_pandas())
+        for rows in tables(source, tuple(dict.fromkeys([*columns, *keep])), size=CHUNK):
+            # A label that is kept is not read: new rows need none.
+            read = rows.select_columns([name for name in rows.column_names if name in needed])
+            found = posterior.predict(rows_of(encoder.spec, read, str(source), count), **settings).to_pandas()
+            if twice := sorted({*keep} & {*found}):
+                raise DataError(f"Predictions have a column '{twice[0]}', too: rename that of '{source}' to keep it.")
+            write(found.assign(**{name: rows[name][:] for name in keep})[[*keep, *found]])
             count += len(rows)
         if not count:
             raise DataError(f"'{source}' has no rows.")

@@ -152,7 +152,7 @@ def reload_task(record: Mapping[str, Any], data_dir: str | Path | None = None) -
     return build_task(spec, data, **sizes, arguments=arguments)
 
 
-def rows_of(spec: TaskSpec, data: Any, name: str = "new rows") -> Split:
+def rows_of(spec: TaskSpec, data: Any, name: str = "new rows", first: int = 0) -> Split:
     """Rows of a task, which need no labels.
 
     Args:
@@ -160,6 +160,7 @@ def rows_of(spec: TaskSpec, data: Any, name: str = "new rows") -> Split:
         data: one row or many: for a task of one text a text each, for a task of two a pair (a tuple) each, for any task
             a mapping from column to value each; or a DataFrame or a data set with the task's columns.
         name: of these rows, for messages.
+        first: number of the first one, for messages.
 
     Raises:
         DataError: the data are something else, lack a column or a text, or have labels that are none of the task's.
@@ -173,7 +174,7 @@ def rows_of(spec: TaskSpec, data: Any, name: str = "new rows") -> Split:
         # Rows to predict may have more choices than those that were fitted.
         names = spec.rules.classes(replace(spec, labels=()), {name: table})
         spec = max(spec, replace(spec, labels=names), key=lambda each: each.max_choices)
-    return Split(table, spec, name).check()
+    return Split(table, spec, name, first=first).check()
 
 
 def _resolve(name: str, data_dir: str | Path | None, given: Mapping[str, Any]) -> tuple[TaskSpec, tuple[str, ...]]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bayeslora.errors import DataError, TaskError, unknown
 from bayeslora.tasks.sources import column, fields_of, from_data
 from bayeslora.tasks.spec import TaskSpec
+from bayeslora.tasks.values import numbered
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -32,12 +33,14 @@ class Split:
         spec: what the columns mean.
         name: of the split, for messages.
         arguments: of `load_task`, from which the task can be loaded again, where they are known.
+        first: number of the first row, where these are a part of a file, for messages.
     """
 
     dataset: Dataset
     spec: TaskSpec
     name: str = "data"
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    first: int = 0
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -121,8 +124,8 @@ class Split:
         if blank:
             names = ", ".join(map(repr, columns))
             raise DataError(
-                f"{len(blank)} of {len(self)} rows of split '{self.name}' have no text in {names}: row {min(blank)}, "
-                "counted from 0, is the first. Remove them."
+                f"{len(blank)} of {len(self)} rows of split '{self.name}' have no text in {names}: "
+                f"{numbered([self.first + row for row in sorted(blank)])}, counted from 0. Remove them."
             )
         _ = self._labels
         return self
@@ -130,9 +133,10 @@ class Split:
     def _refuse(self, value: Any, name: str, row: int, wanted: str) -> None:
         if value is None or (isinstance(value, float) and math.isnan(value)):
             raise DataError(
-                f"Row {row} of split '{self.name}' has no value in column '{name}': remove it. Rows are counted from 0."
+                f"Row {self.first + row} of split '{self.name}' has no value in column '{name}': remove it. Rows are "
+                "counted from 0."
             )
-        found = f"Row {row} of split '{self.name}' has a {type(value).__name__} in column '{name}'"
+        found = f"Row {self.first + row} of split '{self.name}' has a {type(value).__name__} in column '{name}'"
         hint = " Join its parts into one text." if wanted == "a text" and isinstance(value, list | dict) else ""
         if name in self.spec.choices and isinstance(value, dict):
             lists = f"{name}.text"

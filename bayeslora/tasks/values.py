@@ -35,7 +35,7 @@ from bayeslora.tasks.sources import column
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["infer_classes", "is_finite", "is_missing", "name_of", "shown", "single", "whole"]
+__all__ = ["infer_classes", "is_finite", "is_missing", "name_of", "numbered", "shown", "single", "whole"]
 
 WHOLE = re.compile(r"\s*-?[0-9]+(\.0*)?\s*")
 #: More names than these are classes only if they come again.
@@ -122,6 +122,11 @@ def whole(value: Any) -> int | None:
     if isinstance(value, int | float | Decimal) and is_finite(value) and value == int(value):
         return int(value)
     return None
+
+
+def numbered(rows: Sequence[int]) -> str:
+    """Numbers of some rows, at least one: the first of many."""
+    return f"row{'s' * (len(rows) > 1)} {shown([str(row) for row in rows])}"
 
 
 def shown(names: Sequence[str]) -> str:

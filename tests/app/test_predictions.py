@@ -44,6 +44,52 @@ def test_a_file_of_new_rows_is_predicted_as_rows_in_memory_are(
     np.testing.assert_allclose(found.iloc[:, 1:], expected.iloc[:, 1:], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_columns_of_the_file_are_kept_in_front(
+    folder: Path, ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = tmp_path / "new.csv", tmp_path / f"out.{ending}"
+    source.write_text("label,text,id,other\n" + "".join(f"?,{text},0{row},x\n" for row, text in enumerate(TEXTS)))
+    monkeypatch.setattr(predictions, "CHUNK", 2)
+    flags = ("--keep", "id", "--keep", "text", "--keep", "label", "--draws", 2)
+    assert call("predict", folder, "--file", source, "--output", target, *flags) == 0
+    readers = {
+        "csv": lambda path: pd.read_csv(path, dtype={"id": str}),
+        "jsonl": lambda path: pd.read_json(path, lines=True, dtype={"id": str}),
+        "parquet": pd.read_parquet,
+    }
+    found = readers[ending](target)
+    assert list(found)[:4] == ["id", "text", "label", "class"] and found["text"].tolist() == TEXTS
+    assert found["id"].tolist() == ["00", "01", "02", "03", "04"] and set(found["label"]) == {"?"}
+
+
+def test_a_column_that_cannot_be_kept_is_named(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "new.csv").write_text("text,class\nw1,a\n")
+    for name, said in (("name", "Unknown column 'name'"), ("class", "Predictions have a column 'class', too: rename")):
+        flags = ("--file", tmp_path / "new.csv", "--output", tmp_path / "out.csv", "--keep", name)
+        assert call("predict", folder, *flags) == 2
+        assert said in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_rows_without_text_are_numbered_as_in_the_file(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(predictions, "CHUNK", 3)
+    Path("new.csv").write_text("id,text\n" + "".join(f"{row},{text}\n" for row, text in enumerate([*TEXTS, "", ""])))
+    assert call("predict", folder, "--file", "new.csv", "--output", "out.csv") == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "1 of 3 rows of split 'new.csv' have no text in 'text': row 5, counted from 0. Remove them." in said
+    Path("new.csv").write_text("id,text\n1,\n2,w1\n3,\n")
+    assert call("predict", folder, "--file", "new.csv", "--output", "out.csv") == 2
+    assert "2 of 3 rows of split 'new.csv' have no text in 'text': rows 0, 2, counted" in " ".join(
+        capsys.readouterr().err.split()
+    )
+
+
 def test_what_cannot_be_written_is_said_before_the_work(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

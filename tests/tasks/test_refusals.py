@@ -124,7 +124,7 @@ def test_empty_data(mrpc: Path, split: str) -> None:
         ({"a": 1}, "Row 0 .* has a dict in column 'text'"),
         (float("nan"), "Row 1 .* has no value in column 'text': remove it. Rows are counted from 0"),
         (float("inf"), "Row 1 .* has a float in column 'text'"),
-        (" ", "1 of 2 rows .* have no text in 'text': row 1, counted from 0, is the first"),
+        (" ", "1 of 2 rows .* have no text in 'text': row 1, counted from 0[.]"),
     ],
 )
 def test_a_value_that_is_no_text(value: Any, message: str) -> None:

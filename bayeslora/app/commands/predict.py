@@ -25,6 +25,12 @@ def predict(
             parser=new_file, metavar="FILE", help="Table to write: .csv, .jsonl or .parquet.", show_default=False
         ),
     ],
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMN", help="Column of the file to copy into the table; repeatable.", show_default=False
+        ),
+    ] = None,
     draws: Draws = 10,
     method: Method = None,
     seed: Annotated[int, typer.Option(help="Of the draws.", min=0, max=2**32 - 1)] = 0,
@@ -38,5 +44,6 @@ def predict(
     check_table(output)  # before the work
     check_apart(file, output)
     posterior = runs.opened(run, base)
-    count = predict_file(posterior, file, output, draws=draws, method=method, seed=seed, batch_size=batch_size)
+    settings = {"draws": draws, "method": method, "seed": seed, "batch_size": batch_size}
+    count = predict_file(posterior, file, output, tuple(dict.fromkeys(keep or ())), **settings)
     show(f"{count:,} rows of {file} predicted by {posterior.record.backend}. Written into {output}")
