@@ -33,6 +33,7 @@ def load_task(
     *,
     train_size: int | None = None,
     heldout_size: int = 0,
+    test_size: int = 0,
     seed: int = 0,
     text: str | Sequence[str] | None = None,
     label: str | None = None,
@@ -66,6 +67,8 @@ def load_task(
         data_dir: folder with the task's files, or one that has a folder of the task's name in it.
         train_size: number of training rows; all that are not held out by default.
         heldout_size: number of rows to cut off the training split, to choose settings on.
+        test_size: number of rows to cut off the training split before all others, to report on, where there is no test
+            split. The seed alone says which.
         seed: of the choice of rows.
         text: one or two columns, or templates of columns such as "{title}: {body}"; "text" by default.
         label: column of the class, the value or the answer; "label" by default.
@@ -112,6 +115,7 @@ def load_task(
     }
     given = {key: value for key, value in given.items() if value is not None}
     sizes: dict[str, Any] = {"train_size": train_size, "heldout_size": heldout_size, "seed": seed}
+    sizes |= {"test_size": test_size} if test_size else {}
     arguments: dict[str, Any] = {}
     try:
         if isinstance(source, str | Path):
@@ -147,7 +151,7 @@ def reload_task(record: Mapping[str, Any], data_dir: str | Path | None = None) -
         arguments["data_dir"] = str(Path(data_dir).expanduser().resolve())
     if spec.path is None and arguments.get("data_dir") is None:
         raise TaskError(f"The rows of task '{spec.name}' were given in memory: say where they are, data_dir=.")
-    sizes = {key: arguments[key] for key in ("train_size", "heldout_size", "seed") if key in arguments}
+    sizes = {key: arguments[key] for key in ("train_size", "heldout_size", "test_size", "seed") if key in arguments}
     data = _read(spec, arguments.get("data_dir"), arguments.get("source", spec.name))
     return build_task(spec, data, **sizes, arguments=arguments)
 

@@ -98,6 +98,19 @@ class Split:
         train, heldout = self.select(order[:size]), self.select(order[size : size + heldout_size])
         return train, replace(heldout, name="heldout") if heldout_size else None
 
+    def set_aside(self, size: int, seed: int) -> tuple[Split, Split]:
+        """The rows that are left in file order, and the first rows of a permutation.
+
+        Raises:
+            DataError: there are fewer rows.
+        """
+        if not 1 <= size < len(self):
+            raise DataError(f"test_size is {size}, expected from 1 to {len(self) - 1} rows of split '{self.name}'.")
+        import torch
+
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)).tolist()
+        return self.select(sorted(order[size:])), replace(self.select(order[:size]), name="test")
+
     def check(self) -> Split:
         """This split, if it has rows whose texts are there and whose labels are in range.
 
@@ -196,7 +209,7 @@ class Task:
         train: rows to train on; no rows, if the training split is not there.
         heldout: rows cut off the training split to choose settings on, if asked for.
         validation: rows to report on.
-        test: rows of the test split, if their labels are public.
+        test: rows of the test split, if their labels are public, or rows cut off the training split.
         data: all splits of the source by name, as they are there.
         arguments: of `load_task`, from which the task can be loaded again.
         notes: sentences on what was taken for what without having been asked for.
@@ -228,6 +241,8 @@ class Task:
         if name in self.data:
             return Split(self.data[name], self.spec, name, self.arguments).check()
         hint = " Cut rows off the training split with heldout_size=." if name in ("heldout", "validation") else ""
+        if name == "test":
+            hint = " Cut rows off the training split with test_size= (in a shell --set task.test_size=, with fit)."
         if name == "validation" and self.heldout is not None:
             hint = " Rows that were cut off the training split are 'heldout'."
         raise TaskError(unknown(f"split of task '{self.spec.name}'", name, {*self.roles, *self.data}) + hint)
@@ -248,6 +263,7 @@ def build_task(
     *,
     train_size: int | None = None,
     heldout_size: int = 0,
+    test_size: int = 0,
     seed: int = 0,
     arguments: Mapping[str, Any] | None = None,
     notes: tuple[str, ...] = (),
@@ -259,6 +275,7 @@ def build_task(
         data: by the name of the split, a data set, a DataFrame or a list of rows.
         train_size: number of training rows; all that are not held out by default.
         heldout_size: number of rows to cut off the training split.
+        test_size: number of rows to cut off it before, where there is no test split.
         seed: of the choice of rows.
         arguments: kept with the task.
         notes: kept with the task.
@@ -278,11 +295,15 @@ def build_task(
 
     if not data:
         raise DataError(f"Task '{spec.name}' has no splits.")
-    heldout = None
+    if test_size and spec.test in data:
+        raise DataError(f"Task '{spec.name}' has a test split, '{spec.test}': leave out test_size, found {test_size}.")
+    heldout, test = None, reported(spec.test)
     if spec.train in data:
         source = split(spec.train)
         if not source.labelled:
             raise DataError(f"No row of the training split '{spec.train}' has a label in column '{spec.answer}'.")
+        if test_size:
+            source, test = source.set_aside(test_size, seed)
         train, heldout = source.divide(train_size, heldout_size, seed)
     else:
         train = Split(data[next(iter(data))].select([]), spec, spec.train, arguments)
@@ -291,7 +312,7 @@ def build_task(
             f"There is no split '{spec.train}' to train on, only {', '.join(data)}: the rows serve to predict alone. "
             f"To train on another split, name it, train=SPLIT (in a shell --set task.train=SPLIT){ending}.",
         )
-    validation, test = reported(spec.validation), reported(spec.test)
+    validation = reported(spec.validation)
     if validation is not None and spec.validation == spec.test:
         notes += (f"The rows of split '{spec.test}' stand in for a validation split.",)
     return Task(spec, train, heldout, validation, test, data, arguments, notes)
