@@ -11,7 +11,7 @@ from bayeslora.app.studies.cells import is_over
 from bayeslora.errors import SettingError, unknown
 from bayeslora.identity import differing
 
-__all__ = ["HELDOUT", "check_had", "check_heldout", "check_seeds", "check_start"]
+__all__ = ["HELDOUT", "check_had", "check_heldout", "check_seeds", "check_start", "check_varied"]
 
 #: Split of the rows that trials are judged on.
 HELDOUT = "heldout"
@@ -99,3 +99,26 @@ def check_had(asked: Mapping[str, Collection[str]], has: Mapping[str, Collection
     for part, names in asked.items():
         for name in sorted(set(names).difference(has[part])):
             raise SettingError(unknown("setting of any method of the study", name, has[part]))
+
+
+def check_varied(method: str, key: str, own: Mapping[str, Any], varied: Mapping[str, Any]) -> None:
+    """Refuse a grid over what a method says itself: its value would be none of those that the method runs with.
+
+    Args:
+        method: its name.
+        key: name of what the grid varies.
+        own: what the study says of the method itself, fields of a run.
+        varied: the same of a point of the grid, of that key alone.
+
+    Raises:
+        SettingError: both say it.
+    """
+    if _both_say(own, varied):
+        raise SettingError(f"Method '{method}' sets {key} itself, and the grid varies it: leave one of both out.")
+
+
+def _both_say(one: Any, other: Any) -> bool:
+    """Whether nested mappings have a value at the same place."""
+    if not (isinstance(one, Mapping) and isinstance(other, Mapping)):
+        return True
+    return any(_both_say(one[name], other[name]) for name in one.keys() & other.keys())

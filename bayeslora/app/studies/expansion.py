@@ -11,7 +11,7 @@ from typing import Any, Literal
 from bayeslora.app.config import RunConfig, assign
 from bayeslora.app.resolving import canonical, folder, located_task, named, resolve, task_settings
 from bayeslora.app.studies.cells import Cell, Entry, Evaluation, is_over
-from bayeslora.app.studies.checks import HELDOUT, check_had, check_heldout, check_seeds, check_start
+from bayeslora.app.studies.checks import HELDOUT, check_had, check_heldout, check_seeds, check_start, check_varied
 from bayeslora.app.studies.file import OWN, Shift, StudyFile
 
 __all__ = ["Candidate", "Target", "expand"]
@@ -165,15 +165,20 @@ class _Expansion:
         shared = _of_run("common", self.study.common)
         shared = _merged(shared, _of_run("bases", self.study.bases[base]))
         shared = _merged(shared, _of_run("tasks", self.study.tasks[task]))
-        varied = assign({}, [f"{key}={_text(value)}" for key, value in point.items()])
+        varied = {key: assign({}, [f"{key}={_text(value)}"]) for key, value in point.items()}
         if (task, base, method) not in self.parts:
             alone = {name: value for name, value in shared.items() if name not in OF_PARTS} | own
             self.parts[task, base, method] = _parts(alone)
         has = self.parts[task, base, method]
         for part in OF_PARTS:
             self.has[part] |= has[part].keys()
-            self.asked[part] |= {*shared.get(part, {}), *varied.get(part, {})}
-        merged = _merged(_merged(_had(shared, has), own), _had(varied, has))
+            self.asked[part] |= {name for each in (shared, *varied.values()) for name in each.get(part, {})}
+        merged = _merged(_had(shared, has), own)
+        for key, value in varied.items():
+            value = _had(value, has)
+            if self.study.grid:  # what tuning tries goes over a method's own
+                check_varied(method, key, own, value)
+            merged = _merged(merged, value)
         return RunConfig.from_dict(merged)
 
 

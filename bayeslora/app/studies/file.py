@@ -97,8 +97,9 @@ class StudyFile(Settings):
             ``predict`` the way to predict, the posterior's own if left out; ``tuning`` its own candidates.
         seeds: of the runs.
         common: fields of every run.
-        grid: values by the name of a setting; every method is run with all combinations.
-        tuning: how methods come to settings of their own; the table of these stands beside that of all at the same.
+        grid: values by the name of a setting, which no method says itself; every method is run with all combinations.
+        tuning: how methods come to settings of their own, whose candidates replace what a method says itself; the
+            table of these stands beside that of all at the same.
         evaluation: how methods are evaluated.
         reference: method that the others are compared with, the first if left out.
     """

@@ -75,3 +75,30 @@ def test_a_shared_setting_is_one_of_some_method(study: Made) -> None:
         SettingError, match="setting of any method of the study 'max_grad'. Did you mean 'max_grad_norm"
     ):
         expand(StudyFile.from_dict(study(methods={"quick": {}, "map": {}}, common={"settings": {"max_grad": 1.0}})))
+
+
+@pytest.mark.parametrize(
+    ("own", "key", "values"),
+    [
+        ({"settings": {"learning_rate": 0.1}}, "learning_rate", [0.1, 0.2]),
+        ({"backend": "ensemble", "settings": {"of": "quick", "of_settings": {"epochs": 2}}}, "epochs", [2, 3]),
+        ({"lora": {"r": 4}}, "lora.r", [4, 8]),
+        ({"lora": "dora"}, "lora", ["lora", "dora"]),
+        ({"max_length": 8}, "max_length", [8, 16]),
+    ],
+)
+def test_a_grid_varies_nothing_that_a_method_says_itself(
+    own: dict[str, Any], key: str, values: list[Any], study: Made
+) -> None:
+    made = study(methods={"quick": {}, "own": {"backend": "quick", **own}}, grid={key: values})
+    with pytest.raises(SettingError, match=f"^Method 'own' sets {key} itself, and the grid varies it: leave one of"):
+        expand(StudyFile.from_dict(made))
+
+
+def test_candidates_replace_what_a_method_says_itself(study: Made) -> None:
+    methods = {"quick": {"settings": {"learning_rate": 0.5}, "lora": {"r": 4}}}
+    tuning = {"values": {"learning_rate": [0.1, 0.2]}}
+    same, chosen = expand(StudyFile.from_dict(study(methods=methods, seeds=[0], tuning=tuning)))
+    rates = [each.entry.cell.config.settings["learning_rate"] for each in (*same.candidates, *chosen.candidates)]
+    assert rates == [0.5, 0.1, 0.2]
+    expand(StudyFile.from_dict(study(methods=methods, seeds=[0], grid={"epochs": [1, 2], "lora.alpha": [8, 16]})))
