@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,9 @@ __all__ = ["heard", "notes_of", "warnings_table"]
 
 LABELS = ["task", "base", "protocol", "method"]
 #: In which warnings of the same kind differ.
-FIGURES = re.compile(r"\d[\d.,e+-]*")
+FIGURES = re.compile(r"-?\d(?:[\d.,e+-]*\d)?")
+#: So many fits' figures stand side by side.
+FEW = 3
 
 
 @contextmanager
@@ -58,17 +60,31 @@ def notes_of(frame: pd.DataFrame) -> Notes:
 
 
 def warnings_table(frame: pd.DataFrame, notes: Notes) -> Table:
-    """What was said, and of how many of a line's fits; where texts differ in their figures, one of them."""
+    """What was said, and of how many of a line's fits; where texts differ in their figures, those of a few of them."""
     done, rows = frame[frame["state"] == "done"], []
     for labels, number in notes.items():
         of_all = done[(done[LABELS] == list(labels)).all(axis=1)]
-        texts: dict[str, list[str]] = {}
-        for said in of_all["warnings"]:
-            kinds = {FIGURES.sub("#", text): text for text in said.splitlines()}
+        texts: dict[tuple[str, ...], list[tuple[int, str]]] = {}
+        for seed, said in zip(of_all["seed"], of_all["warnings"], strict=True):
+            kinds = {tuple(FIGURES.split(text)): text for text in said.splitlines()}
             for kind, text in kinds.items():
-                texts.setdefault(kind, []).append(text)
+                texts.setdefault(kind, []).append((seed, text))
         for found in texts.values():
             task, base, protocol, method = labels
+            seeds = ", ".join(dict.fromkeys(str(seed) for seed, _ in found))
+            said = _together([text for _, text in found]).replace("|", "/")
             place = f"{task}, {base}, {method}"
-            rows.append([f"[{number}]", place, protocol, f"{len(found)} of {len(of_all)}", found[0].replace("|", "/")])
-    return Table("Warnings", ["", "of", "settings", "fits", "what was said"], rows)
+            rows.append([f"[{number}]", place, protocol, f"{len(found)} of {len(of_all)}", seeds, said])
+    note = (
+        f"Where fits differ in their figures, those of the first {FEW} stand side by side, in the order of the seeds."
+    )
+    return Table("Warnings", ["", "of", "settings", "fits", "seeds", "what was said"], rows, note)
+
+
+def _together(texts: Sequence[str]) -> str:
+    """One text for several that differ in their figures alone: where they do, it has those of the first few."""
+    differing = list(dict.fromkeys(texts))
+    more = ["..."] if len(differing) > FEW else []
+    places = zip(*map(FIGURES.findall, differing), strict=True)
+    figures = iter([each[0] if len(set(each)) == 1 else " / ".join([*each[:FEW], *more]) for each in places])
+    return FIGURES.sub(lambda figure: next(figures), differing[0])

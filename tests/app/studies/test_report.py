@@ -12,6 +12,7 @@ import pytest
 
 from bayeslora.app.studies import Study
 from bayeslora.app.studies.tables import Table, chosen_table, points_tables, quality_tables
+from bayeslora.app.studies.warned import notes_of, warnings_table
 
 Made = Callable[..., dict[str, Any]]
 
@@ -201,17 +202,36 @@ def test_what_fits_warn_of_stands_below_the_tables(shown: str, study: Made, tmp_
     assert frame["warnings"]["doubtful", 0] == frame["warnings"]["quick", 3] == ""
     text = (tmp_path / "out" / "report" / "study.md").read_text()
     assert "| quick | 3 |" in text and "| doubtful [1] | 3 |" in text and "| around [2] | 3 |" in text
-    assert "| [1] | demo, demo, doubtful | same | 2 of 3 | It ends at 1.5 nats /, which is no mode. |" in text
+    assert (
+        "| [1] | demo, demo, doubtful | same | 2 of 3 | 1, 3 | It ends at 1.5 / 3.5 nats /, which is no mode." in text
+    )
     assert text.count("It ends at") == 2 and "others" not in text
     before = {path: path.read_text() for path in (tmp_path / "out" / "report").glob("*.md")}
     Study(found.source, tmp_path / "out").run(progress=False)  # from the cells alone
     assert {path: path.read_text() for path in before} == before
 
 
+def test_a_warning_has_the_figures_of_each_of_a_few_fits() -> None:
+    said = "It ends at {} nats, and by chance at {}. See 20 rows."
+    for ends, shown in (
+        ([-1.009, -1.218], "It ends at -1.009 / -1.218 nats, and by chance at -2.009 / -2.218. See 20 rows."),
+        ([1.5, 1.5, 2], "It ends at 1.5 / 2 nats, and by chance at 0.5 / 1. See 20 rows."),
+        ([1, 2, 3, 4], "It ends at 1 / 2 / 3 / ... nats, and by chance at 0 / 1 / 2 / .... See 20 rows."),
+    ):
+        rows = [
+            {"seed": seed, "warnings": said.format(end, round(end - 1, 3)), "state": "done"}
+            for seed, end in enumerate(ends)
+        ]
+        frame = pd.DataFrame(rows).assign(task="t", base="b", protocol="same", method="m")
+        (row,) = warnings_table(frame, notes_of(frame)).rows
+        seeds = ", ".join(map(str, range(len(ends))))
+        assert row == ["[1]", "t, b, m", "same", f"{len(ends)} of {len(ends)}", seeds, shown]
+
+
 def test_points_of_a_grid_bear_warnings(study: Made, tmp_path: Path) -> None:
     made = study(methods=["doubtful"], seeds=[1], grid={"learning_rate": [0.1, 1.0]})
     text = Study(made, tmp_path / "out").run(progress=False).report().to_markdown()
-    assert "| demo, demo, doubtful [1] | 2 |" in text and "| [1] | demo, demo, doubtful | grid | 2 of 2 |" in text
+    assert "| demo, demo, doubtful [1] | 2 |" in text and "| [1] | demo, demo, doubtful | grid | 2 of 2 | 1 |" in text
 
 
 @pytest.mark.filterwarnings("ignore:The 20 held-out rows have no best temperature")
@@ -223,7 +243,7 @@ def test_rows_that_a_method_chose_something_on_are_named(study: Made, tmp_path: 
         made = study(methods=methods, seeds=[0], evaluation=evaluation)
         text = Study(made, tmp_path / "out").run(progress=False).report().to_markdown()
         assert "| tempered [1] | 1 |" in text and "| quick | 1 |" in text
-        assert "| [1] | demo, demo, tempered | same | 1 of 1 | On the rows of 'heldout' the fit chose" in text
+        assert "| [1] | demo, demo, tempered | same | 1 of 1 | 0 | On the rows of 'heldout' the fit chose" in text
     made = study(methods=methods, seeds=[0], evaluation={"split": "train", "draws": 2})
     assert "the fit chose" not in Study(made, tmp_path / "out").run(progress=False).report().to_markdown()
 
