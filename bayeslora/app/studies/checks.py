@@ -101,11 +101,10 @@ def check_had(asked: Mapping[str, Collection[str]], has: Mapping[str, Collection
             raise SettingError(unknown("setting of any method of the study", name, has[part]))
 
 
-def check_varied(method: str, key: str, own: Mapping[str, Any], varied: Mapping[str, Any]) -> None:
+def check_varied(key: str, own: Mapping[str, Any], varied: Mapping[str, Any]) -> None:
     """Refuse a grid over what a method says itself: its value would be none of those that the method runs with.
 
     Args:
-        method: its name.
         key: name of what the grid varies.
         own: what the study says of the method itself, fields of a run.
         varied: the same of a point of the grid, of that key alone.
@@ -114,7 +113,7 @@ def check_varied(method: str, key: str, own: Mapping[str, Any], varied: Mapping[
         SettingError: both say it.
     """
     if _both_say(own, varied):
-        raise SettingError(f"Method '{method}' sets {key} itself, and the grid varies it: leave one of both out.")
+        raise SettingError(f"{key} is its own, and the grid varies it: leave one of both out.")
 
 
 def _both_say(one: Any, other: Any) -> bool:

@@ -13,6 +13,7 @@ from bayeslora.app.resolving import canonical, folder, located_task, named, reso
 from bayeslora.app.studies.cells import Cell, Entry, Evaluation, is_over
 from bayeslora.app.studies.checks import HELDOUT, check_had, check_heldout, check_seeds, check_start, check_varied
 from bayeslora.app.studies.file import OWN, Shift, StudyFile
+from bayeslora.errors import SettingError
 
 __all__ = ["Candidate", "Target", "expand"]
 
@@ -147,7 +148,10 @@ class _Expansion:
         start = None if name is None else self.cell(task, base, name, seed, point)
         key = task, base, method, repr(dict(point))
         if key not in self.configs:
-            config = canonical(self.config(task, base, method, point))
+            try:
+                config = canonical(self.config(task, base, method, point))
+            except SettingError as error:
+                raise SettingError(f"Method '{method}' of the study: {error}") from error
             check_seeds(method, config.chains, self.study.seeds)
             if start is not None:
                 own = _of_run("methods", self.study.methods[method])
@@ -177,7 +181,7 @@ class _Expansion:
         for key, value in varied.items():
             value = _had(value, has)
             if self.study.grid:  # what tuning tries goes over a method's own
-                check_varied(method, key, own, value)
+                check_varied(key, own, value)
             merged = _merged(merged, value)
         return RunConfig.from_dict(merged)
 

@@ -91,7 +91,9 @@ def test_a_grid_varies_nothing_that_a_method_says_itself(
     own: dict[str, Any], key: str, values: list[Any], study: Made
 ) -> None:
     made = study(methods={"quick": {}, "own": {"backend": "quick", **own}}, grid={key: values})
-    with pytest.raises(SettingError, match=f"^Method 'own' sets {key} itself, and the grid varies it: leave one of"):
+    with pytest.raises(
+        SettingError, match=f"^Method 'own' of the study: {key} is its own, and the grid varies it: leave"
+    ):
         expand(StudyFile.from_dict(made))
 
 
@@ -102,3 +104,16 @@ def test_candidates_replace_what_a_method_says_itself(study: Made) -> None:
     rates = [each.entry.cell.config.settings["learning_rate"] for each in (*same.candidates, *chosen.candidates)]
     assert rates == [0.5, 0.1, 0.2]
     expand(StudyFile.from_dict(study(methods=methods, seeds=[0], grid={"epochs": [1, 2], "lora.alpha": [8, 16]})))
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ({"backend": "ensemble", "settings": {"of": "laplace", "stacked": True}}, "stacked=True trains members of"),
+        ({"backend": "quick", "settings": {"epoch": 1}}, "Unknown setting of quick 'epoch'"),
+        ({"backend": "quick", "lora": "dorra"}, "Unknown way to fine-tune 'dorra'"),
+    ],
+)
+def test_an_error_names_the_method_that_it_is_of(own: dict[str, Any], said: str, study: Made) -> None:
+    with pytest.raises(SettingError, match=f"^Method 'ens' of the study: .*{said}"):
+        expand(StudyFile.from_dict(study(methods={"quick": {}, "ens": own})))
