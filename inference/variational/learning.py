@@ -151,10 +151,12 @@ class _Explained(Hook):
         same = observation.constant(given)
         base_rate = math.nan if same is None else float(observation.log_prob(same.expand(len(given), -1), given).mean())
         if self.nats < base_rate + MARGIN:
+            hardly = f"hardly better than the base rate, by less than {MARGIN} nats a row"
+            ends = "no better than the base rate" if self.nats <= base_rate else hardly
             warnings.warn(
-                f"The fit ends no better than the base rate: in the last epoch the training rows had a log-likelihood "
-                f"of {self.nats:.3f} a row, and by {observation.rate} alone it is {base_rate:.3f}. Train for "
-                "more steps or, if it was better before (the log tells), with a lower learning rate.",
+                f"The fit ends {ends}: in the last epoch the training rows had a log-likelihood of {self.nats:.3f} a "
+                f"row, and by {observation.rate} alone it is {base_rate:.3f}. Train for more steps or, if it was "
+                "better before (the log tells), with a lower learning rate.",
                 stacklevel=2,
             )
 

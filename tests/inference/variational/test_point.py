@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,7 +16,9 @@ from bayeslora.inference.variational import point
 from bayeslora.inference.variational.loss import ProgramLoss
 from bayeslora.models import MonteCLoRA, build
 from bayeslora.models.guides.base import Guide
+from bayeslora.observations import Classes
 from bayeslora.passes import Rows
+from bayeslora.program import Program
 
 EXACT = {
     "batch_size": 40, "epochs": 250, "learning_rate": 0.1, "schedule": "cosine", "warmup": 0.0, "max_grad_norm": 1e9,
@@ -107,6 +110,22 @@ def test_a_fit_no_better_than_the_base_rate_is_said(rate: float, learned: bool) 
         program, over = known.program, Rows.of(known.program, rows)
         outputs = over.outputs(program, {site.name: site.initial for site in program.sites})
         assert f"{program.observation.log_prob(outputs, values).mean():.3f} a row" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("nats", "said"),
+    [
+        (-0.7, "no better than the base rate: .*-0.700"),
+        (-0.69, "hardly better than the base rate, by less than 0.01 nats"),
+    ],
+)
+def test_a_fit_within_the_margin_of_the_base_rate_is_called_hardly_better(nats: float, said: str) -> None:
+    from bayeslora.inference.variational.learning import _Explained  # the margin is narrower than what a fit can aim at
+
+    loss = ProgramLoss()
+    loss.program = cast(Program, SimpleNamespace(observation=Classes(2)))
+    with pytest.warns(UserWarning, match=f"The fit ends {said}.* is -0.693"):
+        _Explained(loss, nats).warn([0, 1])
 
 
 def test_only_the_last_epoch_is_compared_with_the_base_rate(known: Regression) -> None:
