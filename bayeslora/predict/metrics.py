@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from bayeslora.errors import DataError
 from bayeslora.predict import resampling
+from bayeslora.predict.given import classified, distributions, exponential, paired
 from bayeslora.predict.resampling import INTERVAL, Bounded, Floats, Interval, bootstrap, once
 
 __all__ = [
@@ -89,20 +90,20 @@ class Metrics(Mapping[str, Interval]):
 
 def accuracy(probabilities: ArrayLike, labels: ArrayLike) -> float:
     """Share of rows (examples, classes) whose most probable class is the label (examples,)."""
-    rows, classes = _classified(probabilities, labels)
+    rows, classes = classified(probabilities, labels)
     return once(resampling.mean(_correct(rows, classes)), len(rows))
 
 
 def nll(probabilities: ArrayLike, labels: ArrayLike) -> float:
     """Mean of -log p(label), in nats; infinite where a label got no probability at all."""
-    rows, classes = _classified(probabilities, labels)
+    rows, classes = classified(probabilities, labels)
     with np.errstate(divide="ignore"):
         return once(resampling.mean(-np.log(_at(rows, classes))), len(rows))
 
 
 def brier(probabilities: ArrayLike, labels: ArrayLike) -> float:
     """Mean squared distance of the probabilities from the one-hot label, summed over classes (0 to 2)."""
-    rows, classes = _classified(probabilities, labels)
+    rows, classes = classified(probabilities, labels)
     return once(resampling.mean(_squared_distance(rows, classes)), len(rows))
 
 
@@ -111,7 +112,7 @@ def ece(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
 
     Bins have equal width and include their upper edge: a confidence of exactly 1 lies in the last one.
     """
-    rows, classes = _classified(probabilities, labels)
+    rows, classes = classified(probabilities, labels)
     return once(resampling.calibration(rows.max(1), _correct(rows, classes), bins), len(rows))
 
 
@@ -120,7 +121,7 @@ def ece_adaptive(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) ->
 
     Rows of equal confidence share a bin, so the value does not depend on the order of rows.
     """
-    rows, classes = _classified(probabilities, labels)
+    rows, classes = classified(probabilities, labels)
     return once(resampling.calibration_adaptive(rows.max(1), _correct(rows, classes), bins), len(rows))
 
 
@@ -131,7 +132,7 @@ def ece_by_chance(probabilities: ArrayLike, bins: int = 15) -> float:
     reliability diagrams*, Weather and Forecasting 2007, with gaps that are normal in place of simulated ones: within
     3 % from 200 rows on, and up to a tenth too little of 20.
     """
-    rows = _distributions(probabilities)
+    rows = distributions(probabilities)
     return once(resampling.calibration_by_chance(rows.max(1), bins), len(rows))
 
 
@@ -140,25 +141,25 @@ def mcc(probabilities: ArrayLike, labels: ArrayLike) -> float:
 
     Zero where the labels or the predictions are all of one class.
     """
-    rows, classes = _classified(probabilities, labels)
+    rows, classes = classified(probabilities, labels)
     return once(resampling.matthews(rows.argmax(1), classes, rows.shape[1]), len(rows))
 
 
 def rmse(predictions: ArrayLike, labels: ArrayLike) -> float:
     """Root of the mean squared error, in units of the label."""
-    predicted, real = _paired(predictions, labels)
+    predicted, real = paired(predictions, labels)
     return once(resampling.root_mean((predicted - real) ** 2), len(real))
 
 
 def pearson(predictions: ArrayLike, labels: ArrayLike) -> float:
     """Pearson correlation; NaN where either is constant."""
-    predicted, real = _paired(predictions, labels)
+    predicted, real = paired(predictions, labels)
     return once(resampling.correlation(predicted, real), len(real))
 
 
 def spearman(predictions: ArrayLike, labels: ArrayLike) -> float:
     """Pearson correlation of ranks, ties at their mean rank; NaN where either is constant."""
-    predicted, real = _paired(predictions, labels)
+    predicted, real = paired(predictions, labels)
     return once(resampling.rank_correlation(predicted, real), len(real))
 
 
@@ -197,7 +198,7 @@ def class_statistics(
         DataError: no rows, shapes that differ, probabilities that do not sum to one, or labels out of range.
     """
     logs = np.asarray(log_probabilities, dtype=np.float64)
-    rows, classes = _classified(np.exp(logs), labels)
+    rows, classes = classified(exponential(logs), labels)
     confidence, correct = rows.max(1), _correct(rows, classes)
     return {
         "accuracy": (resampling.mean(correct), 0.0, 1.0),
@@ -243,7 +244,7 @@ def value_statistics(predictions: ArrayLike, log_densities: ArrayLike, labels: A
     Raises:
         DataError: no rows, or shapes that differ.
     """
-    predicted, real = _paired(predictions, labels)
+    predicted, real = paired(predictions, labels)
     return {
         "rmse": (resampling.root_mean((predicted - real) ** 2), 0.0, math.inf),
         "nll": (resampling.mean(-np.asarray(log_densities, dtype=np.float64)), -math.inf, math.inf),
@@ -264,7 +265,7 @@ def sequence_statistics(log_densities: ArrayLike, tokens: ArrayLike) -> dict[str
     Raises:
         DataError: no rows, or shapes that differ.
     """
-    density, counted = _paired(log_densities, tokens)
+    density, counted = paired(log_densities, tokens)
     return {
         "nll": (resampling.mean(-density), 0.0, math.inf),
         "perplexity": (resampling.perplexity(-density, counted), 1.0, math.inf),
@@ -293,7 +294,7 @@ def against_truth(
 
 
 def _distances(logs: Floats, truth: ArrayLike) -> dict[str, Bounded]:
-    rows, true = _distributions(np.exp(logs)), _distributions(truth)
+    rows, true = distributions(exponential(logs)), distributions(truth)
     if rows.shape != true.shape:
         raise DataError(f"Predictions have the shape {rows.shape}, true probabilities {true.shape}.")
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -314,37 +315,6 @@ def _correct(rows: Floats, classes: NDArray[np.int64]) -> Floats:
 
 def _squared_distance(rows: Floats, classes: NDArray[np.int64]) -> Floats:
     return np.asarray(((rows - resampling.indicator(classes, rows.shape[1])) ** 2).sum(1))
-
-
-def _distributions(probabilities: ArrayLike) -> Floats:
-    rows = np.asarray(probabilities, dtype=np.float64)
-    if rows.ndim != 2 or not len(rows):
-        raise DataError(f"Expected probabilities (examples, classes) of some examples, found shape {rows.shape}.")
-    # Rows in float32 over many classes sum to one within about 1e-6.
-    off = np.flatnonzero(~((rows >= 0).all(1) & (np.abs(rows.sum(1) - 1) < 1e-4)))
-    if len(off):
-        raise DataError(f"Row {off[0]} is no probability distribution: {rows[off[0]]} sums to {rows[off[0]].sum():g}.")
-    return rows
-
-
-def _classified(probabilities: ArrayLike, labels: ArrayLike) -> tuple[Floats, NDArray[np.int64]]:
-    rows = _distributions(probabilities)
-    classes = np.asarray(labels)
-    if classes.shape != (len(rows),):
-        raise DataError(f"Expected {len(rows)} labels, one for each row, found the shape {classes.shape}.")
-    wrong = np.flatnonzero((classes < 0) | (classes >= rows.shape[1]) | (classes != np.floor(classes)))
-    if len(wrong):
-        raise DataError(
-            f"Label {classes[wrong[0]]} of row {wrong[0]} is no class number from 0 to {rows.shape[1] - 1}."
-        )
-    return rows, classes.astype(np.int64)
-
-
-def _paired(predictions: ArrayLike, labels: ArrayLike) -> tuple[Floats, Floats]:
-    predicted, real = np.asarray(predictions, dtype=np.float64), np.asarray(labels, dtype=np.float64)
-    if predicted.shape != real.shape or real.ndim != 1 or not len(real):
-        raise DataError(f"Expected as many predictions as labels, found the shapes {predicted.shape} and {real.shape}.")
-    return predicted, real
 
 
 def number_to_json(number: float) -> float | str:

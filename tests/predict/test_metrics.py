@@ -314,6 +314,26 @@ def test_what_is_no_prediction_is_refused(probabilities: Any, labels: Any, messa
         metrics.rmse([1.0, 2.0], [1.0])
 
 
+def test_probabilities_in_place_of_their_logarithms_are_called_so_and_the_other_way_round() -> None:
+    probabilities, labels = np.array([[0.9, 0.1], [0.25, 0.75]]), [0, 1]
+    logs = np.log(probabilities)
+    for each in (metrics.nll, metrics.brier, metrics.ece, metrics.accuracy):
+        with pytest.raises(
+            DataError, match="expected probabilities. These look like log-probabilities: give np.exp of"
+        ):
+            each(logs, labels)
+    for of_logs in (
+        lambda: metrics.classification(probabilities, labels),
+        lambda: metrics.against_truth(probabilities, probabilities),
+    ):
+        with pytest.raises(
+            DataError, match=r"exp of \[0.9 0.1\] sums to 3.56.* These look like probabilities: give np.log"
+        ):
+            of_logs()
+    with pytest.raises(DataError, match="sums to 3.36, expected probabilities.$"):
+        metrics.nll([[3.0, 0.36]], [0])
+
+
 def test_metrics_are_a_mapping_that_survives_strict_json() -> None:
     found = Metrics({"nll": Interval(math.inf, 1.0, math.inf), "mcc": Interval(0.5, 0.25, 0.75)}, 10, 4, "sample")
     assert list(found) == ["nll", "mcc"] and len(found) == 2 and found["mcc"].value == 0.5
