@@ -224,6 +224,10 @@ class Task:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        sizes = "".join(f", {role}={len(split)}" for role, split in self.roles.items())
+        return f"Task({self.spec.name!r}, {self.spec.kind}{sizes})"
+
     @property
     def roles(self) -> dict[str, Split]:
         """The splits train, heldout, validation and test, as far as the task has them."""

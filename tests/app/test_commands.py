@@ -217,6 +217,8 @@ def test_lists(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
     assert "bayesian-lora: Lin et al." in capsys.readouterr().out
     assert call("list", "recipes") == 0
     assert "Lester et al." in capsys.readouterr().out
+    assert call("list", "recipes", "-v") == 0
+    assert "target_modules" in capsys.readouterr().out
     assert call("list", "guides") == 0
     shown = capsys.readouterr().out
     assert "Inducing matrices for LoRA matrices" in shown

@@ -36,6 +36,7 @@ def test_a_csv_file_with_words_as_labels(reviews: Path) -> None:
     assert task.train.render(1) == "NA\n-> poor"
     assert task.validation is None
     assert task.summary() == "reviews: classification into 2 classes (great, poor); train 4 rows"
+    assert repr(task) == "Task('reviews', classification, train=4)"
 
 
 def test_columns_called_text_and_label_are_taken_and_this_is_said(tmp_path: Path) -> None:

@@ -45,10 +45,16 @@ def list_presets(verbose: Verbose = False) -> None:
     show_presets({name: PRESETS[name] for name in PRESETS}, verbose)
 
 
-def list_recipes() -> None:
-    """Ways to fine-tune (--lora), beside which any backend runs that makes point estimates of all that is trained."""
-    from bayeslora.recipes import RECIPES
+def list_recipes(verbose: Verbose = False) -> None:
+    """Ways to fine-tune (--lora), beside which any backend runs that makes point estimates of all that is trained.
 
+    With -v their settings (--set lora.KEY=VALUE).
+    """
+    from bayeslora.recipes import RECIPES, LoraSettings
+
+    if verbose:
+        show_classes("ways to fine-tune", {"lora": LoraSettings}, {}, verbose)
+        return
     table = new_table("ways to fine-tune", ["name", "what it trains", "settings (lora.)", "paper"])
     for name, recipe in RECIPES.items():
         table.add_row(name, recipe.what, ", ".join(recipe.settings), recipe.paper)
