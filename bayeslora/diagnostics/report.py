@@ -11,12 +11,13 @@ import torch
 from bayeslora.diagnostics import of_classes, of_texts, plots
 from bayeslora.diagnostics.convergence import elbo_trend, prediction_ess, prediction_rhat, shuffled
 from bayeslora.diagnostics.diagnosis import MODEL, NEAR, Diagnosis
-from bayeslora.diagnostics.guide import good_k, khat, khat_by_block, khat_error
+from bayeslora.diagnostics.guide import LEAST_DRAWS, good_k, khat, khat_by_block, khat_error
 from bayeslora.diagnostics.inference_data import MARKOV, to_inference_data
 from bayeslora.diagnostics.loo import loo, loo_parts
 from bayeslora.errors import DataError, PosteriorError
 from bayeslora.predict.prediction import ClassPrediction, Prediction
 from bayeslora.predict.sequences import SequencePrediction
+from bayeslora.progress import note
 
 if TYPE_CHECKING:
     from bayeslora.posterior import Posterior
@@ -71,7 +72,7 @@ def diagnose(
         block_draws: draws for k-hat of each layer of the network, 0 for none; each takes a pass over the training rows.
         seed: of the draws.
         batch_size: rows a pass.
-        progress: show bars.
+        progress: show bars, and say first what so few draws leave out.
 
     Raises:
         PosteriorError: the labels are real numbers.
@@ -87,6 +88,12 @@ def diagnose(
         )
     if not rows.labelled:  # not after all the passes
         raise DataError(f"A diagnosis compares with labels, and the rows of '{rows.name}' have none.")
+    if draws < LEAST_DRAWS:
+        note(
+            f"With {draws} draws of each chain, k-hat, leave-one-out and R-hat are left out where they need more, up "
+            f"to {LEAST_DRAWS}: give draws={LEAST_DRAWS} or more (in a shell --draws) to have them.",
+            progress,
+        )
     draws = min([draws, *(chain.most_draws for chain in posterior.chains if chain.most_draws is not None)])
     found = Diagnosis()
     found.data = to_inference_data(posterior, rows if train is None else train, draws, PRIOR_DRAWS, **settings)

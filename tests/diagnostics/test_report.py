@@ -122,6 +122,21 @@ def test_figures_are_those_of_all_fits_and_of_the_rows_that_are_reported(tmp_pat
     assert figures["auroc_information"] == pytest.approx(auroc(own.mutual_information, shifted.mutual_information))
 
 
+def test_what_few_draws_leave_out_is_said_before_any_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def passes(*args: Any, **settings: Any) -> Any:
+        raise InterruptedError
+
+    program, rows = text_program(saved_base(tmp_path / "base")), text_rows(12)
+    posterior = fit(program, rows, "map", progress=False, epochs=1)
+    monkeypatch.setattr("bayeslora.diagnostics.report.to_inference_data", passes)
+    for draws, said in ((10, True), (30, False)):
+        with pytest.raises(InterruptedError):
+            diagnose(posterior, rows, rows, draws=draws)
+        assert ("With 10 draws of each chain, k-hat, leave-one-out and R-hat" in capsys.readouterr().err) == said
+
+
 def test_layers_that_are_not_independent(tmp_path: Path) -> None:
     program, rows = text_program(saved_base(tmp_path / "base"), Gaussian(deviation=0.1)), text_rows(12)
     posterior = fit(program, rows, "svi", guide="low-rank", progress=False, epochs=1)
