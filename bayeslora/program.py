@@ -141,10 +141,10 @@ class Program(nn.Module):
         settings = base if isinstance(base, NetworkSettings) else NetworkSettings(str(base))
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            told = read = of_task(task.spec, observation, is_causal(settings), observation_settings)
+            read = of_task(task.spec, observation, is_causal(settings), observation_settings)
             folder = None if adapter is None else adapter_at(adapter)
             loaded = load_base(settings, read, task.spec, adapter=folder)
-            read = read.for_tokenizer(loaded.tokenizer, task.spec)
+            told = read = read.for_tokenizer(loaded.tokenizer, task.spec)
             read = read.for_training(task.train, partial(_head, loaded, read, folder))
             read = replace(read, **{name: getattr(told, name) for name in observation_settings or {}})
             network = adapt(loaded.network, read, lora) if folder is None else load_adapter(loaded.network, folder)

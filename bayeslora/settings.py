@@ -22,6 +22,7 @@ from bayeslora.errors import SettingError, unknown
 __all__ = [
     "Count",
     "Deviation",
+    "Finite",
     "NotNegative",
     "Part",
     "Positive",
@@ -34,6 +35,7 @@ __all__ = [
 T = TypeVar("T")
 
 Positive = Annotated[float, Bound(gt=0, allow_inf_nan=False)]
+Finite = Annotated[float, Bound(allow_inf_nan=False)]
 NotNegative = Annotated[float, Bound(ge=0, allow_inf_nan=False)]
 #: A prior standard deviation: one whose square single precision cannot hold would be no prior, without a word.
 Deviation = Annotated[float, Bound(gt=0, lt=1e15)]

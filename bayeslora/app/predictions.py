@@ -41,6 +41,8 @@ def predict_file(posterior: Posterior, source: Path, target: Path, keep: Sequenc
             one of predictions.
         TaskError: the posterior was fitted to rows that were tokenised already.
     """
+    import pandas as pd
+
     from bayeslora.tasks import rows_of
     from bayeslora.tasks.sources import tables
 
@@ -51,12 +53,15 @@ def predict_file(posterior: Posterior, source: Path, target: Path, keep: Sequenc
     needed = {part for name in columns for part in (name, name.partition(".")[0])}
     with written(target) as write:
         for rows in tables(source, tuple(dict.fromkeys([*columns, *keep])), size=CHUNK):
+            if lacking := [name for name in keep if name not in rows.column_names]:
+                raise DataError(f"'{source}' has no column '{lacking[0]}' to keep: {', '.join(rows.column_names)}.")
             # A label that is kept is not read: new rows need none.
             read = rows.select_columns([name for name in rows.column_names if name in needed])
             found = posterior.predict(rows_of(encoder.spec, read, str(source), count), **settings).to_pandas()
             if twice := sorted({*keep} & {*found}):
                 raise DataError(f"Predictions have a column '{twice[0]}', too: rename that of '{source}' to keep it.")
-            write(found.assign(**{name: rows[name][:] for name in keep})[[*keep, *found]])
+            kept = {name: pd.Series(rows[name][:], dtype=object) for name in keep}  # as numbers, 1 beside none is 1.0
+            write(found.assign(**kept)[[*keep, *found]])
             count += len(rows)
         if not count:
             raise DataError(f"'{source}' has no rows.")
@@ -105,7 +110,7 @@ def _parquet(path: Path) -> Iterator[Callable[[pd.DataFrame], None]]:
     writers: list[Any] = []
 
     def write(table: pd.DataFrame) -> None:
-        arrow = pa.Table.from_pandas(table, preserve_index=False)
+        arrow = pa.Table.from_pandas(table, writers[0].schema if writers else None, preserve_index=False)
         if not writers:
             writers.append(parquet.ParquetWriter(path, arrow.schema))
         writers[0].write_table(arrow)

@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 #: Arguments of a task that say which of its rows are trained on and which are held out.
-OF_ROWS = ("train_size", "heldout_size", "seed")
+OF_ROWS = ("train_size", "heldout_size", "test_size", "seed")
 HEADER = "# The configuration of this run, written by bayeslora.\n"
 
 
@@ -162,11 +162,12 @@ def _chosen(config: RunConfig, program: Program, task: Task) -> list[str]:
 
 
 def _warn_of_seen(config: RunConfig, task: Task) -> None:
-    """Say if the adapter was trained on held-out rows, as far as it is known what it was trained on."""
+    """Say if the adapter was trained on rows that are cut off here, as far as it is known what it was trained on."""
     from bayeslora.tasks import reload_task
 
     folder = None if config.adapter is None else Path(store.adapter_at(config.adapter))
-    if task.heldout is None or folder is None or not (folder / RECORD).is_file():
+    cut = {"held-out": task.heldout, "test": task.test if "test_size" in task.arguments else None}
+    if folder is None or not any(cut.values()) or not (folder / RECORD).is_file():
         return
     described = read_record(folder)
     record, spec = described.record, described.program["spec"]
@@ -177,15 +178,16 @@ def _warn_of_seen(config: RunConfig, task: Task) -> None:
     except (TaskError, DataError):  # they are not where they were
         return
     known = {repr(theirs.spec.texts(row)) for row in record.trained(theirs.dataset)}
-    seen = sum(repr(task.spec.texts(row)) in known for row in task.heldout.dataset)
-    if seen:
-        sizes = ", ".join(f"{name} {value}" for name, value in record.task.items() if name in OF_ROWS)
-        warnings.warn(
-            f"{seen:,} of the {len(task.heldout):,} held-out rows are among those that the adapter was trained on: "
-            "what is chosen on them, such as a width or a temperature, will be too sure of itself. Give the sizes and "
-            f"the seed of the adapter's own run: {sizes}.",
-            stacklevel=2,
-        )
+    differ = [name for name in OF_ROWS if record.task.get(name) != task.arguments.get(name)]
+    sizes = [f"{name}={record.task.get(name, 0)}" for name in differ]
+    remedy = f" Give those of the adapter's own run: {', '.join(sizes)}." if sizes else ""
+    for name, rows in cut.items():
+        if rows is not None and (seen := sum(repr(task.spec.texts(row)) in known for row in rows.dataset)):
+            warnings.warn(
+                f"{seen:,} of the {len(rows):,} {name} rows are among those that the adapter was trained on: what is "
+                f"chosen or measured on them will look better than it is.{remedy}",
+                stacklevel=2,
+            )
 
 
 def _cut(encoder: Encoder, rows: Split) -> list[str]:

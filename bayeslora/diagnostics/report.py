@@ -88,7 +88,7 @@ def diagnose(
         )
     if not rows.labelled:  # not after all the passes
         raise DataError(f"A diagnosis compares with labels, and the rows of '{rows.name}' have none.")
-    if draws < LEAST_DRAWS:
+    if posterior.random and draws < LEAST_DRAWS:
         note(
             f"With {draws} draws of each chain, k-hat, leave-one-out and R-hat are left out where they need more, up "
             f"to {LEAST_DRAWS}: give draws={LEAST_DRAWS} or more (in a shell --draws) to have them.",

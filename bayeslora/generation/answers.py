@@ -81,7 +81,7 @@ def exact_match(
     Raises:
         DataError: there are no rows, not as many truths, or a truth without an answer.
     """
-    from bayeslora.predict.resampling import bootstrap, mean
+    from bayeslora.predict.resampling import Share, bootstrap
 
     if not generations or len(generations) != len(truths):
         raise DataError(f"Expected a true text for each row, found {len(generations)} rows and {len(truths)} texts.")
@@ -97,5 +97,5 @@ def exact_match(
             if len(found) > 1:
                 majority = float(found.vote(extract).answer == right)
                 scores.setdefault(f"{name}_maj@{len(found)}", []).append(majority)
-    table = {name: (mean(np.array(each)), 0.0, 1.0) for name, each in scores.items()}
+    table = {name: (Share(np.array(each)), 0.0, 1.0) for name, each in scores.items()}
     return bootstrap(table, len(generations), seed, intervals)

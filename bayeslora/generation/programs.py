@@ -113,7 +113,7 @@ def pass_rates(outcomes: Sequence[Sequence[Outcome]], intervals: bool = True, se
     Raises:
         DataError: there are no rows, or they have not as many texts.
     """
-    from bayeslora.predict.resampling import bootstrap, mean
+    from bayeslora.predict.resampling import Share, bootstrap
 
     sizes = {len(row) for row in outcomes}
     if len(sizes) != 1:
@@ -121,5 +121,5 @@ def pass_rates(outcomes: Sequence[Sequence[Outcome]], intervals: bool = True, se
     (n,) = sizes
     passed = [sum(each.passed for each in row) for row in outcomes]
     powers = takewhile(lambda k: k <= n, (2**power for power in range(n.bit_length())))
-    table = {f"pass@{k}": (mean(np.array([pass_at_k(n, c, k) for c in passed])), 0.0, 1.0) for k in powers}
+    table = {f"pass@{k}": (Share(np.array([pass_at_k(n, c, k) for c in passed])), 0.0, 1.0) for k in powers}
     return bootstrap(table, len(outcomes), seed, intervals)

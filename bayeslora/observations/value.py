@@ -12,9 +12,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from bayeslora.errors import DataError
 from bayeslora.observations.base import Curved, Observation, refuse
 from bayeslora.predict.values import ValuePrediction
-from bayeslora.settings import Positive
+from bayeslora.settings import Finite, Positive
 
 if TYPE_CHECKING:
     from bayeslora.tasks import Split, TaskSpec
@@ -46,7 +47,7 @@ class Value(Observation, Curved):
     rate: ClassVar[str] = "the mean of the labels"
 
     scale: Positive = 1.0
-    mean: float = 0.0
+    mean: Finite = 0.0
     unit: Positive = 1.0
 
     @classmethod
@@ -59,6 +60,8 @@ class Value(Observation, Curved):
         if not rows.labelled:
             return self
         labels = rows.labels().tolist()
+        if not all(map(math.isfinite, labels)):
+            raise DataError(f"A label of split '{rows.name}' is beyond single precision: give labels in another unit.")
         mean = fmean(labels)
         deviation = math.sqrt(fmean((label - mean) ** 2 for label in labels)) or 1.0
         trained = head()

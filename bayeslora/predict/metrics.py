@@ -201,7 +201,7 @@ def class_statistics(
     rows, classes = classified(exponential(logs), labels)
     confidence, correct = rows.max(1), _correct(rows, classes)
     return {
-        "accuracy": (resampling.mean(correct), 0.0, 1.0),
+        "accuracy": (resampling.Share(correct), 0.0, 1.0),
         "nll": (resampling.mean(-_at(logs, classes)), 0.0, math.inf),
         "brier": (resampling.mean(_squared_distance(rows, classes)), 0.0, 2.0),
         **{f"ece_{bins}": (resampling.calibration(confidence, correct, bins), 0.0, 1.0) for bins in BINS},

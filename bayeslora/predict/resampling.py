@@ -57,10 +57,10 @@ def bootstrap(
 
     The basic interval mirrors the resamples at the value: a calibration error is larger on resamples than on the rows
     themselves, as it is on these than in truth, and percentiles of the resamples would miss a small one nearly always.
-    It is cut at the bounds of the statistic, and extended to hold the value. Where all rows are at a bound, as right as
-    can be, so is every resample: the other end is that of Clopper and Pearson then, for a share of rows of which none
-    was seen. An interval tells what other rows would change, not what another seed of training would. One row has none,
-    and its ends are NaN where a resample has no value, as has a correlation of few rows.
+    It is cut at the bounds of the statistic, and extended to hold the value. Where all rows are right, or none is, so
+    is every resample: the other end of a `Share` is that of Clopper and Pearson then. An interval tells what other rows
+    would change, not what another seed of training would. One row has none, and its ends are NaN where a resample has
+    no value, as has a correlation of few rows.
 
     Args:
         table: statistics by name.
@@ -92,8 +92,8 @@ def bootstrap(
             confidence_level=LEVEL, method="basic", rng=np.random.default_rng(seed),
         ).confidence_interval  # fmt: skip
     return {
-        name: _within(values[name], low[place], high[place], least, greatest, n)
-        for place, (name, (_, least, greatest)) in enumerate(table.items())
+        name: _within(values[name], low[place], high[place], least, greatest, n * isinstance(statistic, Share))
+        for place, (name, (statistic, least, greatest)) in enumerate(table.items())
     }
 
 
@@ -111,6 +111,20 @@ def mean(scores: Floats) -> Statistic:
         return np.where((counts[:, infinite] > 0).any(1), np.inf, counts @ finite / counts.sum(1))
 
     return statistic
+
+
+class Share:
+    """Share of what is right, a `mean` of numbers from 0 to 1.
+
+    Args:
+        right: 1 where a row is right, 0 where it is wrong, or the share of its texts that are right.
+    """
+
+    def __init__(self, right: Floats) -> None:
+        self._mean = mean(right)
+
+    def __call__(self, counts: Floats) -> Floats:
+        return self._mean(counts)
 
 
 def root_mean(scores: Floats) -> Statistic:
@@ -247,10 +261,13 @@ def _correlation(counts: Floats, first: Floats, second: Floats) -> Floats:
     return np.where((x_norm <= x_least) | (y_norm <= y_least), np.nan, found)
 
 
-def _within(value: float, low: float, high: float, least: float, greatest: float, n: int) -> Interval:
-    """An interval within the bounds that holds the value; what mirrors the infinite is not known."""
-    if low == high and value in (least, greatest):
-        unseen = (greatest - least) * (1 - ((1 - LEVEL) / 2) ** (1 / n))
+def _within(value: float, low: float, high: float, least: float, greatest: float, share_of: int) -> Interval:
+    """An interval within the bounds that holds the value; what mirrors the infinite is not known.
+
+    ``share_of`` is the number of rows that the value is a `Share` of, 0 if it is none.
+    """
+    if share_of and value in (0, 1):
+        unseen = 1 - ((1 - LEVEL) / 2) ** (1 / share_of)
         low, high = value - unseen, value + unseen
     low, high = np.clip([low, high], least, greatest)
     if math.isinf(value):

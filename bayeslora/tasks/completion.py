@@ -132,7 +132,7 @@ def usual(columns: Collection[str]) -> dict[str, str]:
     if {"text", "label"} <= {*columns}:
         return {}
     for each in FORMATS:
-        if {name.partition(".")[0] for text in each.values() for name in fields_of(text)} <= {*columns}:
+        if {name for text in each.values() for name in fields_of(text)} <= {*columns}:
             return {"kind": "multiple-choice" if "choices" in each else "completion", **each}
     return {}
 

@@ -98,17 +98,17 @@ class Split:
         train, heldout = self.select(order[:size]), self.select(order[size : size + heldout_size])
         return train, replace(heldout, name="heldout") if heldout_size else None
 
-    def set_aside(self, size: int, seed: int) -> tuple[Split, Split]:
-        """The rows that are left in file order, and the first rows of a permutation.
+    def set_aside(self, size: int) -> tuple[Split, Split]:
+        """The rows that are left in file order, and rows to report on: the same ones for all seeds of a run.
 
         Raises:
-            DataError: there are fewer rows.
+            DataError: that is no number of some of the rows.
         """
-        if not 1 <= size < len(self):
+        if type(size) is not int or not 1 <= size < len(self):
             raise DataError(f"test_size is {size}, expected from 1 to {len(self) - 1} rows of split '{self.name}'.")
         import torch
 
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)).tolist()
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(0)).tolist()
         return self.select(sorted(order[size:])), replace(self.select(order[:size]), name="test")
 
     def check(self) -> Split:
@@ -177,8 +177,10 @@ class Splits(Mapping[str, "Dataset"]):
         return self._tables[name]
 
     def holding(self, columns: Collection[str]) -> set[str]:
-        """Those of some columns that the first split has."""
-        return {*columns} & {*self._read(next(iter(self._origins.values())), (), columns).column_names}
+        """Those of some columns that the first split has, and after a dot the fields of those that are mappings."""
+        found = self._read(next(iter(self._origins.values())), (), columns).features
+        fields = {f"{name}.{field}" for name, each in found.items() if isinstance(each, dict) for field in each}
+        return {*columns} & {*found} | fields
 
     def of(self, spec: TaskSpec) -> Splits:
         """The same rows with the columns of another task."""
@@ -279,7 +281,7 @@ def build_task(
         data: by the name of the split, a data set, a DataFrame or a list of rows.
         train_size: number of training rows; all that are not held out by default.
         heldout_size: number of rows to cut off the training split.
-        test_size: number of rows to cut off it before, where there is no test split.
+        test_size: number of rows to cut off it before, where there is no test split; they do not depend on the seed.
         seed: of the choice of rows.
         arguments: kept with the task.
         notes: kept with the task.
@@ -307,9 +309,11 @@ def build_task(
         if not source.labelled:
             raise DataError(f"No row of the training split '{spec.train}' has a label in column '{spec.answer}'.")
         if test_size:
-            source, test = source.set_aside(test_size, seed)
+            source, test = source.set_aside(test_size)
         train, heldout = source.divide(train_size, heldout_size, seed)
     else:
+        if test_size:
+            raise DataError(f"test_size cuts rows off the split '{spec.train}', which is none of {', '.join(data)}.")
         train = Split(data[next(iter(data))].select([]), spec, spec.train, arguments)
         ending = f", or call its file {spec.train}{data.files[0].suffix}" if data.files else ""
         notes += (
@@ -319,6 +323,9 @@ def build_task(
     validation = reported(spec.validation)
     if validation is not None and spec.validation == spec.test:
         notes += (f"The rows of split '{spec.test}' stand in for a validation split.",)
+    if validation is None and test_size:
+        validation = test
+        notes += ("The rows that test_size cuts off stand in for a validation split.",)
     return Task(spec, train, heldout, validation, test, data, arguments, notes)
 
 

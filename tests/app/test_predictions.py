@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from command_line import call
+from pyarrow import parquet
 from scenarios import saved_base, text_program, text_rows
 
 from bayeslora.app import predictions
@@ -63,11 +65,33 @@ def test_columns_of_the_file_are_kept_in_front(
     assert found["id"].tolist() == ["00", "01", "02", "03", "04"] and set(found["label"]) == {"?"}
 
 
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_whole_numbers_stay_what_they_are_beside_missing_ones(
+    folder: Path, ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target, numbers = tmp_path / "new.jsonl", tmp_path / f"out.{ending}", [10, 11, 2**53 + 1, None, 14]
+    rows = ({"id": number, "text": text} for number, text in zip(numbers, TEXTS, strict=True))
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(predictions, "CHUNK", 2)
+    assert call("predict", folder, "--file", source, "--output", target, "--keep", "id", "--draws", 2) == 0
+    if ending == "parquet":
+        found = parquet.read_table(target)["id"].to_pylist()
+    elif ending == "jsonl":
+        found = [json.loads(line)["id"] for line in target.read_text().splitlines()]
+    else:
+        found = [int(line.split(",")[0] or 0) or None for line in target.read_text().splitlines()[1:]]
+    assert found == numbers
+
+
 def test_a_column_that_cannot_be_kept_is_named(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "new.csv").write_text("text,class\nw1,a\n")
-    for name, said in (("name", "Unknown column 'name'"), ("class", "Predictions have a column 'class', too: rename")):
+    for name, said in (
+        ("text.id", "has no"),
+        ("name", "Unknown column 'name'"),
+        ("class", "Predictions have a column 'class', too: rename"),
+    ):
         flags = ("--file", tmp_path / "new.csv", "--output", tmp_path / "out.csv", "--keep", name)
         assert call("predict", folder, *flags) == 2
         assert said in " ".join(capsys.readouterr().err.split())

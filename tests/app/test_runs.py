@@ -241,3 +241,12 @@ def test_held_out_rows_that_the_adapter_was_trained_on_are_told(run: Path, tmp_p
             assert call(*around, *sizes, "--output", tmp_path / name) == 0
         said = [str(each.message) for each in caught if "the adapter was trained on" in str(each.message)]
         assert [text.partition(" of the ")[0] for text in said] == ([str(told)] if told else [])
+
+
+def test_rows_to_report_on_that_the_adapter_was_trained_on_are_told(tmp_path: Path) -> None:
+    (tmp_path / "own.csv").write_text("text,label\n" + "".join(f"row {n},{n % 2}\n" for n in range(24)))
+    quick = ["fit", "--base", "demo", "--task", tmp_path / "own.csv", "--set", "cpu=true"]
+    assert call(*quick, "--backend", "map", "--set", "epochs=1", "--output", tmp_path / "all") == 0
+    around = ["--backend", "laplace", "--adapter", tmp_path / "all", "--set", "task.test_size=6"]
+    with pytest.warns(UserWarning, match=r"^6 of the 6 test rows are among .* own run: test_size=0\.$"):
+        assert call(*quick, *around, "--output", tmp_path / "around") == 0

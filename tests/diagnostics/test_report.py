@@ -129,11 +129,11 @@ def test_what_few_draws_leave_out_is_said_before_any_pass(
         raise InterruptedError
 
     program, rows = text_program(saved_base(tmp_path / "base")), text_rows(12)
-    posterior = fit(program, rows, "map", progress=False, epochs=1)
+    posterior, point = (fit(program, rows, backend, progress=False, epochs=1) for backend in ("svi", "map"))
     monkeypatch.setattr("bayeslora.diagnostics.report.to_inference_data", passes)
-    for draws, said in ((10, True), (30, False)):
+    for each, draws, said in ((posterior, 10, True), (posterior, 30, False), (point, 10, False)):
         with pytest.raises(InterruptedError):
-            diagnose(posterior, rows, rows, draws=draws)
+            diagnose(each, rows, rows, draws=draws)
         assert ("With 10 draws of each chain, k-hat, leave-one-out and R-hat" in capsys.readouterr().err) == said
 
 

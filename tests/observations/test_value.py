@@ -12,7 +12,7 @@ from datasets import Dataset
 from scenarios import saved_base, text_rows
 from transformers import BertForSequenceClassification
 
-from bayeslora.errors import SettingError
+from bayeslora.errors import DataError, SettingError
 from bayeslora.inference import fit, load
 from bayeslora.observations import Value, build
 from bayeslora.program import Program
@@ -55,6 +55,10 @@ def test_a_program_has_the_mean_and_spread_of_its_training_rows(base: Path) -> N
     assert program(base, priced(4, 5.0, 0.0)).observation == Value(0.5, 5.0, 1.0)  # labels that are all the same
     with pytest.raises(SettingError, match="unit should be greater than 0"):
         program(base, observation_settings={"unit": 0})
+    with pytest.raises(SettingError, match="mean should be a finite number"):
+        program(base, observation_settings={"mean": "nan"})
+    with pytest.raises(DataError, match="beyond single precision"):
+        program(base, priced(4, 0.0, 1e200))
     unlabelled = priced()
     unlabelled = Split(unlabelled.dataset.remove_columns("label"), PRICES)
     assert program(base, unlabelled).observation == Value()

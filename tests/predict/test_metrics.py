@@ -242,6 +242,8 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
 def test_rows_that_are_all_right_or_all_wrong_do_not_make_an_accuracy_certain(n: int, right: bool) -> None:
     logs = np.log(np.tile([0.9, 0.1], (n, 1)))
     found = metrics.classification(logs, np.full(n, 0 if right else 1))["accuracy"]
+    others = metrics.classification(np.where(logs > np.log(0.5), 0.0, -np.inf), np.zeros(n, int))
+    assert all(others[name].high == 0 for name in ("nll", "brier", "ece_15"))  # which are no shares
     exact = stats.binomtest(n if right else 0, n).proportion_ci(0.95, method="exact")
     assert (found.low, found.high) == pytest.approx((exact.low, exact.high))
 

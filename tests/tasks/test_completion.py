@@ -54,6 +54,9 @@ def test_multiple_choice_as_in_arc_is_recognised(tmp_path: Path) -> None:
         assert task.train.labels().tolist() == [0, 2] and task.spec.labels == ("A", "B", "C")
         assert task.train.render(0).startswith("* What shines? | sun\n  What")
     assert reload_task(task.to_dict()).train.labels().tolist() == [0, 2]
+    lists = [{**row, "choices": ["sun", "moon"]} for row in rows]
+    with pytest.raises(DataError, match="give choices=COLUMN, too"):
+        load_task(lists)
     plain = [{**row, "text": "a", "label": number} for number, row in enumerate(rows)]
     assert load_task(plain).spec.kind == "classification"
 

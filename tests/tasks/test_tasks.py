@@ -317,18 +317,21 @@ def test_rows_to_report_on_are_drawn_before_all_others(tmp_path: Path) -> None:
     path.write_text("text,label\n" + "".join(f"t{row},{row % 2}\n" for row in range(20)))
     task = load_task(path, test_size=5, heldout_size=3)
     texts = {name: split.dataset["text"][:] for name, split in task.roles.items()}
+    stand_in = texts.pop("validation")
     assert {name: len(each) for name, each in texts.items()} == {"train": 12, "heldout": 3, "test": 5}
-    assert len({text for each in texts.values() for text in each}) == 20
-    other = load_task(path, test_size=5, train_size=4)
-    assert other.split("test").dataset["text"][:] == texts["test"] and other.validation is None
-    assert load_task(path, test_size=5, seed=1).test.dataset["text"][:] != texts["test"]
+    assert stand_in == texts["test"] and len({text for each in texts.values() for text in each}) == 20
+    assert task.notes[-1] == "The rows that test_size cuts off stand in for a validation split."
+    other = load_task(path, test_size=5, train_size=4, seed=1)
+    assert other.split("test").dataset["text"][:] == texts["test"]  # the same of all seeds
     again = reload_task(task.to_dict())
-    assert {name: split.dataset["text"][:] for name, split in again.roles.items()} == texts
+    assert {name: again.split(name).dataset["text"][:] for name in texts} == texts
     assert "test_size" not in load_task(path).arguments
     assert len(load_task(path, **task_settings({"test_size": "4"})).test) == 4
-    for size in (-1, 20):
+    for size in (-1, 20, 2.5, True):
         with pytest.raises(DataError, match=f"test_size is {size}, expected from 1 to 19 rows of split 'train'"):
             load_task(path, test_size=size)
+    with pytest.raises(DataError, match="test_size cuts rows off the split 'train', which is none of validation"):
+        load_task({"validation": [{"text": "a", "label": 0}, {"text": "b", "label": 1}]}, test_size=1)
     with pytest.raises(DataError, match="has a test split, 'test': leave out test_size"):
         load_task({"train": [{"text": "a", "label": 0}, {"text": "b", "label": 1}], "test": []}, test_size=1)
     with pytest.raises(TaskError, match="Unknown split .*'test'.* with test_size= [(]in a shell --set task.test_size="):
