@@ -44,7 +44,7 @@ def test_a_step_of_a_family_is_that_of_its_backend(benchmarks: SimpleNamespace) 
     for name in ("svi", "ivon-lora"):
         wrapped = arms.adapted(speed.network(options), name, options)
         composed[name] = arms._composed(arms.OURS[name], wrapped)
-    assert type(composed["ivon-lora"].optimiser).__name__ == "IVON"
+    assert type(composed["ivon-lora"].optimiser).__name__ == "OnlineNewton"
     assert composed["svi"].objective.estimator.share == 1 and composed["svi"].objective.size == 1000
     # Means, what shapes the noise, and points: 0.24 over the 320 steps of ten epochs.
     assert [group["lr"] for group in composed["svi"].optimiser.param_groups] == [5e-4, 1e-2, 7.5e-4]

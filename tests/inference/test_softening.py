@@ -119,9 +119,8 @@ def test_choosing_again_takes_the_place_of_what_was_chosen() -> None:
 
 
 def test_what_it_took_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([100.0, 104.0])
+    posterior, clock = fitted(), iter([100.0, 104.0])
     monkeypatch.setattr(softening.time, "monotonic", lambda: next(clock))
-    posterior = fitted()
     before = posterior.cost["seconds"]
     softening.soften(posterior, Run(heldout=tiny_rows(9, seed=1), progress=False))
     assert posterior.cost["seconds"] == pytest.approx(before + 4)
