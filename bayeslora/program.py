@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,7 +144,7 @@ class Program(nn.Module):
             folder = None if adapter is None else adapter_at(adapter)
             loaded = load_base(settings, read, task.spec, adapter=folder)
             told = read = read.for_tokenizer(loaded.tokenizer, task.spec)
-            read = read.for_training(task.train, partial(_head, loaded, read, folder))
+            read = read.for_training(task.train, _head(loaded, read, folder))
             read = replace(read, **{name: getattr(told, name) for name in observation_settings or {}})
             network = adapt(loaded.network, read, lora) if folder is None else load_adapter(loaded.network, folder)
         length = read.length(loaded.tokenizer, task) if max_length is None else max_length

@@ -70,7 +70,7 @@ def perform(name: str, options: Namespace) -> dict[str, float]:
     with suppress(AttributeError):  # glibc alone can give back what is free, where a peak would hide
         ctypes.CDLL(None).malloc_trim(0)
     before, device = psutil.Process().memory_info().rss, torch.device("cpu")
-    reset_peak(device)
+    reset_peak()
     start = time.perf_counter()
     action(rows)
     seconds = time.perf_counter() - start

@@ -164,7 +164,7 @@ def peak_memory(arm: str, options: Namespace, rows: int, tokens: int) -> int:
     gc.collect()
     device = torch.device(options.device)
     before = 0 if device.type == "cuda" else psutil.Process().memory_info().rss
-    reset_peak(device)
+    reset_peak()
     step = make_step(arm, base, options, batch)
     for _ in range(LOG_EVERY):
         step()

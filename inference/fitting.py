@@ -172,10 +172,10 @@ def _fitted(program: Program, rows: Dataset, algorithm: Backend, run: Run, chain
 
 
 def _alone(program: Program, rows: Dataset, algorithm: Backend, run: Run) -> Posterior:
-    """What a backend's own function gives: it is finished, and what it took is measured where it does not say."""
-    reset_peak(program.device)
+    """What a backend's own function gives: it is finished, with what it took."""
+    reset_peak()
     begun = time.monotonic()
     posterior = algorithm.fit(program, rows, run)
-    cost = posterior.record.cost or cost_since(program, begun)
+    cost = cost_since(program, begun, before=posterior.record.cost)
     posterior.record = replace(posterior.record, cost=cost, finished=True)
     return posterior

@@ -11,7 +11,7 @@ from bayeslora.errors import SettingError, unknown
 from bayeslora.recipes import LoraSettings
 from bayeslora.settings import Count, Seed, Settings, build
 
-__all__ = ["PREFIXES", "LoraSettings", "RunConfig", "assign", "plain", "read_config", "read_yaml"]
+__all__ = ["OF_ROWS", "PREFIXES", "LoraSettings", "RunConfig", "assign", "plain", "read_config", "read_yaml"]
 
 #: Where an assignment with a prefix goes; one without goes to the settings of the backend.
 PREFIXES = {
@@ -23,6 +23,8 @@ PREFIXES = {
     "task": ("task_settings",),
     "observation": ("observation_settings",),
 }
+#: Fields of a run that say which rows there are, but for the seed by which some of them are chosen.
+OF_ROWS = ("task", "data_dir", "train_size", "heldout_size", "task_settings")
 
 
 @dataclass(frozen=True)

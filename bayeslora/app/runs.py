@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 from bayeslora import files, store
 from bayeslora.app.config import RunConfig, read_config
 from bayeslora.app.resolving import differences, resolve
+from bayeslora.app.seen import warn_of_seen
 from bayeslora.app.terminal import say
-from bayeslora.errors import DataError, SettingError, TaskError
+from bayeslora.errors import SettingError, TaskError
 from bayeslora.identity import differing
-from bayeslora.record import RECORD, read_record
+from bayeslora.record import RECORD
 from bayeslora.store import CONFIG
 
 if TYPE_CHECKING:
     from bayeslora.observations import Encoder
-    from bayeslora.passes import Rows
     from bayeslora.posterior import Posterior
     from bayeslora.program import Program
     from bayeslora.tasks import Split, Task
@@ -28,15 +27,12 @@ __all__ = [
     "build_program",
     "check_same",
     "fit",
-    "flattered",
     "opened",
     "saved_config",
     "saved_task",
     "task_of",
 ]
 
-#: Arguments of a task that say which of its rows are trained on and which are held out.
-OF_ROWS = ("train_size", "heldout_size", "test_size", "seed")
 HEADER = "# The configuration of this run, written by bayeslora.\n"
 
 
@@ -125,7 +121,7 @@ def fit(
         program = build_program(config, task)
         if progress:
             told(*_chosen(config, program, task))
-        _warn_of_seen(config, task)
+        warn_of_seen(config, task)
         assert config.backend is not None
         with store.place(folder, anew=overwrite) as place:
             if store.is_main_process():
@@ -159,35 +155,6 @@ def _chosen(config: RunConfig, program: Program, task: Task) -> list[str]:
     if config.max_length is None and program.encoder is not None:
         said.append(f"Rows have up to {program.encoder.max_length} tokens; --set max_length= says otherwise.")
     return said
-
-
-def _warn_of_seen(config: RunConfig, task: Task) -> None:
-    """Say if the adapter was trained on rows that are cut off here, as far as it is known what it was trained on."""
-    from bayeslora.tasks import reload_task
-
-    folder = None if config.adapter is None else Path(store.adapter_at(config.adapter))
-    cut = {"held-out": task.heldout, "test": task.test if "test_size" in task.arguments else None}
-    if folder is None or not any(cut.values()) or not (folder / RECORD).is_file():
-        return
-    described = read_record(folder)
-    record, spec = described.record, described.program["spec"]
-    if record.task is None or spec is None or not differing(record.task, task.arguments):
-        return
-    try:
-        theirs = reload_task({"spec": spec, "arguments": record.task}).train
-    except (TaskError, DataError):  # they are not where they were
-        return
-    known = {repr(theirs.spec.texts(row)) for row in record.trained(theirs.dataset)}
-    differ = [name for name in OF_ROWS if record.task.get(name) != task.arguments.get(name)]
-    sizes = [f"{name}={record.task.get(name, 0)}" for name in differ]
-    remedy = f" Give those of the adapter's own run: {', '.join(sizes)}." if sizes else ""
-    for name, rows in cut.items():
-        if rows is not None and (seen := sum(repr(task.spec.texts(row)) in known for row in rows.dataset)):
-            warnings.warn(
-                f"{seen:,} of the {len(rows):,} {name} rows are among those that the adapter was trained on: what is "
-                f"chosen or measured on them will look better than it is.{remedy}",
-                stacklevel=2,
-            )
 
 
 def _cut(encoder: Encoder, rows: Split) -> list[str]:
@@ -272,18 +239,6 @@ def opened(folder: Path, base: str | None = None) -> Posterior:
     if not posterior.record.finished:
         say(f"The fit in {folder} was stopped: what is shown is how far it had come.")
     return posterior
-
-
-def flattered(posterior: Posterior, rows: Split | Rows, split: str) -> list[str]:
-    """What is to be said of rows of a split on which the fit chose something: nothing of others."""
-    from bayeslora.inference.aside import chose_on
-
-    if not chose_on(posterior, rows):
-        return []
-    return [
-        f"On the rows of '{split}' the fit chose a temperature or a width: what uses it is likely to look somewhat "
-        "better here than on other rows."
-    ]
 
 
 def saved_task(

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 from bayeslora.errors import DataError
 from bayeslora.predict.resampling import Floats
 
-__all__ = ["classified", "distributions", "exponential", "paired"]
+__all__ = ["class_numbers", "classified", "distributions", "exponential", "paired"]
 
 
 def distributions(probabilities: ArrayLike) -> Floats:
@@ -17,9 +17,7 @@ def distributions(probabilities: ArrayLike) -> Floats:
     Raises:
         DataError: they have another shape, there are none, or a row does not sum to one.
     """
-    rows = np.asarray(probabilities, dtype=np.float64)
-    if rows.ndim != 2 or not len(rows):
-        raise DataError(f"Expected probabilities (examples, classes) of some examples, found shape {rows.shape}.")
+    rows = _table(probabilities)
     off = _off(rows)
     if len(off):
         with np.errstate(over="ignore"):
@@ -29,17 +27,27 @@ def distributions(probabilities: ArrayLike) -> Floats:
     return rows
 
 
-def exponential(logs: Floats) -> Floats:
-    """Probabilities of their logarithms (examples, classes); another shape is left to `distributions`.
+def exponential(log_probabilities: ArrayLike) -> tuple[Floats, Floats]:
+    """Probabilities (examples, classes), and their logarithms that are given.
 
     Raises:
-        DataError: the probabilities of a row do not sum to one.
+        DataError: as in `distributions`.
     """
-    rows = np.exp(logs)
-    if logs.ndim == 2 and len(off := _off(rows)):
+    logs = _table(log_probabilities)
+    with np.errstate(over="ignore"):
+        rows = np.exp(logs)
+    off = _off(rows)
+    if len(off):
         hint = "" if len(_off(logs)) else " These look like probabilities: give np.log of them."
         found = f"exp of {logs[off[0]]} sums to {rows[off[0]].sum():g}"
         raise DataError(f"Row {off[0]} is no probability distribution: {found}, expected log-probabilities.{hint}")
+    return rows, logs
+
+
+def _table(values: ArrayLike) -> Floats:
+    rows = np.asarray(values, dtype=np.float64)
+    if rows.ndim != 2 or not len(rows):
+        raise DataError(f"Expected probabilities (examples, classes) of some examples, found shape {rows.shape}.")
     return rows
 
 
@@ -53,18 +61,25 @@ def classified(probabilities: ArrayLike, labels: ArrayLike) -> tuple[Floats, NDA
     """Probabilities (examples, classes) and class numbers (examples,).
 
     Raises:
-        DataError: as in `distributions`; or labels are not as many, or out of range.
+        DataError: as in `distributions` and `class_numbers`.
     """
     rows = distributions(probabilities)
-    classes = np.asarray(labels)
-    if classes.shape != (len(rows),):
-        raise DataError(f"Expected {len(rows)} labels, one for each row, found the shape {classes.shape}.")
-    wrong = np.flatnonzero((classes < 0) | (classes >= rows.shape[1]) | (classes != np.floor(classes)))
+    return rows, class_numbers(labels, *rows.shape)
+
+
+def class_numbers(labels: ArrayLike, examples: int, classes: int) -> NDArray[np.int64]:
+    """Class numbers (examples,).
+
+    Raises:
+        DataError: they are not as many, or out of range.
+    """
+    found = np.asarray(labels)
+    if found.shape != (examples,):
+        raise DataError(f"Expected {examples} labels, one for each row, found the shape {found.shape}.")
+    wrong = np.flatnonzero((found < 0) | (found >= classes) | (found != np.floor(found)))
     if len(wrong):
-        raise DataError(
-            f"Label {classes[wrong[0]]} of row {wrong[0]} is no class number from 0 to {rows.shape[1] - 1}."
-        )
-    return rows, classes.astype(np.int64)
+        raise DataError(f"Label {found[wrong[0]]} of row {wrong[0]} is no class number from 0 to {classes - 1}.")
+    return found.astype(np.int64)
 
 
 def paired(predictions: ArrayLike, labels: ArrayLike) -> tuple[Floats, Floats]:

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from bayeslora.errors import DataError
 from bayeslora.predict import resampling
-from bayeslora.predict.given import classified, distributions, exponential, paired
+from bayeslora.predict.given import class_numbers, classified, distributions, exponential, paired
 from bayeslora.predict.resampling import INTERVAL, Bounded, Floats, Interval, bootstrap, once
 
 __all__ = [
@@ -197,8 +197,8 @@ def class_statistics(
     Raises:
         DataError: no rows, shapes that differ, probabilities that do not sum to one, or labels out of range.
     """
-    logs = np.asarray(log_probabilities, dtype=np.float64)
-    rows, classes = classified(exponential(logs), labels)
+    rows, logs = exponential(log_probabilities)
+    classes = class_numbers(labels, *rows.shape)
     confidence, correct = rows.max(1), _correct(rows, classes)
     return {
         "accuracy": (resampling.Share(correct), 0.0, 1.0),
@@ -208,7 +208,7 @@ def class_statistics(
         "ece_15_by_chance": (resampling.calibration_by_chance(confidence, 15), 0.0, 1.0),
         "ece_adaptive": (resampling.calibration_adaptive(confidence, correct, 15), 0.0, 1.0),
         "mcc": (resampling.matthews(rows.argmax(1), classes, rows.shape[1]), -1.0, 1.0),
-        **({} if truth is None else _distances(logs, truth)),
+        **({} if truth is None else _distances(rows, logs, truth)),
     }
 
 
@@ -289,12 +289,12 @@ def against_truth(
     Raises:
         DataError: no rows, shapes that differ, or rows that do not sum to one.
     """
-    logs = np.asarray(log_probabilities, dtype=np.float64)
-    return bootstrap(_distances(logs, truth), len(logs), seed, intervals)
+    rows, logs = exponential(log_probabilities)
+    return bootstrap(_distances(rows, logs, truth), len(logs), seed, intervals)
 
 
-def _distances(logs: Floats, truth: ArrayLike) -> dict[str, Bounded]:
-    rows, true = distributions(exponential(logs)), distributions(truth)
+def _distances(rows: Floats, logs: Floats, truth: ArrayLike) -> dict[str, Bounded]:
+    true = distributions(truth)
     if rows.shape != true.shape:
         raise DataError(f"Predictions have the shape {rows.shape}, true probabilities {true.shape}.")
     with np.errstate(divide="ignore", invalid="ignore"):

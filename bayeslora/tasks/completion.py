@@ -26,11 +26,10 @@ FORMATS: tuple[dict[str, str], ...] = (
     {"text": INSTRUCTION + RESPONSE, "completion": "output"},
     {"text": "question", "label": "answerKey", "choices": "choices.text", "choice_keys": "choices.label"},
 )
-#: Columns that tell of one of them, or that none is meant.
-USUAL = (
-    "text", "label", "prompt", "completion", "messages", "instruction", "input", "output", "question", "choices",
-    "answerKey",
-)  # fmt: skip
+#: Columns of rows whose kind their labels tell.
+PLAIN = frozenset({"text", "label"})
+#: Columns that tell of one of the formats, or that none is meant.
+USUAL = PLAIN.union(name.split(".")[0] for each in FORMATS for text in each.values() for name in fields_of(text))
 
 
 class Completion(Kind):
@@ -129,7 +128,7 @@ def turns_of(spec: TaskSpec, row: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def usual(columns: Collection[str]) -> dict[str, str]:
     """What columns mean by their names, if they are those of a format; nothing if there are a text and a label."""
-    if {"text", "label"} <= {*columns}:
+    if {*columns} >= PLAIN:
         return {}
     for each in FORMATS:
         if {name for text in each.values() for name in fields_of(text)} <= {*columns}:

@@ -91,10 +91,8 @@ class Split:
             raise DataError(f"heldout_size is {heldout_size}, but split '{self.name}' can spare {rest} rows.")
         if train_size is None and not heldout_size:
             return self, None
-        import torch
-
         size = total - heldout_size if train_size is None else train_size
-        order = torch.randperm(total, generator=torch.Generator().manual_seed(seed)).tolist()
+        order = self._permutation(seed)
         train, heldout = self.select(order[:size]), self.select(order[size : size + heldout_size])
         return train, replace(heldout, name="heldout") if heldout_size else None
 
@@ -106,10 +104,13 @@ class Split:
         """
         if type(size) is not int or not 1 <= size < len(self):
             raise DataError(f"test_size is {size}, expected from 1 to {len(self) - 1} rows of split '{self.name}'.")
+        order = self._permutation(seed=0)
+        return self.select(sorted(order[size:])), replace(self.select(order[:size]), name="test")
+
+    def _permutation(self, seed: int) -> list[int]:
         import torch
 
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(0)).tolist()
-        return self.select(sorted(order[size:])), replace(self.select(order[:size]), name="test")
+        return torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)).tolist()
 
     def check(self) -> Split:
         """This split, if it has rows whose texts are there and whose labels are in range.

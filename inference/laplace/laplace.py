@@ -5,7 +5,6 @@ Yang, Robeyns, Wang and Aitchison, *Bayesian low-rank adaptation for large langu
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -27,7 +26,7 @@ from bayeslora.inference.laplace.measuring import Measuring
 from bayeslora.inference.laplace.posterior import LaplacePosterior
 from bayeslora.inference.laplace.priors import normal_prior
 from bayeslora.inference.laplace.tuning import WAYS, Untuned
-from bayeslora.inference.training.process import available, cost_since, device_of, reset_peak
+from bayeslora.inference.training.process import available, device_of
 from bayeslora.inference.training.trainer import TrainingSettings
 from bayeslora.inference.variational.point import MLE, Mode, mode_of, weights_given
 from bayeslora.observations import Curved
@@ -114,7 +113,6 @@ class Laplace(TrainingSettings):
     def fit(self, program: Program, data: Dataset, run: Run) -> LaplacePosterior:
         """Find the mode, measure the curvature there in one pass, and tune the prior."""
         check_random(program)
-        begun = time.monotonic()
         program.to(device_of(self.cpu))
         sites, fisher = self._sites(program), fisher_of(program, self.fisher, self.temperature)
         curvature = make_curvature(self.curvature, sites, self.curvature_rank, self.sharing)
@@ -129,7 +127,6 @@ class Laplace(TrainingSettings):
         if way == "mode-evidence":
             check_distance(prior, modes)
 
-        reset_peak(program.device)
         linear = LinearEvidence(modes, prior, len(data), fisher.vectors)
         over = Rows.of(program, data, self.batch_size, run.progress)
         log_likelihood, chance = measuring.add_up(weights, over, run.seed, curvature, linear)
@@ -150,7 +147,6 @@ class Laplace(TrainingSettings):
             posterior.soften(tuned.temperature)
         if way != "intact" and not isinstance(program.observation, Curved):
             warn_of_draws(posterior, data)
-        cost = cost_since(program, begun, before=cost)
         posterior.record = replace(record, cost=cost, history=history + tuned.trace)
         return posterior
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from bayeslora.inference.base import Run, check_random
 from bayeslora.inference.mcmc.posterior import EmpiricalPosterior
-from bayeslora.inference.training.process import cost_since, device_of, reset_peak
+from bayeslora.inference.training.process import device_of
 from bayeslora.passes import undisturbed
 from bayeslora.program import Program
 from bayeslora.rng import isolated
@@ -50,10 +49,7 @@ class ChainSettings(Settings, ABC):
         """Sample the posterior."""
         check_random(program)
         program.to(device_of(self.cpu))
-        reset_peak(program.device)
-        begun = time.monotonic()
         with undisturbed(program), isolated(run.seed, program.device):
             draws, found = self.chain(program, data, run)
         record = run.record(self.name, asdict(self), len(data), temperature=1.0, point_sites=())
-        record = replace(record, cost=cost_since(program, begun), history=[found])
-        return EmpiricalPosterior(program, record, draws)
+        return EmpiricalPosterior(program, replace(record, history=[found]), draws)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from bayeslora.errors import AdapterError, SettingError, TrainingError
 from bayeslora.inference.base import Run
-from bayeslora.inference.training.process import cost_since, device_of, reset_peak
+from bayeslora.inference.training.process import device_of
 from bayeslora.inference.variational.point import MLE, Mode, mode_of, weights_given
 from bayeslora.inference.variational.posterior import VariationalPosterior
 from bayeslora.models.guides.base import GuideList, PointGuide
@@ -83,7 +82,6 @@ class TFB(MLE):
             AdapterError: there are no LoRA matrices, or all products B A are zero.
             SettingError: the model has no site for A itself.
         """
-        begun = time.monotonic()
         program.to(device_of(self.cpu))
         _check(program)
         latents, history, cost = self._mode(program, data, run)
@@ -93,7 +91,6 @@ class TFB(MLE):
                 "All products B A are zero, so that noise in A would change nothing: train the adapter (mode='train'), "
                 "or give one that was."
             )
-        reset_peak(program.device)
         names = {a.name for a, _ in pairs(program.sites)}
         record = run.record(self.name, asdict(self), len(data), self.prior_weight or 1.0, latents.keys() - names)
         around = partial(_around, program, record, latents, weights)
@@ -101,7 +98,6 @@ class TFB(MLE):
         with undisturbed(program), torch.no_grad():
             sigma, trace = widest(lambda sigma: self._loss(rows, around(sigma), run.seed), self.tolerance)
         posterior = around(sigma)
-        cost = cost_since(program, begun, before=cost)
         posterior.record = replace(record, cost=cost, history=history + trace)
         return posterior
 

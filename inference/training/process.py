@@ -55,13 +55,12 @@ def restored_network(program: Program, checkpointing: bool) -> Iterator[None]:
         program.weights.restore()
 
 
-def reset_peak(device: torch.device) -> None:
-    """Forget the peak so far."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        with suppress(OSError):  # Linux alone lets a process forget its peak
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+def reset_peak() -> None:
+    """Forget the peaks so far, of the process and of each GPU in use."""
+    for number in range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0):
+        torch.cuda.reset_peak_memory_stats(number)
+    with suppress(OSError):  # Linux alone lets a process forget its peak
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def peak(device: torch.device) -> int:
@@ -106,9 +105,9 @@ def cost_since(program: Program, begun: float, before: Mapping[str, float] = Map
     """What a fit took until now.
 
     Args:
-        program: that is fitted, on the device whose peak counts since `reset_peak`.
+        program: that was fitted, on the device whose peak counts since `reset_peak`.
         begun: when the fit began, by `time.monotonic`.
-        before: what its training took by itself. Over several sittings that may be more.
+        before: what it says itself that it took. Over several sittings that may be more.
     """
     own = cost_of(program, time.monotonic() - begun, peak(program.device))
     return {name: max(value, before.get(name, value)) for name, value in own.items()}

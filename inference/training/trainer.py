@@ -32,7 +32,7 @@ from bayeslora.errors import PosteriorError, SettingError, TrainingError, unknow
 from bayeslora.inference.base import Run
 from bayeslora.inference.training.objective import Hook, Objective, Outcome, State
 from bayeslora.inference.training.order import Order, Ordered
-from bayeslora.inference.training.process import peak, reset_peak, restored_generators
+from bayeslora.inference.training.process import peak, restored_generators
 from bayeslora.passes import Rows
 from bayeslora.progress import bar
 from bayeslora.rng import isolated
@@ -160,7 +160,6 @@ def train(
         trainer.remove_callback(PrinterCallback)
         steps = _Steps(trainer, hooks, asked, progress, outcome)
         trainer.add_callback(steps)
-        reset_peak(arguments.device)
         start = time.perf_counter()
         with suppress(_Ended):
             trainer.train(resume_from_checkpoint=_checkpoint(run) if run.resume else None)

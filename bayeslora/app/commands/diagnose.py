@@ -46,6 +46,7 @@ def diagnose(
     neither k-hat nor leave-one-out.
     """
     from bayeslora.app import runs
+    from bayeslora.app.seen import flattered
     from bayeslora.diagnostics import diagnose as ask
 
     settings = of_another_task("diagnose", assignments, task)
@@ -55,7 +56,7 @@ def diagnose(
     rows = reported.split(split)
     others = {} if other is None else {other: reported.split(other)}
     looked_at = {split: rows} | others
-    say(*reported.notes, *(line for name in looked_at for line in runs.flattered(posterior, looked_at[name], name)))
+    say(*reported.notes, *(line for name in looked_at for line in flattered(posterior, looked_at[name], name)))
     found = ask(
         posterior,
         rows,

@@ -49,6 +49,7 @@ def evaluate(
     """
     from bayeslora import files
     from bayeslora.app import runs
+    from bayeslora.app.seen import flattered
     from bayeslora.diagnostics.tokens import METHODS, token_calibration
     from bayeslora.observations import Completions
     from bayeslora.passes import Rows
@@ -63,7 +64,7 @@ def evaluate(
     say(*reported.notes)
     rows = reported.split(split)
     read = Rows.of(posterior.program, rows)
-    say(*runs.flattered(posterior, read, split))
+    say(*flattered(posterior, read, split))
     prediction = with_truth(posterior.predict(read, draws, method, seed, batch_size), rows)
     found, finished = prediction.metrics(seed=seed), posterior.record.finished
     guesses: Prediction | Guesses = prediction

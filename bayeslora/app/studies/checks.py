@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from bayeslora.app.config import RunConfig
+from bayeslora.app.config import OF_ROWS, RunConfig
 from bayeslora.app.studies.cells import is_over
 from bayeslora.errors import SettingError, unknown
 from bayeslora.identity import differing
@@ -15,8 +15,6 @@ __all__ = ["HELDOUT", "check_had", "check_heldout", "check_seeds", "check_start"
 
 #: Split of the rows that trials are judged on.
 HELDOUT = "heldout"
-#: Fields that say which rows there are: a run around another one must not be tuned on rows that this one has seen.
-OF_ROWS = ("task", "data_dir", "train_size", "heldout_size", "task_settings")
 
 
 def check_heldout(task: str, config: RunConfig, split: str) -> None:
@@ -68,6 +66,7 @@ def check_start(method: str, start: str, own: Mapping[str, Any], config: RunConf
         SettingError: there is such a thing.
     """
     over = is_over(config)
+    # What is laid around a start must not be tuned on rows that the start has seen.
     named_fields = own.keys() - {"backend", "preset", "settings"} if over else OF_ROWS
     one = {name: getattr(config, name) for name in sorted(named_fields)}
     other = {name: getattr(of_start, name) for name in one}

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from bayeslora import inference
 from bayeslora.app import runs
+from bayeslora.app.config import OF_ROWS
 from bayeslora.app.studies.cells import Cell, Evaluation
 from bayeslora.app.studies.expansion import Target
 from bayeslora.app.studies.results import Results
@@ -31,7 +32,6 @@ FEWEST = 4
 ENOUGH = 0.2
 #: What says nothing of the network and the program over it.
 OF_FIT = {"backend", "preset", "settings", "chains", "output"}
-OF_TASK = ("task", "data_dir", "train_size", "heldout_size", "seed", "task_settings")
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ class _Trials:
 
     def task(self, cell: Cell) -> Task:
         """What a fit is of."""
-        key = repr([getattr(cell.config, name) for name in OF_TASK])
+        key = repr([getattr(cell.config, name) for name in (*OF_ROWS, "seed")])
         if key not in self.tasks:
             self.tasks[key] = runs.task_of(cell.config)
         return self.tasks[key]

@@ -16,9 +16,9 @@ import torch
 
 from bayeslora import files
 from bayeslora.app import runs
-from bayeslora.app.config import RunConfig
+from bayeslora.app.config import OF_ROWS, RunConfig
+from bayeslora.app.seen import flattered
 from bayeslora.app.studies.cells import Cell, Entry, Evaluation
-from bayeslora.app.studies.checks import OF_ROWS
 from bayeslora.app.studies.expansion import Target
 from bayeslora.app.studies.inputs import changes_since_begun, fingerprints, fingerprints_of_rows
 from bayeslora.app.studies.results import Results
@@ -195,7 +195,7 @@ class Performer:
         data_dir = evaluation.data_dir or (cell.config.data_dir if evaluation.task is None else None)
         files_read = fingerprints_of_rows(task, evaluation.task or cell.config.task, data_dir)
         rows = task.split(evaluation.split)
-        warned = runs.flattered(posterior, rows, evaluation.split)  # before some of them are left out
+        warned = flattered(posterior, rows, evaluation.split)  # before some of them are left out
         if evaluation.rows is not None and evaluation.rows < len(rows):
             rows, _ = rows.divide(evaluation.rows, 0, seed=0)
         begun = time.monotonic()
