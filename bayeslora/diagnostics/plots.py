@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from bayeslora.predict.prediction import ClassPrediction, Prediction
     from bayeslora.predict.reliability import Guesses
     from bayeslora.predict.sequences import SequencePrediction
+    from bayeslora.predict.values import ValuePrediction
 
 __all__ = [
     "class_calibration",
@@ -31,11 +32,14 @@ __all__ = [
     "pareto_k",
     "prior_predictive",
     "prior_texts",
+    "prior_values",
     "rank_histograms",
     "risk_curves",
     "shift_histograms",
     "text_scatter",
+    "transform_histogram",
     "uncertainty_scatter",
+    "values_scatter",
 ]
 
 
@@ -139,6 +143,48 @@ def prior_texts(data: Any) -> Figure:
     for (name, values), colour in zip(found.items(), (GREY, COLOURS[0]), strict=True):
         axes.hist(values, bins, weights=np.full(len(values), 1 / len(values)), color=colour, alpha=0.5, label=name)
     axes.legend(frameon=False)
+    return figure
+
+
+def prior_values(data: Any) -> Figure:
+    """Labels that are drawn from the prior and posterior predictive, and those that were observed."""
+    figure, axes = _one("label", "share of rows and draws")
+    groups = {"prior": "prior_predictive", "posterior": "posterior_predictive", "observed": "observed_data"}
+    values = {name: data[group]["y"].values.ravel() for name, group in groups.items() if group in data}
+    low, high = np.quantile(np.concatenate(list(values.values())), (0.001, 0.999)).tolist()
+    bins = np.linspace(low, high, 31).tolist()
+    for (name, each), colour in zip(values.items(), (GREY, COLOURS[0], COLOURS[1]), strict=False):
+        style: dict[str, Any] = {"histtype": "step", "linewidth": 1.5} if name == "observed" else {"alpha": 0.5}
+        axes.hist(each, bins, weights=np.full(len(each), 1 / len(each)), color=colour, label=name, **style)
+    axes.legend(frameon=False)
+    return figure
+
+
+def transform_histogram(prediction: ValuePrediction, bins: int = 10) -> Figure:
+    """Predicted probabilities that labels are below what they are, over what bins of uniform ones hold (95 %)."""
+    from scipy.stats import binom
+
+    figure, axes = _one("predicted probability that the label is below what it is", "rows")
+    below, edges = prediction.below.numpy(), np.linspace(0, 1, bins + 1)
+    low, high = (float(binom.ppf(level, len(below), 1 / bins)) for level in (0.025, 0.975))
+    axes.axhspan(low, high, color=GREY, alpha=0.35, linewidth=0, label="uniform, 95 %")
+    axes.stairs(np.histogram(below, edges)[0], edges, color=COLOURS[0], linewidth=1.5, label="labels")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    return figure
+
+
+def values_scatter(prediction: ValuePrediction) -> Figure:
+    """Labels against predicted means, which reach by a standard deviation to both sides."""
+    figure, axes = _one("predicted mean and standard deviation", "label")
+    assert prediction.labels is not None
+    labels = prediction.labels.numpy()
+    axes.errorbar(
+        prediction.mean.numpy(), labels, xerr=prediction.variance.sqrt().numpy(), fmt="o", color=COLOURS[0],
+        markersize=4, alpha=0.5, elinewidth=0.5, markeredgewidth=0,
+    )  # fmt: skip
+    ends = labels.min(), labels.max()
+    axes.plot(ends, ends, color=GREY, linestyle="--", linewidth=1)
     return figure
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from bayeslora.diagnostics import of_classes, of_texts, plots
+from bayeslora.diagnostics import of_classes, of_texts, of_values, plots
 from bayeslora.diagnostics.convergence import elbo_trend, prediction_ess, prediction_rhat, shuffled
 from bayeslora.diagnostics.diagnosis import MODEL, NEAR, Diagnosis
 from bayeslora.diagnostics.guide import LEAST_DRAWS, good_k, khat, khat_by_block, khat_error
@@ -17,6 +17,7 @@ from bayeslora.diagnostics.loo import loo, loo_parts
 from bayeslora.errors import DataError, PosteriorError
 from bayeslora.predict.prediction import ClassPrediction, Prediction
 from bayeslora.predict.sequences import SequencePrediction
+from bayeslora.predict.values import ValuePrediction
 from bayeslora.progress import note
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Kind(NamedTuple):
 KINDS: dict[type[Prediction], Kind] = {
     ClassPrediction: Kind(("predicted probabilities", "probability"), of_classes.prior, of_classes.worth),
     SequencePrediction: Kind(("log-likelihoods of texts", "text"), of_texts.prior, of_texts.worth),
+    ValuePrediction: Kind(("predicted means", "mean"), of_values.prior, of_values.worth),
 }
 
 
@@ -64,7 +66,7 @@ def diagnose(
     """Ask a posterior how near it is to the true one, how good the model is, and what its probabilities are worth.
 
     Args:
-        posterior: of classes or of completions.
+        posterior: of classes, real labels or completions.
         rows: to report on.
         train: the rows that it was fitted to, without which k-hat and leave-one-out are left out.
         other: rows of another kind, which uncertainty should notice.
@@ -75,7 +77,7 @@ def diagnose(
         progress: show bars, and say first what so few draws leave out.
 
     Raises:
-        PosteriorError: the labels are real numbers.
+        PosteriorError: predictions are of another kind.
         DataError: they are not known.
     """
     settings: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "progress": progress}
@@ -83,7 +85,7 @@ def diagnose(
     kind = KINDS.get(type(observation.predicted(torch.zeros(1, 1, observation.outputs))))
     if kind is None:
         raise PosteriorError(
-            "A diagnosis is of class probabilities or of completions: for what "
+            "A diagnosis is of class probabilities, real labels or completions: for what "
             f"'{observation.name}' predicts there is to_inference_data."
         )
     if not rows.labelled:  # not after all the passes

@@ -217,6 +217,7 @@ def regression(
     log_densities: ArrayLike,
     labels: ArrayLike,
     *,
+    below: ArrayLike | None = None,
     intervals: bool = True,
     seed: int = 0,
 ) -> dict[str, Interval]:
@@ -226,20 +227,27 @@ def regression(
         predictions: predictive means (examples,).
         log_densities: log predictive density of each label (examples,), in nats.
         labels: real labels (examples,).
+        below: predicted probabilities that a label is below what it is (examples,), where they are known:
+            ``coverage_90`` comes with the others.
         intervals: make 95 % bootstrap intervals as well; see `bootstrap`.
         seed: of the resamples.
     """
-    table = value_statistics(predictions, log_densities, labels)
+    table = value_statistics(predictions, log_densities, labels, below)
     return bootstrap(table, len(np.asarray(labels)), seed, intervals)
 
 
-def value_statistics(predictions: ArrayLike, log_densities: ArrayLike, labels: ArrayLike) -> dict[str, Bounded]:
+def value_statistics(
+    predictions: ArrayLike, log_densities: ArrayLike, labels: ArrayLike, below: ArrayLike | None = None
+) -> dict[str, Bounded]:
     """All metrics of a prediction of real labels, as statistics of how often each row counts.
+
+    ``coverage_90`` is the share of labels in the middle 90 % of what is predicted of them, 0.9 if that is true.
 
     Args:
         predictions: predictive means (examples,).
         log_densities: log predictive density of each label (examples,), in nats.
         labels: real labels (examples,).
+        below: predicted probabilities that a label is below what it is (examples,), where they are known.
 
     Raises:
         DataError: no rows, or shapes that differ.
@@ -250,6 +258,7 @@ def value_statistics(predictions: ArrayLike, log_densities: ArrayLike, labels: A
         "nll": (resampling.mean(-np.asarray(log_densities, dtype=np.float64)), -math.inf, math.inf),
         "pearson": (resampling.correlation(predicted, real), -1.0, 1.0),
         "spearman": (resampling.rank_correlation(predicted, real), -1.0, 1.0),
+        **({} if below is None else {"coverage_90": (resampling.Share(_in_the_middle(below, 0.9)), 0.0, 1.0)}),
     }
 
 
@@ -303,6 +312,11 @@ def _distances(rows: Floats, logs: Floats, truth: ArrayLike) -> dict[str, Bounde
         "kl": (resampling.mean(terms.sum(1)), 0.0, math.inf),
         "ece_true": (resampling.calibration(rows.max(1), _at(true, rows.argmax(1)), 15), 0.0, 1.0),
     }
+
+
+def _in_the_middle(below: ArrayLike, part: float) -> Floats:
+    """1 where a value is in the middle part of its law, given the probability of what is below it, else 0."""
+    return (np.abs(np.asarray(below, dtype=np.float64) - 0.5) <= part / 2).astype(np.float64)
 
 
 def _at(rows: Floats, classes: NDArray[np.int64]) -> Floats:

@@ -53,6 +53,22 @@ class ValuePrediction(Prediction):
         return self._by_rows(total)
 
     @property
+    def disagreement(self) -> Tensor:
+        """Standard deviation over draws of the mean of a label (examples,), in its unit: what is not noise."""
+        return self._by_rows(lambda outputs: self.distribution(outputs).mean.std(0, correction=0))
+
+    @property
+    def below(self) -> Tensor:
+        """Predicted probability that a label is below what it is (examples,): uniform if predictions are true.
+
+        The probability integral transform (Dawid, *Statistical theory: the prequential approach*, JRSS A 1984).
+
+        Raises:
+            DataError: the labels are not known.
+        """
+        return self._by_rows(lambda part, labels: self.distribution(part).cdf(labels).mean(0), self._known())
+
+    @property
     def predictions(self) -> Tensor:
         """The predictive mean (examples,)."""
         return self.mean
@@ -64,7 +80,7 @@ class ValuePrediction(Prediction):
 
     def statistics(self) -> dict[str, Bounded]:
         """See `bayeslora.predict.metrics.value_statistics`."""
-        return metrics.value_statistics(self.mean, self.log_predictive_density, self._known())
+        return metrics.value_statistics(self.mean, self.log_predictive_density, self._known(), self.below)
 
     def to_pandas(self) -> pd.DataFrame:
         """Columns ``mean`` and ``deviation``, the standard deviation of a label, in its unit."""

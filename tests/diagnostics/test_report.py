@@ -13,13 +13,15 @@ from datasets import Dataset
 from peft import LoraConfig
 from scenarios import lora_regression, saved_base, text_program, text_rows
 
-from bayeslora.diagnostics import diagnose, khat, plots, read, report, token_calibration
+from bayeslora.diagnostics import diagnose, khat, of_values, plots, read, report, token_calibration
 from bayeslora.errors import DataError, PosteriorError
 from bayeslora.inference import fit
 from bayeslora.models import Gaussian
 from bayeslora.predict.prediction import ClassPrediction
+from bayeslora.predict.resampling import Interval
 from bayeslora.predict.selective import auroc
 from bayeslora.predict.sequences import SequencePrediction
+from bayeslora.predict.values import ValuePrediction
 from bayeslora.program import Program
 from bayeslora.tasks import Split, Task, TaskSpec
 
@@ -223,10 +225,58 @@ def test_a_diagnosis_of_what_a_causal_language_model_chooses(kind: str, tmp_path
     assert figures["nll"] == pytest.approx(prediction.metrics()["nll"].value, abs=1e-6) and "3 rows of" in text
 
 
-def test_real_labels_are_refused() -> None:
+def priced(name: str, numbers: range) -> Split:
+    """Rows with a real label each."""
+    words = text_rows(numbers.stop).dataset["text"]
+    columns = {"text": [words[number] for number in numbers], "price": [100.0 + 7 * (number % 5) for number in numbers]}
+    return Split(Dataset.from_dict(columns), TaskSpec("prices", "regression", ("text",), "price"), name)
+
+
+@pytest.mark.parametrize("backend", SETTINGS)
+def test_a_diagnosis_of_real_labels(backend: str, tmp_path: Path) -> None:
+    train, rows, other = priced("train", range(12)), priced("validation", range(9)), priced("test", range(12, 18))
+    base = saved_base(tmp_path / "base")
+    program = Program.from_pretrained(base, Task(train.spec, train), model=Gaussian(deviation=0.1), max_length=16)
+    posterior = fit(program, train, backend, progress=False, **SETTINGS[backend])
+    found = diagnose(posterior, rows, train, other, draws=30, progress=False)
+    found.save(tmp_path / "out", "of a test")
+    text = (tmp_path / "out" / "diagnosis.md").read_text()
+    figures = json.loads((tmp_path / "out" / "diagnosis.json").read_text(), parse_constant=pytest.fail)
+    random, dense = backend != "map", backend in ("svi", "laplace")
+    assert ("khat" in figures) == dense and ("elpd_loo" in figures) == random
+    assert ("R-hat of predicted means" in text) == ("effective for every mean" in text) == (backend == "sgld")
+    own, shifted = (posterior.predict(each, 30, progress=False) for each in (rows, other))
+    assert isinstance(own, ValuePrediction) and isinstance(shifted, ValuePrediction)
+    measured = own.metrics()
+    assert {name: figures[name] for name in measured} == pytest.approx(
+        {name: measured[name].value for name in measured}
+    )
+    assert figures["deviation"] == pytest.approx(float(own.variance.sqrt().mean()))
+    assert (
+        figures["disagreement"] == pytest.approx(float(own.disagreement.mean()))
+        and (figures["disagreement"] > 0) == random
+    )
+    assert figures["auroc_disagreement"] == pytest.approx(auroc(own.disagreement, shifted.disagreement))
+    after = found.data["posterior_predictive"]["mean"].values.std(-1).mean()
+    assert figures["posterior_deviation"] == pytest.approx(after) and figures["prior_deviation"] > 0
+    assert f"labels differ by {np.std(train.labels().numpy()):.3g}" in text
+    pictures = {path.stem for path in (tmp_path / "out").glob("*.png")}
+    assert pictures == set(found.pictures) >= {"calibration", "values", "shift", "prior_predictive"}
+
+
+@pytest.mark.parametrize(
+    ("low", "value", "high", "verdict"),
+    [(0.85, 0.93, 0.97, "as wide as needed"), (0.95, 1.0, 1.0, "too wide"), (0.5, 0.6, 0.7, "too narrow")],
+)
+def test_intervals_are_judged_by_how_many_labels_they_hold(low: float, value: float, high: float, verdict: str) -> None:
+    assert of_values._as_wide_as_needed(Interval(value, low, high)).startswith(verdict)
+
+
+def test_predictions_of_which_nothing_is_known_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     known = lora_regression()
     posterior = fit(known.program, known.rows, "svi", progress=False, epochs=1)
-    with pytest.raises(PosteriorError, match="A diagnosis is of class probabilities or of completions"):
+    monkeypatch.delitem(report.KINDS, ValuePrediction)
+    with pytest.raises(PosteriorError, match="what 'value' predicts there is to_inference_data"):
         diagnose(posterior, known.rows, progress=False)
 
 

@@ -273,6 +273,10 @@ def test_regression_metrics() -> None:
     assert found["pearson"].value == pytest.approx(stats.pearsonr(guess, real).statistic)
     assert found["spearman"].value == pytest.approx(stats.spearmanr(guess, real).statistic)
     assert all(interval.low < interval.value < interval.high for interval in found.values())
+    below = stats.norm(guess, 2.0).cdf(real)
+    with_coverage = metrics.regression(guess, densities, real, below=below)
+    assert with_coverage.pop("coverage_90").value == np.mean(np.abs(real - guess) <= 2 * stats.norm.ppf(0.95))
+    assert with_coverage == found
 
 
 def test_a_correlation_with_a_constant_is_undefined() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from scipy.special import logsumexp
-from scipy.stats import norm
+from scipy.stats import kstest, norm
 
 from bayeslora import files
 from bayeslora.errors import DataError, PosteriorError
@@ -104,7 +104,21 @@ def test_real_labels_have_a_mixture_of_normals() -> None:
     assert found.variance.numpy() == pytest.approx(0.25 + outputs.var(0))
     assert torch.equal(found.predictions, found.mean)
     assert found.metrics()["nll"].value == pytest.approx(-expected.mean())
-    assert list(found.metrics()) == ["rmse", "nll", "pearson", "spearman"]
+    assert list(found.metrics()) == ["rmse", "nll", "pearson", "spearman", "coverage_90"]
+    assert found.disagreement.numpy() == pytest.approx(outputs.std(0))
+    assert found.below.numpy() == pytest.approx(norm(outputs, 0.5).cdf(found.labels.numpy()).mean(0))
+
+
+def test_labels_of_true_predictions_are_where_they_are_said_to_be() -> None:
+    generator = torch.Generator().manual_seed(0)
+    means = torch.randn(1, 2000, 1, generator=generator)
+    labels = means[0, :, 0] + 3 * torch.randn(2000, generator=generator)
+    found = {scale: ValuePrediction(means, labels, scale=scale) for scale in (1.5, 3.0, 6.0)}
+    assert kstest(found[3.0].below.numpy(), "uniform").pvalue > 0.01  # one seed in a hundred has less
+    coverage = {scale: each.metrics(intervals=False)["coverage_90"].value for scale, each in found.items()}
+    # In the middle 90 % of N(0, scale) are |z| < 1.645 scale / 3 of the true law; four standard errors of 2,000 rows.
+    expected = {scale: 2 * norm.cdf(norm.ppf(0.95) * scale / 3) - 1 for scale in found}
+    assert all(abs(coverage[scale] - at) < 4 * (at * (1 - at) / 2000) ** 0.5 for scale, at in expected.items())
 
 
 def test_metrics_say_how_they_were_made() -> None:

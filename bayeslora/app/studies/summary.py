@@ -26,7 +26,7 @@ BETTER = {
     "pearson": True, "spearman": True, "kl": False, "ece_true": False,
 }  # fmt: skip
 #: What is told beside them, which is better neither way.
-BESIDE = ("ece_15_by_chance",)
+BESIDE = ("ece_15_by_chance", "coverage_90")
 
 
 @dataclass(frozen=True)

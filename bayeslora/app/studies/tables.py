@@ -37,6 +37,7 @@ TITLES = {
     "rmse": "RMSE",
     "pearson": "Pearson",
     "spearman": "Spearman",
+    "coverage_90": "in the middle 90 %",
     "kl": "KL from truth",
     "ece_true": "ECE against truth",
 }
