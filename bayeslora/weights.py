@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from bayeslora.errors import AdapterError
 from bayeslora.finding import active_adapter, find
 from bayeslora.joined import Joined
-from bayeslora.observations.soft_prompts import virtual_tokens
 from bayeslora.rng import seeded
 from bayeslora.sites import Map, Site, Slot, Value, pairs
+from bayeslora.switches import Switches
 
 __all__ = ["Site", "Slot", "Weights"]
 
@@ -65,7 +65,7 @@ class Weights:
             for name, place in places.items()
         )
         self._trained = [value for value in network.parameters() if value.requires_grad]
-        self._watched = [_Watched(network, path, module, self.name) for path, module in _switches(network)]
+        self._switches = Switches(network, self.name)
         self._elsewhere = self._on_other_devices()
         network.requires_grad_(False)
         network.__dict__[HOLDER] = self
@@ -172,21 +172,11 @@ class Weights:
             AdapterError: PEFT was told to use another adapter or none, or has merged this one, so that the network
                 would not use the values; or there is a function where there can be none.
         """
-        for watched in self._watched:
-            watched.check()
-        self._check_prompt()
+        self._switches.check()
         for site in self.sites:
             # Setting attributes is all that happens layer by layer: no tensor is touched.
             for slot, row in zip(self._slots[site.name], self._rows(site, values[site.name]), strict=True):
                 slot.install(row)
-
-    def _check_prompt(self) -> None:
-        """Make sure that a learned prompt, which no module switches, is that of this adapter."""
-        if virtual_tokens(self._network) and self._network.active_adapter != self.name:
-            raise AdapterError(
-                "The network was changed through PEFT after the program was made: it reads the prompt of "
-                f"'{self._network.active_adapter}': call network.set_adapter('{self.name}')."
-            )
 
     @property
     def joinable(self) -> bool:
@@ -310,51 +300,3 @@ def _stored(role: str, slots: tuple[Slot, ...], device: torch.device) -> Tensor:
 def _zero(site: Site) -> Tensor:
     """Whether the initial matrix of each layer (layers,) has no other entry than zero."""
     return ~site.initial.flatten(1).any(1)
-
-
-def _switches(network: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The modules that PEFT can tell to use another adapter or none."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils import ModulesToSaveWrapper
-
-    for path, module in network.named_modules():
-        if isinstance(module, BaseTunerLayer | ModulesToSaveWrapper):
-            yield path, module
-
-
-class _Watched:
-    """A module of PEFT, and what it did with its adapters when the sites were found."""
-
-    def __init__(self, network: nn.Module, path: str, module: Any, adapter: str | None) -> None:
-        self.path, self.adapter = path, adapter
-        self.module: Any = module
-        owner, _, self.leaf = path.rpartition(".")
-        self.siblings: Any = network.get_submodule(owner)._modules
-        self.active = self.module._active_adapter
-        self.scaling = dict(getattr(self.module, "scaling", {}))
-
-    def check(self) -> None:
-        """Make sure that it still does.
-
-        Raises:
-            AdapterError: it does not.
-        """
-        module, found = self.module, None
-        if module._disable_adapters:
-            found = "has its adapters disabled: call network.base_model.enable_adapter_layers()"
-        elif self.siblings.get(self.leaf) is not module:
-            found = "is not part of it any more (unload)"
-        elif getattr(module, "merged_adapters", None):
-            found = "has an adapter merged into its base weight: call network.unmerge_adapter()"
-        elif module._active_adapter is not self.active and _names(module._active_adapter) != _names(self.active):
-            found = f"uses {_names(module._active_adapter)}: call network.set_adapter('{self.adapter}')"
-        elif self.scaling and module.scaling.get(self.adapter) != self.scaling.get(self.adapter):
-            found = f"multiplies by {module.scaling.get(self.adapter)}, and did by {self.scaling[self.adapter]}"
-        if found:
-            raise AdapterError(
-                f"The network was changed through PEFT after the program was made: layer '{self.path}' {found}."
-            )
-
-
-def _names(active: Any) -> list[str]:
-    return [active] if isinstance(active, str) else list(active)
