@@ -12,9 +12,10 @@ from safetensors import SafetensorError
 from torch import nn
 
 from bayeslora.errors import AdapterError
-from bayeslora.networks import positions, quietly
+from bayeslora.networks import quietly
 from bayeslora.observations.decoder import evaluated, hidden_states
 from bayeslora.observations.soft_prompts import PROMPTS, virtual_tokens
+from bayeslora.positions import positions
 from bayeslora.recipes import LoraSettings
 from bayeslora.sites import short
 

@@ -1,8 +1,7 @@
-"""Base networks: loading one with the head that a task needs, and what it says of itself."""
+"""Base networks: loading one with the head that a task needs."""
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,6 @@ from torch import Tensor, nn
 
 from bayeslora.demo import MODEL_PATH
 from bayeslora.errors import AdapterError, SettingError
-from bayeslora.observations.soft_prompts import virtual_tokens
 from bayeslora.settings import Settings
 
 if TYPE_CHECKING:
@@ -28,13 +26,9 @@ if TYPE_CHECKING:
 __all__ = [
     "Base",
     "NetworkSettings",
-    "counts_padding",
     "is_causal",
     "lacking",
     "load_base",
-    "numbered_from_mask",
-    "positions",
-    "vocabulary",
 ]
 
 
@@ -265,58 +259,6 @@ def _labels_at(folder: Path) -> tuple[str, ...]:
 
 def _say(message: str) -> None:
     warnings.warn(message, stacklevel=5)
-
-
-def positions(network: nn.Module) -> int | None:
-    """How many tokens a network has positions for, behind a prompt that is learned; None if there is no limit."""
-    found = getattr(getattr(network, "config", None), "max_position_embeddings", None)
-    if not isinstance(found, int) or found < 1:  # XLNet says -1
-        return None
-    return found - _offset(network) - virtual_tokens(network)
-
-
-def learned_positions(network: nn.Module) -> int | None:
-    """The same for a network that looks positions up in a table; None for one that works them out, as by rotations."""
-    tables = ("position_embeddings", "embed_positions", "wpe")
-    known = any(name.endswith(tables) and isinstance(each, nn.Embedding) for name, each in network.named_modules())
-    return positions(network) if known else None
-
-
-def vocabulary(network: nn.Module) -> int | None:
-    """Number of tokens that a network has an embedding for, where that can be known."""
-    ask: Any = getattr(network, "get_input_embeddings", None)
-    if ask is None:  # no network of transformers
-        return None
-    try:
-        table = ask()
-    except NotImplementedError:
-        # How transformers answers for a network of theirs that embeds no tokens, and the only way to ask. The check of
-        # token ids is then left out, since it has no bound.
-        return None
-    weight = getattr(table, "weight", None)  # an embedding may be more than one table
-    return None if weight is None else int(weight.shape[0])
-
-
-def numbered_from_mask(network: nn.Module) -> bool:
-    """Whether a network has to be told the positions of tokens that padding precedes, since it counts padding."""
-    return _takes_positions(network) and not _offset(network)
-
-
-def counts_padding(network: nn.Module) -> bool:
-    """Whether padding moves the tokens behind it, as in Bart: a network counts it, and cannot be told positions."""
-    return not _takes_positions(network) and not _offset(network)
-
-
-def _takes_positions(network: nn.Module) -> bool:
-    return "position_ids" in inspect.signature(network.forward).parameters
-
-
-def _offset(network: nn.Module) -> int:
-    """Positions that come before the first token's: RoBERTa's count from behind the padding's, and pass padding by."""
-    for name, module in network.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
-            return int(module.padding_idx) + 1
-    return 0
 
 
 @contextmanager

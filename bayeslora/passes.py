@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from bayeslora.errors import DataError
-from bayeslora.networks import learned_positions, vocabulary
 from bayeslora.observations import Observation, batches, encode, is_tokenised
 from bayeslora.observations.batches import Batch, Collator
 from bayeslora.observations.encoding import check_tokens
+from bayeslora.positions import learned_positions, vocabulary
 from bayeslora.program import Program
 from bayeslora.progress import track
 from bayeslora.tasks import Split, Task, check_compatible, rows_of

@@ -23,18 +23,10 @@ from bayeslora.joined import Apart
 from bayeslora.models import build as build_model
 from bayeslora.models.base import WeightModel
 from bayeslora.models.monteclora import MonteCLoRA
-from bayeslora.networks import (
-    Base,
-    NetworkSettings,
-    counts_padding,
-    is_causal,
-    lacking,
-    load_base,
-    numbered_from_mask,
-    positions,
-)
+from bayeslora.networks import Base, NetworkSettings, is_causal, lacking, load_base
 from bayeslora.observations import Encoder, Observation, Padding, build, of_task
 from bayeslora.observations.soft_prompts import virtual_tokens
+from bayeslora.positions import counts_padding, numbered_from_mask, positions
 from bayeslora.recipes import LoraSettings, recipe
 from bayeslora.record import RECORD, read_record
 from bayeslora.sites import Value

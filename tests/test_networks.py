@@ -31,8 +31,9 @@ from bayeslora.app.runs import build_program
 from bayeslora.errors import AdapterError, DataError, SettingError
 from bayeslora.inference import fit, load
 from bayeslora.models import Gaussian
-from bayeslora.networks import NetworkSettings, load_base, numbered_from_mask, positions
+from bayeslora.networks import NetworkSettings, load_base
 from bayeslora.observations import Choices, Classes, Encoder, of_task
+from bayeslora.positions import numbered_from_mask, positions
 from bayeslora.posterior import Posterior
 from bayeslora.program import Program
 from bayeslora.tasks import Split, Task, TaskSpec

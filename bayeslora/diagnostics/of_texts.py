@@ -9,7 +9,7 @@ from bayeslora.diagnostics import plots
 from bayeslora.diagnostics.diagnosis import MODEL, WORTH, Diagnosis
 from bayeslora.diagnostics.guesses import as_sure_as_right, say_risk
 from bayeslora.diagnostics.tokens import METHODS, token_calibration
-from bayeslora.networks import vocabulary
+from bayeslora.positions import vocabulary
 from bayeslora.predict.plots import reliability_diagram
 from bayeslora.predict.selective import auroc
 

@@ -13,13 +13,13 @@ from torch import Tensor
 from bayeslora.errors import DataError, PosteriorError, SettingError, unknown
 from bayeslora.generation.decoding import Decoding, Reader, Weights, decode
 from bayeslora.generation.texts import Generation
-from bayeslora.networks import counts_padding, numbered_from_mask, positions
 from bayeslora.observations.batches import Batch, Collator
 from bayeslora.observations.completions import positions_at_once
 from bayeslora.observations.decoder import hidden_states, logits_at
 from bayeslora.observations.prompts import tokens
 from bayeslora.observations.soft_prompts import virtual_tokens
 from bayeslora.passes import undisturbed
+from bayeslora.positions import counts_padding, numbered_from_mask, positions
 from bayeslora.progress import track
 from bayeslora.tasks import Split, rows_of
 
