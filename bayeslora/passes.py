@@ -94,12 +94,19 @@ class Rows:
         return torch.as_tensor(self.dataset["labels"][:]) if known else None
 
     def predicted(
-        self, outputs: Tensor, aleatoric: Tensor | None = None, averaged: int = 1, *, method: str = "sample"
+        self,
+        outputs: Tensor,
+        aleatoric: Tensor | None = None,
+        averaged: int = 1,
+        stretch: float = 1.0,
+        *,
+        method: str = "sample",
     ) -> Prediction:
         """The prediction of these rows that `bayeslora.predictors.Outputs` make."""
         made: dict[str, Any] = {"method": method}
         made |= {} if aleatoric is None else {"aleatoric": aleatoric}
         made |= {} if averaged == 1 else {"averaged": averaged}
+        made |= {} if stretch == 1 else {"stretch": stretch}
         return self.observation.predicted(outputs, self.labels, self.names, **made)
 
     def nll(self, outputs: Tensor) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bayeslora.passes import Rows
 from bayeslora.predict.prediction import ClassPrediction
-from bayeslora.predict.temperature import tempered
+from bayeslora.predict.temperature import Temperable, tempered
 
 if TYPE_CHECKING:
     from bayeslora.posterior import Posterior
@@ -27,11 +27,13 @@ class Outputs(NamedTuple):
         outputs: of the network (draws, examples, outputs).
         aleatoric: expected entropy (examples,), where it is not theirs.
         averaged: draws whose average each of the outputs is made of.
+        stretch: of the law of real labels about its mean.
     """
 
     outputs: Tensor
     aleatoric: Tensor | None = None
     averaged: int = 1
+    stretch: float = 1.0
 
 
 class Predictor(Protocol):
@@ -88,11 +90,11 @@ class Mean:
 
 
 class Tempered:
-    """Another way to predict classes, whose probabilities p become p^(1 / T), normalised.
+    """Another way to predict classes or real labels, under a temperature.
 
     Args:
         of: the other way.
-        temperature: T; see `bayeslora.predict.temperature.tempered`.
+        temperature: see `bayeslora.predict.temperature.tempered`.
     """
 
     by_draws = False
@@ -101,8 +103,11 @@ class Tempered:
         self.of, self.temperature = of, temperature
 
     def __call__(self, posterior: Posterior, rows: Rows, draws: int, seed: int) -> Outputs:
-        """Log probabilities (1, examples, classes)."""
-        found = rows.predicted(*self.of(posterior, rows, draws, seed))
-        assert isinstance(found, ClassPrediction)  # only predictions of classes are given a temperature
+        """Log probabilities (1, examples, classes); of real labels the other way's outputs, to be stretched."""
+        raw = self.of(posterior, rows, draws, seed)
+        found = rows.predicted(*raw)
+        assert isinstance(found, Temperable)  # no others are given a temperature
         made = tempered(found, self.temperature)
-        return Outputs(made.outputs, made.aleatoric, made.averaged)
+        if isinstance(made, ClassPrediction):
+            return Outputs(made.outputs, made.aleatoric, made.averaged)
+        return raw._replace(stretch=made.stretch)

@@ -12,7 +12,7 @@ from bayeslora.errors import SettingError
 from bayeslora.inference.base import Backend, Run, rows_wanted
 from bayeslora.observations import digest
 from bayeslora.passes import Rows
-from bayeslora.predict.prediction import ClassPrediction
+from bayeslora.predict.temperature import Temperable
 from bayeslora.progress import note
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from bayeslora.program import Program
     from bayeslora.tasks import Split
 
-__all__ = ["ENOUGH", "MOST", "PART", "chose_on", "predicts_classes", "rows_aside", "set_aside", "stratified"]
+__all__ = ["ENOUGH", "MOST", "PART", "chose_on", "has_temperature", "rows_aside", "set_aside", "stratified"]
 
 #: Of the training rows one in so many is set aside, and no more than MOST: one or two numbers are chosen on them. From
 #: ENOUGH on they say more than what can be told without them.
@@ -69,10 +69,10 @@ def _check_asked(size: int, rows: int, run: Run, seen: bool, purpose: str) -> No
         raise SettingError(f"{asked}, and there are {rows} rows: some must be left to train on.")
 
 
-def predicts_classes(program: Program) -> bool:
-    """Whether predictions are of classes, which have probabilities that a temperature could flatten."""
+def has_temperature(program: Program) -> bool:
+    """Whether predictions can have a temperature: those of classes and of real labels."""
     none = torch.zeros(1, 1, program.observation.outputs)
-    return isinstance(program.observation.predicted(none), ClassPrediction)
+    return isinstance(program.observation.predicted(none), Temperable)
 
 
 def set_aside(algorithm: Backend, program: Program, rows: Dataset, run: Run) -> tuple[Dataset, Run]:

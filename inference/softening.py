@@ -11,8 +11,7 @@ from torch import Tensor
 
 from bayeslora.inference.base import Run
 from bayeslora.posterior import Posterior
-from bayeslora.predict.prediction import ClassPrediction
-from bayeslora.predict.temperature import COLDEST, gain, weighed_temperature
+from bayeslora.predict.temperature import COLDEST, Temperable, gain, weighed_temperature
 from bayeslora.predictors import Predictor, Tempered
 from bayeslora.progress import note
 
@@ -29,8 +28,8 @@ class Softened(Posterior):
 
     Attributes:
         coldest: the least temperature that is chosen.
-        softening: temperature T of those predictions, p^(1 / T), normalised, if one was chosen; other ways to predict,
-            and the weights, are without it.
+        softening: temperature of those predictions (see `bayeslora.predict.temperature.tempered`), if one was chosen;
+            other ways to predict, and the weights, are without it.
     """
 
     coldest: float = COLDEST
@@ -79,7 +78,7 @@ def soften(posterior: Softened, run: Run) -> None:
 
     Args:
         posterior: whose weights were trained on other rows.
-        run: whose ``heldout`` rows have labels that are classes.
+        run: whose ``heldout`` rows have labels that are classes or real numbers.
 
     References:
         Guo, Pleiss, Sun and Weinberger, *On calibration of modern neural networks*, ICML 2017.
@@ -89,7 +88,7 @@ def soften(posterior: Softened, run: Run) -> None:
     method = next(iter(posterior.untempered))
     batch_size = posterior.chains[0].record.settings["batch_size"]  # which there is memory for
     found = posterior.predict(run.heldout, DRAWS, method, run.seed, batch_size, run.progress)
-    assert isinstance(found, ClassPrediction)
+    assert isinstance(found, Temperable)
     temperature = max(posterior.coldest, weighed_temperature(found)[0])
     posterior.soften(temperature)
     note(f"Predictions have a temperature of {temperature:.3g}, by {len(run.heldout):,} held-out rows.", run.progress)

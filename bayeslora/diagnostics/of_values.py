@@ -58,7 +58,7 @@ def worth(
     deviation, disagreement = float(prediction.variance.sqrt().mean()), float(prediction.disagreement.mean())
     found.say(
         WORTH,
-        f"On average a label has a standard deviation of {deviation:.3g}: {prediction.scale:.3g} is noise, and draws "
+        f"On average a label has a standard deviation of {deviation:.3g}: {prediction.scale * prediction.stretch:.3g} is noise, and draws "
         f"differ by {disagreement:.3g}.",
         deviation=deviation, disagreement=disagreement,
     )  # fmt: skip

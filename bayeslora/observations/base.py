@@ -201,7 +201,8 @@ class Observation(ABC):
             labels: true labels (examples,), where they are known.
             names: of the classes, if labels are such.
             made: how the outputs were made: ``method``; ``aleatoric``, the expected entropy (examples,), where a
-                formula gives it in place of draws; and ``averaged``, of how many draws an output is the average.
+                formula gives it in place of draws; ``averaged``, of how many draws an output is the average; and
+                ``stretch``, of the law of real labels about its mean.
         """
 
     def to_dict(self) -> dict[str, Any]:

@@ -26,15 +26,19 @@ class ValuePrediction(Prediction):
 
     Attributes:
         scale: standard deviation of the noise.
+        stretch: by how much the law of a label, noise and draws, is stretched about its mean.
     """
 
     kind: ClassVar[str] = "values"
 
     scale: float = 1.0
+    stretch: float = 1.0
 
     def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
-        """Normal around the output."""
-        return dist.Normal(outputs.squeeze(-1), torch.as_tensor(self.scale).to(outputs), validate_args=False)
+        """Normal around the output, as far from the mean of all draws as the stretch says."""
+        means = outputs.squeeze(-1)
+        stretched = torch.lerp(means.mean(0, keepdim=True), means, self.stretch)
+        return dist.Normal(stretched, torch.as_tensor(self.scale * self.stretch).to(outputs), validate_args=False)
 
     @cached_property
     def mean(self) -> Tensor:
@@ -76,7 +80,7 @@ class ValuePrediction(Prediction):
     @property
     def by_draw(self) -> dict[str, tuple[Tensor, dict[str, tuple[str, ...]]]]:
         """``mean`` (draws, examples)."""
-        return {"mean": (self.outputs[..., 0], {})}
+        return {"mean": (self.distribution(self.outputs).mean, {})}
 
     def statistics(self) -> dict[str, Bounded]:
         """See `bayeslora.predict.metrics.value_statistics`."""

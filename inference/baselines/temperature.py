@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from bayeslora.errors import SettingError
-from bayeslora.inference.aside import ENOUGH, MOST, PART, predicts_classes
+from bayeslora.inference.aside import ENOUGH, MOST, PART
 from bayeslora.inference.base import Run, posterior_class
 from bayeslora.inference.baselines.nested import Over
 from bayeslora.inference.fitting import fitted_in_folder
@@ -119,7 +119,8 @@ class Temperature(Over):
 
     def _check(self, program: Program) -> None:
         """Make sure that labels are classes."""
-        if not predicts_classes(program):
+        none = torch.zeros(1, 1, program.observation.outputs)
+        if not isinstance(program.observation.predicted(none), ClassPrediction):
             raise SettingError(
                 f"A temperature is of predicted classes, and '{program.observation.name}' predicts none: choose "
                 f"'{self.of}' itself."

@@ -20,8 +20,7 @@ from bayeslora.inference.laplace.posterior import LaplacePosterior, linearised, 
 from bayeslora.inference.laplace.priors import NormalPrior
 from bayeslora.observations import Curved
 from bayeslora.passes import Rows, undisturbed
-from bayeslora.predict.prediction import ClassPrediction
-from bayeslora.predict.temperature import tempered, weighed_temperature
+from bayeslora.predict.temperature import Temperable, tempered, weighed_temperature
 
 __all__ = ["MULTIPLES", "Best", "best_width"]
 
@@ -54,9 +53,9 @@ def best_width(posterior: LaplacePosterior, data: Dataset, batch_size: int, prog
     `weighed_temperature`, which thirty rows overrule where they must. A width alone cannot make a mode surer that is
     not sure enough, and is little use where the whole network is too sure; a temperature alone knows nothing of what
     the rows leave open. What a few rows say of the width holds less well elsewhere than what they say of the
-    temperature. Where labels are no classes there is no temperature, and the width is likeliest as it is. Of texts
-    the prediction is by draws of the weights, the same few for every width, and the width has no hyperprior: the
-    model's says nothing of what leaves a network intact.
+    temperature. Of real labels the first term is minus their log density under `tempered`. Of texts there is no
+    temperature, the prediction is by draws of the weights, the same few for every width, and the width has no
+    hyperprior: the model's says nothing of what leaves a network intact.
 
     Args:
         posterior: under the prior as it is; only the prior's width changes, not the mode.
@@ -65,7 +64,7 @@ def best_width(posterior: LaplacePosterior, data: Dataset, batch_size: int, prog
         progress: show a bar.
 
     Returns:
-        The trace has for each width the ``multiple``, ``heldout_nll``, in nats an example, of classes the best
+        The trace has for each width the ``multiple``, ``heldout_nll``, in nats an example, but of texts the best
         ``temperature`` with it and its ``tempered_nll``, and whether it was ``chosen``.
 
     Raises:
@@ -101,7 +100,7 @@ def _tried(rows: Rows, multiple: float, outputs: Tensor, by_links: bool) -> tupl
     if not by_links:
         return cost, row
     found = rows.predicted(outputs) if math.isfinite(cost) else None
-    if isinstance(found, ClassPrediction):
+    if isinstance(found, Temperable):
         row["temperature"], cost = weighed_temperature(found)
         row["tempered_nll"] = -float(tempered(found, row["temperature"]).log_predictive_density.mean())
         centre = CENTRE

@@ -9,7 +9,7 @@ from datasets import Dataset
 from pydantic import Field
 
 from bayeslora.errors import SettingError
-from bayeslora.inference.aside import predicts_classes, rows_aside
+from bayeslora.inference.aside import has_temperature, rows_aside
 from bayeslora.inference.base import Run, check_random
 from bayeslora.inference.softening import soften
 from bayeslora.inference.training.process import available
@@ -74,7 +74,7 @@ class SVI(TrainingSettings):
             high rates can end at the base rate of the labels (``docs/results.md``, "Robustness").
         heldout_size: training rows that are set aside, on which a temperature of the predictions is chosen: see
             `soften`. By default they are a tenth of all, but 1,000 at most, and none where that is less than 30, where
-            labels are no classes, where weights to start from may have seen them, or where `fit` was given ``heldout``,
+            texts are learned, where weights to start from may have seen them, or where `fit` was given ``heldout``,
             which is taken then. They are drawn by the run's seed, with each class's share. 0: no temperature.
         init_scale: standard deviation that Pyro's autoguides start from, in their unconstrained space.
 
@@ -155,21 +155,21 @@ class SVI(TrainingSettings):
 
         Raises:
             SettingError: some are asked for, and there are others, or not enough, or given weights may have seen them,
-                or labels are no classes.
+                or labels are neither classes nor real numbers.
         """
-        if predicts_classes(program):
+        if has_temperature(program):
             seen = weights_given(program, run)
             return rows_aside(self.heldout_size, rows, run, seen=seen, purpose="to choose a temperature on")
         if self.heldout_size:
             raise SettingError(
-                f"heldout_size={self.heldout_size} sets rows aside for a temperature of predicted classes, and "
-                f"'{program.observation.name}' predicts none: leave heldout_size out."
+                f"heldout_size={self.heldout_size} sets rows aside for a temperature of classes or real labels, and "
+                f"'{program.observation.name}' predicts neither: leave heldout_size out."
             )
         return 0
 
     def _softens(self, program: Program, run: Run) -> bool:
         """Whether there are rows to choose a temperature on."""
-        return run.heldout is not None and self.heldout_size != 0 and predicts_classes(program)
+        return run.heldout is not None and self.heldout_size != 0 and has_temperature(program)
 
 
 def _check_room(program: Program) -> None:

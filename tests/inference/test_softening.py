@@ -20,9 +20,11 @@ from bayeslora.inference.mixture import MixturePosterior
 from bayeslora.inference.softening import Softened
 from bayeslora.inference.variational.posterior import VariationalPosterior
 from bayeslora.models import Gaussian
-from bayeslora.observations import Value
+from bayeslora.observations import Completions, Value
 from bayeslora.passes import Rows
+from bayeslora.predict.prediction import Prediction
 from bayeslora.predict.temperature import tempered, weighed_temperature
+from bayeslora.predict.values import ValuePrediction
 from bayeslora.program import Program
 
 QUICK: dict[str, Any] = {"epochs": 1, "batch_size": 8, "progress": False, "cpu": True}
@@ -102,12 +104,39 @@ def test_rows_that_are_given_are_taken_unless_none_is_wanted(capsys: pytest.Capt
     assert without.softening is None and without.predict(ROWS, 2, progress=False).method == "pairs"
 
 
-def test_of_what_is_no_class_there_is_none() -> None:
-    numbers = [float(row % 3) for row in range(12)]
-    rows = tiny_rows(12).remove_columns("labels").add_column("labels", numbers)
+def valued(scale: float, n: int = 40) -> tuple[Program, Dataset]:
+    """A program of real labels from 0 to 2 with noise of some deviation, and rows."""
+    numbers = [float(row % 3) for row in range(n)]
+    rows = tiny_rows(n).remove_columns("labels").add_column("labels", numbers)
     network = get_peft_model(tiny_bert(1), LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS"))
-    posterior = fitted(rows, Program(network, Value(), Gaussian()), heldout=rows)
-    assert posterior.softening is None and posterior.predict(rows, 2, progress=False).method == "pairs"
+    return Program(network, Value(scale), Gaussian()), rows
+
+
+@pytest.mark.parametrize("scale", [0.1, 30.0])
+def test_the_law_of_real_labels_is_stretched(scale: float, tmp_path: Path) -> None:
+    of, rows = valued(scale)
+    posterior = fitted(rows, of, heldout=rows)
+    plain, found = (posterior.predict(rows, 6, method, seed=2, progress=False) for method in ("pairs", "tempered"))
+    # Noise that is too small is made up for; noise that is too large stays: nothing is surer than its draws.
+    assert posterior.softening is not None and (posterior.softening > 4) == (scale < 1) and posterior.softening >= 1
+    assert isinstance(plain, ValuePrediction) and isinstance(found, ValuePrediction)
+    torch.testing.assert_close(found.mean, plain.mean)
+    torch.testing.assert_close(found.variance, posterior.softening * plain.variance)
+    posterior.save(tmp_path / "saved")
+    again = load(tmp_path / "saved", program=of).predict(rows, 6, seed=2, progress=False)
+    torch.testing.assert_close(again.log_predictive_density, found.log_predictive_density)
+    found.save(tmp_path / "prediction")
+    assert torch.equal(Prediction.load(tmp_path / "prediction").log_likelihood, found.log_likelihood)
+
+
+def test_real_labels_of_several_fits_have_one_temperature() -> None:
+    of, rows = valued(0.1)
+    whole = fit(of, rows, "svi", heldout=rows, chains=2, **QUICK)
+    assert isinstance(whole, MixturePosterior) and whole.softening is not None
+    plain, found = (whole.predict(rows, 6, method, seed=2, progress=False) for method in ("pairs", "tempered"))
+    assert isinstance(plain, ValuePrediction) and isinstance(found, ValuePrediction)
+    torch.testing.assert_close(found.variance, whole.softening * plain.variance)
+    assert whole.softening == pytest.approx(weighed_temperature(whole.predict(rows, 10, "pairs", progress=False))[0])
 
 
 def test_choosing_again_takes_the_place_of_what_was_chosen() -> None:
@@ -143,9 +172,9 @@ def test_what_cannot_be_set_aside_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         fitted(of=awake(fresh), heldout_size=4)
     with pytest.raises(SettingError, match="there are 24 rows"):
         fitted(heldout_size=24)
-    monkeypatch.setattr(fresh, "observation", Value())
-    assert SVI().sets_aside(fresh, 5000, Run()) == 0
-    with pytest.raises(SettingError, match="'value' predicts none: leave heldout_size out"):
+    monkeypatch.setattr(fresh, "observation", Completions())
+    assert SVI().sets_aside(fresh, 5000, Run()) == 0 and not SVI()._softens(fresh, Run(heldout=ROWS))
+    with pytest.raises(SettingError, match="'completions' predicts neither: leave heldout_size out"):
         SVI(heldout_size=4).sets_aside(fresh, 5000, Run())
 
 

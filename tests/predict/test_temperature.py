@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,15 @@ from scenarios import class_prediction
 
 from bayeslora.errors import DataError
 from bayeslora.predict.prediction import ClassPrediction
-from bayeslora.predict.temperature import HOTTEST, best_temperature, gain, tempered, weighed_temperature
+from bayeslora.predict.temperature import (
+    HOTTEST,
+    Temperable,
+    best_temperature,
+    gain,
+    tempered,
+    weighed_temperature,
+)
+from bayeslora.predict.values import ValuePrediction
 
 
 def test_the_temperature_undoes_a_known_one() -> None:
@@ -76,6 +85,22 @@ def test_thirty_rows_that_are_all_right_make_nothing_all_too_sure() -> None:
     slope = 60 * math.exp(-x) / (1 + math.exp(2 * math.exp(-x))) + 4 * x
     assert slope == pytest.approx(0, abs=1e-2) and temperature > 0.2
     assert cost == pytest.approx(30 * math.log1p(math.exp(-2 / temperature)) + 2 * x**2)
+
+
+@pytest.mark.parametrize("choose", [best_temperature, lambda found: weighed_temperature(found)[0]])
+@pytest.mark.parametrize("draws", [1, 5])
+def test_of_real_labels_it_is_of_the_variance(choose: Callable[[Temperable], float], draws: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    outputs = torch.randn(draws, 20_000, 1, generator=generator)
+    said = ValuePrediction(outputs, torch.zeros(20_000), scale=0.5)
+    chosen = torch.randint(draws, (20_000,), generator=generator)
+    drawn = outputs[chosen, torch.arange(20_000), 0] + 0.5 * torch.randn(20_000, generator=generator)
+    found = choose(replace(said, labels=said.mean.float() + 3 * (drawn - said.mean.float())))
+    # log T of a normal law has a standard error of (2 / 20,000)^1/2, .01; mixtures have somewhat more.
+    assert found == pytest.approx(9.0, rel=0.05)
+    made = tempered(said, found)
+    torch.testing.assert_close(made.variance, found * said.variance)
+    torch.testing.assert_close(made.mean, said.mean)
 
 
 def test_what_it_gains() -> None:

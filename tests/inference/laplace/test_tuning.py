@@ -18,6 +18,7 @@ from bayeslora.inference.laplace.posterior import LaplacePosterior
 from bayeslora.models import Gaussian
 from bayeslora.predict.prediction import ClassPrediction
 from bayeslora.predict.temperature import best_temperature, weighed_temperature
+from bayeslora.predict.values import ValuePrediction
 
 
 def cost_of(temperature: float) -> float:
@@ -100,16 +101,26 @@ def test_a_temperature_is_no_better_elsewhere(right: bool) -> None:
     assert abs(math.log(temperature)) < abs(math.log(best_temperature(found)))
 
 
-def test_labels_that_are_no_classes_have_no_temperature() -> None:
-    known = lora_regression(noise=2.0)
-    found = fit(known.program, known.rows, "laplace", mode="map", tune="heldout", heldout=known.rows, **EXACT)
+def test_width_and_temperature_of_real_labels() -> None:
+    known = lora_regression(noise=0.1)  # a tenth of what the labels have
+    heldout = known.rows.remove_columns("labels").add_column("labels", [2 * y for y in known.rows["labels"]])
+    settings = {"mode": "map", "tune": "heldout", "heldout": heldout}
+    found = fit(known.program, known.rows, "laplace", **settings, **EXACT)
     assert isinstance(found, LaplacePosterior)
-    assert found.softening is None
-    assert not [row for row in found.record.history if "temperature" in row]
-    # Without it the likeliest width is that of the prior.
     trace = [row for row in found.record.history if "multiple" in row]
-    costs = [len(known.rows) * row["heldout_nll"] + 2 * math.log(row["multiple"]) ** 2 for row in trace]
-    assert trace[min(range(len(costs)), key=costs.__getitem__)]["chosen"]
+    costs = [
+        len(heldout) * row["tempered_nll"] + 2 * math.log(row["multiple"] / 0.3) ** 2 + cost_of(row["temperature"])
+        for row in trace
+    ]
+    (best,) = (row for row in trace if row["chosen"])
+    assert best is trace[min(range(len(costs)), key=costs.__getitem__)] and best["temperature"] > 2
+    assert found.softening == pytest.approx(best["temperature"])
+    made = found.predict(heldout, progress=False)
+    assert isinstance(made, ValuePrediction) and made.stretch == pytest.approx(best["temperature"] ** 0.5)
+    assert (
+        made.metrics()["nll"].value == pytest.approx(best["tempered_nll"], rel=1e-5)
+        and best["tempered_nll"] < best["heldout_nll"]
+    )
 
 
 @pytest.mark.parametrize(("number", "chosen"), [(30, "heldout"), (29, "")])
