@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,7 +137,7 @@ class Program(nn.Module):
             folder = None if adapter is None else adapter_at(adapter)
             loaded = load_base(settings, read, task.spec, adapter=folder)
             told = read = read.for_tokenizer(loaded.tokenizer, task.spec)
-            read = read.for_training(task.train, _head(loaded, read, folder))
+            read = read.for_training(task.train, partial(_head, loaded, read, folder))
             read = replace(read, **{name: getattr(told, name) for name in observation_settings or {}})
             network = adapt(loaded.network, read, lora) if folder is None else load_adapter(loaded.network, folder)
         length = read.length(loaded.tokenizer, task) if max_length is None else max_length
@@ -164,6 +165,12 @@ class Program(nn.Module):
             return self
         other = copy(self)
         other.weights = weights
+        return other
+
+    def redrawn(self, seed: int) -> Program:
+        """The same program with initial weights by another seed, as untouched as these are: see `Weights.redrawn`."""
+        other = self.around(self.weights.redrawn(seed))
+        other.weights.untouched = self.weights.untouched
         return other
 
     @property

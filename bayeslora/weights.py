@@ -106,13 +106,13 @@ class Weights:
 
     @property
     def fresh(self) -> bool:
-        """Whether no layer's LoRA product changes the network, as of an adapter that was not trained.
+        """Whether nothing that is learned is known to change the network, as of an adapter that was not trained.
 
-        A or B is zero in each, or the frozen weight is less by the product that was put beside it (PiSSA).
+        It is `untouched`, as where the frozen weight is less by the product that was put beside it (PiSSA), or A or B
+        of each layer is zero. Of what has no such products, as IA3, nobody can tell.
         """
-        if self.untouched:
-            return True
-        return all(bool((_zero(a) | _zero(b)).all()) for a, b in pairs(self.sites))
+        products = [(_zero(a) | _zero(b)).all() for a, b in pairs(self.sites)]
+        return self.untouched or (bool(products) and all(map(bool, products)))
 
     def check(self, values: Mapping[str, Tensor]) -> None:
         """Make sure that there is a value for each site, and of its shape.

@@ -63,9 +63,9 @@ def fit(
             initial weights, if left out. The prior stays where it is.
         chains: number of independent fits, with the seeds from ``seed`` on; the posterior is their mixture. Each has
             its own order of the rows, its own noise and, but for the first, LoRA matrices of its own, drawn as PEFT
-            draws them (and a head, where the base network has none). Fits that start from ``start``, or of a program
-            around a trained adapter, all start from those weights. They are kept in folders ``chain-0``, ... of
-            ``output_dir``.
+            draws them where ``init_lora_weights`` is true or "gaussian" (and a head, where the base network has none).
+            Fits that start from ``start``, or of a program around a trained adapter, all start from those weights.
+            They are kept in folders ``chain-0``, ... of ``output_dir``.
         **settings: of the backend, by name.
 
     Returns:
@@ -122,7 +122,7 @@ def starts(program: Program, runs: Iterable[Run]) -> Iterator[Program]:
     """The programs of independent fits: the first with the initial weights that it has, each other with its own."""
     for number, run in enumerate(runs):
         alike = number == 0 or run.start is not None
-        yield program if alike else program.around(program.weights.redrawn(run.seed))
+        yield program if alike else program.redrawn(run.seed)
 
 
 def independent(program: Program, rows: Dataset, algorithm: Backend, runs: Sequence[Run]) -> Iterator[Posterior]:

@@ -14,8 +14,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = """
-    errors files rng progress signals settings registry identity record demo tasks predict observations networks store
-    recipes sites adapters finding joined weights models program passes predictors generation
+    errors files rng progress signals settings registry identity record demo tasks predict observations positions
+    networks store recipes sites adapters finding joined switches weights models program passes predictors generation
     diagnostics.versions diagnostics.summaries diagnostics.inference_data
     posterior inference diagnostics harness app __main__
 """.split()

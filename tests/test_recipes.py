@@ -101,6 +101,23 @@ def test_what_begins_at_the_weights_is_not_taken_for_trained(base: Path) -> None
     assert not program.around(moved).weights.fresh
 
 
+def test_members_that_begin_at_the_weights_are_trained_as_the_first_is(base: Path) -> None:
+    program = made(base, "pissa")
+    program.weights.random = frozenset({"head.classifier.weight"})  # as of a base network without a head
+    whole = fit(program, ROWS, "laplace", tune="none", chains=2, **QUICK)
+    first, second = (chain.program.weights.sites for chain in whole.chains)
+    assert not all(torch.equal(one.initial, two.initial) for one, two in zip(first, second, strict=True))
+    assert all(chain.record.history for chain in whole.chains)
+
+
+@pytest.mark.parametrize("method", ["lora", "pissa", "ia3", "adalora"])
+def test_an_adapter_that_was_trained_is_not_taken_for_a_fresh_one(base: Path, tmp_path: Path, method: str) -> None:
+    program = made(base, method)
+    fit(program, ROWS, "mle", **QUICK | {"epochs": 2, "learning_rate": 1e-2}).save(tmp_path)
+    again = Program.from_pretrained(base, Task(SPEC, train=ROWS), adapter=tmp_path, model=Gaussian(), max_length=16)
+    assert program.weights.fresh and not again.weights.fresh
+
+
 @pytest.mark.parametrize("method", ["prompt-tuning", "p-tuning", "prefix-tuning"])
 def test_a_prompt_before_the_text_takes_positions(base: Path, method: str) -> None:
     most = 32  # of the network

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,9 @@ from bayeslora.predict.plots import save_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["MODEL", "NEAR", "WORTH", "Diagnosis"]
+    from bayeslora.predict.resampling import Interval
+
+__all__ = ["MODEL", "NEAR", "WORTH", "Diagnosis", "listed"]
 
 #: The questions.
 NEAR, MODEL, WORTH = "How near is it to the posterior?", "How good is the model?", "What are the probabilities worth?"
@@ -59,6 +62,15 @@ class Diagnosis:
             save_figure(picture, target / f"{name}.png")
         files.write_json(target / "diagnosis.json", _plain(self.figures))
         files.write_text(target / "diagnosis.md", self.markdown(title))
+
+
+def listed(measured: Mapping[str, Interval], digits: str = ".3f") -> str:
+    """Metrics with their intervals; what has no value, as a correlation of one row, is left out."""
+    said = []
+    for name, each in measured.items():
+        ends = "" if math.isnan(each.low) else f" ({each.low:{digits}} to {each.high:{digits}})"
+        said += [] if math.isnan(each.value) else [f"{name} {each.value:{digits}}{ends}"]
+    return ", ".join(said)
 
 
 def _plain(figures: Mapping[str, Any]) -> dict[str, Any]:

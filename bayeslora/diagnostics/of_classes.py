@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 from bayeslora.diagnostics import plots
-from bayeslora.diagnostics.diagnosis import MODEL, WORTH, Diagnosis
+from bayeslora.diagnostics.diagnosis import MODEL, WORTH, Diagnosis, listed
 from bayeslora.diagnostics.guesses import as_sure_as_right, say_risk
 from bayeslora.predict.plots import reliability_diagram
 from bayeslora.predict.selective import auroc
@@ -43,12 +43,11 @@ def worth(
     measured = prediction.metrics()
     confidence = float(prediction.probabilities.max(-1).values.mean())
     named = {name: measured[name] for name in ("accuracy", "nll", "ece_15")}
-    listed = ", ".join(f"{name} {each.value:.3f} ({each.low:.3f} to {each.high:.3f})" for name, each in named.items())
     chance = measured["ece_15_by_chance"].value
     sure = as_sure_as_right(confidence, measured["accuracy"])
     found.say(
         WORTH,
-        f"{len(rows):,} rows of {rows.name}: {listed}, which would be {chance:.3f} by chance alone if all "
+        f"{len(rows):,} rows of {rows.name}: {listed(named)}, which would be {chance:.3f} by chance alone if all "
         f"probabilities were true. On average {sure}.",
         **{name: each.value for name, each in named.items()}, ece_15_by_chance=chance, confidence=confidence,
     )  # fmt: skip

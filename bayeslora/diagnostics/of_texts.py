@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any, cast
 
 from bayeslora.diagnostics import plots
-from bayeslora.diagnostics.diagnosis import MODEL, WORTH, Diagnosis
+from bayeslora.diagnostics.diagnosis import MODEL, WORTH, Diagnosis, listed
 from bayeslora.diagnostics.guesses import as_sure_as_right, say_risk
 from bayeslora.diagnostics.tokens import METHODS, token_calibration
 from bayeslora.positions import vocabulary
@@ -45,11 +45,10 @@ def worth(
     """How likely texts are, what averaging over draws is worth, and whether tokens are as likely as they come."""
     prediction = cast("SequencePrediction", posterior.predict(rows, draws, None, **settings))
     measured = prediction.metrics()
-    listed = ", ".join(
-        f"{name} {each.value:.3f} ({each.low:.3f} to {each.high:.3f})" for name, each in measured.items()
-    )
     found.say(
-        WORTH, f"{len(rows):,} texts of {rows.name}: {listed}.", **{name: each.value for name, each in measured.items()}
+        WORTH,
+        f"{len(rows):,} texts of {rows.name}: {listed(measured)}.",
+        **{name: each.value for name, each in measured.items()},
     )
     if prediction.draws > 1:
         gain = float(prediction.disagreement.mean())
@@ -88,10 +87,10 @@ def _shift(found: Diagnosis, known: SequencePrediction, other: SequencePredictio
     if known.draws > 1:
         each["nats of disagreement between draws"] = known.disagreement, other.disagreement
     told = {name: auroc(*values) for name, values in each.items()}
-    listed = ", and ".join(f"{value:.3f} by {name}" for name, value in told.items())
+    by_each = ", and ".join(f"{value:.3f} by {name}" for name, value in told.items())
     found.say(
         WORTH,
-        f"Texts of {names[1]} are told from those of {names[0]} with an AUROC of {listed} (0.5 is chance).",
+        f"Texts of {names[1]} are told from those of {names[0]} with an AUROC of {by_each} (0.5 is chance).",
         **dict(zip(("auroc_nll", "auroc_disagreement"), told.values(), strict=False)),
     )
     found.pictures["shift"] = plots.shift_histograms(each, names)

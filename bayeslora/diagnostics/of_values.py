@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 from bayeslora.diagnostics import plots
-from bayeslora.diagnostics.diagnosis import MODEL, WORTH, Diagnosis
-from bayeslora.predict.resampling import Interval
+from bayeslora.diagnostics.diagnosis import MODEL, WORTH, Diagnosis, listed
 from bayeslora.predict.selective import auroc
 
 if TYPE_CHECKING:
@@ -39,27 +38,24 @@ def worth(
 ) -> None:
     """How near predictions come, and whether labels fall within their intervals as often as these say."""
     prediction = cast("ValuePrediction", posterior.predict(rows, draws, None, **settings))
-    measured = dict(prediction.metrics())
-    coverage = measured.pop("coverage_90")
-    listed = ", ".join(
-        f"{name} {each.value:.3g} ({each.low:.3g} to {each.high:.3g})" for name, each in measured.items()
-    )
+    measured = prediction.metrics()
+    inside = round(measured["coverage_90"].value * len(rows))
     found.say(
         WORTH,
-        f"{len(rows):,} rows of {rows.name}: {listed}.",
+        f"{len(rows):,} rows of {rows.name}: {listed(measured, '.3g')}.",
         **{name: each.value for name, each in measured.items()},
     )
     found.say(
         WORTH,
-        f"{coverage.value:.1%} of labels ({coverage.low:.1%} to {coverage.high:.1%}) are in the middle 90 % of what is "
-        f"predicted of them: {_as_wide_as_needed(coverage)}.",
-        coverage_90=coverage.value,
+        f"{inside:,} of {len(rows):,} labels are in the middle 90 % of what is predicted of them: "
+        f"{_width(inside, len(rows))}.",
     )
+    noise = prediction.scale * prediction.stretch
     deviation, disagreement = float(prediction.variance.sqrt().mean()), float(prediction.disagreement.mean())
     found.say(
         WORTH,
-        f"On average a label has a standard deviation of {deviation:.3g}: {prediction.scale * prediction.stretch:.3g} is noise, and draws "
-        f"differ by {disagreement:.3g}.",
+        f"On average a label has a standard deviation of {deviation:.3g}: {noise:.3g} is noise, and draws differ by "
+        f"{disagreement:.3g}.",
         deviation=deviation, disagreement=disagreement,
     )  # fmt: skip
     found.pictures["calibration"] = plots.transform_histogram(prediction)
@@ -69,11 +65,13 @@ def worth(
         _shift(found, prediction, shifted, (rows.name, other.name))
 
 
-def _as_wide_as_needed(coverage: Interval) -> str:
-    """Whether more or fewer labels than said are in an interval, by more than chance."""
-    if coverage.low <= 0.9 <= coverage.high:
-        return "as wide as needed, within the interval of the share"
-    return "too wide" if coverage.value > 0.9 else "too narrow"
+def _width(inside: int, rows: int) -> str:
+    """Whether more or fewer labels than nine of ten are inside, by more than chance."""
+    from scipy.stats import binom
+
+    low, high = (int(binom.ppf(level, rows, 0.9)) for level in (0.025, 0.975))
+    verdict = "too narrow" if inside < low else "too wide" if inside > high else "as wide as these rows can tell"
+    return f"{verdict}, since of true predictions {low:,} to {high:,} would be (95 %)"
 
 
 def _shift(found: Diagnosis, known: ValuePrediction, other: ValuePrediction, names: tuple[str, str]) -> None:

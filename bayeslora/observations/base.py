@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -70,12 +70,12 @@ class Observation(ABC):
         """The observation with what only the network's tokenizer can tell, such as the tokens of labels."""
         return self
 
-    def for_training(self, rows: Split, head: Observation | None) -> Observation:
+    def for_training(self, rows: Split, head: Callable[[], Observation | None]) -> Observation:
         """The observation with what only rows can tell, such as the spread of real labels.
 
         Args:
             rows: of a task to train on; there may be none.
-            head: what the network's head was trained under, as far as it is known; None for one just drawn.
+            head: gives what the network's head was trained under, as far as it is known; None for one just drawn.
         """
         return self
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -55,7 +55,7 @@ class Value(Observation, Curved):
         """As nothing is known of the labels: with noise of standard deviation 1 around the output itself."""
         return cls()
 
-    def for_training(self, rows: Split, head: Observation | None) -> Value:
+    def for_training(self, rows: Split, head: Callable[[], Observation | None]) -> Value:
         """With the noise of the labels' spread and, where a head is drawn, their mean and standard deviation."""
         if not rows.labelled:
             return self
@@ -64,8 +64,9 @@ class Value(Observation, Curved):
             raise DataError(f"A label of split '{rows.name}' is beyond single precision: give labels in another unit.")
         mean = fmean(labels)
         deviation = math.sqrt(fmean((label - mean) ** 2 for label in labels)) or 1.0
-        if isinstance(head, Value):
-            return replace(self, scale=NOISE * deviation, mean=head.mean, unit=head.unit)
+        trained = head()
+        if isinstance(trained, Value):
+            return replace(self, scale=NOISE * deviation, mean=trained.mean, unit=trained.unit)
         return replace(self, scale=NOISE * deviation, mean=mean, unit=deviation)
 
     @property

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 from bayeslora.errors import DataError
 from bayeslora.predict.resampling import Floats
 
-__all__ = ["class_numbers", "classified", "distributions", "exponential", "paired"]
+__all__ = ["class_numbers", "classified", "distributions", "exponential", "in_the_middle", "paired"]
 
 
 def distributions(probabilities: ArrayLike) -> Floats:
@@ -92,3 +92,18 @@ def paired(predictions: ArrayLike, labels: ArrayLike) -> tuple[Floats, Floats]:
     if predicted.shape != real.shape or real.ndim != 1 or not len(real):
         raise DataError(f"Expected as many predictions as labels, found the shapes {predicted.shape} and {real.shape}.")
     return predicted, real
+
+
+def in_the_middle(below: ArrayLike, labels: Floats) -> Floats:
+    """1 where a label is in the middle 90 % of its law, given the probabilities of what is below it, else 0.
+
+    Raises:
+        DataError: they are not as many as labels, or one is no probability.
+    """
+    found = np.asarray(below, dtype=np.float64)
+    if found.shape != labels.shape:
+        raise DataError(f"Expected {len(labels)} probabilities, one for each label, found the shape {found.shape}.")
+    wrong = np.flatnonzero(~((found >= 0) & (found <= 1)))
+    if len(wrong):
+        raise DataError(f"Row {wrong[0]} has {found[wrong[0]]:g}, expected the probability of what is below its label.")
+    return (np.abs(found - 0.5) <= 0.45).astype(np.float64)

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from bayeslora.errors import DataError
 from bayeslora.predict import resampling
-from bayeslora.predict.given import class_numbers, classified, distributions, exponential, paired
+from bayeslora.predict.given import class_numbers, classified, distributions, exponential, in_the_middle, paired
 from bayeslora.predict.resampling import INTERVAL, Bounded, Floats, Interval, bootstrap, once
 
 __all__ = [
@@ -253,12 +253,13 @@ def value_statistics(
         DataError: no rows, or shapes that differ.
     """
     predicted, real = paired(predictions, labels)
+    coverage = {} if below is None else {"coverage_90": (resampling.Share(in_the_middle(below, real)), 0.0, 1.0)}
     return {
         "rmse": (resampling.root_mean((predicted - real) ** 2), 0.0, math.inf),
         "nll": (resampling.mean(-np.asarray(log_densities, dtype=np.float64)), -math.inf, math.inf),
         "pearson": (resampling.correlation(predicted, real), -1.0, 1.0),
         "spearman": (resampling.rank_correlation(predicted, real), -1.0, 1.0),
-        **({} if below is None else {"coverage_90": (resampling.Share(_in_the_middle(below, 0.9)), 0.0, 1.0)}),
+        **coverage,
     }
 
 
@@ -312,11 +313,6 @@ def _distances(rows: Floats, logs: Floats, truth: ArrayLike) -> dict[str, Bounde
         "kl": (resampling.mean(terms.sum(1)), 0.0, math.inf),
         "ece_true": (resampling.calibration(rows.max(1), _at(true, rows.argmax(1)), 15), 0.0, 1.0),
     }
-
-
-def _in_the_middle(below: ArrayLike, part: float) -> Floats:
-    """1 where a value is in the middle part of its law, given the probability of what is below it, else 0."""
-    return (np.abs(np.asarray(below, dtype=np.float64) - 0.5) <= part / 2).astype(np.float64)
 
 
 def _at(rows: Floats, classes: NDArray[np.int64]) -> Floats:

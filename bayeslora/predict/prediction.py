@@ -135,7 +135,7 @@ class Prediction(ABC):
             seed: of the resamples.
 
         Returns:
-            Accuracy, NLL, Brier score, ECE and MCC of classes; RMSE, NLL and correlations of real labels.
+            Accuracy, NLL, Brier score, ECE and MCC of classes; RMSE, NLL, correlations and coverage of real labels.
 
         Raises:
             DataError: the labels are not known, or there are no rows.

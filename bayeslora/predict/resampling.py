@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -121,10 +121,19 @@ class Share:
     """
 
     def __init__(self, right: Floats) -> None:
+        self.right = right
         self._mean = mean(right)
 
     def __call__(self, counts: Floats) -> Floats:
         return self._mean(counts)
+
+
+def average(statistics: Sequence[Statistic]) -> Statistic:
+    """Mean of statistics of the same rows, which of shares is one."""
+    shares = [each.right for each in statistics if isinstance(each, Share)]
+    if len(shares) == len(statistics) and len({len(right) for right in shares}) == 1:
+        return Share(np.mean(shares, axis=0))
+    return lambda counts: np.asarray(np.mean([statistic(counts) for statistic in statistics], axis=0))
 
 
 def root_mean(scores: Floats) -> Statistic:

@@ -107,7 +107,9 @@ def cost_since(program: Program, begun: float, before: Mapping[str, float] = Map
     Args:
         program: that was fitted, on the device whose peak counts since `reset_peak`.
         begun: when the fit began, by `time.monotonic`.
-        before: what it says itself that it took. Over several sittings that may be more.
+        before: what it says itself that it took: time and memory may be more than now, over several sittings, and
+            all else is as it says.
     """
     own = cost_of(program, time.monotonic() - begun, peak(program.device))
-    return {name: max(value, before.get(name, value)) for name, value in own.items()}
+    grown = {name: max(own[name], before.get(name, 0.0)) for name in ("seconds", "peak_memory_bytes")}
+    return own | dict(before) | grown

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from peft import LoraConfig
 from scenarios import lora_regression, saved_base, text_program, text_rows
 
 from bayeslora.diagnostics import diagnose, khat, of_values, plots, read, report, token_calibration
+from bayeslora.diagnostics.diagnosis import listed
 from bayeslora.errors import DataError, PosteriorError
 from bayeslora.inference import fit
 from bayeslora.models import Gaussian
@@ -265,11 +267,17 @@ def test_a_diagnosis_of_real_labels(backend: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "value", "high", "verdict"),
-    [(0.85, 0.93, 0.97, "as wide as needed"), (0.95, 1.0, 1.0, "too wide"), (0.5, 0.6, 0.7, "too narrow")],
+    ("inside", "rows", "verdict"),
+    # Of 30 labels 23 to 30 are inside with a chance of 95 %, of 200 they are 171 to 188.
+    [(22, 30, "narrow"), (23, 30, "as wide"), (30, 30, "as wide"), (170, 200, "narrow"), (189, 200, "too wide")],
 )
-def test_intervals_are_judged_by_how_many_labels_they_hold(low: float, value: float, high: float, verdict: str) -> None:
-    assert of_values._as_wide_as_needed(Interval(value, low, high)).startswith(verdict)
+def test_intervals_are_judged_by_how_many_labels_they_hold(inside: int, rows: int, verdict: str) -> None:
+    assert verdict in of_values._width(inside, rows)
+
+
+def test_what_has_no_value_is_left_out_and_what_has_no_interval_has_none_told() -> None:
+    found = {"rmse": Interval(4.125), "pearson": Interval(math.nan), "nll": Interval(1.5, 1.0, 2.0)}
+    assert listed(found, ".3g") == "rmse 4.12, nll 1.5 (1 to 2)"
 
 
 def test_predictions_of_which_nothing_is_known_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

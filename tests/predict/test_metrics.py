@@ -277,6 +277,11 @@ def test_regression_metrics() -> None:
     with_coverage = metrics.regression(guess, densities, real, below=below)
     assert with_coverage.pop("coverage_90").value == np.mean(np.abs(real - guess) <= 2 * stats.norm.ppf(0.95))
     assert with_coverage == found
+    with pytest.raises(DataError, match="Expected 80 probabilities, one for each label, found the shape"):
+        metrics.regression(guess, densities, real, below=below[:-1])
+    for wrong in (math.nan, -0.1, 1.1):
+        with pytest.raises(DataError, match="Row 2 has .* expected the probability of what is below its label"):
+            metrics.regression(guess, densities, real, below=np.where(np.arange(80) == 2, wrong, below))
 
 
 def test_a_correlation_with_a_constant_is_undefined() -> None:

@@ -68,7 +68,7 @@ def signed_rank(differences: Sequence[float] | np.ndarray) -> tuple[float, int]:
     """
     from scipy import stats
 
-    found = np.asarray(differences, dtype=np.float64)
+    found = np.asarray(differences, dtype=np.float64).round(DIGITS)  # what rounding leaves of a tie is none
     found = found[~np.isnan(found) & (found != 0)]
     if not len(found):
         return math.nan, 0

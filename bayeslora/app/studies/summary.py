@@ -163,7 +163,7 @@ def _mean(scores: Iterable[_Scores], name: str) -> Bounded:
     """A metric averaged over seeds, each with the same rows counted as often."""
     tables = [each.table[name] for each in scores]
     _, least, greatest = tables[0]
-    return lambda counts: np.mean([statistic(counts) for statistic, _, _ in tables], axis=0), least, greatest
+    return resampling.average([statistic for statistic, _, _ in tables]), least, greatest
 
 
 def _less(one: Bounded, other: Bounded) -> Bounded:

@@ -42,7 +42,11 @@ TITLES = {
     "ece_true": "ECE against truth",
 }
 MEANS = "Means over seeds; in brackets their 95 % intervals, first over rows (bootstrap), then over seeds (t)."
-BY_CHANCE = " ECE-15 by chance is what so many rows leave on average of probabilities that are true."
+#: What is said of metrics that are better neither way.
+EXPLAINED = {
+    "ece_15_by_chance": " ECE-15 by chance is what so many rows leave on average of probabilities that are true.",
+    "coverage_90": " In the middle 90 % of what is predicted are 0.9 of the labels if predictions are true.",
+}
 PROTOCOLS = {
     "same": "all at the same settings",
     "chosen": "each at its own, chosen on held-out rows",
@@ -137,7 +141,7 @@ def quality_tables(summary: pd.DataFrame, reference: str, notes: Notes) -> Itera
                 ]
                 for method in methods
             ],
-            MEANS + (BY_CHANCE if "ece_15_by_chance" in metrics else ""),
+            MEANS + "".join(said for name, said in EXPLAINED.items() if name in metrics),
         )
         others = [method for method in methods if "difference" in part and (method != reference)]
         if others and reference in methods:

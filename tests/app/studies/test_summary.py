@@ -17,9 +17,10 @@ from bayeslora import files
 from bayeslora.app.studies import Study
 from bayeslora.app.studies.detection import detection_of, shift_of
 from bayeslora.app.studies.ranking import ranking_of, signed_rank
-from bayeslora.app.studies.summary import BETTER, over_seeds, summary_of
+from bayeslora.app.studies.summary import BETTER, _averages, _Scores, over_seeds, summary_of
 from bayeslora.predict.metrics import ece_by_chance
 from bayeslora.predict.prediction import ClassPrediction, Prediction
+from bayeslora.predict.resampling import Share
 from bayeslora.predict.sequences import SequencePrediction
 from bayeslora.predict.values import ValuePrediction
 
@@ -140,8 +141,6 @@ def test_what_is_better_neither_way_is_told_and_not_compared(study: Made, tmp_pa
 
 def test_an_interval_over_rows_covers(study: Made, tmp_path: Path) -> None:
     """Of 40 intervals at 95 %, each over rows of its own, 33 or more hold the truth but for one case in a thousand."""
-    from bayeslora.app.studies.summary import _averages, _Scores
-
     held = 0
     truth = float(stats.norm.cdf(0.7))
     for number in range(40):
@@ -176,6 +175,22 @@ def test_an_infinite_difference_counts_against_a_method() -> None:
     ordinary = [-0.1, -0.2, -0.3, -0.4, -0.5]
     assert signed_rank([*ordinary, math.inf]) == signed_rank([*ordinary, 9.0])
     assert signed_rank([*ordinary, math.nan]) == signed_rank(ordinary)
+
+
+def test_differences_that_only_rounding_tells_apart_are_ties() -> None:
+    better, worse = [0.81, 0.72, 0.55, 0.92, 0.63, 0.44, 0.77, 0.71], [0.80, 0.71, 0.56, 0.90, 0.61, 0.46, 0.74, 0.70]
+    p, pairs = signed_rank(np.array(better) - np.array(worse))
+    assert pairs == 8 and p == stats.wilcoxon([1, 1, -1, 2, 2, -2, 3, 1]).pvalue
+    assert signed_rank([0.1 + 0.2 - 0.3])[1] == 0
+
+
+def test_seeds_that_are_all_right_do_not_make_an_accuracy_certain() -> None:
+    right = np.ones(10)
+    table = {"accuracy": (Share(right), 0.0, 1.0)}
+    for seeds in (1, 3):
+        ends = _averages({seed: _Scores(table, 10) for seed in range(seeds)})["accuracy"]
+        assert ends["value"] == ends["rows_high"] == 1
+        assert ends["rows_low"] == stats.beta.ppf(0.025, 10, 1) == pytest.approx(0.025 ** (1 / 10))
 
 
 def test_means_of_the_seeds_that_did_not_fail_have_no_rank() -> None:
