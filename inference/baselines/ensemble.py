@@ -29,9 +29,10 @@ class Ensemble(Over):
     """Independent fits of another backend, whose mixture is the posterior: of `mle`, a deep ensemble of LoRA adapters.
 
     Each member has its own order of the rows, its own noise and, but for the first, LoRA matrices of its own at the
-    start, drawn as PEFT draws them (and a head, where the base network has none). So `fit` does with ``chains``, whose
-    seeds are consecutive: those of members are drawn by the seed of the ensemble, so that no two ensembles share any
-    member but one that is both's first. Members of a fit that is told where to start all start there.
+    start, drawn as PEFT draws them where ``init_lora_weights`` is true or "gaussian" (and a head, where the base
+    network has none). So `fit` does with ``chains``, whose seeds are consecutive: those of members are drawn by the
+    seed of the ensemble, so that no two ensembles share any member but one that is both's first. Members of a fit that
+    is told where to start all start there.
 
     Attributes:
         members: how many.

@@ -129,7 +129,7 @@ class Mode(NamedTuple):
 
 
 def weights_given(program: Program, run: Run) -> bool:
-    """Whether there is something to start from, or the adapter was not fresh, its products B A not all zero."""
+    """Whether there is something to start from, or the weights are not known to be fresh: see `Weights.fresh`."""
     return run.start is not None or not program.weights.fresh
 
 
