@@ -76,7 +76,8 @@ def warnings_table(frame: pd.DataFrame, notes: Notes) -> Table:
             place = f"{task}, {base}, {method}"
             rows.append([f"[{number}]", place, protocol, f"{len(found)} of {len(of_all)}", seeds, said])
     note = (
-        f"Where fits differ in their figures, those of the first {FEW} stand side by side, in the order of the seeds."
+        f"Where fits differ in their figures, those of the first {FEW} stand side by side, in the order of the seeds "
+        "and of the points of a grid."
     )
     return Table("Warnings", ["", "of", "settings", "fits", "seeds", "what was said"], rows, note)
 
