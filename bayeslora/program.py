@@ -143,8 +143,8 @@ class Program(nn.Module):
         length = read.length(loaded.tokenizer, task) if max_length is None else max_length
         encoder = Encoder(loaded.tokenizer, task.spec, length, positions(network), loaded.labels)
         program = cls(network, read, model, encoder=encoder, base=settings, drawn=loaded.drawn)
+        program.weights.untouched = adapter is None
         if adapter is None:
-            program.weights.untouched = True
             heads = [site for site in program.sites if not site.stacked]
             program.weights.random = frozenset(site.name for site in heads if set(site.layers) <= loaded.drawn.keys())
         else:

@@ -42,7 +42,7 @@ class Weights:
         base: the network without PEFT around it.
         sites: what a program is about, in order.
         random: names of head sites that were drawn at random, since the base network lacks them.
-        untouched: whether the adapter is known to leave the base network as it was, as a new one does.
+        untouched: whether nothing was trained, as of a new adapter; None: not known.
 
     Raises:
         AdapterError: nothing is trained, more than one adapter is active, or something that cannot be stochastic is
@@ -54,7 +54,7 @@ class Weights:
         if HOLDER in network.__dict__:
             network.__dict__[HOLDER].release(self.name)
         self.random: frozenset[str] = frozenset()
-        self.untouched = False
+        self.untouched: bool | None = None
         self._network: Any = network
         self.base: Any = network if self.name is None else cast("Any", network).get_base_model()
         places = find(network, self.name)
@@ -106,13 +106,15 @@ class Weights:
 
     @property
     def fresh(self) -> bool:
-        """Whether nothing that is learned is known to change the network, as of an adapter that was not trained.
+        """Whether no layer's LoRA product changes the network, as of an adapter that was not trained.
 
-        It is `untouched`, as where the frozen weight is less by the product that was put beside it (PiSSA), or A or B
-        of each layer is zero. Of what has no such products, as IA3, nobody can tell.
+        A or B is zero in each, or the frozen weight is less by the product that was put beside it (PiSSA). What has no
+        such products, as IA3, is taken for new unless it is known not to be.
         """
-        products = [(_zero(a) | _zero(b)).all() for a, b in pairs(self.sites)]
-        return self.untouched or (bool(products) and all(map(bool, products)))
+        if self.untouched:
+            return True
+        zero = [bool((_zero(a) | _zero(b)).all()) for a, b in pairs(self.sites)]
+        return all(zero) if zero else self.untouched is None
 
     def check(self, values: Mapping[str, Tensor]) -> None:
         """Make sure that there is a value for each site, and of its shape.
