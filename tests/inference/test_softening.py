@@ -122,6 +122,8 @@ def test_the_law_of_real_labels_is_stretched(scale: float, tmp_path: Path) -> No
     assert isinstance(plain, ValuePrediction) and isinstance(found, ValuePrediction)
     torch.testing.assert_close(found.mean, plain.mean)
     torch.testing.assert_close(found.variance, posterior.softening * plain.variance)
+    of_draws, _ = found.by_draw["mean"]
+    torch.testing.assert_close(of_draws.std(0, correction=0).double(), found.disagreement, rtol=1e-3, atol=1e-6)
     posterior.save(tmp_path / "saved")
     again = load(tmp_path / "saved", program=of).predict(rows, 6, seed=2, progress=False)
     torch.testing.assert_close(again.log_predictive_density, found.log_predictive_density)
