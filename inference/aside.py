@@ -71,8 +71,7 @@ def _check_asked(size: int, rows: int, run: Run, seen: bool, purpose: str) -> No
 
 def has_temperature(program: Program) -> bool:
     """Whether predictions can have a temperature: those of classes and of real labels."""
-    none = torch.zeros(1, 1, program.observation.outputs)
-    return isinstance(program.observation.predicted(none), Temperable)
+    return issubclass(program.observation.prediction, Temperable)
 
 
 def set_aside(algorithm: Backend, program: Program, rows: Dataset, run: Run) -> tuple[Dataset, Run]:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 
 from bayeslora.diagnostics import of_classes, of_texts, of_values, plots
 from bayeslora.diagnostics.convergence import elbo_trend, prediction_ess, prediction_rhat, shuffled
@@ -82,7 +81,7 @@ def diagnose(
     """
     settings: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "progress": progress}
     observation = posterior.program.observation
-    kind = KINDS.get(type(observation.predicted(torch.zeros(1, 1, observation.outputs))))
+    kind = KINDS.get(observation.prediction)
     if kind is None:
         raise PosteriorError(
             "A diagnosis is of class probabilities, real labels or completions: for what "

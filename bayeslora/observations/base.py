@@ -205,6 +205,11 @@ class Observation(ABC):
                 ``stretch``, of the law of real labels about its mean.
         """
 
+    @property
+    def prediction(self) -> type[Prediction]:
+        """Of which kind its predictions are."""
+        return type(self.predicted(torch.zeros(1, 1, self.outputs)))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data from which `bayeslora.observations.build` makes the same observation."""
         return {"name": self.name, **asdict(self)}

@@ -119,8 +119,7 @@ class Temperature(Over):
 
     def _check(self, program: Program) -> None:
         """Make sure that labels are classes."""
-        none = torch.zeros(1, 1, program.observation.outputs)
-        if not isinstance(program.observation.predicted(none), ClassPrediction):
+        if not issubclass(program.observation.prediction, ClassPrediction):
             raise SettingError(
                 f"A temperature is of predicted classes, and '{program.observation.name}' predicts none: choose "
                 f"'{self.of}' itself."
