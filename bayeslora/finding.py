@@ -31,7 +31,8 @@ def active_adapter(network: nn.Module) -> str | None:
     """Name of the one adapter that a PEFT model uses; None for a network without PEFT.
 
     Raises:
-        AdapterError: there are several, or it is neither a PEFT model nor one that can save itself.
+        AdapterError: there are several, or one that cannot be loaded again, or it is neither a PEFT model nor one that
+            can save itself.
     """
     from peft import PeftModel
 
@@ -39,6 +40,7 @@ def active_adapter(network: nn.Module) -> str | None:
         active = list(network.active_adapters)
         if len(active) != 1:
             raise AdapterError(f"Expected one active adapter, found {active}. Choose one by network.set_adapter(name).")
+        _check_start(getattr(network.peft_config[active[0]], "init_lora_weights", None))
         return active[0]
     if hasattr(network, "peft_config") or not hasattr(network, "save_pretrained"):
         raise AdapterError(
@@ -46,6 +48,15 @@ def active_adapter(network: nn.Module) -> str | None:
             "Wrap the network by peft.get_peft_model(network, LoraConfig(...))."
         )
     return None
+
+
+def _check_start(how: object) -> None:
+    """Make sure that what PEFT took off the frozen weights can be taken off again when the adapter is loaded."""
+    if str(how).startswith("pissa_niter"):
+        raise AdapterError(
+            f"init_lora_weights={how!r} takes matrices off the frozen weights that are found by chance, and whoever "
+            "loads the adapter takes off others: take 'pissa', which has no chance in it."
+        )
 
 
 def find(network: nn.Module, adapter: str | None) -> dict[str, Place]:

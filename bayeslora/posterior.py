@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from bayeslora.predict.prediction import Prediction
     from bayeslora.tasks import Split
 
-__all__ = ["Posterior", "Record"]
+__all__ = ["Posterior"]
 
 
 class Posterior(ABC):
@@ -95,7 +95,7 @@ class Posterior(ABC):
 
     def draws(self, n: int, seed: int = 0) -> Iterator[dict[str, Tensor]]:
         """Yield ``n`` draws as `draw` makes them; of independent draws the first ones do not depend on n."""
-        for _ in seeded(n, seed, self.program.device):
+        for _ in seeded(coerce(n, Count, "n"), seed, self.program.device):
             yield self.draw()
 
     def pairs(self, n: int, seed: int = 0) -> Iterator[dict[str, Tensor]]:
@@ -134,14 +134,14 @@ class Posterior(ABC):
         """What a guide keeps of its noise, by name; nothing of other posteriors."""
         return {}
 
-    def prior_model(self) -> dict[str, Tensor]:
-        """Pyro model of the weights alone, as `Program.prior`, with what was learned of the prior."""
+    def _prior(self) -> dict[str, Tensor]:
+        """Pyro model of the weights alone, as `Program.prior`, around the means that a guide has learned, if any."""
         return self.program.prior()
 
     def prior_draw(self) -> dict[str, Tensor]:
         """One draw of every latent site, and the weights, from the prior."""
         with torch.no_grad():
-            return one_draw(self.prior_model)
+            return one_draw(self._prior)
 
     def log_prior(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Log density of the prior at a draw, by site, of the sites that are random; the model's factors with them."""
@@ -149,7 +149,7 @@ class Posterior(ABC):
             return {}
         fixed = set(self.record.point_sites)
         with torch.no_grad():
-            trace = poutine.trace(poutine.condition(self.prior_model, data=dict(values))).get_trace()
+            trace = poutine.trace(poutine.condition(self._prior, data=dict(values))).get_trace()
             return {
                 name: node["fn"].log_prob(node["value"]).sum()
                 for name, node in trace.nodes.items()
@@ -160,11 +160,9 @@ class Posterior(ABC):
         """Draw ``n`` values of every latent site, each stacked as (n, ...).
 
         Raises:
-            PosteriorError: n is below 1.
+            SettingError: n is no number from 1 on.
         """
-        if n < 1:
-            raise PosteriorError(f"At least one draw is needed, found n={n}.")
-        draws = list(self.draws(n, seed))
+        draws = list(self.draws(coerce(n, Count, "n"), seed))
         return {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
 
     @property
@@ -220,16 +218,14 @@ class Posterior(ABC):
             progress: show a bar.
 
         Raises:
-            PosteriorError: unknown method, or fewer than one draw.
-            SettingError: a number that is none, a batch size below 1, or a seed that no generator takes.
+            PosteriorError: unknown method.
+            SettingError: a number that is none, draws or a batch size below 1, or a seed that no generator takes.
             DataError: the rows cannot be read (the message says what was expected).
             TaskError: the rows are of a task with other classes.
         """
         name, predictor = self.predictor(method)
         seed, batch_size = coerce(seed, Seed, "seed"), coerce(batch_size, Count, "batch_size")
-        draws = coerce(draws, int, "draws")
-        if draws < 1:
-            raise PosteriorError(f"At least one draw is needed to predict, found draws={draws}.")
+        draws = coerce(draws, Count, "draws")
         rows = Rows.of(self.program, data, batch_size, progress)
         with undisturbed(self.program), torch.no_grad():
             found = predictor(self, rows, draws, seed)

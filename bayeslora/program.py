@@ -19,7 +19,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from bayeslora.adapters import adapt, by_base_name, check_prompt, load_adapter
-from bayeslora.errors import AdapterError, SettingError
+from bayeslora.errors import AdapterError, SettingError, TaskError
 from bayeslora.joined import Apart
 from bayeslora.models import build as build_model
 from bayeslora.models.base import WeightModel
@@ -30,14 +30,13 @@ from bayeslora.observations.soft_prompts import virtual_tokens
 from bayeslora.positions import counts_padding, numbered_from_mask, positions
 from bayeslora.recipes import LoraSettings, recipe
 from bayeslora.record import RECORD, read_record
-from bayeslora.sites import Value
+from bayeslora.sites import Site, Value
 from bayeslora.store import adapter_at
-from bayeslora.weights import Site, Weights
+from bayeslora.tasks import Task
+from bayeslora.weights import Weights
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
-
-    from bayeslora.tasks import Task
 
 __all__ = ["Estimator", "Program", "one_draw"]
 
@@ -61,6 +60,7 @@ class Program(nn.Module):
         base: which base network it is, and how it was loaded.
         drawn: weights that the base network's files lack, by their names there, of which the frozen ones are saved with
             a posterior; by default the files are asked.
+        new: whether the adapter was just made, and not trained; None: not known.
 
     Raises:
         AdapterError: nothing of the network is trained, or something that cannot be made stochastic.
@@ -76,6 +76,7 @@ class Program(nn.Module):
         encoder: Encoder | None = None,
         base: NetworkSettings | None = None,
         drawn: Mapping[str, nn.Parameter] | None = None,
+        new: bool | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -83,7 +84,7 @@ class Program(nn.Module):
         self.observation = observation.for_network(network)
         self.model = _model(model)
         self.encoder = encoder
-        self.weights = Weights(network)
+        self.weights = Weights(network, new, drawn or ())
         self.base = base or NetworkSettings.of(network)
         self._drawn = drawn
         config = getattr(network, "config", None)
@@ -127,8 +128,11 @@ class Program(nn.Module):
             AdapterError: a target of ``lora`` does not exist or cannot be made stochastic, or ``adapter`` does not fit
                 the base network.
             SettingError: ``lora`` or ``model`` is none, or nothing goes by its name, or a setting is wrong.
+            TaskError: ``task`` is none.
         """
         # What is spelled wrong is told before a network is loaded.
+        if not isinstance(task, Task):
+            raise TaskError(f"task is {task!r:.60}, expected a Task, such as bl.load_task('demo') gives.")
         lora, model = recipe(lora), _model(model)
         settings = base if isinstance(base, NetworkSettings) else NetworkSettings(str(base))
         with torch.random.fork_rng():
@@ -142,12 +146,9 @@ class Program(nn.Module):
             network = adapt(loaded.network, read, lora) if folder is None else load_adapter(loaded.network, folder)
         length = read.length(loaded.tokenizer, task) if max_length is None else max_length
         encoder = Encoder(loaded.tokenizer, task.spec, length, positions(network), loaded.labels)
-        program = cls(network, read, model, encoder=encoder, base=settings, drawn=loaded.drawn)
-        program.weights.untouched = adapter is None
-        if adapter is None:
-            heads = [site for site in program.sites if not site.stacked]
-            program.weights.random = frozenset(site.name for site in heads if set(site.layers) <= loaded.drawn.keys())
-        else:
+        new = adapter is None
+        program = cls(network, read, model, encoder=encoder, base=settings, drawn=loaded.drawn, new=new)
+        if adapter is not None:
             _refuse_random(program, adapter)
         return program
 
@@ -160,17 +161,17 @@ class Program(nn.Module):
         Raises:
             AdapterError: they are not of this network's sites.
         """
-        weights = self.weights.around(values)
+        return self._with(self.weights.around(values))
+
+    def redrawn(self, seed: int) -> Program:
+        """The same program with initial weights by another seed: see `Weights.redrawn`."""
+        return self._with(self.weights.redrawn(seed))
+
+    def _with(self, weights: Weights) -> Program:
         if all(torch.equal(one.initial, two.initial) for one, two in zip(weights.sites, self.sites, strict=True)):
             return self
         other = copy(self)
         other.weights = weights
-        return other
-
-    def redrawn(self, seed: int) -> Program:
-        """The same program with initial weights by another seed, as untouched as these are: see `Weights.redrawn`."""
-        other = self.around(self.weights.redrawn(seed))
-        other.weights.untouched = self.weights.untouched
         return other
 
     @property
@@ -185,7 +186,7 @@ class Program(nn.Module):
             names = lacking(self.base, self.observation, self.encoder.spec) if self.encoder is not None else ()
             self._drawn = {name: value for name, value in by_base_name(self.network).items() if name in names}
         own = {id(value) for name, value in self.network.named_parameters() if ".original_module." not in name}
-        frozen = own - self.weights.places
+        frozen = own - self.weights.parameter_ids
         return {name: value.detach() for name, value in self._drawn.items() if id(value) in frozen}
 
     @property

@@ -35,7 +35,7 @@ _LOADED: dict[Path, str] = {}
 
 
 class Registry(Generic[T]):
-    """Names of one sort of thing, as a mapping to the things.
+    """Names of one sort of thing, and the things by their names.
 
     Args:
         sort: what they are, for messages.
@@ -70,6 +70,17 @@ class Registry(Generic[T]):
     def __iter__(self) -> Iterator[str]:
         _load_installed()
         return iter(sorted(self._homes))
+
+    def __len__(self) -> int:
+        _load_installed()
+        return len(self._homes)
+
+    def __repr__(self) -> str:
+        return f"Registry of each {self.sort}: {', '.join(self)}"
+
+    def items(self) -> Iterator[tuple[str, T]]:
+        """Each name and its thing, by name."""
+        return ((name, self[name]) for name in self)
 
     def build(self, name: str, settings: Mapping[str, Any]) -> Any:
         """An instance of the class of a name; strings are read by the type of their setting.

@@ -23,7 +23,7 @@ from bayeslora.rng import seeded
 from bayeslora.sites import Map, Site, Slot, Value, pairs
 from bayeslora.switches import Switches
 
-__all__ = ["Site", "Slot", "Weights"]
+__all__ = ["Weights"]
 
 #: Where a network says whose values are in its places now.
 HOLDER = "_bayeslora_weights"
@@ -36,25 +36,25 @@ class Weights:
         network: a `peft.PeftModel` with one active adapter, or a network of transformers. Its parameters are frozen:
             values are learned by whoever installs them here, and reach the parameters by `write` or, while the network
             is saved, by `holding`. Several programs may share a network, one after the other.
+        new: whether nothing was trained, as of an adapter that was just made; None: not known.
+        drawn: names of parameters of the base network that were drawn at random.
 
     Attributes:
         name: of the adapter; None without PEFT.
         base: the network without PEFT around it.
         sites: what a program is about, in order.
-        random: names of head sites that were drawn at random, since the base network lacks them.
-        untouched: whether nothing was trained, as of a new adapter; None: not known.
+        random: names of head sites of which all was drawn at random, and not trained.
 
     Raises:
         AdapterError: nothing is trained, more than one adapter is active, or something that cannot be stochastic is
             trained (the message names it).
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, new: bool | None = None, drawn: Iterable[str] = ()) -> None:
         self.name = active_adapter(network)
         if HOLDER in network.__dict__:
             network.__dict__[HOLDER].release(self.name)
-        self.random: frozenset[str] = frozenset()
-        self.untouched: bool | None = None
+        self._new = new
         self._network: Any = network
         self.base: Any = network if self.name is None else cast("Any", network).get_base_model()
         places = find(network, self.name)
@@ -64,6 +64,8 @@ class Weights:
             Site(name, place.role, place.group, _stored(place.role, place.slots, device), place.layers, place.scaling)
             for name, place in places.items()
         )
+        heads = [site for site in self.sites if new and not site.stacked]
+        self.random = frozenset(site.name for site in heads if {*site.layers} <= {*drawn})
         self._trained = [value for value in network.parameters() if value.requires_grad]
         self._switches = Switches(network, self.name)
         self._elsewhere = self._on_other_devices()
@@ -95,7 +97,7 @@ class Weights:
                     yield layer
 
     @property
-    def places(self) -> frozenset[int]:
+    def parameter_ids(self) -> frozenset[int]:
         """Identities of the parameters in whose place values are put."""
         return frozenset(id(slot.parameter) for slots in self._slots.values() for slot in slots)
 
@@ -111,10 +113,10 @@ class Weights:
         A or B is zero in each, or the frozen weight is less by the product that was put beside it (PiSSA). What has no
         such products, as IA3, is taken for new unless it is known not to be.
         """
-        if self.untouched:
+        if self._new:
             return True
         zero = [bool((_zero(a) | _zero(b)).all()) for a, b in pairs(self.sites)]
-        return all(zero) if zero else self.untouched is None
+        return all(zero) if zero else self._new is None
 
     def check(self, values: Mapping[str, Tensor]) -> None:
         """Make sure that there is a value for each site, and of its shape.
@@ -135,14 +137,14 @@ class Weights:
         """
         self.check(values)
         other = copy(self)
-        other.untouched = False
+        other._new = False
         other.sites = tuple(replace(site, initial=values[site.name].to(site.initial)) for site in self.sites)
         return other
 
-    def redrawn(self, seed: int) -> dict[str, Tensor]:
-        """Initial values by another seed: LoRA matrices of a fresh adapter as PEFT draws them, and heads in `random`.
+    def redrawn(self, seed: int) -> Weights:
+        """The same with initial values by another seed: LoRA matrices of a fresh adapter, and heads in `random`.
 
-        All other sites keep theirs, as those of an adapter that was trained before do.
+        Matrices are drawn as PEFT does. All other sites keep their values, as those of a trained adapter do.
         """
         values = {site.name: site.initial for site in self.sites}
         drawn = [site for site in self.sites if site.name in self.random or (site.stacked and self.fresh)]
@@ -152,7 +154,9 @@ class Weights:
                 for site in drawn:
                     self._draw(site)
             found = {site.name: _stored(site.role, self._slots[site.name], cpu) for site in drawn}
-        return values | {name: value.to(values[name]) for name, value in found.items()}
+        other = self.around(values | found)
+        other._new = self._new
+        return other
 
     def _draw(self, site: Site) -> None:
         """Draw what the parameters of a site hold."""

@@ -16,12 +16,54 @@ from bayeslora.registry import Registry
 
 if TYPE_CHECKING:
     from bayeslora.inference.base import Backend, Run
+    from bayeslora.inference.baselines.adalora import AdaLoRA
+    from bayeslora.inference.baselines.checkpoints import CheckpointEnsemble
+    from bayeslora.inference.baselines.dropout import MCDropout
+    from bayeslora.inference.baselines.ensemble import Ensemble
+    from bayeslora.inference.baselines.lora_plus import LoRAPlus
+    from bayeslora.inference.baselines.temperature import Temperature
     from bayeslora.inference.fitting import fit
+    from bayeslora.inference.laplace.laplace import Laplace
     from bayeslora.inference.loading import load
+    from bayeslora.inference.mcmc.nuts import NUTS
+    from bayeslora.inference.mcmc.sghmc import SGHMC
+    from bayeslora.inference.mcmc.sgld import SGLD
+    from bayeslora.inference.posthoc.swag import SWAG
+    from bayeslora.inference.posthoc.tfb import TFB
     from bayeslora.inference.presets import PRESETS, Preset, preset
+    from bayeslora.inference.variational.clora import CLoRA
+    from bayeslora.inference.variational.ivon import IVON
+    from bayeslora.inference.variational.point import MAP, MLE
+    from bayeslora.inference.variational.svi import SVI
     from bayeslora.posterior import Posterior
 
-__all__ = ["BACKENDS", "PRESETS", "Backend", "Preset", "Run", "fit", "load", "preset"]
+__all__ = [
+    "BACKENDS",
+    "IVON",
+    "MAP",
+    "MLE",
+    "NUTS",
+    "PRESETS",
+    "SGHMC",
+    "SGLD",
+    "SVI",
+    "SWAG",
+    "TFB",
+    "AdaLoRA",
+    "Backend",
+    "CLoRA",
+    "CheckpointEnsemble",
+    "Ensemble",
+    "Laplace",
+    "LoRAPlus",
+    "MCDropout",
+    "Preset",
+    "Run",
+    "Temperature",
+    "fit",
+    "load",
+    "preset",
+]
 
 #: Where the class of each backend is, by its name.
 _BACKENDS = {
@@ -77,4 +119,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, *CLASSES])
+    return sorted(__all__)

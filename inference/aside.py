@@ -22,7 +22,17 @@ if TYPE_CHECKING:
     from bayeslora.program import Program
     from bayeslora.tasks import Split
 
-__all__ = ["ENOUGH", "MOST", "PART", "chose_on", "has_temperature", "rows_aside", "set_aside", "stratified"]
+__all__ = [
+    "ENOUGH",
+    "MOST",
+    "PART",
+    "check_asked",
+    "chose_on",
+    "has_temperature",
+    "rows_aside",
+    "set_aside",
+    "stratified",
+]
 
 #: Of the training rows one in so many is set aside, and no more than MOST: one or two numbers are chosen on them. From
 #: ENOUGH on they say more than what can be told without them.
@@ -47,7 +57,7 @@ def rows_aside(asked: int | None, rows: int, run: Run, *, seen: bool, purpose: s
         SettingError: some are asked for, and there are others, or not enough, or they may have been seen.
     """
     if asked:
-        _check_asked(asked, rows, run, seen, purpose)
+        check_asked(asked, rows, run, seen, purpose)
         return asked
     if asked == 0 or seen or run.heldout is not None:
         return 0
@@ -55,11 +65,15 @@ def rows_aside(asked: int | None, rows: int, run: Run, *, seen: bool, purpose: s
     return tenth if tenth >= least else 0
 
 
-def _check_asked(size: int, rows: int, run: Run, seen: bool, purpose: str) -> None:
-    """Make sure that so many training rows can be set aside."""
-    asked = f"heldout_size={size} is of training rows that are set aside {purpose}"
+def check_asked(size: int, rows: int, run: Run, seen: bool, purpose: str) -> None:
+    """Make sure that so many training rows can be set aside; arguments are those of `rows_aside`.
+
+    Raises:
+        SettingError: there are others, or not enough, or they may have been seen.
+    """
+    asked = f"heldout_size={size} sets training rows aside {purpose}"
     if run.heldout is not None:
-        raise SettingError(f"{asked}, and fit was given heldout=... for that: leave one of both out.")
+        raise SettingError(f"{asked}, and fit was given heldout=... for that: give only one of the two.")
     if seen:
         raise SettingError(
             f"{asked}, and the weights that were given may have seen them: give fit(..., heldout=...) rows that they "

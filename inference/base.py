@@ -12,8 +12,9 @@ from bayeslora.errors import AdapterError, DataError, PosteriorError, SettingErr
 from bayeslora.inference import POSTERIORS
 from bayeslora.observations import digest
 from bayeslora.passes import Rows
-from bayeslora.posterior import Posterior, Record
+from bayeslora.posterior import Posterior
 from bayeslora.program import Program
+from bayeslora.record import Record
 from bayeslora.registry import FROM_PLUGIN
 from bayeslora.store import CHAIN, holds_fit
 from bayeslora.tasks import Split
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor
 
-    from bayeslora.weights import Site
+    from bayeslora.sites import Site
 
 __all__ = ["Backend", "Run", "check_random", "default_model_of", "labelled", "posterior_class", "rows_wanted"]
 
@@ -168,6 +169,9 @@ def labelled(program: Program, data: Split | Dataset, purpose: str = "train on")
         raise DataError(f"There is nothing to {purpose}: split '{data.name}' of task '{data.spec.name}' has no rows.")
     rows = Rows.of(program, data).dataset
     if "labels" not in rows.column_names:
-        raise DataError(f"The rows to {purpose} have no column 'labels'.")
+        raise DataError(
+            f"The rows to {purpose} have no column 'labels': give a split of a task, such as task.train, or a "
+            "tokenised data set with labels."
+        )
     program.observation.check(rows["labels"][:])
     return rows

@@ -14,9 +14,10 @@ from bayeslora.errors import PosteriorError
 from bayeslora.inference.base import posterior_class
 from bayeslora.inference.softening import Softened, without
 from bayeslora.passes import Rows
-from bayeslora.posterior import Posterior, Record
+from bayeslora.posterior import Posterior
 from bayeslora.predictors import Outputs
 from bayeslora.program import Program
+from bayeslora.record import Record
 
 __all__ = ["MixturePosterior", "mixture_of"]
 

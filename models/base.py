@@ -18,7 +18,7 @@ from torch import Tensor
 from bayeslora.models.distributions import IsotropicNormal
 from bayeslora.models.guides.base import Guide, GuideList, PointGuide
 from bayeslora.settings import Deviation, Settings
-from bayeslora.weights import Site
+from bayeslora.sites import Site
 
 __all__ = ["WeightModel", "full_precision"]
 

@@ -15,7 +15,7 @@ from bayeslora.errors import SettingError
 from bayeslora.models.base import WeightModel
 from bayeslora.models.distributions import ColumnNormal
 from bayeslora.models.guides.base import Guide, GuideList, MatrixGuide, Spread
-from bayeslora.weights import Site
+from bayeslora.sites import Site
 
 __all__ = ["Gaussian", "GaussianGuide", "entry_guide"]
 

@@ -23,7 +23,7 @@ from bayeslora.models.distributions import ColumnNormal
 from bayeslora.models.guides.base import MatrixGuide, Spread
 from bayeslora.models.wishart import DiagonalWishartCholesky
 from bayeslora.settings import Count, NotNegative, Positive
-from bayeslora.weights import Site
+from bayeslora.sites import Site
 
 __all__ = ["MonteCLoRA", "MonteCLoRAGuide"]
 

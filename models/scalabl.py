@@ -20,7 +20,7 @@ from bayeslora.errors import SettingError
 from bayeslora.models.base import WeightModel
 from bayeslora.models.distributions import IsotropicNormal
 from bayeslora.models.guides.base import Guide
-from bayeslora.weights import Site
+from bayeslora.sites import Site
 
 __all__ = ["ScalaBL", "ScalaBLGuide"]
 

@@ -15,8 +15,9 @@ from peft import LoraConfig
 from bayeslora.inference.variational.posterior import VariationalPosterior
 from bayeslora.models import Gaussian
 from bayeslora.models.guides.auto import make_guide
-from bayeslora.posterior import Posterior, Record
+from bayeslora.posterior import Posterior
 from bayeslora.program import Program
+from bayeslora.record import Record
 from bayeslora.tasks import Split, Task, TaskSpec
 
 #: Questions with three choices, the last of which have one token each; one question ends with a blank.

@@ -40,8 +40,8 @@ from bayeslora.observations import Choices, Classes, Value, batches, encode
 from bayeslora.passes import Rows
 from bayeslora.predict.prediction import ClassPrediction
 from bayeslora.program import Program
+from bayeslora.sites import Site
 from bayeslora.tasks import Split, Task, TaskSpec
-from bayeslora.weights import Site
 
 VOCABULARY = 40
 

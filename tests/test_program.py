@@ -24,12 +24,20 @@ from scenarios import (
 from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification
 
-from bayeslora.errors import AdapterError, SettingError
+from bayeslora.errors import AdapterError, SettingError, TaskError
 from bayeslora.inference import fit
 from bayeslora.models import Gaussian, MonteCLoRA
 from bayeslora.observations import Classes, Value
 from bayeslora.program import Program
 from bayeslora.tasks import Task
+
+
+@pytest.mark.parametrize("task", ["demo", Task(SPEC, train=text_rows()).train])
+def test_what_is_no_task_is_refused_before_a_network_is_loaded(task: Any) -> None:
+    with pytest.raises(
+        TaskError, match=r"task is ('demo'|Split\('data' of 'counting', .*\)), expected a Task, such as"
+    ):
+        Program.from_pretrained("nowhere", task)
 
 
 @pytest.fixture(scope="module")

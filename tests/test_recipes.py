@@ -9,6 +9,7 @@ import pytest
 import torch
 from causal_scenarios import causal_base
 from datasets import Dataset
+from peft import LoraConfig
 from scenarios import SPEC, saved_base, text_rows
 
 from bayeslora.errors import AdapterError, DataError, SettingError
@@ -36,7 +37,7 @@ def made(base: Path, method: str, **settings: int) -> Program:
 @pytest.mark.parametrize("method", RECIPES)
 def test_a_word_is_a_way_to_fine_tune(base: Path, tmp_path: Path, method: str) -> None:
     program = made(base, method)
-    trained = {name for name, value in program.network.named_parameters() if id(value) in program.weights.places}
+    trained = {name for name, value in program.network.named_parameters() if id(value) in program.weights.parameter_ids}
     # A prompt begins as it likes; all else leaves the network as it was.
     assert program.weights.fresh
     quick = {"epochs": 1, "batch_size": 4, "warmup": 0.0}
@@ -99,6 +100,12 @@ def test_what_begins_at_the_weights_is_not_taken_for_trained(base: Path) -> None
     assert posterior.record.history  # the mode was trained
     moved = {site.name: site.initial + 1 for site in program.sites}
     assert not program.around(moved).weights.fresh
+
+
+def test_what_begins_at_matrices_found_by_chance_is_refused(base: Path) -> None:
+    by_chance = LoraConfig(r=2, target_modules=["query"], init_lora_weights="pissa_niter_4")
+    with pytest.raises(AdapterError, match="'pissa_niter_4' takes matrices off .* take 'pissa'"):
+        Program.from_pretrained(base, Task(SPEC, train=ROWS), lora=by_chance)
 
 
 def test_members_that_begin_at_the_weights_are_trained_as_the_first_is(base: Path) -> None:

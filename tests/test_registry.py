@@ -38,9 +38,18 @@ def forgotten() -> Iterator[None]:
 
 def test_a_class_is_imported_when_it_is_asked_for_and_a_wrong_name_gets_the_nearest() -> None:
     found: Registry = Registry("sum", {"fraction": "fractions:Fraction"})
-    assert list(found) == ["fraction"] and found["fraction"].__name__ == "Fraction"
+    assert list(found) == ["fraction"] and len(found) == 1 and repr(found) == "Registry of each sum: fraction"
+    ((name, thing),) = found.items()
+    assert name == "fraction" and thing is found["fraction"] and thing.__name__ == "Fraction"
     with pytest.raises(SettingError, match="Unknown sum 'fractoin'. Did you mean 'fraction'"):
         found["fractoin"]
+
+
+def test_settings_of_backends_are_given_by_name_and_each_class_is_public() -> None:
+    for cls in dict(BACKENDS.items()).values():
+        assert cls.__name__ in bl.inference.__all__ and getattr(bl.inference, cls.__name__) is cls
+        with pytest.raises(TypeError, match="positional argument"):
+            cls(1)
 
 
 def test_a_model_guide_and_observation_of_ones_own_from_the_shell(

@@ -107,7 +107,7 @@ def fit(
     from bayeslora import inference
 
     if resume and overwrite:
-        raise SettingError("A run is either resumed or overwritten: give one of both.")
+        raise SettingError("A run is either resumed or overwritten: give only one of the two.")
     config, folder = resolve(config), Path(folder)
     with store.opened(folder):
         _check(folder, config, resume, overwrite)

@@ -64,7 +64,7 @@ class Metrics(Mapping[str, Interval]):
     def __len__(self) -> int:
         return len(self.intervals)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         width = max((len(name) for name in self), default=0)
         lines = [f"{name:<{width}}  {interval}" for name, interval in self.items()]
         return "\n".join([*lines, f"{self.n} rows, draws={self.draws}, method={self.method}; [{INTERVAL}]"])

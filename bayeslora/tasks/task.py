@@ -45,6 +45,9 @@ class Split:
     def __len__(self) -> int:
         return len(self.dataset)
 
+    def __repr__(self) -> str:
+        return f"Split({self.name!r} of {self.spec.name!r}, {len(self):,} rows)"
+
     @cached_property
     def _labels(self) -> list[int] | list[float] | None:
         return self.spec.rules.labels(self.dataset, self.spec, self.name)

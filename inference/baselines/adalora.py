@@ -33,7 +33,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Decay = Annotated[float, Field(gt=0, lt=1)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AdaLoRA(MLE):
     r"""Maximum likelihood of updates P diag(e) Q, whose singular values e share a budget that shrinks as training goes.
 

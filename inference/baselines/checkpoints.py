@@ -16,21 +16,21 @@ from bayeslora.inference.training.objective import Hook, State
 from bayeslora.inference.variational.elbo import MeanFieldBound
 from bayeslora.inference.variational.learning import learn
 from bayeslora.inference.variational.loss import NegativeELBO
-from bayeslora.inference.variational.point import MLE
+from bayeslora.inference.variational.point import Weighed
 from bayeslora.inference.variational.posterior import VariationalPosterior
-from bayeslora.inference.variational.rates import groups_of, rate_beside_prior
+from bayeslora.inference.variational.rates import groups_of
 from bayeslora.models.guides.auto import make_guide
 from bayeslora.models.guides.base import Guide
 from bayeslora.models.guides.swag import Trajectory
 from bayeslora.program import Program
 from bayeslora.record import Record
-from bayeslora.settings import Count, NotNegative
+from bayeslora.settings import Count
 
 __all__ = ["CheckpointEnsemble", "CheckpointPosterior"]
 
 
-@dataclass(frozen=True)
-class CheckpointEnsemble(MLE):
+@dataclass(frozen=True, kw_only=True)
+class CheckpointEnsemble(Weighed):
     """The weights at the ends of the last epochs of one fit, each as likely as any other: an ensemble for one training.
 
     All weights that are trained are in it, whatever PEFT trains. Members are near one another, the more so since the
@@ -38,7 +38,6 @@ class CheckpointEnsemble(MLE):
 
     Attributes:
         checkpoints: how many epochs, the last ones.
-        prior_weight: of the log prior in what is trained: 0 is `mle`, 1 `map` under the model's prior mean.
 
     References:
         Chen, Lundberg and Lee, *Checkpoint ensembles: ensemble methods from a single training process*, arXiv
@@ -49,7 +48,6 @@ class CheckpointEnsemble(MLE):
     paper: ClassVar[str] = "Chen et al., arXiv 1710.03282"
 
     checkpoints: Count = 5
-    prior_weight: NotNegative = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,10 +60,9 @@ class CheckpointEnsemble(MLE):
     def fit(self, program: Program, data: Dataset, run: Run) -> VariationalPosterior:
         """Train all weights, and keep them at the end of each epoch."""
         trajectory = Trajectory.of(make_guide("delta", program.model, run.sites(program)), self.checkpoints)
-        points = rate_beside_prior(self.learning_rate) if self.prior_weight else self.learning_rate
-        groups = groups_of(trajectory, self.learning_rate, points, weight_decay=self.weight_decay)
+        groups = groups_of(trajectory, self.learning_rate, self.points, weight_decay=self.weight_decay)
         fixed = set(trajectory.latents) - set(trajectory.moving)
-        record = run.record(self.name, asdict(self), len(data), self.prior_weight or 1.0, fixed)
+        record = run.record(self.name, asdict(self), len(data), self.temperature, fixed)
         return learn(
             CheckpointPosterior(program, record, trajectory),
             NegativeELBO(program, trajectory, MeanFieldBound(), len(data), self.prior_weight),

@@ -35,7 +35,7 @@ from bayeslora.sites import Site
 __all__ = ["ColumnDropoutPosterior", "MCDropout", "TokenDropoutPosterior"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MCDropout(MLE):
     """Monte Carlo dropout: plain LoRA, trained with dropout of what its layers are given, and predicted with it.
 

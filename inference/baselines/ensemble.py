@@ -24,7 +24,7 @@ from bayeslora.settings import Count
 __all__ = ["Ensemble"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Ensemble(Over):
     """Independent fits of another backend, whose mixture is the posterior: of `mle`, a deep ensemble of LoRA adapters.
 

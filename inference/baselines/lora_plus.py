@@ -21,7 +21,7 @@ from bayeslora.settings import Positive
 __all__ = ["LoRAPlus"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LoRAPlus(MLE):
     """Maximum likelihood by AdamW with a higher learning rate for the matrices B, which start at zero.
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["Over"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Over(Settings):
     """A backend over another one.
 

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from bayeslora.errors import SettingError
-from bayeslora.inference.aside import ENOUGH, MOST, PART
+from bayeslora.inference.aside import ENOUGH, MOST, PART, check_asked
 from bayeslora.inference.base import Run, posterior_class
 from bayeslora.inference.baselines.nested import Over
 from bayeslora.inference.fitting import fitted_in_folder
@@ -34,7 +34,7 @@ from bayeslora.settings import Count
 __all__ = ["Temperature", "TemperedPosterior"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Temperature(Over):
     """Another backend's posterior, whose predicted probabilities p become p^(1 / T), normalised.
 
@@ -75,24 +75,12 @@ class Temperature(Over):
         """
         self._check(program)
         wanted = super().sets_aside(program, rows, run)
-        if run.heldout is not None:
-            if self.heldout_size:
-                raise SettingError(
-                    f"heldout_size={self.heldout_size} is of training rows that are set aside, and fit was given "
-                    "heldout=... for that: leave one of both out."
-                )
+        if run.heldout is not None and not self.heldout_size:
             return 0
-        if self.mode == "given" or weights_given(program, run):
-            raise SettingError(
-                "A temperature is fitted on rows that the weights have not seen, and those that were given may have "
-                "seen all training rows: give fit(..., heldout=...) others (in a shell --heldout-size, with the "
-                "--train-size and --seed of the adapter's own run)."
-            )
-        if rows < 2 or (self.heldout_size or 0) >= rows:
-            raise SettingError(
-                f"There are {rows} rows, and {self.heldout_size or 1} to be set aside: some must be left to train on."
-            )
-        return self.heldout_size or wanted or max(1, min(max(rows // PART, ENOUGH), rows // 2, MOST))
+        size = self.heldout_size or wanted or max(1, min(max(rows // PART, ENOUGH), rows // 2, MOST))
+        seen = self.mode == "given" or weights_given(program, run)
+        check_asked(size, rows, run, seen, "to fit a temperature on")
+        return size
 
     def fit(self, program: Program, data: Dataset, run: Run) -> TemperedPosterior:
         """Fit the other backend, and the temperature of its predictions.
@@ -225,10 +213,6 @@ class TemperedPosterior(Posterior):
     def pairs(self, n: int, seed: int = 0) -> Iterator[dict[str, Tensor]]:
         """The posterior's."""
         return self.inner.pairs(n, seed)
-
-    def prior_model(self) -> dict[str, Tensor]:
-        """The posterior's."""
-        return self.inner.prior_model()
 
     def prior_draw(self) -> dict[str, Tensor]:
         """The posterior's."""

@@ -42,7 +42,7 @@ from torch import Tensor
 from bayeslora.errors import TrainingError
 from bayeslora.inference.laplace.gaussian import Basis, BlockBasis, Roots
 from bayeslora.inference.laplace.jacobians import Layer, Products, as_matrices
-from bayeslora.weights import Site
+from bayeslora.sites import Site
 
 __all__ = ["Curvature", "Kronecker", "check_finite", "nystrom"]
 

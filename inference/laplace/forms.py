@@ -11,7 +11,7 @@ from torch import Tensor
 from bayeslora.inference.laplace.curvature import Curvature, Kronecker
 from bayeslora.inference.laplace.gaussian import Basis, BlockBasis, Roots, SharedBasis
 from bayeslora.inference.laplace.jacobians import Layer, Products, as_matrices
-from bayeslora.weights import Site
+from bayeslora.sites import Site
 
 __all__ = ["CURVATURES", "Diagonal", "Dual", "Full", "make_curvature"]
 

@@ -21,7 +21,7 @@ from bayeslora.errors import AdapterError
 from bayeslora.inference.laplace.products import Places, Products
 from bayeslora.passes import Rows, undisturbed
 from bayeslora.program import Program
-from bayeslora.weights import Site, Slot
+from bayeslora.sites import Site, Slot
 
 __all__ = ["Layer", "Products", "Tape", "as_matrices", "as_value", "jacobians", "matrices_of"]
 

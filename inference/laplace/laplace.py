@@ -33,12 +33,12 @@ from bayeslora.observations import Curved
 from bayeslora.passes import Rows
 from bayeslora.program import Program
 from bayeslora.settings import Count, NotNegative, Positive
-from bayeslora.weights import Site
+from bayeslora.sites import Site
 
 __all__ = ["Laplace"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Laplace(TrainingSettings):
     """Laplace's approximation: N(mode, (curvature + prior precision)^-1) over the random sites of the model.
 

@@ -106,11 +106,12 @@ def _traced(evidence: RefittedEvidence, log: float, trace: list[dict[str, float]
 
 def _warn_of_limit(log: float) -> None:
     """Say that an evidence is largest at an end of what is tried, so that the model's prior stays as it is."""
-    kind = "no width, which leaves the point estimate, or less" if log < 0 else "any width, which is no prior, or more"
+    end = "narrowest" if log < 0 else "widest"
     warnings.warn(
-        f"By the evidence the best prior has {kind} than {math.exp(log):.4g} times the model's: that of the model is "
-        "kept as it is. Give rows that the mode has not seen (heldout=...), a prior around zero (model.centre=zero) or "
-        "of another width (model.deviation), or have this one with tune='none'.",
+        f"The evidence is largest at the {end} prior that was tried, {math.exp(log):.4g} times as wide as the model's, "
+        "and chooses no width: the model's prior is kept as it is. Give rows that the mode has not seen (heldout=...), "
+        "a prior around zero (model.centre=zero) or of another width (model.deviation), or have this one with "
+        "tune='none'.",
         stacklevel=3,
     )
 

@@ -21,9 +21,10 @@ from bayeslora.inference.laplace.priors import NormalPrior
 from bayeslora.inference.softening import Softened, without
 from bayeslora.observations import Choices, Classes, Curved, Observation, TextChoices
 from bayeslora.passes import Rows
-from bayeslora.posterior import Posterior, Record
+from bayeslora.posterior import Posterior
 from bayeslora.predictors import Draws, Mean, Outputs, Predictor
 from bayeslora.program import Program
+from bayeslora.record import Record
 from bayeslora.rng import seeded
 
 __all__ = ["LaplacePosterior", "LinearDraws", "Linearised", "linearised", "linked"]

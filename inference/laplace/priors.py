@@ -16,7 +16,7 @@ from bayeslora.inference.laplace.gaussian import Roots
 from bayeslora.inference.laplace.jacobians import as_matrices
 from bayeslora.models.distributions import ColumnNormal, IsotropicNormal, base_of
 from bayeslora.program import Program
-from bayeslora.weights import Site
+from bayeslora.sites import Site
 
 __all__ = ["NormalPrior", "normal_prior"]
 

@@ -14,7 +14,7 @@ from bayeslora.inference.laplace.jacobians import jacobians
 from bayeslora.inference.laplace.priors import NormalPrior
 from bayeslora.passes import Rows
 from bayeslora.program import Program
-from bayeslora.weights import Site
+from bayeslora.sites import Site
 
 __all__ = ["Refitted", "RefittedEvidence"]
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["ChainSettings"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ChainSettings(Settings, ABC):
     """A chain that samples the posterior of all latent sites, those included of which `svi` makes point estimates.
 

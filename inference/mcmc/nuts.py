@@ -33,7 +33,7 @@ MOST = 10_000
 HIGHEST = 1.1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NUTS(ChainSettings):
     """The No-U-Turn sampler of Pyro: the reference posterior of an adapter of some hundred weights.
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from bayeslora.errors import PosteriorError
-from bayeslora.posterior import Posterior, Record
+from bayeslora.posterior import Posterior
 from bayeslora.program import Program
+from bayeslora.record import Record
 
 __all__ = ["EmpiricalPosterior"]
 

@@ -16,7 +16,7 @@ from bayeslora.inference.mcmc.steps import Stiffness
 __all__ = ["SGHMC"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SGHMC(SGLD):
     """Stochastic gradient Hamiltonian Monte Carlo: Langevin dynamics with a momentum, which goes further in a step.
 

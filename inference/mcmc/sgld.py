@@ -39,7 +39,7 @@ FIRST_BIAS = 0.25
 MEASURED = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SGLD(ChainSettings):
     """Stochastic gradient Langevin dynamics with a step size that stays: theta += h/2 gradient + N(0, h).
 

@@ -16,20 +16,20 @@ from bayeslora.inference.training.objective import Hook, State
 from bayeslora.inference.variational.elbo import MeanFieldBound
 from bayeslora.inference.variational.learning import learn
 from bayeslora.inference.variational.loss import NegativeELBO
-from bayeslora.inference.variational.point import MLE
+from bayeslora.inference.variational.point import Weighed
 from bayeslora.inference.variational.posterior import VariationalPosterior
-from bayeslora.inference.variational.rates import groups_of, rate_beside_prior
+from bayeslora.inference.variational.rates import groups_of
 from bayeslora.models.guides.auto import make_guide
 from bayeslora.models.guides.swag import Swag, Trajectory
-from bayeslora.posterior import Record
 from bayeslora.program import Program
-from bayeslora.settings import NotNegative, Positive
+from bayeslora.record import Record
+from bayeslora.settings import Positive
 
 __all__ = ["SWAG", "SWAGPosterior"]
 
 
-@dataclass(frozen=True)
-class SWAG(MLE):
+@dataclass(frozen=True, kw_only=True)
+class SWAG(Weighed):
     """Stochastic weight averaging, Gaussian: the posterior is where training goes in its last part, at a constant rate.
 
     All weights that are trained are random, the head among them, whatever PEFT trains and whichever sites the model of
@@ -41,7 +41,6 @@ class SWAG(MLE):
     compare it with the program's posterior, to which k-hat says how far it is.
 
     Attributes:
-        prior_weight: of the log prior in what is trained: 0 is `mle`, 1 `map` under the model's prior mean.
         collect_from: part of all steps after which snapshots are taken.
         snapshots: how many.
         rank: how many of them, the last ones, make the part of the covariance that is not diagonal.
@@ -56,7 +55,6 @@ class SWAG(MLE):
     name: ClassVar[str] = "swag"
     paper: ClassVar[str] = "Maddox et al., NeurIPS 2019; Onal et al., AABI 2024 (SWAG-LoRA)"
 
-    prior_weight: NotNegative = 0.0
     collect_from: Annotated[float, Field(ge=0, lt=1)] = 0.5
     snapshots: Annotated[int, Field(ge=2)] = 5
     rank: Annotated[int, Field(ge=2)] = 5
@@ -78,10 +76,9 @@ class SWAG(MLE):
         trajectory = Trajectory.of(point, self.rank)
         guide = Swag(trajectory, self.scale, program.model.weights)
         objective = NegativeELBO(program, trajectory, MeanFieldBound(), len(data), self.prior_weight)
-        points = rate_beside_prior(self.learning_rate) if self.prior_weight else self.learning_rate
-        groups = groups_of(trajectory, self.learning_rate, points, weight_decay=self.weight_decay)
+        groups = groups_of(trajectory, self.learning_rate, self.points, weight_decay=self.weight_decay)
         optimiser = torch.optim.AdamW(groups, lr=self.learning_rate)
-        record = run.record(self.name, asdict(self), len(data), self.prior_weight or 1.0, guide.point_sites)
+        record = run.record(self.name, asdict(self), len(data), self.temperature, guide.point_sites)
         collect = _Collect(self, trajectory, optimiser)
         return learn(SWAGPosterior(program, record, guide), objective, optimiser, data, self, run, [collect])
 

@@ -16,14 +16,14 @@ from torch import Tensor
 from bayeslora.errors import AdapterError, SettingError, TrainingError
 from bayeslora.inference.base import Run
 from bayeslora.inference.training.process import device_of
-from bayeslora.inference.variational.point import MLE, Mode, mode_of, weights_given
+from bayeslora.inference.variational.point import Mode, Weighed, mode_of, weights_given
 from bayeslora.inference.variational.posterior import VariationalPosterior
 from bayeslora.models.guides.base import GuideList, PointGuide
 from bayeslora.models.guides.product import ProductNoise, spectral_noise
 from bayeslora.passes import Rows, undisturbed
-from bayeslora.posterior import Record
 from bayeslora.program import Program
-from bayeslora.settings import Count, NotNegative, Positive
+from bayeslora.record import Record
+from bayeslora.settings import Count, Positive
 from bayeslora.sites import pairs
 
 __all__ = ["TFB", "TFBPosterior", "widest"]
@@ -33,8 +33,8 @@ __all__ = ["TFB", "TFBPosterior", "widest"]
 FIRST, LAST, HALVINGS = 1e-3, 1e3, 4
 
 
-@dataclass(frozen=True)
-class TFB(MLE):
+@dataclass(frozen=True, kw_only=True)
+class TFB(Weighed):
     """The trained adapter as it is, and noise in A by which the products B A have one deviation sigma in all layers.
 
     Sigma is the largest that the loss of some rows bears, by draws whose noise differs in its size alone: the search
@@ -56,7 +56,6 @@ class TFB(MLE):
         mode: "train" finds it here; "given" takes the mean of the posterior that `fit` is to ``start`` from, or else
             the weights that the program was made with; "auto" trains if there is nothing to start from and the adapter
             was fresh, its products B A all zero.
-        prior_weight: of the log prior in what is trained: 0 is `mle`, 1 `map` under the model's prior mean.
         tolerance: part of the loss by which it may rise (published: 0.003 of the negative log-likelihood).
         draws: whose averaged prediction the loss is of.
         search_rows: at most so many rows, of those that `fit` was given as ``heldout``, or else of the training rows.
@@ -70,7 +69,6 @@ class TFB(MLE):
     paper: ClassVar[str] = "Shi et al., NeurIPS 2025 (TFB)"
 
     mode: Literal["auto", "train", "given"] = "auto"
-    prior_weight: NotNegative = 0.0
     tolerance: Positive = 0.003
     draws: Count = 10
     search_rows: Count = 500
@@ -92,7 +90,7 @@ class TFB(MLE):
                 "or give one that was."
             )
         names = {a.name for a, _ in pairs(program.sites)}
-        record = run.record(self.name, asdict(self), len(data), self.prior_weight or 1.0, latents.keys() - names)
+        record = run.record(self.name, asdict(self), len(data), self.temperature, latents.keys() - names)
         around = partial(_around, program, record, latents, weights)
         rows = self._rows(program, data, run)
         with undisturbed(program), torch.no_grad():
@@ -104,10 +102,8 @@ class TFB(MLE):
     def _mode(self, program: Program, data: Dataset, run: Run) -> Mode:
         """The mode of every latent site."""
         given = self.mode == "given" or (self.mode == "auto" and weights_given(program, run))
-        # As `map` has it under the prior mean of the model, and `mle`.
-        points = None if self.prior_weight else self.learning_rate
         weights = {"prior_weight": self.prior_weight, "weight_decay": self.weight_decay}
-        return mode_of(self, program, data, run, given=given, points=points, **weights)
+        return mode_of(self, program, data, run, given=given, points=self.points, **weights)
 
     def _rows(self, program: Program, data: Dataset, run: Run) -> Rows:
         """Rows to look at the loss of."""

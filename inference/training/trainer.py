@@ -48,7 +48,7 @@ Schedule = Literal[
 ]  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainingSettings(Settings):
     """How a loss is minimised.
 

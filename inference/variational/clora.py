@@ -77,7 +77,7 @@ class CLoRAPosterior(VariationalPosterior):
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CLoRA(TrainingSettings):
     r"""Contextual LoRA: a layer computes W0 x + s B E(x) A x, with E(x) ~ N(m(A x), diag s(A x)^2) in R^(r x r).
 

@@ -35,7 +35,7 @@ __all__ = ["IVON"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class IVON(TrainingSettings):
     """Variational inference by natural gradients: each random weight has a mean and a standard deviation.
 

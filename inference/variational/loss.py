@@ -18,7 +18,7 @@ from bayeslora.inference.variational.elbo import RememberingBound, divergence, l
 from bayeslora.models.base import full_precision
 from bayeslora.program import Estimator, Program
 from bayeslora.rng import isolated
-from bayeslora.weights import Site
+from bayeslora.sites import Site
 
 __all__ = ["KLWarmup", "NegativeELBO", "ProgramLoss"]
 

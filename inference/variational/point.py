@@ -18,10 +18,10 @@ from bayeslora.models.guides.auto import make_guide
 from bayeslora.program import Program
 from bayeslora.settings import NotNegative, Positive
 
-__all__ = ["MAP", "MLE", "Mode", "mode_of", "point_estimate", "weights_given"]
+__all__ = ["MAP", "MLE", "Mode", "Weighed", "mode_of", "point_estimate", "weights_given"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MAP(TrainingSettings):
     """Maximum a posteriori estimation of the weights; hyper-sites keep their starting values (see `make_guide`).
 
@@ -55,7 +55,7 @@ class MAP(TrainingSettings):
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MLE(TrainingSettings):
     """Maximum likelihood by AdamW: plain LoRA fine-tuning, without the program's prior.
 
@@ -76,6 +76,27 @@ class MLE(TrainingSettings):
         return point_estimate(
             self, program, data, run, prior_weight=0.0, weight_decay=self.weight_decay, points=self.learning_rate
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weighed(MLE):
+    """The training of `mle`, with the log prior in it by some weight: what a posterior is then laid around.
+
+    Attributes:
+        prior_weight: of the log prior in what is trained: 0 is `mle`, 1 `map` under the model's prior mean.
+    """
+
+    prior_weight: NotNegative = 0.0
+
+    @property
+    def points(self) -> float:
+        """Learning rate of all weights but the matrices A."""
+        return rate_beside_prior(self.learning_rate) if self.prior_weight else self.learning_rate
+
+    @property
+    def temperature(self) -> float:
+        """Of the posterior, for its record: 1 if no prior was weighed, since one of 0 would be a point."""
+        return self.prior_weight or 1.0
 
 
 def point_estimate(

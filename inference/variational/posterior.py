@@ -15,10 +15,10 @@ from bayeslora.errors import PosteriorError
 from bayeslora.inference.softening import Softened, without
 from bayeslora.models.guides.auto import make_guide
 from bayeslora.models.guides.base import Guide
-from bayeslora.posterior import Record
 from bayeslora.predictors import Pairs
 from bayeslora.program import Program
-from bayeslora.weights import Site
+from bayeslora.record import Record
+from bayeslora.sites import Site
 
 __all__ = ["PriorMean", "VariationalPosterior", "prior_sites"]
 
@@ -44,8 +44,7 @@ class VariationalPosterior(Softened):
         if guide.spreads() and "sample" in self.predictors:
             self.predictors = {"pairs": Pairs(), **self.predictors}
 
-    def prior_model(self) -> dict[str, Tensor]:
-        """Pyro model of the weights alone, around the means that were learned, if they were."""
+    def _prior(self) -> dict[str, Tensor]:
         return self.program.prior(prior_sites(self.program, self.guide, self._prior_mean))
 
     @property

@@ -28,7 +28,7 @@ from bayeslora.settings import Count, NotNegative, Part, Positive
 __all__ = ["SVI"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SVI(TrainingSettings):
     """Stochastic variational inference with a Monte Carlo ELBO.
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from bayeslora.models.base import WeightModel
-    from bayeslora.weights import Site
+    from bayeslora.sites import Site
 
 __all__ = ["ALIASES", "GUIDES", "NAMED", "AutoGuide", "guide_settings", "make_guide", "settings_class"]
 

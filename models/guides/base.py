@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from bayeslora.errors import PosteriorError
 from bayeslora.settings import Settings
-from bayeslora.weights import Site
+from bayeslora.sites import Site
 
 Value = TypeVar("Value")
 Combine = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]

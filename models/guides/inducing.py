@@ -22,7 +22,7 @@ from bayeslora.settings import Count, Positive, Settings
 
 if TYPE_CHECKING:
     from bayeslora.models.base import WeightModel
-    from bayeslora.weights import Site
+    from bayeslora.sites import Site
 
 __all__ = ["Inducing", "InducingGuide", "InducingSettings"]
 

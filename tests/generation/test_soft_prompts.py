@@ -13,8 +13,8 @@ from soft_prompt_scenarios import COUNT, METHODS, NETWORKS, after, likelihood, o
 from bayeslora.errors import SettingError
 from bayeslora.harness.scoring import scored
 from bayeslora.inference.mcmc.posterior import EmpiricalPosterior
-from bayeslora.posterior import Record
 from bayeslora.program import Program
+from bayeslora.record import Record
 
 ASKED = ["Question: is this good?", "Answer", "What is the moon made of, and is it not a stone?"]
 

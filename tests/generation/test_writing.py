@@ -23,8 +23,9 @@ from bayeslora.inference.variational.posterior import VariationalPosterior
 from bayeslora.models import Gaussian
 from bayeslora.models.guides.auto import make_guide
 from bayeslora.observations import Classes, Completions, Encoder, completions
-from bayeslora.posterior import Posterior, Record
+from bayeslora.posterior import Posterior
 from bayeslora.program import Program
+from bayeslora.record import Record
 from bayeslora.tasks import TaskSpec
 
 PROMPTS = ["Question: is this good?", "Answer", "What is the moon made of, and is it not a stone?"]

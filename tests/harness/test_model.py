@@ -22,8 +22,9 @@ from bayeslora.errors import DataError, PosteriorError, SettingError
 from bayeslora.harness import PosteriorLM
 from bayeslora.inference.variational.posterior import VariationalPosterior
 from bayeslora.models.guides.auto import make_guide
-from bayeslora.posterior import Posterior, Record
+from bayeslora.posterior import Posterior
 from bayeslora.program import Program
+from bayeslora.record import Record
 
 DRAWS = 3
 

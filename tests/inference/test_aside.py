@@ -95,7 +95,7 @@ def test_nothing_is_set_aside_of_rows_that_a_mode_may_have_seen() -> None:
     for given in ({"start": start}, {}):
         with pytest.raises(SettingError, match="weights that were given may have seen them"):
             fitted(program if given else awake(program), rows, heldout_size=4, **given)
-    with pytest.raises(SettingError, match="leave one of both out"):
+    with pytest.raises(SettingError, match="give only one of the two"):
         fitted(program, rows, heldout_size=4, heldout=rows)
     with pytest.raises(SettingError, match="there are 12 rows"):
         fitted(program, rows, heldout_size=12)

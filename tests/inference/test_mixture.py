@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from scenarios import saved_base, text_program, text_rows, tiny_bert, tiny_program, tiny_rows
+from scenarios import saved_base, text_program, text_rows, tiny_bert, tiny_program, tiny_rows, untrained_program
 from transformers import BertForSequenceClassification
 
 from bayeslora.errors import PosteriorError, SettingError
@@ -60,6 +60,19 @@ def test_outputs_by_draws_are_those_of_the_draws_in_their_order() -> None:
     with torch.no_grad(), undisturbed(posterior.program):
         each = torch.stack([rows.outputs(posterior.program, draw) for draw in posterior.draws(4, seed=1)])
     torch.testing.assert_close(found, each, rtol=1e-4, atol=1e-5)  # several draws may be in one pass
+
+
+def test_predictions_say_how_many_draws_of_all_members_they_are_averages_of() -> None:
+    posterior = fit(
+        untrained_program(),
+        tiny_rows(24),
+        "temperature",
+        chains=2,
+        of="svi",
+        progress=False,
+        of_settings=SETTINGS["svi"],
+    )
+    assert posterior.predict(tiny_rows(4, seed=9), 6, progress=False).metrics().draws == 6
 
 
 def fresh(**lora: Any) -> Program:

@@ -168,7 +168,7 @@ def test_rows_are_predicted_in_batches_that_there_is_memory_for(monkeypatch: pyt
 
 def test_what_cannot_be_set_aside_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     fresh = untrained_program()
-    with pytest.raises(SettingError, match="leave one of both out"):
+    with pytest.raises(SettingError, match="give only one of the two"):
         fitted(heldout_size=4, heldout=ROWS)
     with pytest.raises(SettingError, match="weights that were given may have seen them"):
         fitted(of=awake(fresh), heldout_size=4)

@@ -8,7 +8,7 @@ import pyro
 import pytest
 import torch
 
-from bayeslora.weights import Site
+from bayeslora.sites import Site
 
 LAYERS, COLUMNS, OUTPUTS, RANK = 3, 5, 4, 2
 

@@ -12,7 +12,7 @@ from torch.distributions import Normal
 from bayeslora.errors import SettingError
 from bayeslora.models import Gaussian, MonteCLoRA, WeightModel
 from bayeslora.models.distributions import ColumnNormal, base_of
-from bayeslora.weights import Site
+from bayeslora.sites import Site
 
 
 def test_sigma0_is_relative_to_each_layer_and_absolute_at_zero(sites: tuple[Site, ...]) -> None:

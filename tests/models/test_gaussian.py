@@ -12,7 +12,7 @@ from torch.distributions import Independent, Normal, kl_divergence
 
 from bayeslora.errors import SettingError
 from bayeslora.models import Gaussian
-from bayeslora.weights import Site
+from bayeslora.sites import Site
 
 A, B = "linear_5x4.A", "linear_5x4.B"
 NOISE = {"rank": (3, 1, 2), "layer": (3, 1, 1), "entry": (3, 5, 2)}

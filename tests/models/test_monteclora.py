@@ -20,7 +20,7 @@ from bayeslora import models
 from bayeslora.errors import SettingError
 from bayeslora.models import Gaussian, MonteCLoRA
 from bayeslora.models.distributions import ColumnNormal
-from bayeslora.weights import Site
+from bayeslora.sites import Site
 
 #: Bound in standard errors: 5 is exceeded by chance once in 1.7 million.
 ERRORS = 5.0

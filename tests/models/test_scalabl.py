@@ -23,7 +23,7 @@ from bayeslora.inference import fit
 from bayeslora.models import ScalaBL, make_guide
 from bayeslora.models.guides.base import Guide, GuideList
 from bayeslora.models.scalabl import product
-from bayeslora.weights import Site
+from bayeslora.sites import Site
 
 A, B = "linear_5x4.A", "linear_5x4.B"
 S, P, Q = f"{A}.singular_values", f"{A}.column_vectors", f"{A}.rank_vectors"

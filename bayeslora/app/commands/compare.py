@@ -45,9 +45,7 @@ def compare(
     context: typer.Context,
     study: Annotated[
         Path | None,
-        typer.Argument(
-            help="YAML file of a study; other flags than those of its running are then none.", show_default=False
-        ),
+        typer.Argument(help="YAML file of a study; then only flags of how it is run are allowed.", show_default=False),
     ] = None,
     output: Annotated[
         Path | None,
@@ -77,7 +75,10 @@ def compare(
     options: Annotated[
         list[str] | None,
         typer.Option(
-            "--option", metavar="KEY=VALUE", help="Of the launcher (timeout_min=600); repeatable.", show_default=False
+            "--option",
+            metavar="KEY=VALUE",
+            help="Option of the launcher (timeout_min=600); repeatable.",
+            show_default=False,
         ),
     ] = None,
     shard: Annotated[

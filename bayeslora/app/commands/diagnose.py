@@ -35,7 +35,7 @@ def diagnose(
     block_draws: Annotated[
         int, typer.Option(help="Draws for k-hat of each layer of the network.", show_default="0: leave it out")
     ] = 0,
-    seed: Annotated[int, typer.Option(help="Of the draws.", min=0, max=2**32 - 1)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.", min=0, max=2**32 - 1)] = 0,
     batch_size: BatchSize = 64,
     base: MovedBase = None,
     assignments: Assignments = None,

@@ -28,7 +28,7 @@ def evaluate(
     split: Split = "validation",
     draws: Draws = 10,
     method: Method = None,
-    seed: Annotated[int, typer.Option(help="Of the draws and of the intervals.", min=0, max=2**32 - 1)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the draws and of the intervals.", min=0, max=2**32 - 1)] = 0,
     batch_size: BatchSize = 64,
     base: MovedBase = None,
     assignments: Assignments = None,

@@ -47,7 +47,7 @@ def fit(
     train_size: TrainSize = None,
     heldout_size: HeldoutSize = None,
     seed: Annotated[
-        int | None, typer.Option(help="Of the rows, the initial weights and the fit.", show_default="0")
+        int | None, typer.Option(help="Seed of the rows, the initial weights and the fit.", show_default="0")
     ] = None,
     chains: Annotated[
         int | None, typer.Option(help="Independent fits, whose mixture is the posterior.", show_default="1")

@@ -64,7 +64,7 @@ def generate(
     stop: Annotated[
         list[str] | None, typer.Option(help="Text at which a text ends; repeatable.", show_default=False)
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the draws and the texts.", min=0, max=2**32 - 1)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the draws and the texts.", min=0, max=2**32 - 1)] = 0,
     batch_size: BatchSize = 8,
     base: MovedBase = None,
 ) -> None:

@@ -17,7 +17,7 @@ def list_backends(verbose: Verbose = False) -> None:
     """Inference algorithms, and with -v their settings."""
     from bayeslora.inference import BACKENDS
 
-    classes = {name: BACKENDS[name] for name in BACKENDS}
+    classes = dict(BACKENDS.items())
     show_classes("backends", classes, {name: cls.paper for name, cls in classes.items()}, verbose)
 
 
@@ -42,7 +42,7 @@ def list_presets(verbose: Verbose = False) -> None:
     """Published settings (--preset), and with -v what each stands for."""
     from bayeslora.inference.presets import PRESETS
 
-    show_presets({name: PRESETS[name] for name in PRESETS}, verbose)
+    show_presets(dict(PRESETS.items()), verbose)
 
 
 def list_recipes(verbose: Verbose = False) -> None:
@@ -65,7 +65,7 @@ def list_models(verbose: Verbose = False) -> None:
     """Pyro models of the LoRA weights (--model), and with -v their settings."""
     from bayeslora.models import MODELS
 
-    show_classes("models", {name: MODELS[name] for name in MODELS}, {}, verbose)
+    show_classes("models", dict(MODELS.items()), {}, verbose)
 
 
 def list_tasks() -> None:

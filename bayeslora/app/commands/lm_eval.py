@@ -46,7 +46,7 @@ def lm_eval(
         Path | None,
         typer.Option(parser=new_file, metavar="FILE", help="Write the results into a JSON file.", show_default=False),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the draws and the texts.", min=0, max=2**32 - 1)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the draws and the texts.", min=0, max=2**32 - 1)] = 0,
     batch_size: BatchSize = 8,
     base: MovedBase = None,
 ) -> None:

@@ -33,7 +33,7 @@ def predict(
     ] = None,
     draws: Draws = 10,
     method: Method = None,
-    seed: Annotated[int, typer.Option(help="Of the draws.", min=0, max=2**32 - 1)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.", min=0, max=2**32 - 1)] = 0,
     batch_size: BatchSize = 64,
     base: MovedBase = None,
 ) -> None:

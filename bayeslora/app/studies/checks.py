@@ -112,7 +112,7 @@ def check_varied(key: str, own: Mapping[str, Any], varied: Mapping[str, Any]) ->
         SettingError: both say it.
     """
     if _both_say(own, varied):
-        raise SettingError(f"{key} is its own, and the grid varies it: leave one of both out.")
+        raise SettingError(f"{key} is its own, and the grid varies it: give only one of the two.")
 
 
 def _both_say(one: Any, other: Any) -> bool:

@@ -148,7 +148,7 @@ class StudyFile(Settings):
         if self.reference is not None and self.reference not in self.methods:
             raise SettingError(unknown("reference of a study", self.reference, self.methods))
         if self.grid and self.tuning:
-            raise SettingError("A study has either a grid, which all methods run through, or tuning: give one of both.")
+            raise SettingError("A study has a grid, which all methods run through, or tuning: give only one.")
         _check_varied("The grid of a study", self.grid)
         if self.tuning:
             _check_varied("The tuning of a study", self.tuning.values)

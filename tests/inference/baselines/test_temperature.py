@@ -74,10 +74,10 @@ def test_pairs_and_the_prior_are_those_of_the_other_posterior() -> None:
         assert torch.equal(mine["linear_16x16.A"], other["linear_16x16.A"])
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        mine = posterior.prior_model()["linear_16x16.A"]
+        mine = posterior.prior_draw()["linear_16x16.A"]
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        assert torch.equal(mine, posterior.inner.prior_model()["linear_16x16.A"])
+        assert torch.equal(mine, posterior.inner.prior_draw()["linear_16x16.A"])
     with torch.random.fork_rng():
         torch.manual_seed(0)
         assert not torch.equal(mine, posterior.program.prior()["linear_16x16.A"])  # its centre was learned
@@ -132,7 +132,7 @@ def test_around_weights_that_are_given() -> None:
     assert not posterior.inner.record.history  # nothing was trained
     assert torch.equal(posterior.mean()["linear_16x16.B"], plain.mean()["linear_16x16.B"])
     assert float(posterior.by) == pytest.approx(best_temperature(plain.predict(aside, progress=False)), rel=1e-5)
-    with pytest.raises(SettingError, match="have not seen"):
+    with pytest.raises(SettingError, match="weights that were given may have seen them"):
         fit(here, ROWS, "temperature", **quick)
 
 
@@ -150,11 +150,11 @@ def test_rows_without_a_mistake_have_no_best_temperature_and_that_is_said() -> N
 
 def test_what_has_no_temperature() -> None:
     quick: dict[str, Any] = {"of_settings": OF, "progress": False}
-    with pytest.raises(SettingError, match="have not seen"):
+    with pytest.raises(SettingError, match="weights that were given may have seen them"):
         fit(tiny_program(Gaussian()), ROWS, "temperature", **quick)  # its products B A are not zero
-    with pytest.raises(SettingError, match="leave one of both out"):
+    with pytest.raises(SettingError, match="give only one of the two"):
         fit(untrained_program(), ROWS, "temperature", heldout=ROWS, heldout_size=3, **quick)
-    with pytest.raises(SettingError, match="24 rows, and 24 to be set aside"):
+    with pytest.raises(SettingError, match="there are 24 rows: some must be left"):
         fit(untrained_program(), ROWS, "temperature", heldout_size=24, **quick)
     values = untrained_program()
     values.observation = Value()

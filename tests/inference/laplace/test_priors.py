@@ -14,7 +14,7 @@ from torch.distributions import MultivariateNormal
 from bayeslora.errors import PosteriorError
 from bayeslora.inference.laplace.priors import NormalPrior
 from bayeslora.models import Gaussian, MonteCLoRA
-from bayeslora.weights import Site
+from bayeslora.sites import Site
 
 
 def test_a_prior_of_a_sum_is_named() -> None:

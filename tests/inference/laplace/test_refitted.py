@@ -109,7 +109,7 @@ def test_certain_labels_leave_a_width() -> None:
 def test_where_there_is_no_best_width_the_models_own_is_kept_and_that_is_said() -> None:
     # Around the very weights that make labels certain nothing asks for width.
     posterior, rows = certain("init")
-    said = r"no width, .* 0\.01 times .*: that of the model is kept .*heldout=.*centre=zero.*deviation"
+    said = r"narrowest prior .*, 0\.01 times .*: the model's prior is kept .*heldout=.*centre=zero.*deviation"
     with pytest.warns(UserWarning, match=said):
         found = given(posterior.program, rows, tune="evidence")
     for name, root in found.prior.roots.items():
@@ -148,7 +148,7 @@ def test_the_width_is_the_narrower_of_the_evidences_and_the_one_that_fits_as_wel
 
 def test_weights_that_interpolate_do_not_bound_an_evidence_of_any_width() -> None:
     prior = NormalPrior({"a": torch.zeros(1, 2, 1)}, {"a": torch.ones(1, 1, 1, dtype=torch.float64)})
-    with pytest.warns(UserWarning, match="any width, .* more than 1000 times the model's"):
+    with pytest.warns(UserWarning, match="largest at the widest prior that was tried, 1000 times as wide"):
         found, _ = matched_width(cast(RefittedEvidence, Curve(1e9, -1e-3)), prior)
     assert found is prior
 

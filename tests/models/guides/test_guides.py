@@ -17,7 +17,7 @@ from bayeslora.models import Gaussian, Guide, MonteCLoRA, ScalaBL, WeightModel, 
 from bayeslora.models.guides.auto import GUIDES, guide_settings
 from bayeslora.models.guides.base import PointGuide
 from bayeslora.settings import Count, Settings
-from bayeslora.weights import Site
+from bayeslora.sites import Site
 
 A, B, HEAD = "linear_5x4.A", "linear_5x4.B", "head.classifier.weight"
 WITH_DENSITY = ["structured", "mean-field", "low-rank", "full", "AutoDiagonalNormal"]

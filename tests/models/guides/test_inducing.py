@@ -20,7 +20,7 @@ from bayeslora.models import Gaussian, Guide, MonteCLoRA, WeightModel, make_guid
 from bayeslora.models.distributions import ColumnNormal
 from bayeslora.models.guides.inducing import InducingGuide, InducingSettings, _orthonormal
 from bayeslora.models.guides.inducing_laws import AugmentedNormal, DrawnNormal, InducedNormal
-from bayeslora.weights import Site
+from bayeslora.sites import Site
 
 A, B = "linear_5x4.A", "linear_5x4.B"
 #: Inducing values as many as neither side has, as both have, and more than the smaller side has.
