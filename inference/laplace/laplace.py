@@ -27,7 +27,7 @@ from bayeslora.inference.laplace.posterior import LaplacePosterior
 from bayeslora.inference.laplace.priors import normal_prior
 from bayeslora.inference.laplace.tuning import WAYS, Untuned
 from bayeslora.inference.training.process import available, device_of
-from bayeslora.inference.training.trainer import TrainingSettings
+from bayeslora.inference.training.settings import TrainingSettings
 from bayeslora.inference.variational.point import MLE, Mode, mode_of, weights_given
 from bayeslora.observations import Curved
 from bayeslora.passes import Rows

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bayeslora.errors import PosteriorError
 from bayeslora.inference.base import Run
-from bayeslora.inference.training.trainer import TrainingSettings
+from bayeslora.inference.training.settings import TrainingSettings
 from bayeslora.inference.variational.contextual import ContextGuide, Contextual, Passes, linear_sites
 from bayeslora.inference.variational.elbo import MeanFieldBound
 from bayeslora.inference.variational.learning import learn

@@ -17,7 +17,7 @@ from bayeslora.errors import SettingError
 from bayeslora.inference.base import Run, check_random
 from bayeslora.inference.training.newton import OnlineNewton
 from bayeslora.inference.training.objective import Hook, Outcome
-from bayeslora.inference.training.trainer import TrainingSettings
+from bayeslora.inference.training.settings import TrainingSettings
 from bayeslora.inference.variational.learning import learn
 from bayeslora.inference.variational.loss import ProgramLoss
 from bayeslora.inference.variational.posterior import VariationalPosterior

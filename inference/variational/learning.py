@@ -17,7 +17,8 @@ from torch.optim import Optimizer
 from bayeslora.inference.base import Run
 from bayeslora.inference.training.objective import Hook, Outcome, State
 from bayeslora.inference.training.process import cost_of, restored_network
-from bayeslora.inference.training.trainer import TrainingSettings, train
+from bayeslora.inference.training.settings import TrainingSettings
+from bayeslora.inference.training.trainer import train
 from bayeslora.inference.variational.loss import KLWarmup, NegativeELBO, ProgramLoss
 from bayeslora.inference.variational.posterior import PriorMean, VariationalPosterior, prior_sites
 from bayeslora.inference.variational.rising import Rising

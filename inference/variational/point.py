@@ -9,7 +9,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from bayeslora.inference.base import Run
-from bayeslora.inference.training.trainer import TrainingSettings
+from bayeslora.inference.training.settings import TrainingSettings
 from bayeslora.inference.variational.elbo import MeanFieldBound
 from bayeslora.inference.variational.learning import optimise
 from bayeslora.inference.variational.posterior import PriorMean, VariationalPosterior, prior_sites

@@ -13,7 +13,7 @@ from bayeslora.inference.aside import has_temperature, rows_aside
 from bayeslora.inference.base import Run, check_random
 from bayeslora.inference.softening import soften
 from bayeslora.inference.training.process import available
-from bayeslora.inference.training.trainer import TrainingSettings
+from bayeslora.inference.training.settings import TrainingSettings
 from bayeslora.inference.variational.elbo import ELBOS
 from bayeslora.inference.variational.estimators import NoiseWarmup, make_estimator
 from bayeslora.inference.variational.learning import optimise

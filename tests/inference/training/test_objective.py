@@ -19,7 +19,8 @@ from transformers import TrainingArguments
 from bayeslora.errors import TrainingError
 from bayeslora.inference.base import Run
 from bayeslora.inference.training.objective import Hook, Objective, Outcome, State
-from bayeslora.inference.training.trainer import TrainingSettings, _Trainer, train
+from bayeslora.inference.training.settings import TrainingSettings
+from bayeslora.inference.training.trainer import _Trainer, train
 from bayeslora.observations import Classes, Padding, encode
 from bayeslora.passes import Rows
 from bayeslora.signals import Stopped

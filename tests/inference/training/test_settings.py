@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from bayeslora.errors import SettingError
 from bayeslora.inference import fit
 from bayeslora.inference.training import trainer as room
-from bayeslora.inference.training.trainer import Schedule, _Trainer
+from bayeslora.inference.training.settings import Schedule
+from bayeslora.inference.training.trainer import _Trainer
 from bayeslora.inference.variational.point import MLE
 from bayeslora.observations import Classes
 from bayeslora.posterior import Posterior
