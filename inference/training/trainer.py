@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +82,9 @@ def train(
 
         def outcome() -> Outcome:
             seconds = before + time.perf_counter() - start
-            return Outcome(seconds, peak(arguments.device), list(trainer.state.log_history))
+            # The Trainer's own summary is of the last sitting alone.
+            history = [row for row in trainer.state.log_history if "train_runtime" not in row]
+            return Outcome(seconds, peak(arguments.device), history)
 
         trainer = _Trainer(
             model=objective,
@@ -116,21 +118,28 @@ class _Trainer(Trainer):
         order: of the rows.
         around: context of forward and backward.
         last_batch: that was trained on.
+        rows: of a batch of this step, on average.
         losses: sum of the losses after step ``logged``, the last one that was logged; a checkpoint keeps both.
     """
 
     order: Ordered
     around: Callable[[], AbstractContextManager[Any]]
     last_batch: dict[str, Tensor]
+    rows: float
     losses: Tensor | float = 0.0
     logged: int = 0
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        batches, counted = super().get_batch_samples(*args, **kwargs)
+        self.rows = sum(_rows_in(each) for each in batches) / max(len(batches), 1)
+        return batches, counted
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **kwargs: Any
     ) -> Tensor:
         self.last_batch = inputs
         loss: Tensor = model(inputs)
-        return loss
+        return loss * (_rows_in(inputs) / self.rows)  # batches of a step are one of all their rows
 
     def check(self) -> None:
         """Make sure that the weights after the last step still give a finite loss.
@@ -241,6 +250,10 @@ class _Steps(TrainerCallback, ExportableState):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         for hook in self.hooks:
             hook.on_checkpoint(self.outcome())
+
+
+def _rows_in(batch: Mapping[str, Tensor]) -> int:
+    return len(batch["labels"])
 
 
 def _state(state: TrainerState) -> State:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bayeslora.errors import SettingError
 from bayeslora.inference import fit
+from bayeslora.inference.training import settings as settings_room
 from bayeslora.inference.training import trainer as room
 from bayeslora.inference.training.settings import Schedule
 from bayeslora.inference.training.trainer import _Trainer
@@ -170,7 +171,7 @@ def test_the_tracker_that_is_asked_for_is_told(monkeypatch: pytest.MonkeyPatch) 
     # None of transformers' trackers has to be installed here: what the Trainer is told is what it looks them up by.
     made = []
     arguments = room.TrainingArguments
-    monkeypatch.setattr(room, "get_available_reporting_integrations", lambda: ["mine"])
+    monkeypatch.setattr(settings_room, "get_available_reporting_integrations", lambda: ["mine"])
 
     def noted(**given: Any) -> Any:
         made.append(given["report_to"])

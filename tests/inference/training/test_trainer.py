@@ -95,14 +95,14 @@ class _FixedDraw:
         monkeypatch.setattr(NegativeELBO, "forward", seeded)
 
 
-@pytest.mark.parametrize("rows", [12, 10])
+@pytest.mark.parametrize("rows", [12, 10, 7])  # of 7 the second batch has 3
 def test_accumulated_batches_are_the_larger_batch(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # Passes of a step draw their weights anew, as they should: with the draw fixed the two fits must be one.
     _FixedDraw(monkeypatch)
     data = tiny_rows(rows)
     settings = {"epochs": 2, "learning_rate": 1e-2, "progress": False, "log_every": 1, "max_grad_norm": 1e-3}
     whole = fit(tiny_program(), data, batch_size=rows, **settings)
-    parts = fit(tiny_program(), data, batch_size=rows // 2, gradient_accumulation_steps=2, **settings)
+    parts = fit(tiny_program(), data, batch_size=-(-rows // 2), gradient_accumulation_steps=2, **settings)
     losses = [[entry["loss"] for entry in each.record.history if "loss" in entry] for each in (whole, parts)]
     norms = [[entry["grad_norm"] for entry in each.record.history if "loss" in entry] for each in (whole, parts)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
