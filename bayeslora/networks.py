@@ -59,7 +59,7 @@ class NetworkSettings(Settings):
 
     @classmethod
     def of(cls, network: nn.Module) -> NetworkSettings:
-        """Of a network that is there already, as far as it says."""
+        """Settings of a network that is there already, as far as it tells them."""
         name = getattr(getattr(network, "config", None), "name_or_path", "")
         return cls(name or "", str(next(network.parameters()).dtype).removeprefix("torch."))
 
@@ -69,7 +69,7 @@ class NetworkSettings(Settings):
         return str(MODEL_PATH) if self.name == "demo" else self.name
 
     def arguments(self) -> dict[str, Any]:
-        """Of transformers' ``from_pretrained``."""
+        """Arguments of transformers' ``from_pretrained``."""
         found: dict[str, Any] = {"dtype": getattr(torch, self.dtype)}
         if self.quantisation is not None:
             from transformers import BitsAndBytesConfig

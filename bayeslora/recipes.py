@@ -90,10 +90,10 @@ class Recipe(NamedTuple):
     """A way to fine-tune.
 
     Attributes:
-        what: it does, in a line.
-        paper: that it is of.
-        settings: of `LoraSettings`, that it has.
-        make: PEFT's configuration of the settings.
+        what: what it trains, in a line.
+        paper: source of the method.
+        settings: names of those of `LoraSettings` that it has.
+        make: gives PEFT's configuration for the settings.
     """
 
     what: str

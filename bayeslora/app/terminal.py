@@ -90,7 +90,7 @@ def described(cls: Any) -> list[tuple[str, str, str, str]]:
 
 
 def first_line(cls: Any) -> str:
-    """Of the documentation."""
+    """First line of a class's docstring."""
     return (cls.__doc__ or "").strip().partition("\n")[0]
 
 

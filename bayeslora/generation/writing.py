@@ -99,7 +99,7 @@ class _Chance(NamedTuple):
 
     @classmethod
     def of(cls, seed: int, draws: int, samples: int, decoding: Decoding) -> _Chance:
-        """By a seed of the prompt's own."""
+        """Chance of one prompt, by a seed of its own."""
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(draws, generator=generator).tolist()
         return cls(order, torch.rand(samples, decoding.max_new_tokens, generator=generator))

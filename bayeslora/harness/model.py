@@ -213,7 +213,7 @@ class PosteriorLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
     ) -> list[tuple[Tensor, bool]]:
-        """Of each request its log-likelihoods (draws,), and whether it is said greedily."""
+        """Log-likelihoods (draws,) of each request, and whether it is what is said greedily."""
         pairs = []
         for (_, said), before, after in requests:
             if not 0 < len(after) <= self.max_length:

@@ -86,7 +86,7 @@ class _Places(NamedTuple):
 
     @classmethod
     def of(cls, texts: Sequence[tuple[int, ...]], rows: Sequence[int], said: Sequence[list[int]]) -> _Places:
-        """Of continuations, each of the text in one of the rows."""
+        """Places of continuations, each of the text in one of the rows."""
         sizes = torch.tensor([len(tokens) for tokens in said])
         starts = torch.tensor([len(texts[row]) for row in rows]) - sizes
         owner = torch.arange(len(said)).repeat_interleave(sizes)

@@ -207,7 +207,7 @@ class Observation(ABC):
 
     @property
     def prediction(self) -> type[Prediction]:
-        """Of which kind its predictions are."""
+        """Class of what is predicted by outputs, such as `ClassPrediction`."""
         return type(self.predicted(torch.zeros(1, 1, self.outputs)))
 
     def to_dict(self) -> dict[str, Any]:
@@ -224,11 +224,11 @@ class Causal(Observation):
     causal: ClassVar[bool] = True
 
     def head(self, spec: TaskSpec) -> dict[str, Any]:
-        """Nothing."""
+        """What the configuration has to say of a head: nothing."""
         return {}
 
     def trained_in_full(self, base: nn.Module) -> list[str]:
-        """Nothing."""
+        """Modules that are trained in full beside LoRA: none."""
         return []
 
 

@@ -59,7 +59,7 @@ class Completions(Causal, Sampled):
 
     @property
     def outputs(self) -> int:
-        """One."""
+        """One: the log-likelihood of a completion."""
         return 1
 
     def length(self, tokenizer: PreTrainedTokenizerBase, task: Task) -> int:
@@ -73,7 +73,7 @@ class Completions(Causal, Sampled):
         return most
 
     def columns(self, spec: TaskSpec) -> tuple[str, ...]:
-        """With those of the completion, whose likelihood is predicted."""
+        """Columns of the prompt, and those of the completion, whose likelihood is predicted."""
         return tuple(dict.fromkeys([*spec.columns, *fields_of(spec.answer)]))
 
     def tokens(self, encoder: Encoder, rows: Sequence[Mapping[str, Any]], spec: TaskSpec) -> dict[str, list[Any]]:

@@ -85,7 +85,7 @@ def logits_at(network: nn.Module, hidden: Tensor, tokens: Tensor | None = None) 
 
 
 class _Head(nn.Module):
-    """In place of the head, which some networks ask for the type of its weight."""
+    """A stand-in for the head, which some networks ask for the type of its weight."""
 
     def __init__(self, head: nn.Module) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class _Head(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """Its weight."""
+        """Weight of the head that it stands for."""
         weight: Tensor = self.head.weight
         return weight
 

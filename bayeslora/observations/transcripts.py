@@ -38,7 +38,7 @@ class Transcript(ABC):
 
     @abstractmethod
     def after(self, parts: Mapping[str, str]) -> str:
-        """What follows then."""
+        """What is said after the completion."""
 
     def asked(self, parts: Mapping[str, str]) -> str:
         """What is said before a completion that is yet to come, to which blanks before it belong."""

@@ -52,11 +52,11 @@ class Value(Observation, Curved):
 
     @classmethod
     def of(cls, spec: TaskSpec) -> Value:
-        """As nothing is known of the labels: with noise of standard deviation 1 around the output itself."""
+        """The observation before anything is known of the labels: noise of deviation 1 around the output itself."""
         return cls()
 
     def for_training(self, rows: Split, head: Callable[[], Observation | None]) -> Value:
-        """With the noise of the labels' spread and, where a head is drawn, their mean and standard deviation."""
+        """The same with noise by the labels' spread and, where a head is drawn, their mean and deviation as units."""
         if not rows.labelled:
             return self
         labels = rows.labels().tolist()
@@ -71,7 +71,7 @@ class Value(Observation, Curved):
 
     @property
     def outputs(self) -> int:
-        """One."""
+        """One: the mean of the label."""
         return 1
 
     def head(self, spec: TaskSpec) -> dict[str, Any]:

@@ -81,7 +81,7 @@ class SequencePrediction(Prediction):
 
     @property
     def perplexity(self) -> Tensor:
-        """Of each sequence (examples,): one over the geometric mean of the probabilities of its tokens."""
+        """Perplexity of each sequence (examples,): one over the geometric mean of the probabilities of its tokens."""
         return self.nll_by_token.exp()
 
     @property

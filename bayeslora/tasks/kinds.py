@@ -181,7 +181,7 @@ class Regression(Kind):
         return all(whole(value) == -1 for value in values)
 
     def read(self, rows: Dataset, values: Sequence[Any], spec: TaskSpec, split: str) -> list[int] | list[float]:
-        """Finite numbers."""
+        """Labels as finite numbers."""
         for row, value in enumerate(values):
             if not is_finite(value):
                 raise DataError(
@@ -237,7 +237,7 @@ class MultipleChoice(Kind):
         return answers
 
     def choices(self, spec: TaskSpec, row: Mapping[str, Any]) -> list[str]:
-        """In a list of their own, or in a field each."""
+        """Texts of a row's choices, which are in a list of their own or in a field each."""
         found = [pick(row, name) for name in spec.choices]
         return [str(choice) for choice in (found[0] if len(spec.choices) == 1 else found)]
 

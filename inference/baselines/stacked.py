@@ -98,7 +98,7 @@ class _Kept(Hook):
     whole: Whole
 
     def on_checkpoint(self, outcome: Outcome) -> None:
-        """Save them."""
+        """Save the members as they are now."""
         self.describe(outcome)
         if self.run.output_dir is not None:
             self.whole(self.members).save(self.run.output_dir / POSTERIOR)

@@ -79,7 +79,7 @@ class Fisher(ABC):
 
 
 class _OfOutputs(Fisher):
-    """By the outputs of an observation that says how its log-likelihood curves."""
+    """The Fisher matrix by outputs of an observation that says how its log-likelihood curves."""
 
     @property
     def vectors(self) -> int:

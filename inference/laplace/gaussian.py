@@ -80,7 +80,7 @@ class BlockBasis(Basis):
         return wide[place].to(pairs) @ pairs @ narrow.mT
 
     def gains(self, key: Layer) -> Tensor:
-        """Of the layer's vectors."""
+        """g_j of the layer's vectors."""
         return self.values[key[0]][key[1]].flatten()
 
 
@@ -112,7 +112,7 @@ class SharedBasis(Basis):
         return (coordinates @ part.to(coordinates).mT).unflatten(-1, shape)
 
     def gains(self, key: Layer) -> Tensor:
-        """Of all vectors."""
+        """g_j of all vectors."""
         return self._gains
 
 

@@ -34,7 +34,7 @@ class EmpiricalPosterior(Posterior):
 
     @property
     def most_draws(self) -> int:
-        """As many as were kept."""
+        """As many as the chain has kept."""
         return len(self)
 
     def __len__(self) -> int:
@@ -76,7 +76,7 @@ class EmpiricalPosterior(Posterior):
         raise PosteriorError(f"The posterior of '{self.record.backend}' is a set of draws: it has no density.")
 
     def state(self) -> dict[str, Tensor]:
-        """The draws."""
+        """The chain's draws, by site."""
         return self.chain
 
     @classmethod

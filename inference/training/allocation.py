@@ -67,14 +67,14 @@ class Allocating(AdamW):
                 loss = closure()
         # Equation 8: at the weights whose gradient it is. AdamW begins the state of a weight, and wants it empty then.
         sensitivity = {
-            place: (place * place.grad).abs()
-            for _, *places in self._triplets
-            for place in places
-            if self.measuring and place.grad is not None
+            parameter: (parameter * parameter.grad).abs()
+            for _, *parameters in self._triplets
+            for parameter in parameters
+            if self.measuring and parameter.grad is not None
         }
         super().step()
-        for place, found in sensitivity.items():
-            self._measure(self.state[place], found)
+        for parameter, found in sensitivity.items():
+            self._measure(self.state[parameter], found)
         if self.budget is not None:
             self._allocate(self.budget)
         return loss
@@ -87,10 +87,10 @@ class Allocating(AdamW):
         sensitivity.lerp_(found, 1 - of_sensitivity)
         uncertainty.lerp_((found - sensitivity).abs(), 1 - of_uncertainty)
 
-    def _importance(self, place: nn.Parameter) -> Tensor:
-        """Of each entry of a weight (equation 11); none, before it has a gradient."""
-        state = self.state.get(place, {})
-        return state["sensitivity"] * state["uncertainty"] if "sensitivity" in state else torch.zeros_like(place)
+    def _importance(self, parameter: nn.Parameter) -> Tensor:
+        """Importance of each entry of a weight (equation 11); none before it has a gradient."""
+        state = self.state.get(parameter, {})
+        return state["sensitivity"] * state["uncertainty"] if "sensitivity" in state else torch.zeros_like(parameter)
 
     def _allocate(self, budget: int) -> None:
         """Set all singular values to zero but those of the most important triplets (equations 6 and 7)."""

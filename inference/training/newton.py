@@ -66,14 +66,14 @@ class OnlineNewton(AdamW):
     def context(self) -> Iterator[None]:
         """Forward and backward within are at a draw of the weights, the same one until the next step."""
         self._noise = self._drawn()
-        means = {place: place.data for place in self._noise}
-        for place, noise in self._noise.items():
-            place.data = means[place] + noise
+        means = {parameter: parameter.data for parameter in self._noise}
+        for parameter, noise in self._noise.items():
+            parameter.data = means[parameter] + noise
         try:
             yield
         finally:
-            for place, mean in means.items():
-                place.data = mean
+            for parameter, mean in means.items():
+                parameter.data = mean
 
     # Overloads of PyTorch's let a step evaluate the loss again, by a closure. At a draw of the weights, which is gone
     # when the means move, there is no loss to evaluate: an optimiser that takes none cannot have those overloads.
@@ -86,57 +86,57 @@ class OnlineNewton(AdamW):
         """
         if closure is not None:
             raise TypeError(f"{type(self).__name__}.step takes no closure: gradients are those taken within context().")
-        gradients = {place: place.grad for place in self._noise}
-        for place in gradients:
-            place.grad = None  # AdamW passes over it
+        gradients = {parameter: parameter.grad for parameter in self._noise}
+        for parameter in gradients:
+            parameter.grad = None  # AdamW passes over it
         super().step()
         for group in self._random():
-            (place,) = group["params"]
-            if (gradient := gradients[place]) is not None:
-                self._move(place, gradient, group)
-            place.grad = gradient
+            (parameter,) = group["params"]
+            if (gradient := gradients[parameter]) is not None:
+                self._move(parameter, gradient, group)
+            parameter.grad = gradient
         self._noise = {}
 
-    def deviation(self, place: nn.Parameter) -> Tensor:
+    def deviation(self, parameter: nn.Parameter) -> Tensor:
         """Standard deviation of each entry of a random parameter."""
-        (group,) = (group for group in self._random() if group["params"][0] is place)
-        return (self._ess * (self._state_of(place)["hessian"] + self._decay(group, place))).rsqrt()
+        (group,) = (group for group in self._random() if group["params"][0] is parameter)
+        return (self._ess * (self._state_of(parameter)["hessian"] + self._decay(group, parameter))).rsqrt()
 
     def _random(self) -> Iterator[dict[str, Any]]:
         return (group for group in self.param_groups if "precision" in group)
 
-    def _state_of(self, place: nn.Parameter) -> dict[str, Any]:
-        state: dict[str, Any] = self.state[place]
+    def _state_of(self, parameter: nn.Parameter) -> dict[str, Any]:
+        state: dict[str, Any] = self.state[parameter]
         if not state:
-            state |= {"step": torch.zeros(()), "momentum": torch.zeros_like(place.data)}
-            state["hessian"] = torch.full_like(place.data, self._hessian)
+            state |= {"step": torch.zeros(()), "momentum": torch.zeros_like(parameter.data)}
+            state["hessian"] = torch.full_like(parameter.data, self._hessian)
         return state
 
-    def _decay(self, group: dict[str, Any], place: nn.Parameter) -> Tensor:
+    def _decay(self, group: dict[str, Any], parameter: nn.Parameter) -> Tensor:
         """d, by entry or broadcastable to it."""
-        group["precision"] = group["precision"].to(place.device)
+        group["precision"] = group["precision"].to(parameter.device)
         return group["precision"] / self._ess
 
     def _drawn(self) -> dict[nn.Parameter, Tensor]:
-        places = [group["params"][0] for group in self._random()]
-        number = int(self._state_of(places[0])["step"])
-        generator = torch.Generator(places[0].device)
+        parameters = [group["params"][0] for group in self._random()]
+        number = int(self._state_of(parameters[0])["step"])
+        generator = torch.Generator(parameters[0].device)
         generator.manual_seed(derived_short_seed(self._seed, number))
         return {
-            place: self.deviation(place)
-            * torch.randn(place.shape, generator=generator, device=place.device, dtype=place.dtype)
-            for place in places
+            parameter: self.deviation(parameter)
+            * torch.randn(parameter.shape, generator=generator, device=parameter.device, dtype=parameter.dtype)
+            for parameter in parameters
         }
 
-    def _move(self, place: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> None:
-        state, decay = self._state_of(place), self._decay(group, place)
+    def _move(self, parameter: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> None:
+        state, decay = self._state_of(parameter), self._decay(group, parameter)
         beta1, beta2 = self._newton
         hessian, momentum = state["hessian"], state["momentum"]
         state["step"] += 1
         momentum.lerp_(gradient, 1 - beta1)
         curvature = hessian + decay
-        gain = self._ess * curvature * self._noise[place] * gradient - hessian  # h^ - h
+        gain = self._ess * curvature * self._noise[parameter] * gradient - hessian  # h^ - h
         hessian.add_((1 - beta2) * gain + (1 - beta2) ** 2 * gain.square() / (2 * curvature))
-        group["centre"] = group["centre"].to(place.device)
-        slope = momentum / (1 - beta1 ** int(state["step"])) + decay * (place - group["centre"])
-        place.sub_(group["lr"] * (slope / (hessian + decay)).clamp_(-self._radius, self._radius))
+        group["centre"] = group["centre"].to(parameter.device)
+        slope = momentum / (1 - beta1 ** int(state["step"])) + decay * (parameter - group["centre"])
+        parameter.sub_(group["lr"] * (slope / (hessian + decay)).clamp_(-self._radius, self._radius))

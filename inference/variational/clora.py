@@ -161,6 +161,6 @@ class CLoRALoss(NegativeELBO):
         return loss + self.kl_weight * divergence / self.size
 
     def parts(self) -> dict[str, float]:
-        """With the divergence of the noise, in nats an example."""
+        """Parts of the bound, with the divergence of the noise in nats an example."""
         found: dict[str, Any] = super().parts()
         return found | ({} if self._divergence is None else {"kl/noise": float(self._divergence) / self.size})

@@ -170,7 +170,7 @@ class _Kept(Hook):
     run: Run
 
     def on_checkpoint(self, outcome: Outcome) -> None:
-        """Save it."""
+        """Save the posterior as it is now."""
         describe(self.posterior, outcome)
         if self.run.output_dir is not None:
             self.posterior.save(self.run.output_dir / POSTERIOR)

@@ -27,9 +27,10 @@ def address(described: Any) -> str:
 def is_over(config: RunConfig) -> bool:
     """Whether the backend of a run is one over another one."""
     from bayeslora.inference import BACKENDS
+    from bayeslora.inference.baselines.nested import Over
 
     assert config.backend is not None
-    return hasattr(BACKENDS[config.backend], "inner")
+    return issubclass(BACKENDS[config.backend], Over)
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Cell:
 
     @cached_property
     def name(self) -> str:
-        """Of its folder: for people, then the address."""
+        """Name of the folder: words for people, then the address."""
         own = {key: value for key, value in self.config.to_dict().items() if key not in ("output", "preset")}
         digest = address({"run": own, "start": None if self.start is None else self.start.name})
         path = Path(self.config.task)
@@ -93,7 +94,7 @@ class Evaluation:
 
     @cached_property
     def name(self) -> str:
-        """Of its files: for people, then the address, which is that of a time without ``rows`` where all are."""
+        """Name of the files: words for people, then the address, of which ``rows`` is a part if they are not all."""
         described = asdict(self)
         if self.rows is None:
             del described["rows"]

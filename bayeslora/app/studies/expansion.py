@@ -66,7 +66,7 @@ class Target:
 
     @property
     def title(self) -> str:
-        """For messages."""
+        """How messages name it."""
         point = "".join(f", {key}={value}" for key, value in self.point.items())
         chosen = ", chosen" if self.protocol == "chosen" else ""
         return f"{self.task}, {self.base}, {self.method}, seed {self.seed}{point}{chosen}"

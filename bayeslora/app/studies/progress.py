@@ -53,7 +53,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """For people."""
+    """A time in words, such as "3 min"."""
     if seconds < 60:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
     minutes = seconds / 60

@@ -88,7 +88,7 @@ class Table:
         return Table(self.title, header, rows, self.note)
 
     def to_markdown(self) -> str:
-        """With its title as a heading."""
+        """The table in Markdown, its title as a heading."""
         lines = [
             f"## {self.title}",
             "",
@@ -100,7 +100,7 @@ class Table:
         return "\n".join(lines) + "\n"
 
     def to_latex(self) -> str:
-        """With its title as a caption, for the package booktabs."""
+        """The table in LaTeX for the package booktabs, its title as a caption."""
         rows = [" & ".join(map(_latex, row)) + r" \\" for row in (self.header, *self.rows)]
         note = f" {_latex(self.note)}" if self.note else ""
         lines = [
