@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn, overload
 
 import torch
 from torch import Tensor, nn
@@ -75,10 +75,15 @@ class OnlineNewton(AdamW):
             for parameter, mean in means.items():
                 parameter.data = mean
 
-    # Overloads of PyTorch's let a step evaluate the loss again, by a closure. At a draw of the weights, which is gone
-    # when the means move, there is no loss to evaluate: an optimiser that takes none cannot have those overloads.
+    # A closure evaluates the loss again, and the draw that it would be of is gone when the means move.
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> NoReturn: ...
+
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> None:
         """Move the means, their curvatures, and the points, by the gradients that were taken within `context`.
 
         Raises:
