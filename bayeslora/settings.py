@@ -28,6 +28,7 @@ __all__ = [
     "Positive",
     "Seed",
     "Settings",
+    "Size",
     "build",
     "coerce",
 ]
@@ -42,6 +43,7 @@ Deviation = Annotated[float, Bound(gt=0, lt=1e15)]
 #: A part of a whole, up to all of it.
 Part = Annotated[float, Bound(ge=0, le=1)]
 Count = Annotated[int, Bound(ge=1)]
+Size = Annotated[int, Bound(ge=0)]
 #: What every generator takes: numpy's takes 32 bits.
 Seed = Annotated[int, Bound(ge=0, lt=2**32)]
 
@@ -91,15 +93,19 @@ def coerce(value: Any, annotation: Any, name: str) -> Any:
     Raises:
         SettingError: the value cannot be read as that type.
     """
+    return _coerced(value, annotation, _adapter(annotation), name)
+
+
+def _coerced(value: Any, annotation: Any, adapter: TypeAdapter[Any], name: str) -> Any:
     try:
-        return _adapter(annotation).validate_python(_read(value, annotation))
+        return adapter.validate_python(_read(value, annotation))
     except ValidationError as error:
         raise SettingError(_message(name, error)) from None
 
 
 def _known(cls: type, names: Iterable[str]) -> None:
     """Refuse a name that no field has."""
-    known = _types(cls)
+    known = _schema(cls)
     for name in names:
         if name not in known:
             raise SettingError(unknown(f"setting of {_title(cls)}", str(name), known))
@@ -107,19 +113,18 @@ def _known(cls: type, names: Iterable[str]) -> None:
 
 def _checked(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """Values of fields in their types."""
-    types_of = _types(cls)
+    schema = _schema(cls)
     _known(cls, values)
-    return {name: coerce(value, types_of[name], f"{_title(cls)}: {name}") for name, value in values.items()}
+    return {name: _coerced(value, *schema[name], f"{_title(cls)}: {name}") for name, value in values.items()}
 
 
 @cache
-def _types(cls: type) -> dict[str, Any]:
-    """The types of a dataclass's fields, with their bounds."""
+def _schema(cls: type) -> dict[str, tuple[Any, TypeAdapter[Any]]]:
+    """The types of a dataclass's fields, with their bounds, and what checks values against each."""
     hints = get_type_hints(cls, include_extras=True)
-    return {field.name: hints[field.name] for field in _settings(cls)}
+    return {field.name: (hints[field.name], _adapter(hints[field.name])) for field in _settings(cls)}
 
 
-@cache
 def _adapter(annotation: Any) -> TypeAdapter[Any]:
     own = is_dataclass(annotation)  # which pydantic lets nobody else configure
     return TypeAdapter(annotation, config=None if own else ConfigDict(arbitrary_types_allowed=True))

@@ -103,7 +103,7 @@ def _chains(data: Any) -> xr.DataArray:
 
 @dataclass(frozen=True)
 class Trend:
-    """The loss over the last fifth of the training log.
+    """The loss over the last fifth of the training log, ten entries at least.
 
     A learning rate that falls to zero brings any loss to rest: that it rests says that this fit is over, not that a
     longer one would not be better.
@@ -119,7 +119,7 @@ class Trend:
     @property
     def settled(self) -> bool:
         """Whether it falls or rises by no more than noise."""
-        return abs(self.change) < 2 * self.error
+        return abs(self.change) <= 2 * self.error
 
 
 def elbo_trend(history: Sequence[Mapping[str, float]]) -> Trend:

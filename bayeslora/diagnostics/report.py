@@ -157,6 +157,10 @@ def _rest(found: Diagnosis, posterior: Posterior) -> None:
         found.say(NEAR, f"{whose} {state}: {change} nats an example, with an error of {trend.error:.4f}.")
 
 
+def _rhat(value: float) -> str:
+    return f"{value:.2f}" if value < 100 else "100 or more"
+
+
 def _agreement(found: Diagnosis, posterior: Posterior, values: str, each: str) -> None:
     """Whether fits, or the halves of a Markov chain, predict the same."""
     try:
@@ -164,11 +168,13 @@ def _agreement(found: Diagnosis, posterior: Posterior, values: str, each: str) -
     except PosteriorError as error:
         found.say(NEAR, f"R-hat and effective sample size are left out. {error}")
         return
-    high, share, expected = float(np.nanmax(rhats)), float(np.mean(rhats > 1.01)), float(np.mean(chance > 1.01))
+    # Choices that a row lacks have the same probability, zero, in every draw, and no R-hat.
+    rhats, chance = rhats[np.isfinite(rhats)], chance[np.isfinite(chance)]
+    high, share, expected = float(np.max(rhats)), float(np.mean(rhats > 1.01)), float(np.mean(chance > 1.01))
     found.say(
         NEAR,
-        f"R-hat of {values}: at most {high:.2f}, above 1.01 in {share:.0%} of them; by chance, "
-        f"with the draws of all fits shuffled, at most {np.nanmax(chance):.2f} and in {expected:.0%}.",
+        f"R-hat of {values}: at most {_rhat(high)}, above 1.01 in {share:.0%} of them; by chance, "
+        f"with the draws of all fits shuffled, at most {_rhat(float(np.max(chance)))} and in {expected:.0%}.",
         rhat_largest=high, rhat_above=share, rhat_above_by_chance=expected,
     )  # fmt: skip
     if found.data.attrs["draws_are"] != MARKOV:
@@ -244,8 +250,8 @@ def _leave_one_out(found: Diagnosis, posterior: Posterior) -> None:
         if named := [f"{what} of {_shortened(sites)}" for what, sites in of_all_rows.items() if sites]:
             found.say(
                 MODEL,
-                f"Too good by as much as what leaves no row out has overfitted: {' and '.join(named)}. It ranks no "
-                "model that has such against one that has none.",
+                f"This is optimistic: {' and '.join(named)} were fitted to all rows, the one that is left out "
+                "included. It ranks no model that has such against one that has none.",
             )
         found.pictures["pareto_k"] = plots.pareto_k(by_row["example"].values, shapes, good)
     except PosteriorError as problem:

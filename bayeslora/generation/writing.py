@@ -230,7 +230,7 @@ class Writer:
         own = (begins <= place) & (place < ends)
         mine = own.to(hidden.device)
         states, expected = hidden[:, :-1][mine], batch["input_ids"][:, 1:][mine]
-        log_probs, step = [], positions_at_once(self._program.network)
+        log_probs, step = [], positions_at_once(self._program.network, size=2)
         for part, said in zip(states.split(step), expected.split(step), strict=True):
             every = logits_at(self._program.network, part).double().log_softmax(-1)
             log_probs.append(every.gather(-1, said.unsqueeze(-1)).squeeze(-1))

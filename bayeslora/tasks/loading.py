@@ -68,7 +68,7 @@ def load_task(
         train_size: number of training rows; all that are not held out by default.
         heldout_size: number of rows to cut off the training split, to choose settings on.
         test_size: number of rows to cut off the training split before all others, to report on, where there is no test
-            split. The seed alone says which.
+            split: the same ones for every seed.
         seed: of the choice of rows.
         text: one or two columns, or templates of columns such as "{title}: {body}"; "text" by default.
         label: column of the class, the value or the answer; "label" by default.

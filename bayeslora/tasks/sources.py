@@ -121,7 +121,7 @@ def from_data(
             return _dataset({name: [row.get(name) for row in rows] for name in names}, origin)
     raise DataError(
         f"Expected rows, found a {type(data).__name__}: give a DataFrame, a datasets.Dataset, or a list of mappings "
-        "from column to value."
+        "from column to value. Columns by name become rows by pd.DataFrame(columns)."
     )
 
 

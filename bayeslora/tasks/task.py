@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bayeslora.errors import DataError, TaskError, unknown
+from bayeslora.settings import Count, Size, coerce
 from bayeslora.tasks.sources import column, fields_of, from_data
 from bayeslora.tasks.spec import TaskSpec
 from bayeslora.tasks.values import numbered
@@ -85,8 +86,6 @@ class Split:
             DataError: there are fewer rows.
         """
         total = len(self)
-        if heldout_size < 0 or (train_size is not None and train_size < 1):
-            raise DataError(f"train_size is {train_size}, heldout_size {heldout_size}: expected at least 1 and 0.")
         if train_size is not None and train_size > total:
             raise DataError(f"train_size is {train_size}, but split '{self.name}' has {total} rows.")
         if heldout_size + (train_size or 1) > total:
@@ -105,7 +104,7 @@ class Split:
         Raises:
             DataError: that is no number of some of the rows.
         """
-        if type(size) is not int or not 1 <= size < len(self):
+        if not 1 <= size < len(self):
             raise DataError(f"test_size is {size}, expected from 1 to {len(self) - 1} rows of split '{self.name}'.")
         order = self._permutation(seed=0)
         return self.select(sorted(order[size:])), replace(self.select(order[:size]), name="test")
@@ -292,9 +291,13 @@ def build_task(
 
     Raises:
         DataError: there are no splits or too few rows, or columns, texts or labels are missing or out of range.
+        SettingError: a size is no number of rows.
     """
     data = data if isinstance(data, Splits) else Splits(spec, data)
     arguments = arguments or {}
+    train_size = coerce(train_size, Count | None, "train_size, a number of rows,")
+    heldout_size = coerce(heldout_size, Size, "heldout_size, a number of rows,")
+    test_size = coerce(test_size, Size, "test_size, a number of rows,")
 
     def split(name: str) -> Split:
         return Split(data[name], spec, name, arguments).check()

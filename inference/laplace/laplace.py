@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from datasets import Dataset
-from pydantic import Field
 
 from bayeslora.errors import SettingError
 from bayeslora.inference.aside import ENOUGH, rows_aside
@@ -32,7 +31,7 @@ from bayeslora.inference.variational.point import MLE, Mode, mode_of, weights_gi
 from bayeslora.observations import Curved
 from bayeslora.passes import Rows
 from bayeslora.program import Program
-from bayeslora.settings import Count, NotNegative, Positive
+from bayeslora.settings import Count, NotNegative, Positive, Size
 from bayeslora.sites import Site
 
 __all__ = ["Laplace"]
@@ -94,7 +93,7 @@ class Laplace(TrainingSettings):
     subset: Literal["all", "last-layer"] = "all"
     head: bool = False
     tune: Literal["auto", "heldout", "evidence", "mode-evidence", "none"] = "auto"
-    heldout_size: Annotated[int, Field(ge=0)] | None = None
+    heldout_size: Size | None = None
     temperature: Positive = 1.0
     point_learning_rate: NotNegative | None = None
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import Field
 from torch import Tensor
 
 from bayeslora.inference.base import Run, check_random
@@ -15,7 +14,7 @@ from bayeslora.inference.training.process import device_of
 from bayeslora.passes import undisturbed
 from bayeslora.program import Program
 from bayeslora.rng import isolated
-from bayeslora.settings import Count, Settings
+from bayeslora.settings import Count, Settings, Size
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -38,7 +37,7 @@ class ChainSettings(Settings, ABC):
     name: ClassVar[str]
 
     draws: Count = 500
-    warmup: Annotated[int, Field(ge=0)] = 500
+    warmup: Size = 500
     cpu: bool = False
 
     @abstractmethod

@@ -23,7 +23,7 @@ from bayeslora.inference.variational.rates import groups_of, rate_beside_noise, 
 from bayeslora.models.guides.auto import ALIASES, guide_settings, make_guide
 from bayeslora.program import Program
 from bayeslora.rng import isolated
-from bayeslora.settings import Count, NotNegative, Part, Positive
+from bayeslora.settings import Count, NotNegative, Part, Positive, Size
 
 __all__ = ["SVI"]
 
@@ -98,7 +98,7 @@ class SVI(TrainingSettings):
     scale_learning_rate: NotNegative = 1e-2
     point_learning_rate: NotNegative | None = None
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.98
-    heldout_size: Annotated[int, Field(ge=0)] | None = None
+    heldout_size: Size | None = None
     init_scale: Positive = 1e-2
 
     def __post_init__(self) -> None:

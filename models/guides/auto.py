@@ -52,13 +52,21 @@ NAMED = {
     "delta": "Points: no distribution.",
 }
 
-#: Classes that are no guide by themselves or need more than a name; AutoDelta would follow hyper-sites to where the
-#: density has no bound.
+#: Classes that are no guide by themselves or need more than a name, or whose density nobody knows where the model has
+#: sites without a distribution; AutoDelta would follow hyper-sites to where the density has no bound.
 UNSUITABLE = frozenset(
-    {"AutoGuide", "AutoGuideList", "AutoCallable", "AutoContinuous", "AutoDelta", "AutoDiscreteParallel",
-     "AutoHierarchicalNormalMessenger", "AutoLaplaceApproximation", "AutoMessenger", "AutoNormalMessenger",
-     "AutoNormalizingFlow", "AutoRegressiveMessenger", "AutoStructured"}
+    {"AutoGaussian", "AutoGuide", "AutoGuideList", "AutoCallable", "AutoContinuous", "AutoDelta",
+     "AutoDiscreteParallel", "AutoHierarchicalNormalMessenger", "AutoLaplaceApproximation", "AutoMessenger",
+     "AutoNormalMessenger", "AutoNormalizingFlow", "AutoRegressiveMessenger", "AutoStructured"}
 )  # fmt: skip
+#: All others.
+SUITABLE = tuple(name for name in autoguide.__all__ if name.startswith("Auto") and name not in UNSUITABLE)
+#: What does the same as some of the unsuitable ones.
+INSTEAD = {
+    "AutoDelta": " For point estimates there is guide='delta'.",
+    "AutoGaussian": " For one normal over all random sites there is guide='full'.",
+    "AutoLaplaceApproximation": " For Laplace's approximation there is backend='laplace'.",
+}
 
 #: Classes whose density is known in closed form.
 DENSE = (
@@ -281,10 +289,9 @@ def _autoguide(kind: str) -> type[autoguide.AutoGuide]:
     name = ALIASES.get(kind, kind)
     found = getattr(autoguide, name, None)
     if name in UNSUITABLE:
-        raise SettingError(f"{name} cannot guide this model. For point estimates there is guide='delta'.")
+        raise SettingError(f"{name} cannot guide this model.{INSTEAD.get(name, '')}")
     if not (isinstance(found, type) and issubclass(found, autoguide.AutoGuide)):
-        names = [name for name in autoguide.__all__ if name.startswith("Auto") and name not in UNSUITABLE]
-        raise SettingError(unknown("guide", kind, [*NAMED, *GUIDES, *names]))
+        raise SettingError(unknown("guide", kind, [*NAMED, *GUIDES, *SUITABLE]))
     return found
 
 

@@ -234,7 +234,9 @@ def test_a_point_estimate_has_one_draw() -> None:
 def test_texts_are_scored_some_tokens_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     posterior, settings = posterior_of(), {"max_new_tokens": 7, "draws": 2, "progress": False}
     whole = posterior.generate(PROMPTS, 2, **settings)
-    monkeypatch.setattr(completions, "LOGITS", 3 * posterior.program.network.config.vocab_size)
+    monkeypatch.setattr(
+        completions, "LOGITS", 6 * posterior.program.network.config.vocab_size
+    )  # of single precision, three of double
     held, logits_at = [], writing.logits_at
 
     def counted(network: Any, hidden: Tensor) -> Tensor:

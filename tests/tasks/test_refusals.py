@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from scenarios import sentence_pairs, write_rows
 
-from bayeslora.errors import DataError, TaskError
+from bayeslora.errors import DataError, SettingError, TaskError
 from bayeslora.tasks import TaskSpec, build_task, load_task, reload_task
 
 
@@ -175,12 +175,13 @@ def test_a_text_that_is_not_there(tmp_path: Path) -> None:
         ({"train_size": 21}, "train_size is 21, but split 'train' has 20 rows"),
         ({"train_size": 15, "heldout_size": 6}, "heldout_size is 6, but split 'train' can spare 5 rows"),
         ({"heldout_size": 20}, "heldout_size is 20, but split 'train' can spare 19 rows"),
-        ({"train_size": 0}, "train_size is 0"),
-        ({"heldout_size": -1}, "heldout_size -1"),
+        ({"train_size": 0}, "train_size, a number of rows, should be greater than or equal to 1, found 0"),
+        ({"heldout_size": -1}, "heldout_size, a number of rows, should be greater than or equal to 0, found -1"),
+        ({"heldout_size": 0.2}, "heldout_size, a number of rows, .* integer.*, found 0.2"),
     ],
 )
-def test_subsets_that_are_too_large(mrpc: Path, sizes: dict[str, int], message: str) -> None:
-    with pytest.raises(DataError, match=message):
+def test_subsets_that_cannot_be(mrpc: Path, sizes: dict[str, int], message: str) -> None:
+    with pytest.raises((DataError, SettingError), match=message):
         load_task("mrpc", mrpc, **sizes)
 
 

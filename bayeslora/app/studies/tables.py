@@ -37,15 +37,15 @@ TITLES = {
     "rmse": "RMSE",
     "pearson": "Pearson",
     "spearman": "Spearman",
-    "coverage_90": "in the middle 90 %",
+    "coverage_90": "90 % coverage",
     "kl": "KL from truth",
     "ece_true": "ECE against truth",
 }
 MEANS = "Means over seeds; in brackets their 95 % intervals, first over rows (bootstrap), then over seeds (t)."
 #: What is said of metrics that are better neither way.
 EXPLAINED = {
-    "ece_15_by_chance": " ECE-15 by chance is what so many rows leave on average of probabilities that are true.",
-    "coverage_90": " In the middle 90 % of what is predicted are 0.9 of the labels if predictions are true.",
+    "ece_15_by_chance": " ECE-15 by chance is what probabilities without any error have on average with so many rows.",
+    "coverage_90": " 90 % coverage is the share of labels within the middle 90 % of their prediction: 0.9 is right.",
 }
 PROTOCOLS = {
     "same": "all at the same settings",
@@ -56,13 +56,18 @@ PROTOCOLS = {
 Notes: TypeAlias = Mapping[tuple[str, str, str, str], int]
 #: What cannot be told from the reference by the rows and seeds that there are, or by the digits that are shown.
 CHANCE = "≈"
+#: How LaTeX is told signs that mean something else there.
+LATEX = str.maketrans(
+    {sign: rf"\{sign}" for sign in "&%_#${}"}
+    | {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", CHANCE: r"$\approx$"}
+)
 COSTS = {
     "fit_seconds": ("fit, s", 1.0, ".1f"),
     "predict_seconds": ("predict, s", 1.0, ".1f"),
     "tuning_seconds": ("trials, s", 1.0, ".1f"),
     "peak_memory_bytes": ("peak memory, MiB", 2.0**20, ",.0f"),
     "parameters": ("parameters", 1.0, ",.0f"),
-    "extra_parameters": ("over LoRA", 1.0, ",.0f"),
+    "extra_parameters": ("extra parameters", 1.0, ",.0f"),
 }
 
 
@@ -277,7 +282,7 @@ def _noted(notes: Notes, line: tuple[str, str, str, str]) -> str:
 
 
 def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 
 def _mean(row: Mapping[str, Any]) -> str:
@@ -322,6 +327,4 @@ def _several(values: Iterable[float]) -> str:
 
 
 def _latex(text: str) -> str:
-    for sign, written in (("\\", r"\textbackslash "), ("&", r"\&"), ("%", r"\%"), ("_", r"\_"), ("#", r"\#")):
-        text = text.replace(sign, written)
-    return text.replace(CHANCE, r"$\approx$")
+    return text.translate(LATEX)

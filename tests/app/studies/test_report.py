@@ -185,6 +185,9 @@ def test_signs_of_latex_are_text() -> None:
     text = table.to_latex()
     assert r"50 \% \& more" in text and r"a\_b & c \\" in text and r"+0.1 $\approx$ \\" in text
     assert "| a_b | c |\n|---|---:|\n| x | +0.1 ≈ |" in table.to_markdown()
+    odd = Table("odd", [r"10^{-2} $ ~ \a", "c"], [["p(a|b)", "1"]])
+    assert r"10\textasciicircum{}\{-2\} \$ \textasciitilde{} \textbackslash{}a & c" in odd.to_latex()
+    assert r"| p(a\|b) | 1 |" in odd.to_markdown()
 
 
 @pytest.mark.parametrize("shown", ["ignore", "always"])

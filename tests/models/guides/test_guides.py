@@ -11,10 +11,12 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from scenarios import tiny_program, tiny_rows
 
 from bayeslora.errors import PosteriorError, SettingError
+from bayeslora.inference import fit
 from bayeslora.models import Gaussian, Guide, MonteCLoRA, ScalaBL, WeightModel, make_guide
-from bayeslora.models.guides.auto import GUIDES, guide_settings
+from bayeslora.models.guides.auto import GUIDES, SUITABLE, guide_settings
 from bayeslora.models.guides.base import PointGuide
 from bayeslora.settings import Count, Settings
 from bayeslora.sites import Site
@@ -203,10 +205,19 @@ def test_a_guide_is_made_of_its_settings_if_it_has_any(
         guide_settings("set", {"number": "0"})
 
 
+@pytest.mark.parametrize("kind", SUITABLE)
+def test_every_guide_of_pyro_that_is_offered_is_fitted(kind: str) -> None:
+    posterior = fit(tiny_program(MonteCLoRA(components=2)), tiny_rows(8), guide=kind, epochs=1, progress=False)
+    draws = posterior.sample(2)["linear_16x16.A"]
+    assert bool(draws.isfinite().all()) and not torch.equal(draws[0], draws[1])
+
+
 def test_unknown_and_unfit_kinds(sites: tuple[Site, ...]) -> None:
     with pytest.raises(SettingError, match="Did you mean 'mean-field'"):
         make_guide("meanfield", MonteCLoRA(), sites)
-    with pytest.raises(SettingError, match="AutoCallable cannot guide this model"):
+    with pytest.raises(SettingError, match=r"AutoCallable cannot guide this model\.$"):
         make_guide("AutoCallable", MonteCLoRA(), sites)
+    with pytest.raises(SettingError, match="AutoGaussian cannot guide this model. .*guide='full'"):
+        make_guide("AutoGaussian", MonteCLoRA(), sites)
     with pytest.raises(SettingError, match="AutoDelta cannot guide this model. .*guide='delta'"):
         make_guide("AutoDelta", MonteCLoRA(), sites)
