@@ -79,6 +79,7 @@ def history(losses: np.ndarray) -> list[dict[str, float]]:
 def test_a_loss_that_falls_has_not_come_to_rest() -> None:
     noise = 0.01 * np.random.default_rng(1).standard_normal(200)
     assert elbo_trend(history(1 + noise)).settled
+    assert elbo_trend(history(np.ones(200))).settled
     assert not elbo_trend(history(np.linspace(1, 2, 200) + noise)).settled
     falling = elbo_trend(history(np.linspace(2, 1, 200) + noise))
     assert not falling.settled

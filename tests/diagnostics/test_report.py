@@ -5,7 +5,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from bayeslora.diagnostics.diagnosis import listed
 from bayeslora.errors import DataError, PosteriorError
 from bayeslora.inference import fit
 from bayeslora.models import Gaussian
+from bayeslora.posterior import Posterior
 from bayeslora.predict.prediction import ClassPrediction
 from bayeslora.predict.resampling import Interval
 from bayeslora.predict.selective import auroc
@@ -316,3 +317,13 @@ def test_an_infinite_khat_is_seen() -> None:
     (rows,) = plots.pareto_k(np.array([3, 5, 8]), np.array([np.inf, 0.2, np.inf]), 0.5).axes
     assert rows.get_xlabel() == "training row (2 of 3 above 0.50, 2 infinite)"
     assert np.isfinite(rows.lines[1].get_ydata()).all() and rows.lines[1].get_xdata().tolist() == [3, 8]
+
+
+def test_choices_that_a_row_lacks_count_in_no_share_of_rhat(monkeypatch: pytest.MonkeyPatch) -> None:
+    of_rows = np.array([[1.2, 1.0, np.nan], [1e15, 1.0, np.nan]])
+    monkeypatch.setattr(report, "prediction_rhat", lambda _: SimpleNamespace(values=of_rows))
+    monkeypatch.setattr(report, "shuffled", lambda _: SimpleNamespace(values=np.array([[1.0, 1.1, np.nan]])))
+    found = report.Diagnosis(data=SimpleNamespace(attrs={"draws_are": "independent"}))
+    report._agreement(found, cast(Posterior, None), "choices", "choice")
+    ((sentence,),) = found.verdicts.values()
+    assert "at most 100 or more, above 1.01 in 50% of them" in sentence and "at most 1.10 and in 50%" in sentence
