@@ -19,6 +19,9 @@ __all__ = ["DRAWS", "SOFTENING", "Softened", "soften", "soften_whole", "without"
 
 #: Draws by which the rows are predicted: as many as by default in any prediction.
 DRAWS = 10
+#: Nats by which a temperature makes the rows likelier that would by chance, if 1 were right, be less in 95 of 100 cases:
+#: half the quantile of chi-squared (Wilks, *The large-sample distribution of the likelihood ratio*, 1938).
+BEYOND_CHANCE = 1.92
 #: Name of the temperature among a posterior's tensors.
 SOFTENING = "softening"
 
@@ -27,7 +30,7 @@ class Softened(Posterior):
     """A posterior that may predict by default under a temperature of what its first predictor says.
 
     Attributes:
-        coldest: the least temperature that is chosen.
+        coldest: the least temperature that is chosen; a lower one only if rows are likelier by it beyond chance.
         softening: temperature of those predictions (see `bayeslora.predict.temperature.tempered`), if one was chosen;
             other ways to predict, and the weights, are without it.
     """
@@ -89,7 +92,10 @@ def soften(posterior: Softened, run: Run) -> None:
     batch_size = posterior.chains[0].record.settings["batch_size"]  # which there is memory for
     found = posterior.predict(run.heldout, DRAWS, method, run.seed, batch_size, run.progress)
     assert isinstance(found, Temperable)
-    temperature = max(posterior.coldest, weighed_temperature(found)[0])
+    temperature = weighed_temperature(found)[0]
+    won = gain(found, temperature)
+    if (won["heldout_nll"] - won["tempered_nll"]) * len(run.heldout) < BEYOND_CHANCE:
+        temperature = max(temperature, posterior.coldest)
     posterior.soften(temperature)
     note(f"Predictions have a temperature of {temperature:.3g}, by {len(run.heldout):,} held-out rows.", run.progress)
     record = posterior.record

@@ -34,7 +34,8 @@ class VariationalPosterior(Softened):
     """
 
     kind: ClassVar[str] = "variational"
-    # The noise is what the guide does not know: that it knows more than that, a few rows say by chance at times.
+    # The noise is what the guide does not know: that it knows more than that, a few rows say by chance at times. But
+    # choices by the likelihood of their texts may all be too unsure, with noise and without.
     coldest = 1.0
 
     def __init__(self, program: Program, record: Record, guide: Guide) -> None:
