@@ -19,7 +19,7 @@ __all__ = ["DRAWS", "SOFTENING", "Softened", "soften", "soften_whole", "without"
 
 #: Draws by which the rows are predicted: as many as by default in any prediction.
 DRAWS = 10
-#: Nats by which a temperature has to make rows likelier. If 1 were right, chance would give less in 95 of 100 cases: half
+#: Nats by which a temperature has to make rows likelier. If 1 were right, chance gave less in 95 of 100 cases: half
 #: the quantile of chi-squared (Wilks, *The large-sample distribution of the likelihood ratio*, 1938).
 BEYOND_CHANCE = 1.92
 #: Name of the temperature among a posterior's tensors.
