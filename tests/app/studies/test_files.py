@@ -19,10 +19,11 @@ LINES |= {
     "language": 2 * 6,
     "answers": 4,
     "own_settings": 5 * 2,
-    "smollm2": 14,
+    "smollm2": 17,
     "settings": 20,
     "rates": 6 * 4,
     "mrpc-rates": 3 * 5,
+    "learning_rates": 3 * 5,
 }
 
 
