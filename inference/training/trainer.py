@@ -82,9 +82,7 @@ def train(
 
         def outcome() -> Outcome:
             seconds = before + time.perf_counter() - start
-            # The Trainer's own summary is of the last sitting alone.
-            history = [row for row in trainer.state.log_history if "train_runtime" not in row]
-            return Outcome(seconds, peak(arguments.device), history)
+            return Outcome(seconds, peak(arguments.device), list(trainer.state.log_history))
 
         trainer = _Trainer(
             model=objective,

@@ -80,7 +80,7 @@ def test_flags_are_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ("--backends map --set map.particles=2", "Unknown setting of map 'particles'"),
         ("--backends map --seeds=", "seeds"),
         ("--backends map --task lost.csv", "There is no file lost.csv"),
-        ("--backends map --train-size -1", "train_size is -1"),
+        ("--backends map --train-size -1", "train_size, a number of rows, should be greater"),
         ("--backends map --set seed=3", "'seed=3' is said by a flag of its own: give --seeds."),
         ("--backends map --set map.backend=svi", "'map.backend=svi' is said by a flag of its own: give --backends."),
         ("--backends map --set map.base=demo", "give --base."),

@@ -92,7 +92,7 @@ def test_a_grid_varies_nothing_that_a_method_says_itself(
 ) -> None:
     made = study(methods={"quick": {}, "own": {"backend": "quick", **own}}, grid={key: values})
     with pytest.raises(
-        SettingError, match=f"^Method 'own' of the study: {key} is its own, and the grid varies it: leave"
+        SettingError, match=f"^Method 'own' of the study: {key} is its own, and the grid varies it: give only"
     ):
         expand(StudyFile.from_dict(made))
 
