@@ -124,18 +124,14 @@ def fingerprint(program: Program) -> str:
     """Digest of the frozen weights: names, shapes, types, some values of each, and the sum of all its bits.
 
     It does not depend on what the weights of the program hold, on devices, or on whether a head that PEFT trains in
-    full was drawn before its own copy was made. What PEFT computes is left out but for its name, shape and type: the
-    last bits of what a product leaves of a weight (PiSSA, OLoRA) are those of the machine.
+    full was drawn before its own copy was made.
     """
     import torch
 
     found = sha256()
     samples: list[Tensor] = []
-    computed = str(program.weights.config.get("init_lora_weights")).startswith(("pissa", "olora"))
     for name, value in _frozen(program):
         found.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        if computed and name.endswith(".base_layer.weight"):
-            continue
         flat = value.detach().reshape(-1)
         samples.append(flat[:: max(1, len(flat) // SAMPLE)][:SAMPLE].float())
         found.update(str(_bits(flat)).encode())

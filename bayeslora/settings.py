@@ -13,9 +13,9 @@ from difflib import get_close_matches
 from functools import cache
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from pydantic import Field as Bound
-from typing_extensions import Self
+from typing_extensions import Self, TypedDict
 
 from bayeslora.errors import SettingError, unknown
 
@@ -93,46 +93,48 @@ def coerce(value: Any, annotation: Any, name: str) -> Any:
     Raises:
         SettingError: the value cannot be read as that type.
     """
-    return _coerced(value, annotation, _adapter(annotation), name)
-
-
-def _coerced(value: Any, annotation: Any, adapter: TypeAdapter[Any], name: str) -> Any:
     try:
-        return adapter.validate_python(_read(value, annotation))
+        return TypeAdapter(annotation).validate_python(_read(value, annotation))
     except ValidationError as error:
         raise SettingError(_message(name, error)) from None
 
 
 def _known(cls: type, names: Iterable[str]) -> None:
     """Refuse a name that no field has."""
-    known = _schema(cls)
+    hints, _ = _schema(cls)
     for name in names:
-        if name not in known:
-            raise SettingError(unknown(f"setting of {_title(cls)}", str(name), known))
+        if name not in hints:
+            raise SettingError(unknown(f"setting of {_title(cls)}", str(name), hints))
 
 
 def _checked(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """Values of fields in their types."""
-    schema = _schema(cls)
+    hints, adapter = _schema(cls)
     _known(cls, values)
-    return {name: _coerced(value, *schema[name], f"{_title(cls)}: {name}") for name, value in values.items()}
+    try:
+        found: dict[str, Any] = adapter.validate_python(
+            {name: _read(value, hints[name]) for name, value in values.items()}
+        )
+    except ValidationError as error:
+        raise SettingError(_message(f"{_title(cls)}: {error.errors()[0]['loc'][0]}", error)) from None
+    return found
 
 
 @cache
-def _schema(cls: type) -> dict[str, tuple[Any, TypeAdapter[Any]]]:
-    """The types of a dataclass's fields, with their bounds, and what checks values against each."""
+def _schema(cls: type) -> tuple[dict[str, Any], TypeAdapter[Any]]:
+    """The types of a dataclass's fields, and what checks values by name against them."""
     hints = get_type_hints(cls, include_extras=True)
-    return {field.name: (hints[field.name], _adapter(hints[field.name])) for field in _settings(cls)}
-
-
-def _adapter(annotation: Any) -> TypeAdapter[Any]:
-    own = is_dataclass(annotation)  # which pydantic lets nobody else configure
-    return TypeAdapter(annotation, config=None if own else ConfigDict(arbitrary_types_allowed=True))
+    hints = {field.name: hints[field.name] for field in _settings(cls)}
+    # Type checkers accept TypedDict with a literal mapping alone. Here the fields of a dataclass are the mapping, known
+    # when the program runs, so that a partial set of values is checked by pydantic as the whole is.
+    shape: Any = TypedDict(cls.__name__, hints, total=False)  # type: ignore[misc]
+    return hints, TypeAdapter(with_config(ConfigDict(arbitrary_types_allowed=True))(shape))
 
 
 def _message(name: str, error: ValidationError) -> str:
     first, *others = error.errors()
-    said = " or ".join(dict.fromkeys(each["msg"].removeprefix("Input ") for each in (first, *others)))
+    expected = [each["msg"] for each in (first, *others) if each["loc"][:1] == first["loc"][:1]]
+    said = " or ".join(dict.fromkeys(text.removeprefix("Input ") for text in expected))
     choices = re.findall(r"'([^']+)'", str(first.get("ctx", {}).get("expected", "")))
     near = get_close_matches(str(first["input"]), choices, n=1, cutoff=0.5)
     hint = f" Did you mean '{near[0]}'?" if near else ""

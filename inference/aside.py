@@ -71,7 +71,7 @@ def check_asked(size: int, rows: int, run: Run, seen: bool, purpose: str) -> Non
     Raises:
         SettingError: there are others, or not enough, or they may have been seen.
     """
-    asked = f"heldout_size={size} sets training rows aside {purpose}"
+    asked = f"{size} training rows would be set aside {purpose} (heldout_size)"
     if run.heldout is not None:
         raise SettingError(f"{asked}, and fit was given heldout=... for that: give only one of the two.")
     if seen:

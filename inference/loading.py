@@ -141,7 +141,7 @@ def check_same(folder: Path, begun: Mapping[str, Any], program: Program) -> None
         changed = [
             f"initial value of {site.name}"
             for site in program.sites
-            if not _alike(centre[site.name], site.initial.cpu())
+            if not torch.allclose(centre[site.name], site.initial.cpu())
         ]
     if changed:
         raise SettingError(
@@ -150,18 +150,24 @@ def check_same(folder: Path, begun: Mapping[str, Any], program: Program) -> None
         )
 
 
-def _alike(one: torch.Tensor, two: torch.Tensor) -> bool:
-    """Whether initial values are the same but for rounding, of which singular vectors (PiSSA) have far more."""
-    return bool((one - two).norm() <= 1e-3 * two.norm())
-
-
 def _check(folder: Path, saved: Identity, now: Mapping[str, Any], names: tuple[str, ...]) -> None:
     """Make sure that weights mean the same in a program as in the saved one, as far as entries of these names tell."""
     if changed := differences(saved, now, names):
         raise PosteriorError(
             f"'{folder}' is of another program, on '{saved['base']['name']}' and now '{now['base']['name']}' (there "
-            f"and now): {'; '.join(changed)}. Give the network that it was fitted on as base."
+            f"and now): {'; '.join(changed)}. Give the network that it was fitted on as base.{_rounded(saved)}"
         )
+
+
+def _rounded(saved: Identity) -> str:
+    """What to do where PEFT computes frozen weights, whose last bits are those of the machine."""
+    how = str(saved["lora"].get("init_lora_weights"))
+    if not how.startswith(("pissa", "olora")):
+        return ""
+    return (
+        f" If it is that one: what '{how}' takes off the weights is rounded otherwise by another number of threads. "
+        "Have as many as in the fit (torch.set_num_threads, OMP_NUM_THREADS)."
+    )
 
 
 def _filled(described: Identity) -> Identity:

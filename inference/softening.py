@@ -94,13 +94,15 @@ def soften(posterior: Softened, run: Run) -> None:
     assert isinstance(found, Temperable)
     temperature = weighed_temperature(found)[0]
     won = gain(found, temperature)
-    if (won["heldout_nll"] - won["tempered_nll"]) * len(run.heldout) < BEYOND_CHANCE:
-        temperature = max(temperature, posterior.coldest)
+    likelier = (won["heldout_nll"] - won["tempered_nll"]) * len(run.heldout)
+    if temperature < posterior.coldest and likelier < BEYOND_CHANCE:
+        temperature = posterior.coldest
+        won = gain(found, temperature)
     posterior.soften(temperature)
     note(f"Predictions have a temperature of {temperature:.3g}, by {len(run.heldout):,} held-out rows.", run.progress)
     record = posterior.record
     cost = record.cost | {"seconds": record.cost["seconds"] + time.monotonic() - begun}
-    posterior.record = replace(record, cost=cost, history=[*record.history, gain(found, temperature)])
+    posterior.record = replace(record, cost=cost, history=[*record.history, won])
 
 
 def soften_whole(whole: Softened, run: Run) -> None:

@@ -169,7 +169,10 @@ def _agreement(found: Diagnosis, posterior: Posterior, values: str, each: str) -
         found.say(NEAR, f"R-hat and effective sample size are left out. {error}")
         return
     # Choices that a row lacks have the same probability, zero, in every draw, and no R-hat.
-    rhats, chance = rhats[np.isfinite(rhats)], chance[np.isfinite(chance)]
+    rhats, chance = rhats[~np.isnan(rhats)], chance[~np.isnan(chance)]
+    if not rhats.size or not chance.size:
+        found.say(NEAR, f"R-hat is left out: the draws of {values} do not differ.")
+        return
     high, share, expected = float(np.max(rhats)), float(np.mean(rhats > 1.01)), float(np.mean(chance > 1.01))
     found.say(
         NEAR,

@@ -320,10 +320,14 @@ def test_an_infinite_khat_is_seen() -> None:
 
 
 def test_choices_that_a_row_lacks_count_in_no_share_of_rhat(monkeypatch: pytest.MonkeyPatch) -> None:
-    of_rows = np.array([[1.2, 1.0, np.nan], [1e15, 1.0, np.nan]])
+    of_rows = np.array([[1.2, 1.0, np.nan], [np.inf, 1.0, np.nan]])  # infinite: chains that stand still, apart
     monkeypatch.setattr(report, "prediction_rhat", lambda _: SimpleNamespace(values=of_rows))
     monkeypatch.setattr(report, "shuffled", lambda _: SimpleNamespace(values=np.array([[1.0, 1.1, np.nan]])))
     found = report.Diagnosis(data=SimpleNamespace(attrs={"draws_are": "independent"}))
     report._agreement(found, cast(Posterior, None), "choices", "choice")
     ((sentence,),) = found.verdicts.values()
     assert "at most 100 or more, above 1.01 in 50% of them" in sentence and "at most 1.10 and in 50%" in sentence
+    of_rows[:] = np.nan
+    none = report.Diagnosis(data=found.data)
+    report._agreement(none, cast(Posterior, None), "choices", "choice")
+    assert none.verdicts == {report.NEAR: ["R-hat is left out: the draws of choices do not differ."]}

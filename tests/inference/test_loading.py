@@ -329,17 +329,6 @@ def test_another_fit_is_not_resumed(finished: Path, changed: dict[str, Any], mes
         fit(output_dir=finished, resume=True, **arguments)
 
 
-def test_initial_values_may_be_rounded_otherwise_where_a_fit_goes_on(finished: Path) -> None:
-    def resumed(by: float) -> Posterior:
-        program = tiny_program()
-        moved = program.around({site.name: site.initial * (1 + by) for site in program.sites})
-        return fit(moved, tiny_rows(5), output_dir=finished, resume=True, **{**FITTED, "epochs": 1})
-
-    resumed(1e-4)
-    with pytest.raises(SettingError, match=r"holds another fit .*initial value of linear_16x16\.A"):
-        resumed(1e-2)
-
-
 def test_a_fit_that_was_tuned_on_other_rows_is_not_resumed(tmp_path: Path) -> None:
     arguments: dict[str, Any] = {"backend": "laplace", "epochs": 1, "tune": "heldout", "cpu": True, "progress": False}
     program, rows = tiny_program(Gaussian(sites="both")), tiny_rows(5)

@@ -60,6 +60,7 @@ CHANCE = "≈"
 LATEX = str.maketrans(
     {sign: rf"\{sign}" for sign in "&%_#${}"}
     | {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", CHANCE: r"$\approx$"}
+    | {"|": r"\textbar{}", "<": r"\textless{}", ">": r"\textgreater{}"}
 )
 COSTS = {
     "fit_seconds": ("fit, s", 1.0, ".1f"),

@@ -173,7 +173,7 @@ def test_rows_of_other_tasks_are_evaluated_beside(study: Made) -> None:
                 ({"guide": "low-rank"}, "The tuning of method 'quick' has 'low-rank' for 'guide', expected a list"),
             )
         ),
-        ({"tuning": {"values": {"epochs": [1]}}, "grid": {"epochs": [1]}}, "A study has a grid, .* or tuning: give only one"),
+        ({"tuning": {"values": {"epochs": [1]}}, "grid": {"epochs": [1]}}, "has a grid, .* or tuning: give only one"),
         ({"evaluation": {"rows": 0}}, "evaluation: rows"),
         ({"tasks": {"demo": {"rows": 0}}}, "evaluation: rows"),
         ({"tasks": {"demo": {"rows": "some"}}}, "evaluation: rows"),
