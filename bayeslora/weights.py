@@ -136,8 +136,11 @@ class Weights:
             AdapterError: names or shapes are not those of `sites`.
         """
         self.check(values)
+        return self._with(values, new=False)
+
+    def _with(self, values: Mapping[str, Tensor], new: bool | None) -> Weights:
         other = copy(self)
-        other._new = False
+        other._new = new
         other.sites = tuple(replace(site, initial=values[site.name].to(site.initial)) for site in self.sites)
         return other
 
@@ -154,9 +157,7 @@ class Weights:
                 for site in drawn:
                     self._draw(site)
             found = {site.name: _stored(site.role, self._slots[site.name], cpu) for site in drawn}
-        other = self.around(values | found)
-        other._new = self._new
-        return other
+        return self._with(values | found, self._new)
 
     def _draw(self, site: Site) -> None:
         """Draw what the parameters of a site hold."""
