@@ -43,7 +43,7 @@ class MixturePosterior(Softened):
         first, ways = members[0], members[0].predictors
         if isinstance(first, Softened):
             ways, self.coldest = first.untempered, first.coldest
-        self.predictors = {name: _OfEach(name, each.by_draws) for name, each in ways.items()}
+        self.predictors = {name: _OfEach(self.members, name, each.by_draws) for name, each in ways.items()}
 
     @property
     def chains(self) -> tuple[Posterior, ...]:
@@ -149,17 +149,16 @@ class MixturePosterior(Softened):
 class _OfEach:
     """One of the members' ways to predict, by as many draws of each, so that all weigh the same."""
 
-    def __init__(self, method: str, by_draws: bool) -> None:
-        self.method = method
+    def __init__(self, members: Sequence[Posterior], method: str, by_draws: bool) -> None:
+        self.members, self.method = members, method
         self.by_draws = by_draws
 
     def __call__(self, posterior: Posterior, rows: Rows, draws: int, seed: int) -> Outputs:
         """The outputs of all members."""
-        assert isinstance(posterior, MixturePosterior)
-        each = -(-draws // len(posterior.members))
+        each = -(-draws // len(self.members))
         found = [
             member.predictors[self.method](member, rows, each, seed + place)
-            for place, member in enumerate(posterior.members)
+            for place, member in enumerate(self.members)
         ]
         known = [each.aleatoric for each in found if each.aleatoric is not None]
         aleatoric = torch.stack(known).mean(0) if known else None

@@ -149,7 +149,7 @@ class TemperedPosterior(Posterior):
         super().__init__(inner.program, record)
         self.inner, self.by, self.method = inner, by, method
         self.random, self.markov = inner.random, inner.markov
-        own: dict[str, Predictor] = {name: _Of(name, each.by_draws) for name, each in inner.predictors.items()}
+        own: dict[str, Predictor] = {name: _Of(inner, each) for name, each in inner.predictors.items()}
         default, _ = inner.predictor(method)
         found: dict[str, Predictor] = {"tempered": Tempered(own[default], float(by))}
         self.predictors = found | {name: each for name, each in own.items() if name not in found}
@@ -240,11 +240,10 @@ class TemperedPosterior(Posterior):
 class _Of:
     """One of the posterior's ways to predict, without a temperature."""
 
-    def __init__(self, method: str, by_draws: bool) -> None:
-        self.method = method
-        self.by_draws = by_draws
+    def __init__(self, inner: Posterior, way: Predictor) -> None:
+        self.inner, self.way = inner, way
+        self.by_draws = way.by_draws
 
     def __call__(self, posterior: Posterior, rows: Rows, draws: int, seed: int) -> Outputs:
         """The posterior's outputs."""
-        assert isinstance(posterior, TemperedPosterior)
-        return posterior.inner.predictors[self.method](posterior.inner, rows, draws, seed)
+        return self.way(self.inner, rows, draws, seed)
