@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from bayeslora.program import Program
 
-__all__ = ["Identity", "adapter_settings", "configuration", "describe", "differences", "differing", "fingerprint"]
+__all__ = [
+    "TAKEN_OFF",
+    "Identity",
+    "adapter_settings",
+    "configuration",
+    "describe",
+    "describe_as",
+    "differences",
+    "differing",
+    "fingerprint",
+]
 
 #: What a configuration says of where and how it was loaded, or of its labels, rather than of the network.
 VOLATILE = frozenset(
@@ -29,16 +40,25 @@ VOLATILE = frozenset(
 PLACES = {
     "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision", "task_type",
 }  # fmt: skip
+#: Starts of an adapter by which PEFT takes what it puts beside a frozen weight off it.
+TAKEN_OFF = ("pissa", "olora")
+#: Part by which the length of what is left may differ, as its last bits do with another number of threads.
+ROUNDING = 1e-4
 #: Values of each frozen tensor that its fingerprint looks at.
 SAMPLE = 32
 
 
 class Identity(TypedDict):
-    """What tells a program from others, as plain data: network, LoRA, Pyro model, observation, task, lengths."""
+    """What tells a program from others, as plain data: network, LoRA, Pyro model, observation, task, lengths.
+
+    Of frozen weights, ``frozen`` is a digest of those that are read from a file, and ``computed`` has the length of
+    those that the start of an adapter left; the digests of former versions are of both.
+    """
 
     base: dict[str, Any]
     configuration: dict[str, Any]
     frozen: str
+    computed: NotRequired[dict[str, float]]
     lora: dict[str, Any]
     model: dict[str, Any]
     observation: dict[str, Any]
@@ -50,11 +70,12 @@ class Identity(TypedDict):
 def describe(program: Program) -> Identity:
     """The identity of a program."""
     weights, encoder = program.weights, program.encoder
-    config = weights.config
+    config, left = weights.config, dict(_left(program))
     found = {
         "base": asdict(program.base),
         "configuration": configuration(weights.base),
-        "frozen": fingerprint(program),
+        "frozen": fingerprint(program, left),
+        "computed": left,
         "lora": {
             "method": getattr(config.get("peft_type"), "value", "full"),
             "layers": {site.name: site.layers for site in weights.sites if site.role != "head"},
@@ -70,12 +91,26 @@ def describe(program: Program) -> Identity:
     return plain
 
 
+def describe_as(program: Program, saved: Identity) -> Identity:
+    """The identity of a program, to be compared with a saved one: what differs by rounding alone is as it was saved."""
+    found = describe(program)
+    if "computed" not in saved:
+        found["frozen"] = fingerprint(program)
+        del found["computed"]
+        return found
+    then = saved["computed"]
+    for name, length in found["computed"].items():
+        if name in then and math.isclose(length, then[name], rel_tol=ROUNDING):
+            found["computed"][name] = then[name]
+    return found
+
+
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any], names: tuple[str, ...]) -> list[str]:
     """Entries in which two descriptions differ, each as "name: value and value".
 
     Of the configurations of network and adapter those are compared that both have: a newer library may know of more.
     """
-    there, here = ({name: each[name] for name in names} for each in (saved, now))
+    there, here = ({name: each[name] for name in names if name in each} for each in (saved, now))
     for name in {"configuration", "lora"}.intersection(names):
         there[name], here[name] = _in_common(there[name], here[name]), _in_common(here[name], there[name])
     return differing(there, here)
@@ -120,11 +155,15 @@ def configuration(network: nn.Module) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in VOLATILE}
 
 
-def fingerprint(program: Program) -> str:
+def fingerprint(program: Program, but: Collection[str] = ()) -> str:
     """Digest of the frozen weights: names, shapes, types, some values of each, and the sum of all its bits.
 
     It does not depend on what the weights of the program hold, on devices, or on whether a head that PEFT trains in
     full was drawn before its own copy was made.
+
+    Args:
+        program: whose weights.
+        but: names of those of which it does not depend on the values either.
     """
     import torch
 
@@ -132,12 +171,25 @@ def fingerprint(program: Program) -> str:
     samples: list[Tensor] = []
     for name, value in _frozen(program):
         found.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        if name in but:
+            continue
         flat = value.detach().reshape(-1)
         samples.append(flat[:: max(1, len(flat) // SAMPLE)][:SAMPLE].float())
         found.update(str(_bits(flat)).encode())
     if samples:
         found.update(torch.cat([each.cpu() for each in samples]).numpy().tobytes())
     return found.hexdigest()[:16]
+
+
+def _left(program: Program) -> Iterator[tuple[str, float]]:
+    """Yield name and length of each frozen weight that is what the start of an adapter left."""
+    weights = program.weights
+    if not str(weights.config.get("init_lora_weights")).startswith(TAKEN_OFF):
+        return
+    adapted = {f"{layer}.base_layer.weight" for site in weights.sites if site.stacked for layer in site.layers}
+    for name, value in _frozen(program):
+        if name in adapted:
+            yield name, float(value.detach().double().norm())
 
 
 def _bits(flat: Tensor) -> int:

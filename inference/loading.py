@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from bayeslora import store
 from bayeslora.adapters import saved_network
 from bayeslora.errors import AdapterError, PosteriorError, SettingError
-from bayeslora.identity import Identity, configuration, describe, differences, differing
+from bayeslora.identity import TAKEN_OFF, Identity, configuration, describe_as, differences, differing
 from bayeslora.inference.base import posterior_class
 from bayeslora.models import MODELS
 from bayeslora.networks import NetworkSettings, load_base
@@ -31,7 +31,7 @@ from bayeslora.tasks import TaskSpec
 __all__ = ["check_same", "load"]
 
 #: Parts of a program's description in which its network is told from others.
-NETWORK = ("configuration", "frozen", "observation", "labels")
+NETWORK = ("configuration", "frozen", "computed", "observation", "labels")
 
 
 def load(
@@ -78,7 +78,7 @@ def _load(folder: Path, base: str | Path | None, device: torch.device, program: 
             raise PosteriorError(
                 f"'{folder}' is damaged: {RECORD} does not describe a program ({type(error).__name__}: {error})."
             ) from error
-    _check(folder, _filled(saved.program), describe(program), (*NETWORK, "lora", "model"))
+    _check(folder, _filled(saved.program), describe_as(program, saved.program), (*NETWORK, "lora", "model"))
     _check_weights(folder, "initial values", tensors["centre"], program)
     program = program.around(tensors["centre"])
     program.to(device)
@@ -134,7 +134,8 @@ def check_same(folder: Path, begun: Mapping[str, Any], program: Program) -> None
         return
     saved = whole_record(folder / store.POSTERIOR)
     changed = differing({name: getattr(saved.record, name) for name in begun}, json.loads(json.dumps(begun)))
-    changed += differences(_filled(saved.program), describe(program), ("lora", "model", "spec", "max_length", *NETWORK))
+    now = describe_as(program, saved.program)
+    changed += differences(_filled(saved.program), now, ("lora", "model", "spec", "max_length", *NETWORK))
     if not changed:
         centre = _tensors(folder / store.POSTERIOR)["centre"]
         _check_weights(folder, "initial values", centre, program)
@@ -160,9 +161,9 @@ def _check(folder: Path, saved: Identity, now: Mapping[str, Any], names: tuple[s
 
 
 def _rounded(saved: Identity) -> str:
-    """What to do where PEFT computes frozen weights, whose last bits are those of the machine."""
+    """What to do where bits were compared of frozen weights that PEFT computes, and the last ones are the machine's."""
     how = str(saved["lora"].get("init_lora_weights"))
-    if not how.startswith(("pissa", "olora")):
+    if "computed" in saved or not how.startswith(TAKEN_OFF):
         return ""
     return (
         f" If it is that one: what '{how}' takes off the weights is rounded otherwise by another number of threads. "
