@@ -24,6 +24,7 @@ LINES |= {
     "rates": 6 * 4,
     "mrpc-rates": 3 * 5,
     "learning_rates": 3 * 5,
+    "without_heldout": 5,
 }
 
 
