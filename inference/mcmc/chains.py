@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from bayeslora.inference.base import Run, check_random
@@ -14,12 +15,12 @@ from bayeslora.inference.training.process import device_of
 from bayeslora.passes import undisturbed
 from bayeslora.program import Program
 from bayeslora.rng import isolated
-from bayeslora.settings import Count, Settings, Size
+from bayeslora.settings import Count, Positive, Settings, Size
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["ChainSettings"]
+__all__ = ["ChainSettings", "Tempering"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,8 @@ class ChainSettings(Settings, ABC):
     Attributes:
         draws: draws that are kept.
         warmup: draws before those, which are not.
+        temperature: weight of the log prior against the whole data's log-likelihood; 1 is Bayes' rule, less gives a
+            colder posterior.
         cpu: stay on the CPU even if there is a GPU.
     """
 
@@ -38,6 +41,7 @@ class ChainSettings(Settings, ABC):
 
     draws: Count = 500
     warmup: Size = 500
+    temperature: Positive = 1.0
     cpu: bool = False
 
     @abstractmethod
@@ -50,5 +54,21 @@ class ChainSettings(Settings, ABC):
         program.to(device_of(self.cpu))
         with undisturbed(program), isolated(run.seed, program.device):
             draws, found = self.chain(program, data, run)
-        record = run.record(self.name, asdict(self), len(data), temperature=1.0, point_sites=())
+        record = run.record(self.name, asdict(self), len(data), self.temperature, point_sites=())
         return EmpiricalPosterior(program, replace(record, history=[found]), draws)
+
+
+class Tempering(Messenger):
+    """Divides the log-likelihood of a Pyro model by a temperature, and leaves its prior as it is.
+
+    Args:
+        temperature: of the posterior.
+    """
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if msg["is_observed"]:
+            msg["scale"] = msg["scale"] / self.temperature

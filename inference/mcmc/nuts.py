@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bayeslora.errors import SettingError, TrainingError
 from bayeslora.inference.base import Run
-from bayeslora.inference.mcmc.chains import ChainSettings
+from bayeslora.inference.mcmc.chains import ChainSettings, Tempering
 from bayeslora.inference.training.process import available
 from bayeslora.passes import Rows
 from bayeslora.program import Program
@@ -62,11 +62,11 @@ class NUTS(ChainSettings):
         """Run one chain; its acceptance rate, divergent transitions, step size and worst split R-hat come with it."""
         self._check(program, len(data))
         batch, _ = next(Rows.of(program, data, len(data)).batches(program.device))
-        start = init_to_sample
+        model, start = Tempering(self.temperature)(program), init_to_sample
         if run.start is not None:
             start = init_to_value(values=program.model.initial(run.sites(program)))
         kernel = mcmc.NUTS(
-            lambda: program(batch, len(data)),
+            lambda: model(batch, len(data)),
             target_accept_prob=self.target_accept,
             max_tree_depth=self.max_tree_depth,
             full_mass=self.dense_mass,

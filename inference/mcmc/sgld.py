@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from bayeslora.errors import TrainingError
 from bayeslora.inference.base import Run
-from bayeslora.inference.mcmc.chains import ChainSettings
+from bayeslora.inference.mcmc.chains import ChainSettings, Tempering
 from bayeslora.inference.mcmc.steps import Gradient, Meter, Stiffness, joined
 from bayeslora.program import Program
 from bayeslora.progress import bar
@@ -78,7 +78,7 @@ class SGLD(ChainSettings):
 
     def chain(self, program: Program, data: Dataset, run: Run) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Run one chain; its step size and the mean of log p(y, weights) along it come with it."""
-        space = Unconstrained(program)
+        space = Unconstrained(program, self.temperature)
         spread = space.spread()
         start = space.at(program.model.initial(run.sites(program)))
         place = {name: value.requires_grad_() for name, value in start.items()}
@@ -159,10 +159,11 @@ class Unconstrained:
 
     Args:
         program: whose sites.
+        temperature: of the posterior.
     """
 
-    def __init__(self, program: Program) -> None:
-        self.program = program
+    def __init__(self, program: Program, temperature: float = 1.0) -> None:
+        self.program, self._model = program, Tempering(temperature)(program)
         self._transforms = {
             name: biject_to(node["fn"].support)
             for name, node in poutine.trace(program.prior).get_trace().nodes.items()
@@ -190,9 +191,9 @@ class Unconstrained:
         return {name: each(values[name]) for name, each in self._transforms.items()}
 
     def log_joint(self, values: Mapping[str, Tensor], batch: Mapping[str, Tensor], size: int) -> Tensor:
-        """Log density of latent sites and labels, of which a batch stands for all ``size``."""
+        """Log density of latent sites and labels, tempered, of which a batch stands for all ``size``."""
         latents = self.constrained(values)
-        conditioned = poutine.condition(self.program, data=latents)
+        conditioned = poutine.condition(self._model, data=latents)
         density = poutine.trace(conditioned).get_trace(batch, size).log_prob_sum()
         jacobians = [
             each.log_abs_det_jacobian(values[name], latents[name]).sum() for name, each in self._transforms.items()

@@ -71,6 +71,23 @@ def test_a_chain_of_chosen_steps_recovers_the_exact_posterior(known: Regression)
     assert_moments(draws, 1 / precisions)  # a hundredth is a twentieth of the Monte Carlo error
 
 
+@pytest.mark.parametrize(
+    ("backend", "settings"),
+    [("nuts", {"draws": 400, "warmup": 100}), ("sghmc", {"draws": 1200, "warmup": 100, "thin": 1, "bias": 0.01})],
+)
+def test_a_temperature_divides_the_likelihood_and_leaves_the_prior(
+    known: Regression, backend: str, settings: dict[str, Any]
+) -> None:
+    precision, prior = torch.linalg.inv(known.covariance), torch.eye(len(known.mean), dtype=torch.float64)
+    covariance = torch.linalg.inv((precision - prior) / 0.25 + prior)
+    mean = covariance @ precision @ known.mean / 0.25
+    posterior = fit(known.program, known.rows, backend, temperature=0.25, progress=False, **settings)
+    assert isinstance(posterior, EmpiricalPosterior) and posterior.record.temperature == 0.25
+    variances, vectors = torch.linalg.eigh(covariance)
+    # At a temperature of 1 variances are 3.6 and 3.5 times as large.
+    assert_moments((posterior.chain[SITE].flatten(1).double() - mean) @ vectors, variances)
+
+
 @pytest.mark.parametrize("backend", ["sgld", "sghmc"])
 def test_the_chosen_step_widens_no_eigenvector_by_more_than_the_bias(known: Regression, backend: str) -> None:
     settings = {"draws": 1, "warmup": 8, "thin": 1, "batch_size": 40}
