@@ -12,6 +12,7 @@ from bayeslora.errors import DataError, TaskError
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
     from bayeslora.posterior import Posterior
 
@@ -107,19 +108,26 @@ def _parquet(path: Path) -> Iterator[Callable[[pd.DataFrame], None]]:
     import pyarrow as pa
     from pyarrow import parquet
 
-    writers: list[Any] = []
+    parts: list[pa.Table] = []
+    yield lambda table: parts.append(pa.Table.from_pandas(table, preserve_index=False))
+    if parts:
+        parquet.write_table(_joined(parts), path)
 
-    def write(table: pd.DataFrame) -> None:
-        arrow = pa.Table.from_pandas(table, writers[0].schema if writers else None, preserve_index=False)
-        if not writers:
-            writers.append(parquet.ParquetWriter(path, arrow.schema))
-        writers[0].write_table(arrow)
 
-    try:
-        yield write
-    finally:
-        for each in writers:
-            each.close()
+def _joined(parts: Sequence[pa.Table]) -> pa.Table:
+    """One table of parts whose columns may differ in type: numbers then have the wider one, all else becomes text."""
+    import pyarrow as pa
+
+    joined = list(parts)
+    for place, name in enumerate(parts[0].column_names):
+        types = {part.schema.field(name).type for part in parts} - {pa.null()}
+        if len(types) > 1 and not all(pa.types.is_integer(each) or pa.types.is_floating(each) for each in types):
+            texts = [[None if value is None else str(value) for value in part[name].to_pylist()] for part in parts]
+            joined = [
+                part.set_column(place, name, pa.array(each, pa.string()))
+                for part, each in zip(joined, texts, strict=True)
+            ]
+    return pa.concat_tables(joined, promote_options="permissive")
 
 
 WRITERS = {".csv": _csv, ".jsonl": _lines, ".parquet": _parquet}

@@ -27,7 +27,8 @@ class TrainingSettings(Settings):
 
     Attributes:
         epochs: passes over the training data.
-        batch_size: rows a step and process; the last batch of an epoch may be smaller and is not dropped.
+        batch_size: rows a step and process; the last batch of an epoch may be smaller and is not dropped. Of several
+            processes it is as large as the others', with rows from the epoch's beginning in it once more.
         learning_rate: of the weights, for AdamW. Plain LoRA overfits or falls back to chance at much higher ones (`mle`
             with MiniLM on 300 rows of SST-2, 8 epochs, seeds 0 and 1, at 5e-4 two more, 800 other rows; of the study
             ``benchmarks/studies/rates.yaml``: accuracy / NLL at 3e-4 .742 / .536, at 5e-4 .808 / .484, at

@@ -183,6 +183,7 @@ class _Trainer(Trainer):
             total = self.accelerator.reduce(torch.as_tensor(self.losses, device=self.args.device), "mean")
             logs = {**logs, "loss": float(total) / (step - self.logged), **self.model.parts()}
             self.losses, self.logged = 0.0, step
+        logs.pop("train_loss", None)  # a mean over the steps since the fit was resumed, by the number of all
         super().log(logs, *args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
@@ -230,9 +231,17 @@ class _Steps(TrainerCallback, ExportableState):
         self.progress.update(state.global_step - self.progress.n)
         for hook in self.hooks:
             hook.on_step(_state(state))
-        if (number := self.asked()) is not None and state.global_step < state.max_steps:
+        if (number := self._signal()) is not None and state.global_step < state.max_steps:
             self.stopped = number
             control.should_training_stop = True
+
+    def _signal(self) -> int | None:
+        """The signal to stop that any process was sent: one that stopped alone would leave the others waiting."""
+        number, accelerator = self.asked(), self.trainer.accelerator
+        if accelerator.num_processes == 1:
+            return number
+        told = torch.tensor([number or 0], device=accelerator.device)
+        return int(accelerator.gather(told).max()) or None
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -81,6 +82,25 @@ def test_whole_numbers_stay_what_they_are_beside_missing_ones(
     else:
         found = [int(line.split(",")[0] or 0) or None for line in target.read_text().splitlines()[1:]]
     assert found == numbers
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0, 1, 2.5, 3, 4.5], [0, 1, 2.5, 3, 4.5]),
+        ([None, None, "x", None, "y"], [None, None, "x", None, "y"]),
+        ([1, 2, "x", None, "y"], ["1", "2", "x", None, "y"]),
+    ],
+)
+def test_a_column_of_a_later_part_may_be_of_another_type(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: list[Any], expected: list[Any]
+) -> None:
+    source, target = tmp_path / "new.jsonl", tmp_path / "out.parquet"
+    rows = ({"own": value, "text": text} for value, text in zip(values, TEXTS, strict=True))
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(predictions, "CHUNK", 2)
+    assert call("predict", folder, "--file", source, "--output", target, "--keep", "own", "--draws", 2) == 0
+    assert parquet.read_table(target)["own"].to_pylist() == expected
 
 
 def test_a_column_that_cannot_be_kept_is_named(
