@@ -84,6 +84,9 @@ class Posterior(ABC):
     def log_prob(self, values: Mapping[str, Tensor]) -> Tensor:
         """Log density of one draw.
 
+        With values U that are `auxiliary` it is log q(w, U) - log r(U | w), where r is a law of U given w: what stands
+        for the density in importance weights.
+
         Raises:
             PosteriorError: the posterior has no density (a point estimate, for example).
         """
@@ -119,6 +122,11 @@ class Posterior(ABC):
     def dense(self) -> bool:
         """Whether `log_prob` gives a density."""
         return self.random
+
+    @property
+    def auxiliary(self) -> tuple[str, ...]:
+        """Names of values that draws have besides, where the density of the weights is known with those alone."""
+        return ()
 
     @property
     def independent_layers(self) -> bool:

@@ -52,8 +52,13 @@ class MixturePosterior(Softened):
 
     @property
     def dense(self) -> bool:
-        """Whether the members have a density."""
-        return self.members[0].dense
+        """Whether the members have a density, of the weights alone."""
+        return self.members[0].dense and not self.auxiliary
+
+    @property
+    def auxiliary(self) -> tuple[str, ...]:
+        """The members'."""
+        return self.members[0].auxiliary
 
     @property
     def learned_means(self) -> tuple[str, ...]:
@@ -95,8 +100,13 @@ class MixturePosterior(Softened):
         """Log density of the mixture.
 
         Raises:
-            PosteriorError: the members have no density.
+            PosteriorError: the members have no density, or one with auxiliary values of their own.
         """
+        if self.auxiliary:
+            raise PosteriorError(
+                f"The density of each fit is known with values of its own alone ({self.auxiliary[0]}), and that of "
+                "their mixture is not: ask one of its chains."
+            )
         densities = torch.stack([member.log_prob(values) for member in self.members])
         return densities.logsumexp(0) - math.log(len(densities))
 

@@ -89,6 +89,10 @@ def khat_by_block(
     The network is evaluated as it is, also for a Gaussian around a mode. A block takes ``draws`` passes over the rows.
     What has no mean in closed form, such as covariances and mixture weights, has that of the draws.
 
+    Where a density is known with auxiliary values alone (`Posterior.auxiliary`), as that of the guide "inducing" with a
+    flow, p / q is of weights and values jointly: it has the same mean, but varies more. Up to its error, k-hat is then
+    a bound from above on that of the weights.
+
     Args:
         posterior: whose layers are independent of each other.
         data: rows that it was fitted to.
@@ -140,12 +144,12 @@ def layer_blocks(program: Program) -> dict[str, set[str]]:
 
 
 def _mean(posterior: Posterior, draws: int, seed: int) -> dict[str, Tensor]:
-    """Mean of every latent site: the posterior's own, or that of some draws."""
+    """Mean of every latent site and auxiliary value: the posterior's own, or that of some draws."""
     total: dict[str, Tensor] = {}
-    latents = posterior.program.model.initial(posterior.program.sites).keys()
+    names = (*posterior.program.model.initial(posterior.program.sites), *posterior.auxiliary)
     for draw in posterior.draws(draws, seed):
-        total = {name: total.get(name, torch.zeros_like(draw[name])) + draw[name] / draws for name in latents}
-    return total | {name: value for name, value in posterior.mean().items() if name in latents}
+        total = {name: total.get(name, torch.zeros_like(draw[name])) + draw[name] / draws for name in names}
+    return total | {name: value for name, value in posterior.mean().items() if name in names}
 
 
 def _replaced(

@@ -62,7 +62,8 @@ def to_inference_data(
 
     In sample_stats are ``log_q`` of a posterior with a density and, if ``data`` are the rows that it was fitted to,
     ``log_p`` = log p(y | draw) / temperature + log p(draw) and their difference, whose mean is the ``elbo``: of the
-    sites that are random, the others where they are.
+    sites that are random, the others where they are. With a posterior's auxiliary values ``log_q`` is what
+    `Posterior.log_prob` says of both, and the ``elbo`` is no larger than that of the weights alone.
 
     Args:
         posterior: of any backend.

@@ -20,6 +20,8 @@ def loo(data: Any) -> Any:
 
     A draw has the weight p(y, draw) / q(draw) / p(y_i | draw)^(1 / temperature), Pareto smoothed: the first quotient
     corrects for the guide (Magnusson et al.), the second leaves row i out. Draws of a Markov chain have no first one.
+    Where a density is known with auxiliary values alone (`Posterior.auxiliary`), p / q is that of both jointly: the
+    estimate is of the same quantity, with a larger error, of which k tells.
     Independent fits are taken each by itself, and their densities averaged: the estimate is of their equal mixture.
     Point estimates, and prior means that were learned (`svi` by default, see `Posterior.learned_means`), stay where all
     rows have put them, with row i among them: the estimate is then of the posterior given those, and too good by as

@@ -172,6 +172,11 @@ class TemperedPosterior(Posterior):
         return self.inner.dense
 
     @property
+    def auxiliary(self) -> tuple[str, ...]:
+        """The posterior's."""
+        return self.inner.auxiliary
+
+    @property
     def independent_layers(self) -> bool:
         """The posterior's."""
         return self.inner.independent_layers

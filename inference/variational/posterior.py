@@ -8,7 +8,6 @@ from itertools import islice
 from typing import ClassVar, Literal
 
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from bayeslora.errors import PosteriorError
@@ -68,20 +67,20 @@ class VariationalPosterior(Softened):
         return self.guide.dense
 
     @property
+    def auxiliary(self) -> tuple[str, ...]:
+        """The guide's."""
+        return self.guide.auxiliary
+
+    @property
     def independent_layers(self) -> bool:
         """Whether the guide has no correlations between layers."""
         return self.guide.independent_layers
 
     def draw(self) -> dict[str, Tensor]:
-        """One draw of every latent site of the model, and the weights it implies."""
+        """One draw of every latent site of the model, with what is auxiliary, and the weights it implies."""
         with torch.no_grad(), torch.autocast(self.program.device.type, enabled=False):
-            trace = poutine.trace(self.guide).get_trace()
-            latents = {
-                name: trace.nodes[name]["value"].detach()  # a point is the parameter itself
-                for name in trace.stochastic_nodes
-                if not trace.nodes[name]["infer"].get("is_auxiliary")
-            }
-            return latents | self.program.model.weights(latents)
+            drawn = self.guide.draw()
+            return drawn | self.program.model.weights({name: drawn[name] for name in self.guide.latents})
 
     def pairs(self, n: int, seed: int = 0) -> Iterator[dict[str, Tensor]]:
         """Yield ``n`` draws of the weights, every second one the mirror image of the one before.
@@ -106,7 +105,7 @@ class VariationalPosterior(Softened):
         """Log density of the guide at the values of the latent sites.
 
         Raises:
-            PosteriorError: the guide is a point estimate.
+            PosteriorError: the guide has no density, such as a point estimate, or a value is missing.
         """
         with torch.no_grad():
             return self.guide.log_prob(dict(values))

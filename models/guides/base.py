@@ -49,12 +49,14 @@ class Guide(nn.Module, ABC):
         latents: names of the latent sites, in the order in which they are sampled.
         random: whether any of them is more than a point.
         dense: whether `log_prob` gives a density.
+        auxiliary: names of values that `draw` gives besides, if the density is known with those alone: see `log_prob`.
         independent_layers: whether it has no correlations between the network's layers.
         settings: dataclass of its settings, which is what it is made of beside a model and sites, if it has any.
     """
 
     random: bool = True
     dense: bool = True
+    auxiliary: tuple[str, ...] = ()
     independent_layers: bool = True
     settings: ClassVar[type[Settings] | None] = None
 
@@ -71,12 +73,20 @@ class Guide(nn.Module, ABC):
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Sample every latent site in Pyro; the arguments (those of the model) are not used."""
 
+    def draw(self) -> dict[str, Tensor]:
+        """One value of every latent site, and of what is `auxiliary`, detached from the graph."""
+        nodes = poutine.trace(self).get_trace().nodes
+        return {name: nodes[name]["value"].detach() for name in self.latents}  # a point is the parameter itself
+
     @abstractmethod
     def mean(self) -> dict[str, Tensor]:
         """The weights at the posterior mean, by site, detached from the graph."""
 
     def log_prob(self, values: Mapping[str, Tensor]) -> Tensor:
         """Log-density, a scalar, at one value of each latent site; a point estimate adds zero.
+
+        With values U that are `auxiliary` it is log q(w, U) - log r(U | w), where r is a law of U given w. As that of
+        p(w) / q(w), where q(w) is not known, the mean of p(w) r(U | w) / q(w, U) under q is what p integrates to.
 
         Raises:
             PosteriorError: the guide has no density, or the value of a site is missing.
@@ -106,7 +116,7 @@ class Guide(nn.Module, ABC):
         """
 
     def _require(self, values: Mapping[str, Tensor]) -> None:
-        missing = [name for name in self.latents if name not in values]
+        missing = [name for name in (*self.latents, *self.auxiliary) if name not in values]
         if missing:
             raise PosteriorError(
                 f"The density needs a value of '{missing[0]}' ({len(missing)} sites missing); "
@@ -160,6 +170,7 @@ class GuideList(Guide):
         self.parts = nn.ModuleList(parts)
         self.random = any(part.random for part in parts)
         self.dense = self.random and all(part.dense for part in parts if part.random)
+        self.auxiliary = tuple(name for part in parts for name in part.auxiliary)
         self.independent_layers = all(part.independent_layers for part in parts)
 
     @property
@@ -173,6 +184,10 @@ class GuideList(Guide):
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Sample the sites of every part."""
         return _merged(part(*args, **kwargs) for part in self._guides())
+
+    def draw(self) -> dict[str, Tensor]:
+        """Values of the sites of every part."""
+        return _merged(part.draw() for part in self._guides())
 
     def mean(self) -> dict[str, Tensor]:
         """The means of all parts."""

@@ -11,8 +11,9 @@ import pyro
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.distributions import Normal
 
-from bayeslora.errors import PosteriorError, SettingError
+from bayeslora.errors import SettingError
 from bayeslora.models.distributions import ColumnNormal, base_of
 from bayeslora.models.guides.base import Guide, GuideList
 from bayeslora.models.guides.inducing_flow import Flow
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from bayeslora.models.base import WeightModel
     from bayeslora.sites import Site
 
-__all__ = ["Inducing", "InducingGuide", "InducingSettings"]
+__all__ = ["FlowGuide", "Inducing", "InducingGuide", "InducingSettings"]
 
 #: Draws of a flow whose average stands for its mean, which is not known in closed form.
 MEAN_DRAWS = 256
@@ -42,7 +43,7 @@ class InducingSettings(Settings):
         bound: divergence in the bound of ``elbo="mean-field"`` where there is no flow: "marginal", that of the matrix,
             or "augmented", which is larger: that of matrix and inducing values jointly, as published.
         flow: hidden units of a masked autoregressive flow of the inducing values; none by default. The divergence is
-            then the augmented one, estimated, and no density is known.
+            then the augmented one, estimated, and k-hat and leave-one-out are by the densities of both jointly.
     """
 
     name: ClassVar[str] = "inducing"
@@ -91,11 +92,12 @@ class Inducing(GuideList):
     def __init__(self, model: WeightModel, sites: Sequence[Site], settings: InducingSettings) -> None:
         scales = _prior_scales(model, sites)
         with torch.random.fork_rng(devices=[]):
-            super().__init__([InducingGuide(site, scales[site.name], settings) for site in sites])
+            kind = InducingGuide if settings.flow is None else FlowGuide
+            super().__init__([kind(site, scales[site.name], settings) for site in sites])
 
 
 class InducingGuide(Guide):
-    """Posterior family of one site.
+    """Posterior family of one site, with normal inducing values.
 
     Args:
         site: of the matrix.
@@ -109,7 +111,6 @@ class InducingGuide(Guide):
         super().__init__([site.name])
         self.name = site.name
         self.law = AugmentedNormal if settings.bound == "augmented" else InducedNormal
-        self.dense = settings.flow is None
         layers, *sides = site.initial.shape
         columns, rank = (min(settings.m, side) for side in sides)
         logit = math.log(settings.explained / (1 - settings.explained))
@@ -122,19 +123,10 @@ class InducingGuide(Guide):
         self.rank = nn.Parameter(_directions(site.initial, sides[1], rank))
         self.column_logits = nn.Parameter(site.initial.new_full((layers, columns, 1), logit))
         self.rank_logits = nn.Parameter(site.initial.new_full((layers, 1, rank), logit))
-        self.flow = None if settings.flow is None else Flow(self.inducing_mean.detach(), settings.flow)
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Sample the matrix."""
-        law: InducedNormal
-        if self.flow is None:
-            law = self.marginal()
-        else:
-            drawn, density = self.flow(self.inducing_mean, self.log_sd.exp())
-            law = DrawnNormal(
-                self.mu, self.scale, self.frames(), drawn, density, self.log_lam.exp(), validate_args=False
-            )
-        return {self.name: pyro.sample(self.name, law.to_event(1))}
+        return {self.name: pyro.sample(self.name, self.marginal().to_event(1))}
 
     def marginal(self) -> InducedNormal:
         """The law of the matrix where there is no flow, (layers,) of events (columns, rank)."""
@@ -147,24 +139,9 @@ class InducingGuide(Guide):
         return Frames(_orthonormal(self.columns), _orthonormal(self.rank), explained)
 
     def mean(self) -> dict[str, Tensor]:
-        """The posterior means (layers, columns, rank); of a flow by the average of some draws."""
+        """The posterior means (layers, columns, rank)."""
         with torch.no_grad():
-            if self.flow is None:
-                return {self.name: self.marginal().mean}
-            frames, many = self.frames(), self.inducing_mean.expand(MEAN_DRAWS, *self.inducing_mean.shape)
-            with isolated(0, self.mu.device):
-                values, _ = self.flow(many, self.log_sd.exp())
-            return {self.name: self.mu + self.scale * frames.matrix(frames.explained.sqrt() * values.mean(0))}
-
-    def log_prob(self, values: Mapping[str, Tensor]) -> Tensor:
-        """Log density, a scalar, at a value of the matrix.
-
-        Raises:
-            PosteriorError: there is a flow, or the value is missing.
-        """
-        if self.flow is not None:
-            raise PosteriorError("With a flow of the inducing values the density of the weights is not known.")
-        return super().log_prob(values)
+            return {self.name: self.marginal().mean}
 
     def noise_scales(self) -> dict[str, Tensor]:
         """Lam (layers, 1, 1), and the standard deviation of the inducing values (layers, k_c, k_r), before a flow."""
@@ -178,6 +155,59 @@ class InducingGuide(Guide):
             "location": [value for name, value in named if name in location],
             "scale": [value for name, value in named if name not in location],
         }
+
+
+class FlowGuide(InducingGuide):
+    """The same with a flow of the inducing values.
+
+    The density of the matrix is not known, but jointly with the values U0 that the flow makes inducing values of, which
+    are auxiliary: they have the name of the site and ``.base``.
+    """
+
+    def __init__(self, site: Site, scale: Tensor, settings: InducingSettings) -> None:
+        super().__init__(site, scale, settings)
+        assert settings.flow is not None
+        self.auxiliary = (f"{site.name}.base",)
+        self.flow = Flow(self.inducing_mean.detach(), settings.flow)
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Sample the matrix."""
+        return {self.name: pyro.sample(self.name, self.given(self.base().rsample()).to_event(1))}
+
+    def base(self) -> Normal:
+        """The law of U0, by entry (layers, k_c, k_r)."""
+        return Normal(self.inducing_mean, self.log_sd.exp(), validate_args=False)
+
+    def given(self, base: Tensor) -> DrawnNormal:
+        """The law of the matrix given U0, (layers,) of events (columns, rank)."""
+        drawn, log_det = self.flow(base)
+        density = self.base().log_prob(base).sum((-2, -1)) - log_det
+        return DrawnNormal(self.mu, self.scale, self.frames(), drawn, density, self.log_lam.exp(), validate_args=False)
+
+    def draw(self) -> dict[str, Tensor]:
+        """The matrix, and the U0 that it was drawn with."""
+        with torch.no_grad():
+            base = self.base().rsample()
+            return {self.name: self.given(base).rsample(), self.auxiliary[0]: base}
+
+    def log_prob(self, values: Mapping[str, Tensor]) -> Tensor:
+        """What stands for the density in a ratio, log q(W, U) - log p(U | W), a scalar, at a matrix and its U0.
+
+        Given W the mean of p(W) p(U | W) / q(W, U) is p(W) / q(W), which varies less (Rao and Blackwell).
+
+        Raises:
+            PosteriorError: a value is missing.
+        """
+        self._require(values)
+        return self.given(values[self.auxiliary[0]]).log_prob(values[self.name]).sum()
+
+    def mean(self) -> dict[str, Tensor]:
+        """The posterior means (layers, columns, rank), by the average of some draws of the inducing values."""
+        with torch.no_grad():
+            frames = self.frames()
+            with isolated(0, self.mu.device):
+                values, _ = self.flow(self.base().rsample(torch.Size([MEAN_DRAWS])))
+            return {self.name: self.mu + self.scale * frames.matrix(frames.explained.sqrt() * values.mean(0))}
 
 
 def _prior_scales(model: WeightModel, sites: Sequence[Site]) -> dict[str, Tensor]:

@@ -6,7 +6,6 @@ import torch
 from pyro.distributions.transforms import AffineAutoregressive
 from pyro.nn.auto_reg_nn import create_mask
 from torch import Tensor, nn
-from torch.distributions import Normal
 
 __all__ = ["Flow"]
 
@@ -28,15 +27,12 @@ class Flow(nn.Module):
         super().__init__()
         self.net = _Nets(like, hidden)
 
-    def forward(self, mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
-        """Values (layers, k_c, k_r) from normal ones with this mean and deviation, and their log density (layers,)."""
-        base = Normal(mean, deviation, validate_args=False)
-        start = base.rsample()
+    def forward(self, base: Tensor) -> tuple[Tensor, Tensor]:
+        """U (..., layers, k_c, k_r) of U0, and the logarithm (..., layers) of the Jacobian's determinant."""
         # One that stays would keep the graph of its last values.
         transform = AffineAutoregressive(self.net)
-        values = transform(start.mT)
-        log_det = transform.log_abs_det_jacobian(start.mT, values)
-        return values.mT, base.log_prob(start).sum((-2, -1)) - log_det.sum(-1)
+        values = transform(base.mT)
+        return values.mT, transform.log_abs_det_jacobian(base.mT, values).sum(-1)
 
 
 class _Nets(nn.Module):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import arviz as az
@@ -12,8 +13,9 @@ from scenarios import Regression, linear_parts, lora_regression, tiny_program, t
 from bayeslora.diagnostics import khat, khat_by_block, layer_blocks, loo, versions
 from bayeslora.errors import PosteriorError
 from bayeslora.inference import fit
-from bayeslora.models import MonteCLoRA
+from bayeslora.models import Gaussian, MonteCLoRA
 from bayeslora.posterior import Posterior
+from bayeslora.program import Program
 
 EXACT = {
     "mode": "map", "curvature": "full", "tune": "none", "epochs": 250, "batch_size": 40, "learning_rate": 0.1,
@@ -157,6 +159,53 @@ def test_khat_by_block_sees_the_block_that_is_off(monkeypatch: pytest.MonkeyPatc
     layer = next(site for site in program.sites if site.role == "A").layers[0]
     other = next(site for site in program.sites if site.role == "A").layers[1]
     found = khat_by_block(posterior, rows, 200, blocks={"cut": {layer}, "whole": {other}}, progress=False)
+    assert found["cut"] > 0.7 > found["whole"]
+
+
+def around_the_exact_mean(known: Regression, flow: int | None) -> Posterior:
+    """A guide of inducing values, wider than the posterior; with a flow, it is the identity."""
+    model = Gaussian(centre="zero", scale=known.program.model.scale)
+    program = Program(known.program.network, known.program.observation, model)  # B is a point, which stays
+    rates = {"learning_rate": 1e-9, "scale_learning_rate": 0.0, "point_learning_rate": 0.0}
+    guide = {"m": 3, "flow": flow, "sd": 0.95, "lam": 0.95, "explained": 0.7}
+    with warnings.catch_warnings():  # of a fit that nothing was learned in
+        warnings.simplefilter("ignore")
+        posterior = fit(
+            program, known.rows, "svi", guide="inducing", guide_settings=guide, prior_mean="model", heldout_size=0,
+            epochs=1, progress=False, **rates,
+        )  # fmt: skip
+    (part,) = posterior.guide.parts[0].parts
+    with torch.no_grad():
+        part.mu.copy_(known.mean.reshape(part.mu.shape))
+    return posterior
+
+
+@pytest.mark.parametrize("flow", [None, 6])
+def test_a_flow_is_diagnosed_by_the_weights_and_what_it_starts_from(known: Regression, flow: int | None) -> None:
+    posterior, draws = around_the_exact_mean(known, flow), 150
+    data = posterior.to_inference_data(known.rows, draws=draws, prior_draws=0, progress=False)
+    stats = data["sample_stats"]
+    ratios = np.exp(stats["elbo"].values.ravel() - known.log_evidence)
+    # Four standard errors of a mean of the draws; and of weights that are as they are, for a row that is left out.
+    error = 4 * ratios.std() / draws**0.5
+    assert abs(ratios.mean() - 1) < error < 1
+    np.testing.assert_allclose(pointwise(loo(data)), left_out(known), rtol=0, atol=error)
+    whole = khat(stats["log_p"], stats["log_q"])
+    assert whole < 0.5
+    # One layer is all that is random.
+    (found,) = khat_by_block(posterior, known.rows, draws, progress=False).values()
+    assert found == pytest.approx(whole, abs=1e-3)
+
+
+def test_khat_by_block_holds_what_the_flow_of_another_layer_starts_from() -> None:
+    program, rows = tiny_program(Gaussian(), targets=["query"]), tiny_rows(12)
+    guide = {"m": 3, "flow": 6}
+    settings: dict[str, Any] = {"guide": "inducing", "guide_settings": guide, "epochs": 1, "batch_size": 4}
+    posterior = fit(program, rows, "svi", progress=False, **settings)
+    with torch.no_grad():
+        posterior.guide.parts[0].parts[0].log_lam[0] = -2.0
+    cut, whole = next(site for site in program.sites if site.role == "A").layers
+    found = khat_by_block(posterior, rows, 100, blocks={"cut": {cut}, "whole": {whole}}, progress=False)
     assert found["cut"] > 0.7 > found["whole"]
 
 

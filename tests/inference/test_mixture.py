@@ -228,6 +228,16 @@ def test_members_have_priors_of_their_own_and_the_whole_has_none() -> None:
     assert posterior.chains[0].log_prior(posterior.chains[0].draw())
 
 
+def test_fits_whose_densities_are_known_with_values_of_their_own_have_none_together() -> None:
+    settings: dict[str, Any] = {"guide": "inducing", "guide_settings": {"m": 2, "flow": 4}, "epochs": 1}
+    posterior = fit(tiny_program(Gaussian()), ROWS, "svi", chains=2, progress=False, **settings)
+    draw = posterior.draw()
+    assert posterior.auxiliary and not posterior.dense
+    with pytest.raises(PosteriorError, match="known with values of its own alone .*: ask one of its chains"):
+        posterior.log_prob(draw)
+    assert posterior.chains[0].dense and posterior.chains[0].log_prob(draw).isfinite()
+
+
 def test_points_have_no_density() -> None:
     posterior = fit(program(), ROWS, "map", chains=2, epochs=1, progress=False)
     with pytest.raises(PosteriorError, match="no density"):

@@ -30,14 +30,15 @@ def test_the_published_setting_of_bayesian_lora() -> None:
     assert posterior.record.temperature / len(tiny_rows(12)) == pytest.approx(0.1 / 2)
 
 
-def test_without_the_flow_it_has_a_k_hat() -> None:
+@pytest.mark.parametrize("flow", [None, 16])
+def test_it_has_a_k_hat(flow: int | None) -> None:
     preset, rows = bl.preset("bayesian-lora"), tiny_rows(12)
     program = tiny_program(preset.build_model(), targets=["query"])
     block, found = {"last": layer_blocks(program).popitem()[1]}, []
     # Noise as small as published is far from the posterior; as wide as the prior, which 12 rows hardly narrow, it is
     # not.
     for width in (1e-3, 1.0):
-        guide = {"flow": None, "sd": width, "lam": width, "explained": 0.9}
+        guide = {"flow": flow, "sd": width, "lam": width, "explained": 0.9}
         backend = preset.build_backend(epochs=1, cpu=True, guide_settings=guide)
         posterior = bl.fit(program, rows, backend, progress=False)
         found.append(khat_by_block(posterior, rows, 50, blocks=block, progress=False)["last"])

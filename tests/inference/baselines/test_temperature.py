@@ -11,6 +11,7 @@ import pytest
 import torch
 from scenarios import saved_base, text_program, text_rows, tiny_program, tiny_rows, untrained_program
 
+from bayeslora.diagnostics import khat_by_block
 from bayeslora.errors import SettingError
 from bayeslora.inference import Temperature, fit, load
 from bayeslora.inference.base import Run
@@ -84,6 +85,15 @@ def test_pairs_and_the_prior_are_those_of_the_other_posterior() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The chain ends")
+def test_a_flow_is_known_with_what_it_starts_from() -> None:
+    of = OF | {"guide": "inducing", "guide_settings": {"m": 2, "flow": 4}, "heldout_size": 0}
+    posterior = fit(untrained_program(), ROWS, "temperature", of="svi", of_settings=of, heldout_size=8, progress=False)
+    rest = ROWS.select(sorted(set(range(24)) - set(posterior.record.heldout)))
+    assert khat_by_block(posterior, rest, 30, progress=False) == khat_by_block(
+        posterior.inner, rest, 30, progress=False
+    )
+
+
 def test_draws_of_a_chain_are_still_those_of_a_chain() -> None:
     chain = {"of": "sgld", "of_settings": {"draws": 4, "warmup": 1}, "heldout_size": 8, "draws": 2, "progress": False}
     posterior = fit(untrained_program(), ROWS, "temperature", **chain)

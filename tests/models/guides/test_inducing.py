@@ -11,14 +11,14 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
-from scenarios import lora_regression
+from scenarios import Regression, lora_regression
 from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from bayeslora.errors import PosteriorError, SettingError
 from bayeslora.models import Gaussian, Guide, MonteCLoRA, WeightModel, make_guide
 from bayeslora.models.distributions import ColumnNormal
-from bayeslora.models.guides.inducing import InducingGuide, InducingSettings, _orthonormal
+from bayeslora.models.guides.inducing import FlowGuide, InducingGuide, InducingSettings, _orthonormal
 from bayeslora.models.guides.inducing_laws import AugmentedNormal, DrawnNormal, InducedNormal
 from bayeslora.sites import Site
 
@@ -120,16 +120,23 @@ def test_which_law_it_has(sites: tuple[Site, ...]) -> None:
     assert laws == [InducedNormal, InducedNormal, AugmentedNormal, DrawnNormal]
 
 
-def test_the_density_is_that_of_the_trace_and_a_flow_has_none(sites: tuple[Site, ...]) -> None:
-    guide = moved(inducing(Gaussian(sites="both"), sites, m=3, bound="augmented"))
+@pytest.mark.parametrize("settings", SETTINGS, ids=repr)
+def test_the_density_is_that_of_the_trace(settings: dict[str, Any], sites: tuple[Site, ...]) -> None:
+    guide = moved(inducing(Gaussian(sites="both"), sites, **settings))
+    torch.manual_seed(1)
     trace = poutine.trace(guide).get_trace()
-    values = {name: trace.nodes[name]["value"] for name in (A, B)}
-    assert guide.dense
+    torch.manual_seed(1)
+    values = guide.draw()
+    assert guide.dense and values.keys() == {*guide.latents, *guide.auxiliary}
+    assert all(torch.equal(values[name], trace.nodes[name]["value"]) for name in (A, B))
     torch.testing.assert_close(guide.log_prob(values), torch.as_tensor(trace.log_prob_sum()))
-    flow = inducing(Gaussian(sites="both"), sites, m=3, flow=6)
-    assert not flow.dense
-    with pytest.raises(PosteriorError, match="With a flow"):
-        flow.log_prob(values)
+
+
+def test_with_a_flow_the_density_is_known_with_what_the_flow_starts_from_alone(sites: tuple[Site, ...]) -> None:
+    guide = inducing(Gaussian(sites="both"), sites, m=3, flow=6)
+    assert guide.auxiliary == (f"{A}.base", f"{B}.base") and inducing(Gaussian(), sites).auxiliary == ()
+    with pytest.raises(PosteriorError, match=r"The density needs a value of 'linear_5x4.A.base' \(1 sites missing\)"):
+        guide.log_prob({A: sites[0].initial, B: sites[1].initial})
 
 
 def test_layers_have_flows_of_their_own_which_are_autoregressive(sites: tuple[Site, ...]) -> None:
@@ -146,13 +153,11 @@ def test_layers_have_flows_of_their_own_which_are_autoregressive(sites: tuple[Si
     # The density of values is that of where they come from over the Jacobian's determinant.
     sd = torch.full((3, 3, 2), 0.5, dtype=torch.float64)
     torch.manual_seed(2)
-    values, density = part.flow(torch.zeros_like(sd), sd)
-    torch.manual_seed(2)
     base = sd * torch.randn_like(sd)
+    values, log_det = part.flow(base)
     shift, log_scale = net(base.mT)
     torch.testing.assert_close(values, (base.mT * log_scale.exp() + shift).mT)
-    expected = torch.distributions.Normal(0, sd).log_prob(base).sum((-2, -1)) - log_scale.sum((-2, -1))
-    torch.testing.assert_close(density, expected)
+    torch.testing.assert_close(log_det, log_scale.sum((-2, -1)))
 
 
 def test_the_mean_of_a_flow_is_that_of_its_draws(sites: tuple[Site, ...]) -> None:
@@ -194,6 +199,64 @@ def test_the_best_of_the_family_is_the_exact_posterior_where_all_directions_have
     value = torch.randn(1, 3, 2, dtype=torch.float64)
     # What is left of the divergence is a hundredth of a deviation in each of six directions.
     torch.testing.assert_close(guide.marginal().log_prob(value)[0], exact.log_prob(value.flatten()), rtol=0, atol=0.1)
+
+
+def near_the_posterior(known: Regression, **settings: Any) -> InducingGuide:
+    """With the exact mean, and the same frames whatever the settings are."""
+    (site,) = known.program.model.split(known.program.sites)[0]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        settings = {"m": 3, "sd": 0.9, "lam": 0.9, "explained": 0.7} | settings
+        guide = parts(inducing(known.program.model, (site,), **settings))[0].double()
+    with torch.no_grad():
+        guide.mu.copy_(known.mean.reshape(guide.mu.shape))
+        guide.inducing_mean.copy_(0.1 * torch.arange(6.0).reshape(guide.inducing_mean.shape))
+    return guide
+
+
+def drawn(guide: FlowGuide, n: int) -> tuple[Tensor, Tensor]:
+    """Matrices (n, 1, columns, rank), and what stands for their log density (n,)."""
+    law = guide.given(guide.base().sample((n,)))
+    values = law.rsample()
+    return values, law.log_prob(values).squeeze(1)
+
+
+@pytest.mark.parametrize("far", [0.0, 0.2])
+def test_with_a_flow_ratios_have_the_evidence_for_their_mean_and_vary_more(far: float) -> None:
+    torch.manual_seed(0)
+    known = lora_regression(noise=4.0)
+    exact = MultivariateNormal(known.mean, known.covariance)
+    guide, plain = near_the_posterior(known, flow=6), near_the_posterior(known)
+    with torch.no_grad():
+        for value in guide.flow.parameters():  # of which the identity is the start
+            value.add_(far * torch.randn_like(value))
+        values, density = drawn(guide, 20_000)
+        log_p = exact.log_prob(values.flatten(1))  # and the evidence, which is left out of both sides
+        ratios = (log_p - density).exp()
+        # Four standard errors of a mean of 20,000 draws.
+        assert abs(float(ratios.mean()) - 1) < 4 * float(ratios.std()) / 20_000**0.5 < 0.1
+        if far == 0:
+            of_weights = (log_p - plain.marginal().log_prob(values).squeeze(1)).exp()
+            assert abs(float(of_weights.mean()) - 1) < 4 * float(of_weights.std()) / 20_000**0.5 < 0.1
+            assert ratios.std() > 1.05 * of_weights.std()
+
+
+def test_given_the_matrix_the_mean_ratio_is_that_of_the_matrix_alone() -> None:
+    torch.manual_seed(0)
+    known = lora_regression(noise=4.0)
+    guide, plain = near_the_posterior(known, flow=6), near_the_posterior(known)
+    with torch.no_grad():
+        value = plain.marginal().sample()
+        frames, lam, sd = plain.frames(), plain.log_lam.exp(), plain.log_sd.exp()
+        block = frames.block((value - plain.mu) / plain.scale)
+        # By Bayes' rule, q(U | W) in the frames, where the flow is the identity.
+        weight = frames.explained / (lam.square() * (1 - frames.explained))
+        variance = 1 / (1 / sd.square() + weight)
+        mean = variance * (plain.inducing_mean / sd.square() + weight * block / frames.explained.sqrt())
+        base = torch.distributions.Normal(mean, variance.sqrt()).sample((20_000,))
+        ratios = (plain.marginal().log_prob(value) - guide.given(base).log_prob(value)).squeeze(1).exp()
+    # Four standard errors of a mean of 20,000 draws.
+    assert abs(float(ratios.mean()) - 1) < 4 * float(ratios.std()) / 20_000**0.5 < 0.1
 
 
 def test_frames_are_orthonormal_however_skew_the_directions_are() -> None:
