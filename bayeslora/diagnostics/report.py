@@ -115,7 +115,8 @@ def _guide(found: Diagnosis, posterior: Posterior, train: Split | None, draws: i
     """How far the guide is from the posterior."""
     stats = found.data["sample_stats"]
     if "elbo" not in stats:
-        reason = "these are not the rows that it was fitted to" if posterior.dense else "it has no density"
+        dense = posterior.chains[0].dense
+        reason = "these are not the rows that it was fitted to" if dense else "it has no density"
         reason = reason if "posterior" in found.data else "its predictions are not draws of the weights"
         found.say(NEAR, f"k-hat is left out: {'the training rows are not there' if train is None else reason}.")
         return
@@ -129,6 +130,13 @@ def _guide(found: Diagnosis, posterior: Posterior, train: Split | None, draws: i
     spread = elbo.std(ddof=1) / elbo.size**0.5
     sentence = _of_khat(shape, elbo.shape[1], posterior, found.data.attrs["method"])
     found.say(NEAR, sentence, khat=shape, elbo=float(elbo.mean()), elbo_error=float(spread))
+    if posterior.auxiliary:
+        found.say(
+            NEAR,
+            "The guide's density is known with auxiliary values alone, such as those that a flow starts from: k-hat, "
+            "ELBO and leave-one-out are by p / q of both jointly, which varies more than that of the weights. These "
+            "alone have a k-hat no larger, but for the error, and an ELBO no smaller.",
+        )
     free = " Their prior means were learned, which costs it nothing: it compares with such fits alone."
     found.say(
         NEAR,

@@ -142,6 +142,18 @@ def test_what_few_draws_leave_out_is_said_before_any_pass(
         assert ("With 10 draws of each chain, k-hat, leave-one-out and R-hat" in capsys.readouterr().err) == said
 
 
+def test_what_is_known_with_auxiliary_values_alone_is_said(tmp_path: Path) -> None:
+    program, rows = text_program(saved_base(tmp_path / "base"), Gaussian(deviation=0.1)), text_rows(12)
+    for flow in (None, 4):
+        settings: dict[str, Any] = {"guide": "inducing", "guide_settings": {"m": 2, "flow": flow}, "epochs": 1}
+        found = diagnose(
+            fit(program, rows, "svi", chains=2, progress=False, **settings), rows, rows, draws=30, progress=False
+        )
+        assert {"khat", "elpd_loo"} <= found.figures.keys()
+        text = found.markdown("inducing values")
+        assert ("are by p / q of both jointly, which varies more" in text) == (flow is not None)
+
+
 def test_layers_that_are_not_independent(tmp_path: Path) -> None:
     program, rows = text_program(saved_base(tmp_path / "base"), Gaussian(deviation=0.1)), text_rows(12)
     posterior = fit(program, rows, "svi", guide="low-rank", progress=False, epochs=1)
