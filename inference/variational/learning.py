@@ -19,7 +19,7 @@ from bayeslora.inference.training.objective import Hook, Outcome, State
 from bayeslora.inference.training.process import cost_of, restored_network
 from bayeslora.inference.training.settings import TrainingSettings
 from bayeslora.inference.training.trainer import train
-from bayeslora.inference.variational.loss import KLWarmup, NegativeELBO, ProgramLoss
+from bayeslora.inference.variational.loss import KLSchedule, KLWarmup, NegativeELBO, ProgramLoss
 from bayeslora.inference.variational.posterior import PriorMean, VariationalPosterior, prior_sites
 from bayeslora.inference.variational.rising import Rising
 from bayeslora.models.guides.base import Guide
@@ -48,6 +48,7 @@ def optimise(
     temperature: float,
     prior_mean: PriorMean = "model",
     kl_warmup: float = 0.0,
+    kl_schedule: KLSchedule = "linear",
     estimator: Estimator | None = None,
     hooks: Sequence[Hook] = (),
 ) -> VariationalPosterior:
@@ -63,7 +64,8 @@ def optimise(
         elbo: the bound to maximise.
         temperature: weight of the latent sites; 0 is maximum likelihood.
         prior_mean: see `prior_sites`.
-        kl_warmup: part of all steps in which that weight rises linearly from zero.
+        kl_warmup: part of all steps in which that weight is not all there.
+        kl_schedule: how it is in that part.
         estimator: what stands for a draw of the weights in the network; the draw itself, if left out.
         hooks: called before those that keep the posterior.
 
@@ -73,7 +75,7 @@ def optimise(
     sites = partial(prior_sites, program, guide, prior_mean)
     objective = NegativeELBO(program, guide, elbo, len(data), temperature, estimator, sites)
     record = run.record(settings.name, asdict(settings), len(data), temperature, guide.point_sites)
-    warmup = [KLWarmup(objective, temperature, kl_warmup)] if kl_warmup else []
+    warmup = [KLWarmup(objective, temperature, kl_warmup, kl_schedule)] if kl_warmup else []
     optimiser = torch.optim.AdamW(groups, lr=settings.learning_rate)
     posterior = VariationalPosterior(program, record, guide)
     rising = Rising(objective, bounded=prior_mean == "model" and not guide.point_sites)

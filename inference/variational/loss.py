@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pyro.distributions as dist
 import torch
@@ -20,7 +20,10 @@ from bayeslora.program import Estimator, Program
 from bayeslora.rng import isolated
 from bayeslora.sites import Site
 
-__all__ = ["KLWarmup", "NegativeELBO", "ProgramLoss"]
+__all__ = ["KLSchedule", "KLWarmup", "NegativeELBO", "ProgramLoss"]
+
+#: How the Kullback-Leibler weight comes to be all there: it rises from zero, or is zero before.
+KLSchedule = Literal["linear", "step"]
 
 
 class ProgramLoss(Objective):
@@ -160,15 +163,18 @@ class NegativeELBO(ProgramLoss):
 
 @dataclass(frozen=True)
 class KLWarmup(Hook):
-    """The Kullback-Leibler weight rises linearly from zero to ``weight`` in the first ``part`` of all steps."""
+    """The Kullback-Leibler weight rises linearly to ``weight`` in the first ``part`` of all steps, or is zero in it."""
 
     objective: NegativeELBO
     weight: float
     part: float
+    schedule: KLSchedule = "linear"
 
     def before_step(self, state: State) -> None:
         """Set the weight of the step."""
-        self.objective.kl_weight = self.weight * min(1.0, (state.step + 1) / state.steps / self.part)
+        passed = (state.step + 1) / state.steps / self.part
+        share = min(1.0, passed) if self.schedule == "linear" else float(passed > 1)
+        self.objective.kl_weight = self.weight * share
 
 
 class _weighted_latents(poutine.messenger.Messenger):

@@ -17,6 +17,7 @@ from bayeslora.inference.training.settings import TrainingSettings
 from bayeslora.inference.variational.elbo import ELBOS
 from bayeslora.inference.variational.estimators import NoiseWarmup, make_estimator
 from bayeslora.inference.variational.learning import optimise
+from bayeslora.inference.variational.loss import KLSchedule
 from bayeslora.inference.variational.point import weights_given
 from bayeslora.inference.variational.posterior import PriorMean, VariationalPosterior, prior_sites
 from bayeslora.inference.variational.rates import groups_of, rate_beside_noise, rate_beside_prior
@@ -59,7 +60,9 @@ class SVI(TrainingSettings):
             guides whose mean is a parameter: "structured", "entry". "model": the prior stays where the model has it. A
             step of AdamW moves all entries of A, which costs more nats than the labels of a small task can pay for, so
             that A stays where it starts and B learns through a random projection.
-        kl_warmup: part of all steps in which that weight rises linearly from zero (0.5: .840 / .361 / .027).
+        kl_warmup: part of all steps, the first ones, in which that weight rises from zero (0.5: .840 / .361 / .027).
+        kl_schedule: how the weight is in that part: "linear" (it rises linearly) or "step" (it is zero; the likelihood
+            alone is maximised before the divergence counts, then all of it counts from one step to the next).
         noise_warmup: part of all steps in which the noise that the network sees rises linearly from none to all of the
             guide's: means learn faster without it, and then how to bear it (MiniLM on 300 rows of SST-2, 8 epochs at
             2e-3, a prior that holds A, four seeds, 800 other rows, ``benchmarks/studies/rates.yaml``: accuracy / NLL /
@@ -94,6 +97,7 @@ class SVI(TrainingSettings):
     temperature: Positive = 1.0
     prior_mean: PriorMean = "learned"
     kl_warmup: Part = 0.0
+    kl_schedule: KLSchedule = "linear"
     noise_warmup: Part = 0.5
     scale_learning_rate: NotNegative = 1e-2
     point_learning_rate: NotNegative | None = None
@@ -113,6 +117,11 @@ class SVI(TrainingSettings):
             raise SettingError(
                 f"estimator='{self.estimator}' needs elbo='mean-field', whose divergence asks for no draw of the "
                 f"weights; found elbo='{self.elbo}'."
+            )
+        if self.kl_schedule == "step" and not 0 < self.kl_warmup < 1:
+            raise SettingError(
+                "kl_schedule='step' is for a part of all steps in which the divergence does not count: give a "
+                f"kl_warmup above 0 and below 1, found {self.kl_warmup:g}."
             )
         if self.elbo == "renyi" and self.particles < 2:
             raise SettingError("A Rényi bound of one particle is the ELBO: give particles=2 or more, or elbo='trace'.")
@@ -143,6 +152,7 @@ class SVI(TrainingSettings):
             temperature=self.temperature,
             prior_mean=self.prior_mean,
             kl_warmup=self.kl_warmup,
+            kl_schedule=self.kl_schedule,
             estimator=estimator,
             hooks=[NoiseWarmup(estimator, self.noise_warmup)] if self.noise_warmup else [],
         )

@@ -16,8 +16,9 @@ from scenarios import tiny_program
 from torch import nn
 from torch.distributions import kl_divergence
 
+from bayeslora.inference.training.objective import State
 from bayeslora.inference.variational.elbo import ELBOS
-from bayeslora.inference.variational.loss import NegativeELBO
+from bayeslora.inference.variational.loss import KLSchedule, KLWarmup, NegativeELBO
 from bayeslora.inference.variational.posterior import prior_sites
 from bayeslora.models import Gaussian
 from bayeslora.models.guides.auto import make_guide
@@ -74,6 +75,36 @@ def test_the_density_of_a_point_is_counted_from_where_it_starts(weight: float) -
     penalty = float((point.detach().square() - (point.detach() - 0.1).square()).sum() / (2 * 0.5**2))
     assert loss.parts()[f"kl/{name}"] * N == pytest.approx(penalty, rel=1e-4)
     assert moved - start == pytest.approx(weight * penalty, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "part", "shares"),
+    [
+        ("linear", 0.5, [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]),
+        ("step", 0.5, [0, 0, 0, 0, 1, 1, 1, 1]),
+        ("step", 1 / 3, [0, 0, 1, 1, 1, 1]),
+        ("step", 0.7, [0] * 7 + [1] * 3),
+        ("step", 0.4, [0, 1, 1]),  # of three steps the first alone is over by then
+    ],
+)
+def test_the_weight_of_the_divergence_step_by_step(schedule: KLSchedule, part: float, shares: list[float]) -> None:
+    loss, found = objective(Gaussian()), []
+    for step in range(len(shares)):
+        KLWarmup(loss, 0.2, part, schedule).before_step(State(step, len(shares), 0.0))
+        found.append(loss.kl_weight)
+    assert found == pytest.approx([0.2 * share for share in shares])
+
+
+def test_before_the_step_the_loss_is_the_likelihood_alone() -> None:
+    loss = objective(Gaussian())
+    warmup, batch = KLWarmup(loss, 0.2, 0.5, "step"), whole(loss)
+    for step, weight in ((4, 0.0), (5, 0.2)):
+        warmup.before_step(State(step, 10, 0.0))
+        value, gradient = gradients(loss, batch)
+        parts = loss.parts()
+        divergence = sum(value for name, value in parts.items() if name.startswith("kl/"))
+        assert divergence > 1 and value == pytest.approx(weight * divergence - parts["log_likelihood"], rel=1e-5)
+        assert all(each.isfinite().all() for each in gradient.values())
 
 
 @pytest.mark.parametrize("model", MODELS)
