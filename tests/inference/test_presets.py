@@ -30,6 +30,14 @@ def test_the_published_setting_of_bayesian_lora() -> None:
     assert posterior.record.temperature / len(tiny_rows(12)) == pytest.approx(0.1 / 2)
 
 
+def test_the_divergence_of_bayesian_lora_counts_from_the_third_of_its_six_epochs_on() -> None:
+    preset = bl.preset("bayesian-lora")
+    program = tiny_program(preset.build_model(), targets=["query"])
+    posterior = bl.fit(program, tiny_rows(12), preset.build_backend(log_every=1, cpu=True), progress=False)
+    weights = [entry["kl_weight"] for entry in posterior.record.history if "loss" in entry]
+    assert weights == [0.0] * 4 + [0.6] * 8  # of two batches an epoch
+
+
 @pytest.mark.parametrize("flow", [None, 16])
 def test_it_has_a_k_hat(flow: int | None) -> None:
     preset, rows = bl.preset("bayesian-lora"), tiny_rows(12)
