@@ -42,8 +42,10 @@ PLACES = {
 }  # fmt: skip
 #: Starts of an adapter by which PEFT takes what it puts beside a frozen weight off it.
 TAKEN_OFF = ("pissa", "olora")
-#: Part by which the length of what is left may differ, as its last bits do with another number of threads.
-ROUNDING = 1e-4
+#: Part of its length by which what is left may differ, as its last bits do with another number of threads.
+ROUNDING = 3e-5
+#: Directions that it is looked at along.
+DIRECTIONS = 4
 #: Values of each frozen tensor that its fingerprint looks at.
 SAMPLE = 32
 
@@ -51,14 +53,14 @@ SAMPLE = 32
 class Identity(TypedDict):
     """What tells a program from others, as plain data: network, LoRA, Pyro model, observation, task, lengths.
 
-    Of frozen weights, ``frozen`` is a digest of those that are read from a file, and ``computed`` has the length of
-    those that the start of an adapter left; the digests of former versions are of both.
+    Of frozen weights, ``frozen`` is a digest of those that are read from a file, and ``computed`` has numbers of those
+    that the start of an adapter left (`_seen`); the digests of former versions are of both.
     """
 
     base: dict[str, Any]
     configuration: dict[str, Any]
     frozen: str
-    computed: NotRequired[dict[str, float]]
+    computed: NotRequired[dict[str, list[float]]]
     lora: dict[str, Any]
     model: dict[str, Any]
     observation: dict[str, Any]
@@ -98,10 +100,11 @@ def describe_as(program: Program, saved: Identity) -> Identity:
         found["frozen"] = fingerprint(program)
         del found["computed"]
         return found
-    then = saved["computed"]
-    for name, length in found["computed"].items():
-        if name in then and math.isclose(length, then[name], rel_tol=ROUNDING):
-            found["computed"][name] = then[name]
+    rounding = _rounding(program)
+    for name, now in found["computed"].items():
+        then = saved["computed"].get(name, [])
+        if len(then) == len(now) and math.dist(then, now) <= rounding * now[0]:
+            found["computed"][name] = then
     return found
 
 
@@ -181,15 +184,37 @@ def fingerprint(program: Program, but: Collection[str] = ()) -> str:
     return found.hexdigest()[:16]
 
 
-def _left(program: Program) -> Iterator[tuple[str, float]]:
-    """Yield name and length of each frozen weight that is what the start of an adapter left."""
+def _left(program: Program) -> Iterator[tuple[str, list[float]]]:
+    """Yield the name of each frozen weight that is what the start of an adapter left, and what is seen of it."""
     weights = program.weights
     if not str(weights.config.get("init_lora_weights")).startswith(TAKEN_OFF):
         return
     adapted = {f"{layer}.base_layer.weight" for site in weights.sites if site.stacked for layer in site.layers}
     for name, value in _frozen(program):
         if name in adapted:
-            yield name, float(value.detach().double().norm())
+            yield name, _seen(value.detach().flatten(1).double())
+
+
+def _seen(matrix: Tensor) -> list[float]:
+    """Length of a matrix, and its products with random signs of its rows and columns, which any change of it moves.
+
+    A change of length d moves a product by d on average (root mean square), however many entries the matrix has.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    rows, columns = (
+        (torch.randint(0, 2, (DIRECTIONS, size), generator=generator) * 2 - 1).to(matrix) for size in matrix.shape
+    )
+    return [float(matrix.norm()), *((rows @ matrix) * columns).sum(1).tolist()]
+
+
+def _rounding(program: Program) -> float:
+    """Part of its length by which a weight may differ by rounding alone, also where half precision is kept."""
+    import torch
+
+    precision = next(value.dtype for value in program.network.parameters() if value.is_floating_point())
+    return max(ROUNDING, torch.finfo(precision).eps / 8)
 
 
 def _bits(flat: Tensor) -> int:

@@ -115,19 +115,18 @@ def _parquet(path: Path) -> Iterator[Callable[[pd.DataFrame], None]]:
 
 
 def _joined(parts: Sequence[pa.Table]) -> pa.Table:
-    """One table of parts whose columns may differ in type: numbers then have the wider one, all else becomes text."""
+    """One table of parts whose columns may differ in type: they then have one that holds all, or become texts."""
     import pyarrow as pa
 
-    joined = list(parts)
-    for place, name in enumerate(parts[0].column_names):
-        types = {part.schema.field(name).type for part in parts} - {pa.null()}
-        if len(types) > 1 and not all(pa.types.is_integer(each) or pa.types.is_floating(each) for each in types):
-            texts = [[None if value is None else str(value) for value in part[name].to_pylist()] for part in parts]
-            joined = [
-                part.set_column(place, name, pa.array(each, pa.string()))
-                for part, each in zip(joined, texts, strict=True)
-            ]
-    return pa.concat_tables(joined, promote_options="permissive")
+    found = {}
+    for name in parts[0].column_names:
+        columns = [part.select([name]) for part in parts]
+        try:
+            found[name] = pa.concat_tables(columns, promote_options="permissive")[name]
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            values = (value for column in columns for value in column[name].to_pylist())
+            found[name] = pa.array([None if value is None else str(value) for value in values], pa.string())
+    return pa.table(found)
 
 
 WRITERS = {".csv": _csv, ".jsonl": _lines, ".parquet": _parquet}

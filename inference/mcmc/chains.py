@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import pyro.distributions as dist
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
@@ -59,7 +60,7 @@ class ChainSettings(Settings, ABC):
 
 
 class Tempering(Messenger):
-    """Divides the log-likelihood of a Pyro model by a temperature, and leaves its prior as it is.
+    """Divides the log-likelihood of a Pyro model by a temperature, and leaves its prior, with factors, as it is.
 
     Args:
         temperature: of the posterior.
@@ -70,5 +71,5 @@ class Tempering(Messenger):
         self.temperature = temperature
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        if msg["is_observed"]:
+        if msg["is_observed"] and not isinstance(msg["fn"], dist.Unit):
             msg["scale"] = msg["scale"] / self.temperature

@@ -77,7 +77,7 @@ class SGLD(ChainSettings):
     batch_size: Count = 32
 
     def chain(self, program: Program, data: Dataset, run: Run) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Run one chain; its step size and the mean of log p(y, weights) along it come with it."""
+        """Run one chain; its step size and the mean of the log joint density, tempered, along it come with it."""
         space = Unconstrained(program, self.temperature)
         spread = space.spread()
         start = space.at(program.model.initial(run.sites(program)))

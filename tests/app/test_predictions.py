@@ -90,6 +90,8 @@ def test_whole_numbers_stay_what_they_are_beside_missing_ones(
         ([0, 1, 2.5, 3, 4.5], [0, 1, 2.5, 3, 4.5]),
         ([None, None, "x", None, "y"], [None, None, "x", None, "y"]),
         ([1, 2, "x", None, "y"], ["1", "2", "x", None, "y"]),
+        ([2**60 + 1, 2, 2.5, None, 4.5], [str(2**60 + 1), "2", "2.5", None, "4.5"]),
+        ([[], [], [1, 2], None, [3]], [[], [], [1, 2], None, [3]]),
     ],
 )
 def test_a_column_of_a_later_part_may_be_of_another_type(

@@ -84,7 +84,6 @@ def test_pairs_and_the_prior_are_those_of_the_other_posterior() -> None:
         assert not torch.equal(mine, posterior.program.prior()["linear_16x16.A"])  # its centre was learned
 
 
-@pytest.mark.filterwarnings("ignore:The chain ends")
 def test_a_flow_is_known_with_what_it_starts_from() -> None:
     of = OF | {"guide": "inducing", "guide_settings": {"m": 2, "flow": 4}, "heldout_size": 0}
     posterior = fit(untrained_program(), ROWS, "temperature", of="svi", of_settings=of, heldout_size=8, progress=False)
@@ -94,6 +93,7 @@ def test_a_flow_is_known_with_what_it_starts_from() -> None:
     )
 
 
+@pytest.mark.filterwarnings("ignore:The chain ends")
 def test_draws_of_a_chain_are_still_those_of_a_chain() -> None:
     chain = {"of": "sgld", "of_settings": {"draws": 4, "warmup": 1}, "heldout_size": 8, "draws": 2, "progress": False}
     posterior = fit(untrained_program(), ROWS, "temperature", **chain)

@@ -9,6 +9,7 @@ from typing import Any
 import arviz as az
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer.mcmc.util import initialize_model
 from scenarios import Regression, lora_regression, text_program, text_rows, tiny_batch, tiny_program, tiny_rows
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 from bayeslora.errors import PosteriorError, SettingError, TrainingError
 from bayeslora.inference import fit, load
 from bayeslora.inference.mcmc import nuts
+from bayeslora.inference.mcmc.chains import Tempering
 from bayeslora.inference.mcmc.posterior import EmpiricalPosterior
 from bayeslora.inference.mcmc.sgld import Unconstrained
 from bayeslora.inference.mcmc.steps import Gradient, Meter, Stiffness
@@ -86,6 +88,23 @@ def test_a_temperature_divides_the_likelihood_and_leaves_the_prior(
     variances, vectors = torch.linalg.eigh(covariance)
     # At a temperature of 1 variances are 3.6 and 3.5 times as large.
     assert_moments((posterior.chain[SITE].flatten(1).double() - mean) @ vectors, variances)
+
+
+def test_a_temperature_leaves_a_factor_of_the_prior() -> None:
+    program = tiny_program(MonteCLoRA(prior="paper", cooperation=5.0))
+    batch = tiny_batch(program, tiny_rows(8))
+    torch.manual_seed(0)
+    drawn = poutine.trace(program).get_trace(batch, 8)
+    again = poutine.trace(poutine.replay(Tempering(0.1)(program), trace=drawn)).get_trace(batch, 8)
+    drawn.compute_log_prob()
+    again.compute_log_prob()
+    ratios = {
+        name: float(again.nodes[name]["log_prob_sum"] / node["log_prob_sum"])
+        for name, node in drawn.nodes.items()
+        if node["type"] == "sample" and float(node["log_prob_sum"])
+    }
+    assert any(name.endswith("cooperation") for name in ratios)
+    assert ratios == pytest.approx({name: 10.0 if name == "y" else 1.0 for name in ratios})
 
 
 @pytest.mark.parametrize("backend", ["sgld", "sghmc"])
