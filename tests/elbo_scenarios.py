@@ -1,14 +1,18 @@
-"""Losses of tiny programs, and their traces and gradients."""
+"""Losses of tiny programs, their traces and gradients, and the bounds of fits."""
 
 from __future__ import annotations
 
+import math
+
 import torch
+from datasets import Dataset
 from pyro.poutine import Trace
 from scenarios import tiny_batch, tiny_program, tiny_rows
 from torch import Tensor
 
 from bayeslora.inference.variational.elbo import ELBOS
 from bayeslora.inference.variational.loss import NegativeELBO
+from bayeslora.inference.variational.posterior import VariationalPosterior
 from bayeslora.models import Gaussian, MonteCLoRA, WeightModel
 from bayeslora.models.guides.auto import make_guide
 
@@ -50,3 +54,15 @@ def gradients(loss: NegativeELBO, batch: dict[str, Tensor], seed: int = 1) -> tu
 
 def whole(loss: NegativeELBO) -> dict[str, Tensor]:
     return tiny_batch(loss.program, tiny_rows(N))
+
+
+def evidence_bound(
+    posterior: VariationalPosterior, rows: Dataset, draws: int = 100, elbo: str = "trace"
+) -> tuple[float, float]:
+    """The ELBO of all rows under the posterior's guide, and its standard error."""
+    loss = NegativeELBO(posterior.program, posterior.guide, ELBOS[elbo](), len(rows))
+    batch = tiny_batch(posterior.program, rows)
+    torch.manual_seed(2)
+    with torch.no_grad():
+        values = -len(rows) * torch.stack([loss(batch) for _ in range(draws)]).double()
+    return float(values.mean()), float(values.std() / math.sqrt(draws))

@@ -235,11 +235,8 @@ class LinearNetwork(nn.Module):
         return SimpleNamespace(logits=self.linear(self.table(input_ids).squeeze(1)))
 
 
-@dataclass(frozen=True, kw_only=True)
-class FixedB(Gaussian):
-    """Gaussian columns of A with B known: Bayesian linear regression."""
-
-    name = "fixed-b"
+class KnownB(WeightModel):
+    """A model of A alone, with B known."""
 
     def sample(self, sites: Sequence[Site]) -> dict[str, Tensor]:
         chosen, others = self.split(sites)
@@ -248,11 +245,15 @@ class FixedB(Gaussian):
     def initial(self, sites: Sequence[Site]) -> dict[str, Tensor]:
         return super().initial(self.split(sites)[0])
 
-    def weights(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        return dict(values)
-
     def guide(self, sites: Sequence[Site]) -> Guide:
         return GuideList([self.site_guide(site) for site in self.split(sites)[0]])
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedB(KnownB, Gaussian):
+    """Gaussian columns of A with B known: Bayesian linear regression."""
+
+    name = "fixed-b"
 
 
 @dataclass(frozen=True)
@@ -266,10 +267,16 @@ class Regression:
     log_evidence: float
 
 
-def lora_regression(n: int = 40, columns: int = 3, rank: int = 2, noise: float = 0.5, prior: float = 1.0) -> Regression:
-    """y = W0 x + s B A x + noise with B fixed; a ~ N(0, prior^2 I): the posterior of vec(A) is normal."""
+def lora_regression(
+    n: int = 40, columns: int = 3, rank: int = 2, noise: float = 0.5, prior: float = 1.0, copies: int = 1
+) -> Regression:
+    """y = W0 x + s B A x + noise with B fixed; a ~ N(0, prior^2 I): the posterior of vec(A) is normal.
+
+    Several ``copies`` have columns and rows of their own, with the same features: independent, and of one covariance.
+    """
     generator = torch.Generator().manual_seed(3)
-    features = torch.randn(n, columns, generator=generator)
+    features = torch.block_diag(*[torch.randn(n, columns, generator=generator)] * copies)
+    n, columns = features.shape
     with torch.random.fork_rng():
         torch.manual_seed(5)
         network = get_peft_model(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterator
 from copy import copy
+from dataclasses import is_dataclass, replace
 from typing import Any
 
 import pyro.distributions as dist
@@ -142,6 +143,9 @@ def _detached(law: Distribution) -> Distribution:
             setattr(found, name, value.detach())
         elif isinstance(value, Distribution):
             setattr(found, name, _detached(value))
+        elif is_dataclass(value) and not isinstance(value, type):  # such as the frames of a law's directions
+            parts = {part: each for part, each in vars(value).items() if isinstance(each, Tensor)}
+            setattr(found, name, replace(value, **{part: each.detach() for part, each in parts.items()}))
     return found
 
 

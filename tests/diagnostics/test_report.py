@@ -96,6 +96,15 @@ def test_other_rows_than_those_that_were_fitted(tmp_path: Path) -> None:
     assert "k-hat is left out: these are not the rows that it was fitted to." in sentences
 
 
+def test_noise_that_depends_on_the_input_is_said_to_be_no_draws_of_the_weights(tmp_path: Path) -> None:
+    program, rows = text_program(saved_base(tmp_path / "base"), Gaussian()), text_rows(12)
+    posterior = fit(program, rows, "c-lora", progress=False, epochs=1)
+    found = diagnose(posterior, text_rows(9), rows, draws=30, progress=False)
+    sentences = [sentence for sentences in found.verdicts.values() for sentence in sentences]
+    assert "k-hat is left out: its predictions are not draws of the weights." in sentences
+    assert "khat" not in found.figures and "elpd_loo" not in found.figures
+
+
 def test_fits_are_judged_each_by_itself(tmp_path: Path) -> None:
     program, rows = text_program(saved_base(tmp_path / "base")), text_rows(12)
     posterior = fit(program, rows, "svi", chains=2, progress=False, epochs=8, batch_size=4, log_every=1)

@@ -107,6 +107,22 @@ def test_a_temperature_leaves_a_factor_of_the_prior() -> None:
     assert ratios == pytest.approx({name: 10.0 if name == "y" else 1.0 for name in ratios})
 
 
+@pytest.mark.slow  # six thousand steps each
+@pytest.mark.parametrize("batch_size", [160, 144])
+def test_no_variance_of_a_chain_of_chosen_steps_is_a_twentieth_too_large(batch_size: int) -> None:
+    copies = 16  # in one chain, which count as so many
+    known = lora_regression(n=10, columns=2, rank=1, noise=2.0, copies=copies)
+    settings = {"warmup": 100, "batch_size": batch_size, "progress": False}
+    posterior = fit(known.program, known.rows, "sgld", **settings)
+    assert isinstance(posterior, EmpiricalPosterior)
+    variances, vectors = torch.linalg.eigh(known.covariance)
+    draws = (posterior.chain[f"linear_{2 * copies}x1.A"].flatten(1).double() - known.mean) @ vectors
+    for squares in (draws.square() / variances).unflatten(1, (2, copies)).unbind(1):  # each variance has its copies
+        ess = sum(float(az.ess(each.numpy()[None], method="mean")) for each in squares.T)
+        assert ess > 2 * (4 / 0.1) ** 2  # four standard errors of a variance are a tenth of it at most
+        assert abs(float(squares.mean()) - 1.025) < 0.025 + 4 * math.sqrt(2 / ess)
+
+
 @pytest.mark.parametrize("backend", ["sgld", "sghmc"])
 def test_the_chosen_step_widens_no_eigenvector_by_more_than_the_bias(known: Regression, backend: str) -> None:
     settings = {"draws": 1, "warmup": 8, "thin": 1, "batch_size": 40}

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from elbo_scenarios import evidence_bound
 from pyro import poutine
-from scenarios import Regression, lora_regression, tiny_batch, tiny_program, tiny_rows, untrained_program
+from scenarios import Regression, lora_regression, tiny_program, tiny_rows, untrained_program
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -18,13 +19,10 @@ from bayeslora.inference import fit, load
 from bayeslora.inference.training.objective import Objective, Outcome
 from bayeslora.inference.training.trainer import train
 from bayeslora.inference.variational import learning, svi
-from bayeslora.inference.variational.elbo import ELBOS
-from bayeslora.inference.variational.loss import NegativeELBO
 from bayeslora.inference.variational.rates import groups_of, rate_beside_noise, rate_beside_prior
 from bayeslora.inference.variational.svi import SVI
 from bayeslora.models import Gaussian, MonteCLoRA
 from bayeslora.models.guides.base import Guide, MatrixGuide, PointGuide
-from bayeslora.posterior import Posterior
 from bayeslora.program import Program
 
 #: One batch of all rows, a rate that falls to zero, and gradients as they are.
@@ -37,16 +35,6 @@ EXACT = {
 @pytest.fixture(scope="module")
 def known() -> Regression:
     return lora_regression(noise=2.0)
-
-
-def evidence_bound(posterior: Posterior, rows: Dataset, draws: int = 100) -> tuple[float, float]:
-    """The ELBO of all rows under the posterior's guide, and its standard error."""
-    loss = NegativeELBO(posterior.program, posterior.guide, ELBOS["trace"](), len(rows))
-    batch = tiny_batch(posterior.program, rows)
-    torch.manual_seed(2)
-    with torch.no_grad():
-        values = -len(rows) * torch.stack([loss(batch) for _ in range(draws)]).double()
-    return float(values.mean()), float(values.std() / math.sqrt(draws))
 
 
 def test_the_full_guide_recovers_the_exact_posterior_and_evidence(known: Regression) -> None:
