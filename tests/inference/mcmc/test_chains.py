@@ -107,12 +107,12 @@ def test_a_temperature_leaves_a_factor_of_the_prior() -> None:
     assert ratios == pytest.approx({name: 10.0 if name == "y" else 1.0 for name in ratios})
 
 
-@pytest.mark.slow  # six thousand steps each
+@pytest.mark.slow  # nine thousand steps each
 @pytest.mark.parametrize("batch_size", [160, 144])
 def test_no_variance_of_a_chain_of_chosen_steps_is_a_twentieth_too_large(batch_size: int) -> None:
     copies = 16  # in one chain, which count as so many
     known = lora_regression(n=10, columns=2, rank=1, noise=2.0, copies=copies)
-    settings = {"warmup": 100, "batch_size": batch_size, "progress": False}
+    settings = {"warmup": 100, "draws": 800, "batch_size": batch_size, "progress": False}
     posterior = fit(known.program, known.rows, "sgld", **settings)
     assert isinstance(posterior, EmpiricalPosterior)
     variances, vectors = torch.linalg.eigh(known.covariance)
