@@ -7,9 +7,10 @@ MRPC, 400 training rows: the base's vector of each row is computed once, and wha
 two dense layers of its classification head, 2,308 weights, all of them random. Families have the library's defaults but
 for what `FAMILIES` says, and for the length of training, 50 epochs. The full covariance has a lower rate: at 1e-2, with
 AdamW's own second moments, its 2.7 million entries blew up.
-Nothing is chosen on the validation split, whose predictions are compared. All are of one prior, but for MonteCLoRA,
-which has its own. Two chains of the sampler say how near two samples of one law are. A family that is done is not done
-again. The report takes seconds: a Markdown table, benchmarks/results/nearest.json and docs/images/nearest.png.
+Nothing is chosen on the validation split, whose predictions are compared. All are of one prior, but for MonteCLoRA
+and ScalaBL, which have their own; of the latter the singular values of A alone are random. Two chains of the sampler
+say how near two samples of one law are. A family that is done is not done again. The report takes seconds: a Markdown
+table, benchmarks/results/nearest.json and docs/images/nearest.png.
 """
 
 from __future__ import annotations
@@ -47,24 +48,50 @@ PRIOR = {"sites": "both", "scale": 1.5, "zero_scale": 0.2}
 #: Of `svi`: the prior that all have, the rate of its means under it, and all rows, as of all others.
 SAME = {"prior_mean": "model", "learning_rate": 2e-3, "heldout_size": 0}
 REFERENCE = "nuts"
-#: Families: backend, and the settings that are not its defaults.
-FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    REFERENCE: ("nuts", {"draws": 400, "warmup": 200, "max_tree_depth": 6}),
-    "svi": ("svi", SAME),
-    "svi, monteclora": ("svi", SAME),
-    "svi, entry": ("svi", SAME | {"guide": "entry"}),
-    "svi, low-rank": ("svi", SAME | {"guide": "low-rank"}),
-    "svi, full": ("svi", SAME | {"guide": "full", "scale_learning_rate": 1e-4}),
-    "svi, inducing": ("svi", SAME | {"guide": "inducing"}),
-    "ivon": ("ivon", {}),
-    "laplace": ("laplace", {"mode": "map", "tune": "none"}),
-    "swag": ("swag", {"prior_weight": 1.0}),
-    "tfb": ("tfb", {"prior_weight": 1.0}),
-    "sgld": ("sgld", {"draws": DRAWS, "warmup": DRAWS}),
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a family of posteriors is fitted by.
+
+    Attributes:
+        backend: inference algorithm.
+        settings: of it that are not its defaults.
+        model: Pyro model of the weights, by default that of the common prior.
+        prior: settings of that model.
+    """
+
+    backend: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    model: str = "gaussian"
+    prior: Mapping[str, Any] = field(default_factory=lambda: PRIOR)
+
+
+FAMILIES = {
+    REFERENCE: Family("nuts", {"draws": 400, "warmup": 200, "max_tree_depth": 6}),
+    "svi": Family("svi", SAME),
+    "svi, flipout": Family("svi", SAME | {"estimator": "flipout"}),
+    "svi, monteclora": Family("svi", SAME, model="monteclora"),
+    "svi, entry": Family("svi", SAME | {"guide": "entry"}),
+    "svi, entry, flipout": Family("svi", SAME | {"guide": "entry", "estimator": "flipout"}),
+    "svi, scalabl": Family("svi", SAME, model="scalabl", prior={}),
+    "svi, low-rank": Family("svi", SAME | {"guide": "low-rank"}),
+    "svi, full": Family("svi", SAME | {"guide": "full", "scale_learning_rate": 1e-4}),
+    "svi, inducing": Family("svi", SAME | {"guide": "inducing"}),
+    "svi, inducing, flow": Family("svi", SAME | {"guide": "inducing", "guide_settings": {"flow": 16}}),
+    "ivon": Family("ivon"),
+    "laplace": Family("laplace", {"mode": "map", "tune": "none"}),
+    "swag": Family("swag", {"prior_weight": 1.0}),
+    "tfb": Family("tfb", {"prior_weight": 1.0}),
+    "sgld": Family("sgld", {"draws": DRAWS, "warmup": DRAWS}),
 }
 CHAINS = 2
-#: Settings of samplers to see that it works.
-QUICK = {"nuts": {"draws": 40, "warmup": 5, "max_tree_depth": 2}, "sgld": {"draws": 40, "warmup": 5, "thin": 1}}
+#: Settings to see that it works.
+QUICK = {
+    "nuts": {"draws": 40, "warmup": 5, "max_tree_depth": 2},
+    "sgld": {"draws": 40, "warmup": 5, "thin": 1},
+    "swag": {"snapshots": 2, "rank": 2},
+}
 
 
 @dataclass(frozen=True)
@@ -80,11 +107,11 @@ class Protocol:
     batch_size: int = 32
     draws: int = DRAWS
     seed: int = 0
-    samplers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
 
 
 #: In seconds, to see that it works; its figures mean nothing.
-SHORT = Protocol(train_size=32, heldout_size=16, epochs=1, batch_size=8, draws=40, samplers=QUICK)
+SHORT = Protocol(train_size=32, heldout_size=16, epochs=1, batch_size=8, draws=40, settings=QUICK)
 
 
 class Head(nn.Module):
@@ -133,16 +160,16 @@ def program_of(family: str, base: str, data_dir: str | None, how: Protocol) -> t
         torch.manual_seed(how.seed)
         lora = LoraConfig(r=how.rank, lora_alpha=how.lora_alpha, target_modules=["pooler", "classifier"])
         network = get_peft_model(Head(vectors, deepcopy(pooler)), lora)
-    name = "monteclora" if family.endswith("monteclora") else "gaussian"
-    return bl.Program(network, bl.observations.Classes(2), bl.models.build(name, **PRIOR)), train, other
+    weights = bl.models.build(FAMILIES[family].model, **FAMILIES[family].prior)
+    return bl.Program(network, bl.observations.Classes(2), weights), train, other
 
 
 def fitted(family: str, program: bl.Program, train: Dataset, how: Protocol) -> Posterior:
     """The posterior of one family; of the reference, all of its chains."""
-    backend, settings = FAMILIES[family]
+    backend, settings = FAMILIES[family].backend, dict(FAMILIES[family].settings)
     if "epochs" in bl.inference.BACKENDS[backend].__dataclass_fields__:
         settings = settings | {"epochs": how.epochs, "batch_size": how.batch_size}
-    settings = {**settings, **how.samplers.get(backend, {})}
+    settings = {**settings, **how.settings.get(backend, {})}
     seeds = [how.seed + chain for chain in range(CHAINS if family == REFERENCE else 1)]
     found = [bl.fit(program, train, backend, seed=seed, progress=False, **settings) for seed in seeds]
     return found[0] if len(found) == 1 else MixturePosterior(found, found[0].record)

@@ -10,12 +10,14 @@ from bayeslora.predict.plots import save_figure
 
 #: Told apart by the colour-blind (Okabe and Ito).
 DOT, BAND, INK = "#0072B2", "#E69F00", "#333333"
+#: Above the first, weights of importance are not to be trusted (Vehtari et al., JMLR 2024); the other ends the panel.
+TRUSTED, MOST = 0.7, 3.0
 
 
 def draw(
     families: Mapping[str, Mapping[str, Any]], reference: Mapping[str, Any], floor: Mapping[str, float], path: Path
 ) -> None:
-    """Draw, a line for each family: distance of predictions, spread of logits, and leave-one-out.
+    """Draw, a line for each family: distance of predictions, spread of logits, k-hat of layers, and leave-one-out.
 
     Args:
         families: figures by name, from top to bottom.
@@ -30,8 +32,8 @@ def draw(
     places = range(len(families))
     style: Any = {"font.size": 9, "axes.edgecolor": INK, "axes.spines.top": False, "axes.spines.right": False}
     with rc_context(style):
-        figure = Figure(figsize=(9.2, 0.32 * len(families) + 1.3), dpi=160, layout="constrained")
-        near, wide, out = figure.subplots(1, 3, sharey=True, width_ratios=(1.1, 1, 1))
+        figure = Figure(figsize=(11.5, 0.32 * len(families) + 1.3), dpi=160, layout="constrained")
+        near, wide, khat, out = figure.subplots(1, 4, sharey=True, width_ratios=(1.1, 1, 1, 1))
         near.axvspan(0, floor["variation"], color=BAND, alpha=0.35, linewidth=0)
         near.scatter([row["variation"] for row in families.values()], places, color=DOT, s=28, zorder=3)
         near.set(xlim=(0, None), xlabel="total variation of predictions\n(band: two NUTS chains)")
@@ -46,6 +48,13 @@ def draw(
             wide.scatter(row["spread"], place, color=DOT, s=28, zorder=3)
         wide.set(xlim=(0, None), xlabel="deviation of logits / that of NUTS\n(median, and 80 % of the rows)")
 
+        khat.axvspan(0, TRUSTED, color=BAND, alpha=0.35, linewidth=0)
+        for place, row in zip(places, families.values(), strict=True):
+            for value in (row.get("khat_by_layer") or {}).values():
+                marker = "o" if value < MOST else ">"
+                khat.scatter(min(max(value, 0), MOST), place, color=DOT, marker=marker, s=28, zorder=3)
+        khat.set(xlim=(0, MOST * 1.04), xlabel=f"k-hat of each layer\n(band: below {TRUSTED}; arrow: {MOST:g} or more)")
+
         out.axvspan(*_interval(reference), color=BAND, alpha=0.35, linewidth=0)
         for place, row in zip(places, families.values(), strict=True):
             if "elpd_loo" in row:
@@ -55,7 +64,7 @@ def draw(
                     row["elpd_loo"], place, s=28, zorder=3, facecolor=DOT if trusted else "white", edgecolor=DOT
                 )
         out.set(xlabel="elpd_loo ± standard error (band: NUTS)\nhollow: rows with a high k")
-        for axes in (near, wide, out):
+        for axes in (near, wide, khat, out):
             axes.grid(axis="both", color="#E5E5E5", linewidth=0.6)
             axes.set_axisbelow(True)
             axes.xaxis.set_major_locator(MaxNLocator(4))
