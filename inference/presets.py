@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from bayeslora.registry import Registry
-from bayeslora.settings import Settings
+from bayeslora.settings import Count, Settings
 
 if TYPE_CHECKING:
     from bayeslora.inference.base import Backend
@@ -29,6 +29,7 @@ class Preset(Settings):
         settings: of the backend.
         model: Pyro model of the weights.
         model_settings: of the model.
+        draws: of the weights that a published prediction averages over; None: it takes none, or the paper does not say.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Preset(Settings):
     settings: dict[str, Any] = field(default_factory=dict)
     model: str = "gaussian"
     model_settings: dict[str, Any] = field(default_factory=dict)
+    draws: Count | None = None
 
     def build_backend(self, **settings: Any) -> Backend:
         """The backend, with the preset's settings where no others are given.
@@ -66,7 +68,7 @@ BAYESIAN_LORA = Preset(
     name="bayesian-lora",
     paper="Lin et al., arXiv 2601.21003, ICML 2026",
     note=(
-        "Published with LoRA of rank 8, alpha 8 and dropout 0.05, and 4 draws. The weight of the divergence is 0.1 / "
+        "Published with LoRA of rank 8, alpha 8 and dropout 0.05. The weight of the divergence is 0.1 / "
         "(batches an epoch) beside a mean loss, which is a temperature of 0.6 at 6 rows a batch, and zero in the first "
         "two of six epochs. Otherwise here: the rates fall linearly, not to a tenth after epochs 2 and 4; no weight "
         "decay (0.027), label smoothing (0.05) or reward of entropy (0.05); the prior is around LoRA's start, from "
@@ -95,6 +97,7 @@ BAYESIAN_LORA = Preset(
         "kl_schedule": "step",
     },
     model_settings={"sites": "both", "scale": 0.1 * math.sqrt(3), "zero_scale": 0.1 / math.sqrt(8)},
+    draws=4,
 )
 
 #: Published rho, the root of the deviation, starts uniform between 0.05 / sqrt(2) and 0.05; the mean of its square is
@@ -105,7 +108,7 @@ BLOB = Preset(
     note=(
         "Published with LoRA of rank 8, alpha 16, without dropout, on q_proj, v_proj and lm_head, for 5,000 steps of "
         "AdamW, here 20 epochs, which are as many at 1,000 rows; with RoBERTa at a rate of 5e-4, 32 rows a step and "
-        "alpha 8; and 10 draws. Otherwise here: the signs of flipout are a row's own, where those of the released code "
+        "alpha 8. Otherwise here: the signs of flipout are a row's own, where those of the released code "
         "are each token's, so that no pass is by a draw of the weights. The divergence is part of the one loss with a "
         "weight of 1. In the released code it has steps of SGD to itself (rate 0.01, with RoBERTa 0.002), weighted by "
         "2^i / (2^(M + 1) - 1) in cycles of M steps, half of it all in the last step of each; and M is 100 N^(pi / 8) "
@@ -126,6 +129,7 @@ BLOB = Preset(
         "max_grad_norm": 1e9,
     },
     model_settings={"noise": "entry", "centre": "zero", "deviation": 0.2, "eps": 9.2e-3},
+    draws=10,
 )
 
 #: Published deviations start uniform between 0.05 / sqrt(2) and 0.05.
@@ -134,7 +138,7 @@ SCALABL = Preset(
     paper="Samplawski et al., UAI 2025, arXiv 2506.21408 (ScalaBL)",
     note=(
         "Published with LoRA of rank 8, alpha 16, without dropout, on q_proj, v_proj and lm_head, for 5,000 steps of "
-        "AdamW, here 20 epochs, which are as many at 1,000 rows; and 10 draws. Otherwise here: the divergence is "
+        "AdamW, here 20 epochs, which are as many at 1,000 rows. Otherwise here: the divergence is "
         "KL(q || p) in the one loss, with a weight of 1; in the released code it is KL(p || q), in steps of SGD to "
         "itself with the weights of BLoB at a rate of 0.2. The singular values are learned, not their logarithms, and "
         "all deviations start at the mean of where they do."
@@ -153,6 +157,7 @@ SCALABL = Preset(
     },
     model="scalabl",
     model_settings={"centre": "zero", "deviation": 1.0, "eps": 0.043},
+    draws=10,
 )
 
 #: The deviation of the prior is so wide that it has no part in a step, as if there were none.
@@ -161,7 +166,7 @@ IVON_LORA = Preset(
     paper="Cong et al., arXiv 2411.04421 and 2506.14280 (IVON-LoRA)",
     note=(
         "Published with LoRA of rank 8, alpha 16 and dropout 0.1, for 10,000 steps of 4 rows, "
-        "here 40 epochs, which are as many at 1,000 rows; and 10 draws. Its effective sample size is set by hand: 1e6 "
+        "here 40 epochs, which are as many at 1,000 rows. Its effective sample size is set by hand: 1e6 "
         "(ARC, OpenBookQA), 1e7 (BoolQ, small WinoGrande) or 1e8, with h0 at 1e-3 or, at the larger two, 3e-4. The "
         "temperature of 1e-3 is that of ARC-Challenge, with its 1,119 rows; on small WinoGrande it is 6.4e-5. There is "
         "no weight decay, and so no prior; and at its beta2 the curvature stays within a tenth of its start, noise of "
@@ -180,6 +185,7 @@ IVON_LORA = Preset(
         "warmup": 0.0,
     },
     model_settings={"sites": "both", "deviation": 1.0},
+    draws=10,
 )
 
 C_LORA = Preset(
@@ -187,7 +193,7 @@ C_LORA = Preset(
     paper="Rahmati et al., NeurIPS 2025, arXiv 2505.17773 (C-LoRA)",
     note=(
         "Published with LoRA of rank 8, alpha 16, without dropout, for 1,500 to 2,000 steps of 4 rows, here 8 epochs, "
-        "which are as many as the latter at 1,000 rows, of which a fifth is held back; and 10 draws. The released code "
+        "which are as many as the latter at 1,000 rows, of which a fifth is held back. The released code "
         "keeps the checkpoint of the best accuracy and calibration on held-back rows, evaluates it without noise, and "
         "counts the likelihood two to four times on some tasks. What it does with noise and divergence, and what here, "
         "is said of the backend. Its networks have steps of SGD of their own (rate 0.02), here AdamW's "
@@ -204,6 +210,7 @@ C_LORA = Preset(
         "max_grad_norm": 1e9,
     },
     model_settings={"deviation": 10.0, "weight_scale": 10.0, "head_scale": 10.0},
+    draws=10,
 )
 
 #: The prior starts with a precision of 1; its width does not matter, since the evidence chooses among its multiples.
@@ -249,7 +256,7 @@ SWAG_LORA = Preset(
     name="swag-lora",
     paper="Onal et al., AABI 2024, arXiv 2405.03425 (SWAG-LoRA)",
     note=(
-        "Published with LoRA of rank 8, alpha 16 and dropout 0.1 on query and value, and 15 draws. The covariance is "
+        "Published with LoRA of rank 8, alpha 16 and dropout 0.1 on query and value. The covariance is "
         "twice that of Maddox et al., and in the test after training four times (a scale of 2). Otherwise here: "
         "collecting begins with the weights after epoch 8, not with those of the lowest loss on a fifth of the rows, "
         "which is held back; its rate is a tenth from the first step on, where the released code falls to that "
@@ -269,6 +276,7 @@ SWAG_LORA = Preset(
         "warmup": 0.06,
         "max_grad_norm": 1e9,
     },
+    draws=15,
 )
 
 TFB = Preset(
@@ -276,7 +284,7 @@ TFB = Preset(
     paper="Shi et al., NeurIPS 2025, arXiv 2412.05723 (TFB)",
     note=(
         "Published with LoRA of rank 8, alpha 16, without dropout, on q_proj, v_proj and lm_head, around adapters that "
-        "were trained for 5,000 steps of plain LoRA, here 20 epochs, which are as many at 1,000 rows; and 10 draws. "
+        "were trained for 5,000 steps of plain LoRA, here 20 epochs, which are as many at 1,000 rows. "
         "What the search in the released code does otherwise is said of the backend."
     ),
     backend="tfb",
@@ -290,6 +298,7 @@ TFB = Preset(
         "warmup": 0.06,
         "max_grad_norm": 1e9,
     },
+    draws=10,
 )
 
 #: Every preset by its name.
@@ -302,8 +311,8 @@ PRESETS: Registry[Preset] = Registry(
 def preset(name: str) -> Preset:
     """The preset of a name, whose parts go into a program and a fit.
 
-    ``p = preset(name)``, then ``Program.from_pretrained(base, task, model=p.build_model())`` and ``fit(program,
-    task.train, p.build_backend(epochs=3))``.
+    ``p = preset(name)``, then ``Program.from_pretrained(base, task, model=p.build_model())``, ``posterior =
+    fit(program, task.train, p.build_backend(epochs=3))`` and ``posterior.predict(task.validation, p.draws or 10)``.
 
     Raises:
         SettingError: there is none.

@@ -67,6 +67,8 @@ def show_presets(presets: Mapping[str, Preset], verbose: bool) -> None:
         for of, settings in ((preset.backend, preset.settings), (preset.model, preset.model_settings)):
             for setting, value in settings.items():
                 table.add_row(of, setting, str(value))
+        if preset.draws is not None:
+            table.add_row("predictions (--draws)", "draws", str(preset.draws))
         show(table)
 
 

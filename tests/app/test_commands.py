@@ -16,6 +16,7 @@ from scenarios import write_rows
 
 import bayeslora as bl
 from bayeslora import inference, passes
+from bayeslora.inference.presets import PRESETS
 from bayeslora.models.guides.auto import ALIASES, GUIDES
 from bayeslora.observations import encode
 
@@ -214,7 +215,10 @@ def test_lists(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
     assert call("list", "models", "-v") == 0
     assert "components" in capsys.readouterr().out
     assert call("list", "presets", "-v") == 0
-    assert "bayesian-lora: Lin et al." in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "bayesian-lora: Lin et al." in shown
+    averaged = [line.split()[-1] for line in shown.splitlines() if "predictions (--draws)" in line]
+    assert averaged == [str(preset.draws) for _, preset in PRESETS.items() if preset.draws]
     assert call("list", "recipes") == 0
     assert "Lester et al." in capsys.readouterr().out
     assert call("list", "recipes", "-v") == 0

@@ -20,6 +20,7 @@ def test_the_published_setting_of_bayesian_lora() -> None:
     assert float(deviations["linear_16x16.A"].mean()) == pytest.approx(0.1 / math.sqrt(16), rel=0.04)
     backend = preset.build_backend(epochs=1, log_every=1, cpu=True)
     posterior = bl.fit(program, tiny_rows(12), backend, progress=False)
+    assert len(posterior.predict(tiny_rows(2), preset.draws, progress=False).logits) == 4
     guide = posterior.guide.parts[0].parts[0]
     assert guide.inducing_mean.shape[1:] == (9, 8) and guide.flow.net.first.shape[1] == 16
     scales = posterior.noise_scales()
