@@ -46,7 +46,9 @@ def draw(
                 continue
             wide.plot([row["spread_low"], row["spread_high"]], [place, place], color=DOT, linewidth=1.5)
             wide.scatter(row["spread"], place, color=DOT, s=28, zorder=3)
-        wide.set(xlim=(0, None), xlabel="deviation of logits / that of NUTS\n(median, and 80 % of the rows)")
+        wide.set_xscale("log", base=2)
+        wide.xaxis.set_major_formatter("{x:g}")
+        wide.set(xlabel="deviation of logits / that of NUTS\n(median, and 80 % of the rows)")
 
         khat.axvspan(0, TRUSTED, color=BAND, alpha=0.35, linewidth=0)
         for place, row in zip(places, families.values(), strict=True):
@@ -64,10 +66,11 @@ def draw(
                     row["elpd_loo"], place, s=28, zorder=3, facecolor=DOT if trusted else "white", edgecolor=DOT
                 )
         out.set(xlabel="elpd_loo ± standard error (band: NUTS)\nhollow: rows with a high k")
+        for axes in (near, khat, out):
+            axes.xaxis.set_major_locator(MaxNLocator(4))
         for axes in (near, wide, khat, out):
             axes.grid(axis="both", color="#E5E5E5", linewidth=0.6)
             axes.set_axisbelow(True)
-            axes.xaxis.set_major_locator(MaxNLocator(4))
             axes.tick_params(axis="y", length=0)
         save_figure(figure, path)
 
