@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
-from bayeslora.errors import SettingError, unknown
-from bayeslora.models.guides.base import Guide
+from torch.optim import Optimizer
 
-__all__ = ["POINT_RATE", "REACH", "groups_of", "rate_beside_noise", "rate_beside_prior"]
+from bayeslora.errors import SettingError, unknown
+from bayeslora.inference.training.objective import Hook, State
+from bayeslora.models.guides.base import Guide
+from bayeslora.sites import Site
+
+__all__ = ["POINT_RATE", "REACH", "RateLimit", "begins_at_zero", "groups_of", "rate_beside_noise", "rate_beside_prior"]
 
 #: At which weights that are point estimates learn fast enough beside random matrices, and do not overshoot.
 POINT_RATE = 2e-3
 
 #: Rate times steps by which they come far enough: twice what AdamW moves a weight by, as the rate falls to zero.
 REACH = 0.24
+
+#: What the means of random weights learn at most at before B has learned.
+EARLY_RATE = 2e-3
 
 
 def rate_beside_prior(learning_rate: float) -> float:
@@ -65,4 +74,28 @@ def groups_of(
     for name in found:
         if name not in rates:
             raise SettingError(unknown(f"group of parameters of {type(guide).__name__}", name, rates))
-    return [{"params": found[name], "lr": rates[name], "weight_decay": weight_decay} for name in found]
+    return [{"params": found[name], "lr": rates[name], "weight_decay": weight_decay, "name": name} for name in found]
+
+
+def begins_at_zero(points: Iterable[Site]) -> bool:
+    """Whether matrices B that are point estimates start at zero, as those of a fresh adapter do."""
+    return any(site.role == "B" and not site.start.any() for site in points)
+
+
+@dataclass(frozen=True)
+class RateLimit(Hook):
+    """The means of random weights learn at 2e-3 at most in the first ``part`` of all steps.
+
+    The gradient of A is proportional to B, which starts at zero, but a step of AdamW is a full one all the same: at
+    high rates A is far from where it started before B has learned anything of it.
+    """
+
+    optimiser: Optimizer
+    part: float
+
+    def before_step(self, state: State) -> None:
+        """Set the rate of the step, over that of the schedule."""
+        if state.step < self.part * state.steps:
+            for group in self.optimiser.param_groups:
+                if group.get("name") == "location":  # checkpoints of before have no names
+                    group["lr"] = min(group["lr"], EARLY_RATE)

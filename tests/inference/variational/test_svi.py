@@ -265,6 +265,31 @@ def test_the_default_rate_of_points_is_by_the_prior_and_the_steps(monkeypatch: p
     assert seen == [pytest.approx(0.24 / 200), 2e-3]
 
 
+@pytest.mark.parametrize(("rate", "noise_warmup", "first"), [(1e-2, 0.5, 2e-3), (1e-3, 0.5, 1e-3), (1e-2, 0.0, 1e-2)])
+def test_means_have_a_limited_rate_while_noise_rises_beside_a_b_that_starts_at_zero(
+    rate: float, noise_warmup: float, first: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, float]] = []
+
+    def noted(objective: Objective, optimiser: Optimizer, *rest: Any) -> Outcome:
+        optimiser.register_step_pre_hook(
+            lambda optimiser, *_: seen.append({group["name"]: group["lr"] for group in optimiser.param_groups})
+        )
+        return train(objective, optimiser, *rest)
+
+    monkeypatch.setattr(learning, "train", noted)
+    settings = {
+        "epochs": 4, "batch_size": 6, "learning_rate": rate, "schedule": "constant", "warmup": 0.0,
+        "noise_warmup": noise_warmup, "progress": False,
+    }  # fmt: skip
+    fit(untrained_program(), tiny_rows(6), **settings)
+    assert [step["location"] for step in seen] == [first, first, rate, rate]
+    assert {step["scale"] for step in seen} == {1e-2} and {step["point"] for step in seen} == {2e-3}
+    seen.clear()
+    fit(tiny_program(), tiny_rows(6), **settings)  # its B is not zero
+    assert [step["location"] for step in seen] == [rate] * 4
+
+
 def test_second_moments_are_kept_as_long_as_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Optimizer] = []
 
