@@ -1,7 +1,7 @@
 """Draw the figure of robustness: ``python benchmarks/robustness_figure.py``.
 
-The points are of five runs of ``benchmarks/studies/robustness.yaml``: of most methods, later of `svi` alone, without
-and with a temperature, and with the second moments that are its default now, and of `adalora`.
+The points are of six runs of ``benchmarks/studies/robustness.yaml``: of most methods, later of `svi` alone, without
+and with a temperature, with the second moments and, at 5e-3, the limit that are its default now, and of `adalora`.
 """
 
 from __future__ import annotations
