@@ -50,7 +50,8 @@ def optimise(
     prior_mean: PriorMean = "model",
     kl_warmup: float = 0.0,
     kl_schedule: KLSchedule = "linear",
-    rate_limit: float = 0.0,
+    rate_limit: float = math.inf,
+    limited: float = 0.0,
     estimator: Estimator | None = None,
     hooks: Sequence[Hook] = (),
 ) -> VariationalPosterior:
@@ -68,7 +69,8 @@ def optimise(
         prior_mean: see `prior_sites`.
         kl_warmup: part of all steps in which that weight is not all there.
         kl_schedule: how it is in that part.
-        rate_limit: part of all steps in which the rate of means has a limit; see `RateLimit`.
+        rate_limit: of the means of random weights.
+        limited: part of all steps, the first ones, in which their rate has that limit.
         estimator: what stands for a draw of the weights in the network; the draw itself, if left out.
         hooks: called before those that keep the posterior.
 
@@ -80,10 +82,10 @@ def optimise(
     record = run.record(settings.name, asdict(settings), len(data), temperature, guide.point_sites)
     warmup = [KLWarmup(objective, temperature, kl_warmup, kl_schedule)] if kl_warmup else []
     optimiser = torch.optim.AdamW(groups, lr=settings.learning_rate)
-    limit = [RateLimit(optimiser, rate_limit)] if rate_limit else []
+    limit = RateLimit(optimiser, rate_limit, limited)
     posterior = VariationalPosterior(program, record, guide)
     rising = Rising(objective, bounded=prior_mean == "model" and not guide.point_sites)
-    learn(posterior, objective, optimiser, data, settings, run, [*warmup, *limit, *hooks, rising])
+    learn(posterior, objective, optimiser, data, settings, run, [*warmup, limit, *hooks, rising])
     if guide.random:
         rising.warn()
     return posterior

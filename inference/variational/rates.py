@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch.optim import Optimizer
 
 from bayeslora.errors import SettingError, unknown
@@ -13,7 +15,7 @@ from bayeslora.inference.training.objective import Hook, State
 from bayeslora.models.guides.base import Guide
 from bayeslora.sites import Site
 
-__all__ = ["POINT_RATE", "REACH", "RateLimit", "begins_at_zero", "groups_of", "rate_beside_noise", "rate_beside_prior"]
+__all__ = ["POINT_RATE", "REACH", "RateLimit", "early_rate", "groups_of", "rate_beside_noise", "rate_beside_prior"]
 
 #: At which weights that are point estimates learn fast enough beside random matrices, and do not overshoot.
 POINT_RATE = 2e-3
@@ -21,8 +23,8 @@ POINT_RATE = 2e-3
 #: Rate times steps by which they come far enough: twice what AdamW moves a weight by, as the rate falls to zero.
 REACH = 0.24
 
-#: What the means of random weights learn at most at before B has learned.
-EARLY_RATE = 2e-3
+#: By which part of the size of A's entries a step moves them at most before B has learned.
+EARLY_STEP = 1 / 12
 
 
 def rate_beside_prior(learning_rate: float) -> float:
@@ -77,20 +79,29 @@ def groups_of(
     return [{"params": found[name], "lr": rates[name], "weight_decay": weight_decay, "name": name} for name in found]
 
 
-def begins_at_zero(points: Iterable[Site]) -> bool:
-    """Whether matrices B that are point estimates start at zero, as those of a fresh adapter do."""
-    return any(site.role == "B" and not site.start.any() for site in points)
+def early_rate(random: Sequence[Site], points: Sequence[Site]) -> float:
+    """Learning rate that random matrices A have at most while matrices B that are point estimates leave zero.
+
+    The gradient of A is proportional to B, which starts at zero, but a step of AdamW is a full one all the same: at
+    high rates A is far from where it started before B has learned anything of it. So a step moves entries by a twelfth
+    of their root mean square at most, 2e-3 with MiniLM. Where no B starts at zero there is no limit.
+
+    Args:
+        random: sites of random matrices.
+        points: all others.
+    """
+    if not any(site.role == "B" and not site.start.any() for site in points):
+        return math.inf
+    start = torch.cat([site.start.flatten() for site in random])
+    return EARLY_STEP * float(start.square().mean().sqrt()) or math.inf
 
 
 @dataclass(frozen=True)
 class RateLimit(Hook):
-    """The means of random weights learn at 2e-3 at most in the first ``part`` of all steps.
-
-    The gradient of A is proportional to B, which starts at zero, but a step of AdamW is a full one all the same: at
-    high rates A is far from where it started before B has learned anything of it.
-    """
+    """The means of random weights learn at ``rate`` at most in the first ``part`` of all steps."""
 
     optimiser: Optimizer
+    rate: float
     part: float
 
     def before_step(self, state: State) -> None:
@@ -98,4 +109,4 @@ class RateLimit(Hook):
         if state.step < self.part * state.steps:
             for group in self.optimiser.param_groups:
                 if group.get("name") == "location":  # checkpoints of before have no names
-                    group["lr"] = min(group["lr"], EARLY_RATE)
+                    group["lr"] = min(group["lr"], self.rate)

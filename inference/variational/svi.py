@@ -20,7 +20,7 @@ from bayeslora.inference.variational.learning import optimise
 from bayeslora.inference.variational.loss import KLSchedule
 from bayeslora.inference.variational.point import weights_given
 from bayeslora.inference.variational.posterior import PriorMean, VariationalPosterior, prior_sites
-from bayeslora.inference.variational.rates import begins_at_zero, groups_of, rate_beside_noise, rate_beside_prior
+from bayeslora.inference.variational.rates import early_rate, groups_of, rate_beside_noise, rate_beside_prior
 from bayeslora.models.guides.auto import ALIASES, guide_settings, make_guide
 from bayeslora.program import Program
 from bayeslora.rng import isolated
@@ -69,8 +69,9 @@ class SVI(TrainingSettings):
             ECE-15 .773 / .476 / .039, and .754 / .503 / .056 at zero). The divergence is the whole guide's from the
             first step. Of guides that say how their draws lie around a mean: "structured", "entry".
         learning_rate: of the means of random weights, for AdamW; the one that suits plain LoRA suits them. While noise
-            rises it is 2e-3 at most beside a B that starts at zero, since A would be lost before B has learned (see
-            `RateLimit`; MiniLM on 300 rows of SST-2 at 5e-3 in batches of 8, seed 0: accuracy .769, and .509 without).
+            rises beside a B that starts at zero it has a limit, 2e-3 with MiniLM (see `early_rate`): A would be lost
+            before B has learned (MiniLM on 300 rows of SST-2 at 5e-3 in batches of 8, seed 0: accuracy .769, and .509
+            without).
         scale_learning_rate: learning rate of what shapes the noise: scales, Wishart and Dirichlet parameters.
         point_learning_rate: learning rate of weights that are point estimates, such as B and the head; see
             `rate_beside_noise` for what it is by default: ``learning_rate``, more where steps are few (0.24 over their
@@ -155,7 +156,8 @@ class SVI(TrainingSettings):
             prior_mean=self.prior_mean,
             kl_warmup=self.kl_warmup,
             kl_schedule=self.kl_schedule,
-            rate_limit=self.noise_warmup if begins_at_zero(program.model.split(run.sites(program))[1]) else 0.0,
+            rate_limit=early_rate(*program.model.split(run.sites(program))),
+            limited=self.noise_warmup,
             estimator=estimator,
             hooks=[NoiseWarmup(estimator, self.noise_warmup)] if self.noise_warmup else [],
         )

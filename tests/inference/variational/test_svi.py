@@ -265,9 +265,9 @@ def test_the_default_rate_of_points_is_by_the_prior_and_the_steps(monkeypatch: p
     assert seen == [pytest.approx(0.24 / 200), 2e-3]
 
 
-@pytest.mark.parametrize(("rate", "noise_warmup", "first"), [(1e-2, 0.5, 2e-3), (1e-3, 0.5, 1e-3), (1e-2, 0.0, 1e-2)])
+@pytest.mark.parametrize(("rate", "noise_warmup", "limited"), [(0.1, 0.5, 2), (1e-3, 0.5, 0), (0.1, 0.0, 0)])
 def test_means_have_a_limited_rate_while_noise_rises_beside_a_b_that_starts_at_zero(
-    rate: float, noise_warmup: float, first: float, monkeypatch: pytest.MonkeyPatch
+    rate: float, noise_warmup: float, limited: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[dict[str, float]] = []
 
@@ -282,8 +282,12 @@ def test_means_have_a_limited_rate_while_noise_rises_beside_a_b_that_starts_at_z
         "epochs": 4, "batch_size": 6, "learning_rate": rate, "schedule": "constant", "warmup": 0.0,
         "noise_warmup": noise_warmup, "progress": False,
     }  # fmt: skip
-    fit(untrained_program(), tiny_rows(6), **settings)
-    assert [step["location"] for step in seen] == [first, first, rate, rate]
+    program = untrained_program()
+    fit(program, tiny_rows(6), **settings)
+    entries = torch.cat([site.initial.flatten() for site in program.sites if site.role == "A"])
+    twelfth = float(entries.norm()) / math.sqrt(len(entries)) / 12
+    expected = [twelfth] * limited + [rate] * (4 - limited)
+    assert [step["location"] for step in seen] == pytest.approx(expected, rel=1e-5)
     assert {step["scale"] for step in seen} == {1e-2} and {step["point"] for step in seen} == {2e-3}
     seen.clear()
     fit(tiny_program(), tiny_rows(6), **settings)  # its B is not zero
