@@ -168,6 +168,10 @@ class _Trainer(Trainer):
                 f"so large.{kept}"
             )
 
+    def _get_learning_rate(self) -> float:
+        rate: float = self.optimizer.param_groups[0]["lr"]  # of the log: a hook may have set it over the schedule's
+        return rate
+
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         with self.around():
             loss: Tensor = super().training_step(*args, **kwargs)

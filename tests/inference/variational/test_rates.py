@@ -57,14 +57,15 @@ def test_means_have_a_limited_rate_while_noise_rises_beside_a_b_that_starts_at_z
     monkeypatch.setattr(learning, "train", noted)
     settings = {
         "epochs": 4, "batch_size": 6, "learning_rate": rate, "schedule": "constant", "warmup": 0.0,
-        "noise_warmup": noise_warmup, "progress": False,
+        "noise_warmup": noise_warmup, "log_every": 1, "progress": False,
     }  # fmt: skip
     program = untrained_program()
-    fit(program, tiny_rows(6), **settings)
+    history = fit(program, tiny_rows(6), **settings).record.history
     entries = torch.cat([site.initial.flatten() for site in program.sites if site.role == "A"])
     twelfth = float(entries.norm()) / math.sqrt(len(entries)) / 12
     expected = [twelfth] * limited + [rate] * (4 - limited)
     assert [step["location"] for step in seen] == pytest.approx(expected, rel=1e-5)
+    assert [entry["learning_rate"] for entry in history if "loss" in entry] == pytest.approx(expected, rel=1e-5)
     assert {step["scale"] for step in seen} == {1e-2} and {step["point"] for step in seen} == {2e-3}
     seen.clear()
     fit(tiny_program(), tiny_rows(6), **settings)  # its B is not zero
