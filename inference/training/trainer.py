@@ -235,7 +235,7 @@ class _Steps(TrainerCallback, ExportableState):
         self.progress.update(state.global_step - self.progress.n)
         for hook in self.hooks:
             hook.on_step(_state(state))
-        if (number := self._signal()) is not None and state.global_step < state.max_steps:
+        if (number := self._signal()) is not None:
             self.stopped = number
             control.should_training_stop = True
 

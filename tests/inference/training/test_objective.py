@@ -168,8 +168,9 @@ class Stop(Hook):
             os.kill(os.getpid(), self.number)
 
 
-# Stopped at the end of an epoch and within one, between two entries of the log, and with a batch left of a step.
-@pytest.mark.parametrize(("step", "accumulation", "log_every"), [(3, 2, 1), (4, 1, 4), (5, 2, 4)])
+# Stopped at the end of an epoch and within one, between two entries of the log, with a batch left of a step, and at the
+# end of all.
+@pytest.mark.parametrize(("step", "accumulation", "log_every"), [(3, 2, 1), (4, 1, 4), (5, 2, 4), (8, 1, 4)])
 def test_a_resumed_run_ends_where_the_whole_one_does(
     tmp_path: Path, step: int, accumulation: int, log_every: int
 ) -> None:
