@@ -44,21 +44,25 @@ def predict_file(posterior: Posterior, source: Path, target: Path, keep: Sequenc
     """
     import pandas as pd
 
-    from bayeslora.tasks import rows_of
+    from bayeslora.tasks.loading import rows_of, with_room
     from bayeslora.tasks.sources import tables
 
     encoder = posterior.program.encoder
     if encoder is None:
         raise TaskError("The posterior was fitted to tokenised rows without a task: it cannot read text.")
-    columns, count = posterior.program.observation.columns(encoder.spec), 0
+    spec, count = encoder.spec, 0
+    columns = posterior.program.observation.columns(spec)
     needed = {part for name in columns for part in (name, name.partition(".")[0])}
+    if spec.max_choices:  # all parts have the columns of the widest row
+        for rows in tables(source, columns, size=CHUNK):
+            spec = with_room(spec, rows, str(source))
     with written(target) as write:
         for rows in tables(source, tuple(dict.fromkeys([*columns, *keep])), size=CHUNK):
             if lacking := [name for name in keep if name not in rows.column_names]:
                 raise DataError(f"'{source}' has no column '{lacking[0]}' to keep: {', '.join(rows.column_names)}.")
             # A label that is kept is not read: new rows need none.
             read = rows.select_columns([name for name in rows.column_names if name in needed])
-            found = posterior.predict(rows_of(encoder.spec, read, str(source), count), **settings).to_pandas()
+            found = posterior.predict(rows_of(spec, read, str(source), count), **settings).to_pandas()
             if twice := sorted({*keep} & {*found}):
                 raise DataError(f"Predictions have a column '{twice[0]}', too: rename that of '{source}' to keep it.")
             kept = {name: pd.Series(rows[name][:], dtype=object) for name in keep}  # as numbers, 1 beside none is 1.0

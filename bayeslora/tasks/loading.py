@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bayeslora.demo import ROWS_PATH
 from bayeslora.errors import DataError, TaskError, unknown
@@ -16,7 +16,10 @@ from bayeslora.tasks.completion import USUAL, usual
 from bayeslora.tasks.spec import DEMO, TaskSpec, aliases, find_task, task_names
 from bayeslora.tasks.task import Split, Splits, Task, build_task, complete
 
-__all__ = ["load_task", "reload_task", "rows_of"]
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["load_task", "reload_task", "rows_of", "with_room"]
 
 #: What says what columns mean.
 MEANINGS = frozenset({"text", "label", "labels", "kind", "choices", "completion", "messages"})
@@ -174,11 +177,21 @@ def rows_of(spec: TaskSpec, data: Any, name: str = "new rows", first: int = 0) -
     if isinstance(data, Iterable) and not hasattr(data, "columns") and not hasattr(data, "column_names"):
         data = [_row(spec, row, number, name) for number, row in enumerate(data)]
     table = sources.from_data(data, spec.columns, spec.answer_columns, f"the {name}")
-    if spec.max_choices and len(table):
-        # Rows to predict may have more choices than those that were fitted.
-        names = spec.rules.classes(replace(spec, labels=()), {name: table})
-        spec = max(spec, replace(spec, labels=names), key=lambda each: each.max_choices)
-    return Split(table, spec, name, first=first).check()
+    return Split(table, with_room(spec, table, name), name, first=first).check()
+
+
+def with_room(spec: TaskSpec, rows: Dataset, name: str) -> TaskSpec:
+    """The task with as many choices as the widest row has: those to predict may have more than those that were fitted.
+
+    Args:
+        spec: the task.
+        rows: of it, with its choices.
+        name: of these rows, for messages.
+    """
+    if not (spec.max_choices and len(rows)):
+        return spec
+    names = spec.rules.classes(replace(spec, labels=()), {name: rows})
+    return max(spec, replace(spec, labels=names), key=lambda each: each.max_choices)
 
 
 def _resolve(name: str, data_dir: str | Path | None, given: Mapping[str, Any]) -> tuple[TaskSpec, tuple[str, ...]]:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import choice_scenarios
 import numpy as np
 import pandas as pd
 import pytest
@@ -103,6 +104,24 @@ def test_a_column_of_a_later_part_may_be_of_another_type(
     monkeypatch.setattr(predictions, "CHUNK", 2)
     assert call("predict", folder, "--file", source, "--output", target, "--keep", "own", "--draws", 2) == 0
     assert parquet.read_table(target)["own"].to_pylist() == expected
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("widths", [(2, 3, 5, 2), (5, 3, 2, 2)])
+def test_all_rows_have_the_columns_of_the_one_with_most_choices(
+    ending: str, widths: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = choice_scenarios.program()
+    posterior = fit(program, choice_scenarios.rows(), "mle", epochs=1, progress=False, cpu=True)
+    rows = [{"ask": "Which", "choices": [f"stone {number}" for number in range(width)]} for width in widths]
+    source, target = tmp_path / "new.jsonl", tmp_path / f"out.{ending}"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(predictions, "CHUNK", 2)
+    assert predictions.predict_file(posterior, source, target, progress=False) == 4
+    readers = {"csv": pd.read_csv, "jsonl": lambda path: pd.read_json(path, lines=True), "parquet": pd.read_parquet}
+    found, expected = readers[ending](target), posterior.predict(rows, progress=False).to_pandas()
+    assert list(found) == list(expected) and "p(E)" in found
+    np.testing.assert_allclose(found.iloc[:, 1:], expected.iloc[:, 1:], rtol=0, atol=1e-5)
 
 
 def test_a_column_that_cannot_be_kept_is_named(
