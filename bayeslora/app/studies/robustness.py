@@ -69,13 +69,18 @@ def robustness_of(frame: pd.DataFrame, names: list[str]) -> pd.DataFrame:
 
 
 def robustness_tests(robustness: pd.DataFrame, reference: str) -> pd.DataFrame:
-    """Wilcoxon's signed-rank test over tasks, of intrinsic and extrinsic robustness against the reference's."""
+    """Wilcoxon's signed-rank test over tasks, of intrinsic and extrinsic robustness against the reference's.
+
+    A method has a result on a task if it has as many points there as any: the median of those at which it did not fail
+    is no match for that of all.
+    """
     import pandas as pd
 
-    rows = []
+    rows, methods = [], robustness["method"].unique()
+    whole = robustness[robustness["points"] == robustness.groupby(["task", "base"])["points"].transform("max")]
     for measure in ("intrinsic", "extrinsic"):
-        values = robustness.pivot(index=["task", "base"], columns="method", values=measure)
-        for method in (name for name in robustness["method"].unique() if name != reference and reference in values):
+        values = whole.pivot(index=["task", "base"], columns="method", values=measure).reindex(columns=methods)
+        for method in (name for name in methods if name != reference and reference in values):
             both = values[[method, reference]].dropna()
             p, pairs = signed_rank(both[method].to_numpy() - both[reference].to_numpy())
             rows.append({"measure": measure, "method": method, "wilcoxon": p, "pairs": pairs})

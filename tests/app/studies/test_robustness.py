@@ -72,6 +72,19 @@ def test_methods_are_compared_over_tasks() -> None:
     assert found.loc["extrinsic", "pairs"] == 0 and math.isnan(found.loc["extrinsic", "wilcoxon"])
 
 
+def test_medians_of_the_points_that_did_not_fail_are_not_compared() -> None:
+    """A method that is the reference but for its worst point, at which it fails, is not more robust."""
+    frames = [grid(1 + number / 10, method, f"t{number}") for number in range(7) for method in ("mle", "svi")]
+    frame = pd.concat(frames, ignore_index=True)
+    failed = (frame["method"] == "svi") & (frame["learning_rate"] == 1e-2) & (frame["task"] != "t0")
+    frame.loc[failed, ["state", "nll", "accuracy"]] = ["failed", math.nan, math.nan]
+    assert robustness_of(frame, ["learning_rate"])["failed"].sum() == 6
+    found = robustness_tests(robustness_of(frame, ["learning_rate"]), "mle")
+    assert set(found["method"]) == {"svi"} and not found["pairs"].any() and found["wilcoxon"].isna().all()
+    frame.loc[frame["method"] == "svi", "state"] = "failed"
+    assert not robustness_tests(robustness_of(frame, ["learning_rate"]), "mle")["pairs"].any()
+
+
 def test_box_plots_have_a_box_for_each_method(tmp_path: Path) -> None:
     from bayeslora.app.studies.figures import boxes
 
