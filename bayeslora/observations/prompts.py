@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import TemplateError
 
 from bayeslora.errors import DataError
-from bayeslora.tasks.sources import fields_of, pick, render
+from bayeslora.tasks.sources import fields_of, pick, render, text_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,7 +45,7 @@ def rendered(
         DataError: the template's own words alone are longer, or the tokenizer has no chat template.
     """
     said = partial(_said, tokenizer, template, chat=chat)
-    values = {name: str(pick(dict(row), name)) for name in fields_of(template)}
+    values = {name: text_of(pick(dict(row), name)) for name in fields_of(template)}
     return said(fitted(tokenizer, values, said, room))
 
 

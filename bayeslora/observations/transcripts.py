@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bayeslora.errors import DataError
 from bayeslora.observations.prompts import chatted, continuation, fitted, tokens
 from bayeslora.tasks.completion import chat_of, completion_of, template_of, turns_of
-from bayeslora.tasks.sources import fields_of, pick, render
+from bayeslora.tasks.sources import fields_of, pick, render, text_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -109,7 +109,7 @@ def transcript(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any], spec:
     answer = completion_of(spec, row)
     if spec.messages is None:
         template = template_of(spec, row)
-        parts = {name: str(pick(dict(row), name)) for name in fields_of(template)}
+        parts = {name: text_of(pick(dict(row), name)) for name in fields_of(template)}
         if not chat:
             return _Plain(parts, answer, template)
         last = {"role": "assistant", "content": str(answer)}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from bayeslora.errors import DataError, TaskError
 from bayeslora.registry import Registry
-from bayeslora.tasks.sources import ColumnError, column, fields_of, pick, render
+from bayeslora.tasks.sources import ColumnError, column, fields_of, pick, render, text_of
 from bayeslora.tasks.values import infer_classes, is_finite, is_missing, name_of, shown, single, whole
 
 if TYPE_CHECKING:
@@ -239,7 +239,7 @@ class MultipleChoice(Kind):
     def choices(self, spec: TaskSpec, row: Mapping[str, Any]) -> list[str]:
         """Texts of a row's choices, which are in a list of their own or in a field each."""
         found = [pick(row, name) for name in spec.choices]
-        return [str(choice) for choice in (found[0] if len(spec.choices) == 1 else found)]
+        return [text_of(choice) for choice in (found[0] if len(spec.choices) == 1 else found)]
 
     def texts(self, spec: TaskSpec, row: Mapping[str, Any]) -> Texts:
         """The question with each choice, which may fill a blank in it."""

@@ -34,6 +34,7 @@ __all__ = [
     "read_hub",
     "render",
     "tables",
+    "text_of",
 ]
 
 FIELD = re.compile(r"\{([^{}]+)\}")
@@ -84,8 +85,13 @@ def fields_of(text: str) -> list[str]:
 def render(text: str, row: Mapping[str, Any]) -> str:
     """A text of a row: the value of a field, or a template with its fields filled in."""
     if FIELD.search(text):
-        return FIELD.sub(lambda match: str(pick(row, match[1])), text)
-    return str(pick(row, text))
+        return FIELD.sub(lambda match: text_of(pick(row, match[1])), text)
+    return text_of(pick(row, text))
+
+
+def text_of(value: Any) -> str:
+    """A value written out; a whole number without a point, which other rows of its column would have given it."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def from_data(

@@ -53,6 +53,10 @@ def test_characters_of_several_tokens_are_not_parted(room: int) -> None:
     assert found[:-1] == max((text[:end] for end in range(6) if len(text[:end].encode()) <= room - 2), key=len)
 
 
+def test_a_whole_number_has_no_point() -> None:
+    assert rendered(tokenizer(), "{a} of {b}", {"a": 3.0, "b": 2.5}, 60) == "3 of 2.5"
+
+
 def test_the_templates_own_words_stay() -> None:
     read, row = tokenizer(), {"passage": "p" * 30, "question": "q" * 90}
     assert rendered(read, CUE, row, 18) == CUE.format(passage="", question="")

@@ -81,6 +81,11 @@ def test_the_prompt_is_cut_and_the_completion_is_not(name: str) -> None:
         read(tokenizer, {**ROW, "answer": "the moon " * 30}, most=60)
 
 
+def test_a_number_is_the_same_text_beside_others_that_are_not_whole() -> None:
+    bytewise = tokenizer_of("bytes")
+    assert read(bytewise, {"question": 3.0, "answer": 4.0}) == read(bytewise, {"question": "3", "answer": "4"})
+
+
 def test_chats() -> None:
     tokenizer = tokenizer_of(chat=CHAT)
     before, after = read(tokenizer, {"messages": TURNS}, CHATS, 400)

@@ -16,6 +16,8 @@ ONE = TaskSpec("reviews", text=("body",), labels=("bad", "good"))
 TWO = TaskSpec("pairs", text=("a", "b"), labels=("no", "yes"))
 TEMPLATE = TaskSpec("mail", text=("{title}: {body}",), labels=("ham", "spam"))
 QUIZ = TaskSpec("quiz", "multiple-choice", ("q",), "right", ("A", "B"), choices=("x", "y"))
+LISTS = replace(QUIZ, choices=("x",))
+SUM = TaskSpec("sums", "completion", ("a",), completion="b")
 
 
 @pytest.mark.parametrize(
@@ -44,6 +46,24 @@ def test_a_single_row(data: Any) -> None:
 @pytest.mark.parametrize("data", [("x", "y"), [("x", "y")], [["x", "y"]], {"a": "x", "b": "y"}])
 def test_pairs(data: Any) -> None:
     assert rows_of(TWO, data).spec.texts(rows_of(TWO, data).dataset[0]) == [("x", "y")]
+
+
+@pytest.mark.parametrize(
+    ("spec", "row", "other", "texts"),
+    [
+        (ONE, {"body": 3}, {"body": 2.5}, [("3", None)]),
+        (TEMPLATE, {"title": "No", "body": -7}, {"title": "No", "body": 2.5}, [("No: -7", None)]),
+        (QUIZ, {"q": "a", "x": 3, "y": 4}, {"q": "a", "x": 2.5, "y": 0.5}, [("a", "3"), ("a", "4")]),
+        (LISTS, {"q": "a", "x": [3, 4]}, {"q": "a", "x": [2.5, 0.5]}, [("a", "3"), ("a", "4")]),
+        (SUM, {"a": 3, "b": 10}, {"a": 0.5, "b": 1e30}, [("3", "10")]),
+    ],
+)
+def test_a_number_is_the_same_text_whatever_stands_in_other_rows(
+    spec: TaskSpec, row: dict[str, Any], other: dict[str, Any], texts: list[tuple[str, str | None]]
+) -> None:
+    for data in ([row], [row, other], pd.DataFrame([row, other])):  # whose column is then of floats
+        rows = rows_of(spec, data)
+        assert rows.spec.texts(rows.dataset[0]) == texts
 
 
 def test_labels_that_come_along_are_read() -> None:
