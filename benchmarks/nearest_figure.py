@@ -10,7 +10,7 @@ from bayeslora.predict.plots import save_figure
 
 #: Told apart by the colour-blind (Okabe and Ito).
 DOT, BAND, INK = "#0072B2", "#E69F00", "#333333"
-#: Above the first, weights of importance are not to be trusted (Vehtari et al., JMLR 2024); the other ends the panel.
+#: Up to the first, draws stand for the posterior once they are weighted (see `khat`); the other ends the panel.
 TRUSTED, MOST = 0.7, 3.0
 
 
