@@ -29,6 +29,7 @@ def benchmarks() -> Iterator[SimpleNamespace]:
         import nearest
         import overhead
         import peers
+        import robustness
         import set_aside
         import speed
         import speed_arms
@@ -41,7 +42,7 @@ def benchmarks() -> Iterator[SimpleNamespace]:
             estimators,
             language_models,
         )
-        modules += nearest, overhead, peers, set_aside, speed, speed_arms
+        modules += nearest, overhead, peers, robustness, set_aside, speed, speed_arms
         scripts = {each.__name__: each for each in modules}
         yield SimpleNamespace(**scripts)
         for name in (*scripts, "nearest_figure", "peer_parts"):
