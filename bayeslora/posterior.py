@@ -118,6 +118,13 @@ class Posterior(ABC):
         """The independent fits of which this is the mixture: itself, if it is one."""
         return (self,)
 
+    def means(self) -> list[dict[str, Tensor]]:
+        """The posterior mean of each of `chains`: no one set of weights stands for several fits.
+
+        A and B are known up to an invertible matrix between them, so that an average over fits is near none of them.
+        """
+        return [chain.mean() for chain in self.chains]
+
     @property
     def dense(self) -> bool:
         """Whether `log_prob` gives a density."""
@@ -220,7 +227,8 @@ class Posterior(ABC):
             method: name of one of `predictors`, by default the first. ``"sample"`` averages probabilities over draws,
                 ``"pairs"`` over as many that lie two by two on opposite sides of the mean, which is more precise;
                 ``"tempered"`` is the posterior's default under a temperature that the fit chose, if it did;
-                ``"mean"`` is the one pass at the posterior mean, the plain-LoRA prediction.
+                ``"mean"`` is the one pass at the posterior mean, the plain-LoRA prediction; of several fits
+                the average over those of each.
             seed: of the draws; the global generators are left as they were.
             batch_size: rows a pass; it does not change the result.
             progress: show a bar.
@@ -261,7 +269,7 @@ class Posterior(ABC):
             method: ``"draw"`` writes each text by one draw of the weights, taken by chance: an exact sample of the
                 posterior predictive. ``"mixture"`` writes token by token by all draws, each weighed by the probability
                 that it gave to what was said so far, which is exact, too. ``"mean"`` writes at the
-                posterior mean.
+                posterior mean; those of several fits write as a mixture.
             draws: number of weight draws that write, and under which each text is scored; no more than there are.
             seed: of the draws and of the tokens' choice; the global generators are left as they were.
             batch_size: texts written at once, each counted for every draw that reads it; it does not change the result.
@@ -303,6 +311,7 @@ class Posterior(ABC):
     def save(self, path: str | Path) -> None:
         """Write the posterior as the folder ``path``: whoever reads there finds the old one or the new one, whole.
 
+        The folder is a PEFT adapter as well: the posterior mean, of several fits the first one's.
         Of several processes that a launcher started, the main one writes.
 
         Raises:
@@ -323,7 +332,7 @@ class Posterior(ABC):
 
     def _save_adapter(self, folder: Path) -> None:
         adapters = self.program.weights
-        with adapters.holding(self.mean()):
+        with adapters.holding(self.chains[0].mean()):
             # "auto" would ask the hub whether the vocabulary has grown.
             peft = {"save_embedding_layers": False, "selected_adapters": [adapters.name]}
             self.program.network.save_pretrained(folder, **({} if adapters.name is None else peft))

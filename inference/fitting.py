@@ -59,8 +59,8 @@ def fit(
         heldout: rows that the weights are not trained on, for a backend that chooses something on such rows; without
             it, one that trains the weights itself may set some of the training rows aside (see `Laplace`). Where
             nothing is chosen on them they change nothing, so that all backends can be given the same arguments.
-        start: posterior from whose mean learning starts, or around which `laplace` lays its Gaussian; the program's
-            initial weights, if left out. The prior stays where it is.
+        start: posterior of one fit, from whose mean learning starts, or around which `laplace` lays its Gaussian; the
+            program's initial weights, if left out. The prior stays where it is.
         chains: number of independent fits, with the seeds from ``seed`` on; the posterior is their mixture. Each has
             its own order of the rows, its own noise and, but for the first, LoRA matrices of its own, drawn as PEFT
             draws them where ``init_lora_weights`` is true or "gaussian" (and a head, where the base network has none).
@@ -72,9 +72,9 @@ def fit(
         The posterior, saved in ``output_dir`` if that was given.
 
     Raises:
-        SettingError: ``program`` is none; unknown backend or setting, or a value that it cannot take; ``output_dir``
-            holds a fit already or, with ``resume``, one of another program, other data, another seed or setting; or
-            another process is writing there.
+        SettingError: ``program`` is none; unknown backend or setting, or a value that it cannot take; ``start`` is of
+            several fits; ``output_dir`` holds a fit already or, with ``resume``, one of another program, other data,
+            another seed or setting; or another process is writing there.
         DataError: no rows, or labels that cannot be observed.
         AdapterError: ``start`` is a posterior of another network.
         TrainingError: the loss became infinite or not a number.
@@ -135,11 +135,16 @@ def _mean(start: Posterior, program: Program) -> dict[str, Tensor]:
     """The weights to start from.
 
     Raises:
-        SettingError: it is no posterior.
+        SettingError: it is no posterior, or that of several fits.
         AdapterError: they are not of this program's network.
     """
     if not isinstance(start, Posterior):
         raise SettingError(f"start is {start!r}, expected a posterior, such as load(path) gives.")
+    if len(start.chains) > 1:
+        raise SettingError(
+            f"start is of {len(start.chains)} independent fits, and the average of their weights is near none of them: "
+            "give one, such as start.chains[0]."
+        )
     mean = start.mean()
     program.weights.check(mean)
     return mean

@@ -122,7 +122,7 @@ def _weights(posterior: Posterior, draws: int, method: str | None, seed: int) ->
     if name not in METHODS:
         raise PosteriorError(unknown("method for tokens", name, METHODS))
     if name == "mean":
-        return [each.mean() for each in posterior.chains]
+        return list(posterior.means())
     return list(posterior.draws(-(-posterior.differing(draws) // fits) * fits, seed))  # as many of each fit
 
 

@@ -33,7 +33,8 @@ __all__ = ["METHODS", "Said", "generate"]
 Said = Callable[[int, int, str], None]
 #: A text by the numbers of its prompt and its sample.
 Place = tuple[int, int]
-#: Ways to generate: one draw of the weights a text; token by token from the mixture of draws; at the posterior mean.
+#: Ways to generate: one draw of the weights a text; token by token from the mixture of draws; at the posterior mean, or
+#: by the mixture of those of several fits.
 METHODS = ("draw", "mixture", "mean")
 
 
@@ -160,7 +161,7 @@ def _written(
     if method == "mixture":
         return [(weights, places)]
     if method == "mean":
-        return [([posterior.mean()], places)]
+        return [(list(posterior.means()), places)]
     raise PosteriorError(unknown("method of generation", method, METHODS))
 
 

@@ -40,7 +40,8 @@ class PosteriorLM(TemplateLM):
     document, the likelihood of multiple choice, and answers with its logarithm, so that the harness's own softmax finds
     it again; what the harness divides by a length, such as acc_norm, then means nothing. A request that is the only one
     of its document, and a perplexity, are averaged as sequences in any case. ``"mean"`` is the posterior mean: the same
-    as the harness's own model of the saved adapter.
+    as the harness's own model of the saved adapter; of several fits, whose adapter is the first one's, the average of
+    sequences over the mean of each.
 
     All requests see the same draws, and only averages are answers: nothing of a single draw is kept by the harness.
 
@@ -88,7 +89,7 @@ class PosteriorLM(TemplateLM):
         posterior.check_weights()
         draws = posterior.differing(coerce(draws, Count, "draws"))
         with torch.no_grad():
-            self._draws = [posterior.mean()] if average == "mean" else list(posterior.draws(draws, self.seed))
+            self._draws = posterior.means() if average == "mean" else list(posterior.draws(draws, self.seed))
 
     def __repr__(self) -> str:
         return f"PosteriorLM({self.posterior!r}, {self.average!r}, draws={len(self._draws)}, method={self.method!r})"

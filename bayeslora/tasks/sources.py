@@ -276,9 +276,23 @@ def _dataset(columns: Mapping[str, list[Any]], origin: str) -> Dataset:
     for name, values in columns.items():
         try:
             table[name] = pa.array(values, from_pandas=True)
+        except UnicodeEncodeError as error:
+            row = next(number for number, value in enumerate(values) if not _encodes(value))
+            raise DataError(
+                f"Row {row} of {origin} holds half of a character in column '{name}', as a text that was cut in two "
+                f"does ({error.object[error.start]!a}): take it out."
+            ) from error
         except (pa.ArrowException, TypeError, OverflowError) as error:
             raise DataError(f"Column '{name}' of {origin} holds values of more than one type: {error}") from error
     return Dataset(pa.table(table))
+
+
+def _encodes(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

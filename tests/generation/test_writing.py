@@ -117,6 +117,22 @@ def test_greedy_texts_are_those_of_transformers(posterior: Posterior) -> None:
         assert each.tokens[2] == each.tokens[0]
 
 
+def test_the_means_of_several_fits_write_as_their_mixture() -> None:
+    fits = [posterior_of(), posterior_of(kind="mean-field")]
+    both = MixturePosterior(fits, fits[0].record)
+    means = [each.mean() for each in fits]
+    for found in both.generate(PROMPTS, 1, "mean", max_new_tokens=6, temperature=0, progress=False):
+        (text,) = found.tokens
+        written: tuple[int, ...] = ()
+        for _ in text:  # p(next | written) is the mixture's, so that its best token has the largest p(written, next)
+            count = len(both.program.encoder.tokenizer)
+            scores = torch.tensor(
+                [[log_prob(both, mean, found.prompt, [*written, token]) for token in range(count)] for mean in means]
+            )
+            written += (int(scores.logsumexp(0).argmax()),)
+        assert text == written
+
+
 def test_which_draw_writes_first_is_left_to_chance() -> None:
     posterior = posterior_of()
     settings: dict[str, Any] = {"draws": 2, "max_new_tokens": 8, "temperature": 0, "progress": False}

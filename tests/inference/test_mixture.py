@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from scenarios import saved_base, text_program, text_rows, tiny_bert, tiny_program, tiny_rows, untrained_program
 from transformers import BertForSequenceClassification
 
@@ -130,6 +130,28 @@ def test_members_of_an_epoch_of_svi_are_as_far_apart_as_those_of_other_programs(
         assert float((member.mean()["linear_16x16.A"] - centre).std()) < 0.1 * float(centre.std())
     expected_outputs = posterior.predict(ROWS, draws=4, progress=False).outputs
     assert torch.equal(found.predict(ROWS, draws=4, progress=False).outputs, expected_outputs)
+
+
+def test_the_saved_adapter_is_the_first_members_mean(tmp_path: Path) -> None:
+    base = saved_base(tmp_path / "base")
+    posterior = fit(text_program(base), text_rows(), "mle", chains=2, epochs=1, learning_rate=0.03, progress=False)
+    posterior.save(tmp_path / "saved")
+    plain = BertForSequenceClassification.from_pretrained(base, num_labels=3)
+    found = Program(PeftModel.from_pretrained(plain, tmp_path / "saved").eval(), Classes(3))
+    first, second = posterior.means()
+    for site in found.sites:
+        assert torch.equal(site.initial, first[site.name])
+    assert not all(torch.equal(value, first[name]) for name, value in second.items())
+
+
+def test_what_starts_from_weights_is_given_one_fit() -> None:
+    here = fresh()
+    start = fit(here, ROWS, "mle", chains=2, epochs=1, progress=False)
+    with pytest.raises(SettingError, match=r"start is of 2 independent fits, .* start\.chains\[0\]"):
+        fit(here, ROWS, "laplace", start=start, progress=False)
+    around = fit(here, ROWS, "laplace", start=start.chains[0], tune="none", progress=False)
+    for name, value in start.chains[0].mean().items():
+        torch.testing.assert_close(around.mean()[name], value)
 
 
 def test_a_head_that_was_drawn_at_random_is_drawn_for_each_member(tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ("rows.jsonl", b'{"a": 1}\n[2]\n', "line 2 holds a list"),
         ("rows.json", b"[1, 2]", "expected a list of objects"),
         ("rows.jsonl", b'{"a": 1}\n{"a": "x"}\n', "more than one type"),
+        ("rows.jsonl", b'{"a": "x"}\n{"a": "x \\ud83d"}\n', r"Row 1 of .* half of a character in column 'a'.*ud83d"),
         ("rows.csv", b"a,b\n1,2\n1,2,3\n", "line 3 has more cells .*: quote texts that contain commas"),
         ("rows.csv", b"a;b\n1;2\n1;2;3\n", "line 3 has more cells .*: quote texts that contain semicolons"),
         ("rows.tsv", b"a\tb\n1\t2\n1\t2\t3\n", "line 3 has more cells .*: replace tabs in texts"),
