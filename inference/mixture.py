@@ -27,7 +27,8 @@ class MixturePosterior(Softened):
 
     Predictions average the members' probabilities; members of `svi` or `laplace` that chose a temperature each are
     averaged without, and have one together. The mean averages their weights, which no member may be near: A and B are
-    known up to a rotation of the rank. What takes one set of weights takes a member's (see `means`). Each member has its own initial weights, and so a prior of its own.
+    known up to a rotation of the rank; a saved adapter is the first member's. Each member has its own initial weights,
+    and so a prior of its own.
 
     Args:
         members: posteriors of one program, by the same backend and settings, with seeds of their own.

@@ -84,8 +84,8 @@ Method = Annotated[
     str | None,
     typer.Option(
         help="'sample' averages over draws, 'pairs' over draws on both sides of svi's mean, 'mean' is plain LoRA at "
-        "the posterior mean (of several fits, the average over each); laplace has links besides; 'tempered' is the posterior's own way under a temperature "
-        "that the fit chose.",
+        "the posterior mean (of several fits, the average over each); laplace has links besides; 'tempered' is the "
+        "posterior's own way under a temperature that the fit chose.",
         show_default="the posterior's own",
     ),
 ]

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bayeslora.errors import DataError, PosteriorError, SettingError
 from bayeslora.harness import PosteriorLM
+from bayeslora.inference.mixture import MixturePosterior
 from bayeslora.inference.variational.posterior import VariationalPosterior
 from bayeslora.models.guides.auto import make_guide
 from bayeslora.posterior import Posterior
@@ -95,6 +96,20 @@ def test_the_mean_is_the_harnesss_own_model_of_the_saved_adapter(network: str, t
             torch.testing.assert_close(*answers, atol=1e-5, rtol=1e-6)
         numbers = [{k: v for k, v in each["results"][name].items() if not isinstance(v, str)} for each in found]
         assert numbers[1] == pytest.approx(numbers[0], rel=1e-5) and len(numbers[0]) > 1
+
+
+def test_the_mean_of_several_fits_is_the_average_over_each() -> None:
+    fits = [posterior_of("llama", "bytes") for _ in range(2)]
+    with torch.no_grad():
+        for parameter in fits[1].guide.parameters():
+            parameter.mul_(2)
+    both = MixturePosterior(fits, fits[0].record)
+    asked = quiz()
+    each = [[score for score, _ in lm(one, "mean").loglikelihood(asked)] for one in fits]
+    found = [score for score, _ in lm(both, "mean").loglikelihood(asked)]
+    expected = torch.tensor(each).double().logsumexp(0) - math.log(2)
+    torch.testing.assert_close(torch.tensor(found).double(), expected, atol=1e-5, rtol=1e-5)
+    assert max(abs(one - other) for one, other in zip(*each, strict=True)) > 0.01
 
 
 def test_sequences_are_averages_of_probabilities(posterior: Posterior, exact: torch.Tensor) -> None:
