@@ -63,7 +63,7 @@ def expected_evidence(posterior: LaplacePosterior, rows: Dataset) -> float:
 def test_weights_that_are_no_mode_give_the_evidence_of_a_regression() -> None:
     known = lora_regression(noise=2.0)
     shifted = {site.name: site.initial + 0.7 for site in known.program.sites}
-    start = Mock(spec=Posterior, mean=lambda: shifted)
+    start = Mock(spec=Posterior, chains=("itself",), mean=lambda: shifted)
     found = given(known.program, known.rows, curvature="kron", start=start)
     # Laplace's formula, which takes them for the mode, is far off.
     assert found.log_evidence == pytest.approx(known.log_evidence, abs=1e-3)
@@ -208,7 +208,7 @@ def test_the_prior_may_have_any_centre() -> None:
     known = lora_regression(noise=2.0)
     model = replace(known.program.model, centre="init")
     centred = Program(known.program.network, known.program.observation, model)
-    start = Mock(spec=Posterior, mean=lambda: {site.name: site.initial + 0.7 for site in centred.sites})
+    start = Mock(spec=Posterior, chains=("itself",), mean=lambda: {site.name: site.initial + 0.7 for site in centred.sites})
     posterior = given(centred, known.rows, start=start)
     (site,) = posterior.sites
     offset, design = linear_parts(centred, known.rows)
