@@ -208,7 +208,9 @@ def test_the_prior_may_have_any_centre() -> None:
     known = lora_regression(noise=2.0)
     model = replace(known.program.model, centre="init")
     centred = Program(known.program.network, known.program.observation, model)
-    start = Mock(spec=Posterior, chains=("itself",), mean=lambda: {site.name: site.initial + 0.7 for site in centred.sites})
+    start = Mock(
+        spec=Posterior, chains=("itself",), mean=lambda: {site.name: site.initial + 0.7 for site in centred.sites}
+    )
     posterior = given(centred, known.rows, start=start)
     (site,) = posterior.sites
     offset, design = linear_parts(centred, known.rows)
