@@ -1,7 +1,8 @@
 """The contract of every posterior: draws, predictions, densities, a mean, and a place on disk.
 
-A saved posterior is a folder: a PEFT adapter that holds the mean (``PeftModel.from_pretrained`` loads it as plain
-LoRA), ``posterior.safetensors`` with what is needed beyond it, and ``posterior.json``, which says what it all is.
+A saved posterior is a folder: a PEFT adapter that holds the mean, of several fits the first one's
+(``PeftModel.from_pretrained`` loads it as plain LoRA), ``posterior.safetensors`` with what is needed beyond it, and
+``posterior.json``, which says what it all is.
 """
 
 from __future__ import annotations

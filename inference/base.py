@@ -25,7 +25,16 @@ if TYPE_CHECKING:
 
     from bayeslora.sites import Site
 
-__all__ = ["Backend", "Run", "check_random", "default_model_of", "labelled", "posterior_class", "rows_wanted"]
+__all__ = [
+    "Backend",
+    "Run",
+    "check_random",
+    "default_model_of",
+    "fits_of",
+    "labelled",
+    "posterior_class",
+    "rows_wanted",
+]
 
 
 @dataclass(frozen=True)
@@ -106,7 +115,7 @@ class Backend(Protocol):
 
     A class variable ``default_model`` may name the Pyro model, and its settings, that a run has by default in place of
     "monteclora". A method ``sets_aside(program, rows, run)`` may say how many of so many training rows are to be set
-    aside as those of `Run.heldout`.
+    aside as those of `Run.heldout`. A property ``fits`` may say that it makes several independent ones.
     """
 
     name: ClassVar[str]
@@ -120,6 +129,12 @@ class Backend(Protocol):
 def default_model_of(algorithm: Backend) -> tuple[str, dict[str, Any]]:
     """Name and settings of the Pyro model that a run of a backend has by default."""
     found: tuple[str, dict[str, Any]] = getattr(algorithm, "default_model", ("monteclora", {}))
+    return found
+
+
+def fits_of(algorithm: Backend) -> int:
+    """How many independent fits a backend makes."""
+    found: int = getattr(algorithm, "fits", 1)
     return found
 
 

@@ -36,7 +36,11 @@ __all__ = [
 Base = Annotated[str | None, typer.Option(help="Base network: folder, hub name, or 'demo'.", show_default=False)]
 AdapterFolder = Annotated[
     str | None,
-    typer.Option("--adapter", help="PEFT LoRA adapter to start from, in place of a fresh one.", show_default=False),
+    typer.Option(
+        "--adapter",
+        help="PEFT LoRA adapter to start from, in place of a fresh one; of a run of several fits, the first one's.",
+        show_default=False,
+    ),
 ]
 TaskName = Annotated[
     str | None, typer.Option(help="Known task, or path or hub name of your own data.", show_default=False)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["AVERAGES", "PosteriorLM"]
 
 #: What is averaged over draws: the probability of a text; the softmax over a document's choices; or nothing, since the
-#: one pass is at the posterior mean.
+#: one pass is at the posterior mean (of several fits one for each, averaged as sequences).
 AVERAGES = ("sequence", "choices", "mean")
 
 

@@ -280,7 +280,7 @@ def _dataset(columns: Mapping[str, list[Any]], origin: str) -> Dataset:
             row = next(number for number, value in enumerate(values) if not _encodes(value))
             raise DataError(
                 f"Row {row} of {origin} holds half of a character in column '{name}', as a text that was cut in two "
-                f"does ({error.object[error.start]!a}): take it out."
+                f"does ({error.object[error.start]!a}): take it out. Rows are counted from 0."
             ) from error
         except (pa.ArrowException, TypeError, OverflowError) as error:
             raise DataError(f"Column '{name}' of {origin} holds values of more than one type: {error}") from error

@@ -57,6 +57,11 @@ class Ensemble(Over):
         if self.stacked and type(self.inner) is not MLE:
             raise SettingError(f"stacked=True trains members of 'mle' side by side, found of='{self.of}'.")
 
+    @property
+    def fits(self) -> int:
+        """As many as the members make together."""
+        return self.members * super().fits
+
     def fit(self, program: Program, data: Dataset, run: Run) -> Posterior:
         """Fit one member after the other, or all side by side.
 

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from bayeslora.inference import BACKENDS
-from bayeslora.inference.base import Backend, Run, default_model_of, rows_wanted
+from bayeslora.inference.base import Backend, Run, default_model_of, fits_of, rows_wanted
 from bayeslora.settings import Settings
 
 if TYPE_CHECKING:
@@ -43,6 +43,11 @@ class Over(Settings):
     def default_model(self) -> tuple[str, dict[str, Any]]:
         """The Pyro model, and its settings, that the other backend has by default."""
         return default_model_of(self.inner)
+
+    @property
+    def fits(self) -> int:
+        """How many independent fits the other backend makes."""
+        return fits_of(self.inner)
 
     def sets_aside(self, program: Program, rows: int, run: Run) -> int:
         """How many of so many training rows the other backend sets aside."""

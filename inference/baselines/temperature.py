@@ -164,7 +164,9 @@ class TemperedPosterior(Posterior):
         return (self,) if len(fits) == 1 else tuple(self._with(each) for each in fits)
 
     def _with(self, fit: Posterior) -> TemperedPosterior:
-        return TemperedPosterior(fit, self.by, self.method, fit.record)
+        ours, own = self.record, fit.record
+        record = replace(own, backend=ours.backend, settings=ours.settings, members=[asdict(own)])
+        return TemperedPosterior(fit, self.by, self.method, record)
 
     @property
     def dense(self) -> bool:

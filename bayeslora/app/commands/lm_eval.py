@@ -23,7 +23,7 @@ def lm_eval(
         str,
         typer.Option(
             help="Over draws: sequence (probability of a text), choices (softmax over a document's choices, where "
-            "acc_norm means nothing), or mean (one pass at the posterior mean)."
+            "acc_norm means nothing), or mean (one pass at the posterior mean, of several fits one for each)."
         ),
     ] = "sequence",
     draws: Draws = 10,

@@ -55,6 +55,8 @@ def check_seeds(method: str, chains: int, seeds: Sequence[int]) -> None:
 def check_start(method: str, start: str, own: Mapping[str, Any], config: RunConfig, of_start: RunConfig) -> None:
     """Refuse what is said of a method and not heeded, since its start is what it is, or is of other rows.
 
+    What is not over the start's whole posterior begins at its weights, which are then those of one fit.
+
     Args:
         method: its name.
         start: name of the method that it starts from.
@@ -66,6 +68,11 @@ def check_start(method: str, start: str, own: Mapping[str, Any], config: RunConf
         SettingError: there is such a thing.
     """
     over = is_over(config)
+    if not over and (fits := _fits(of_start)) > 1:
+        raise SettingError(
+            f"'{method}' starts from '{start}', which is {fits} independent fits, and the average of their weights is "
+            "near none of them: start from a method of one fit."
+        )
     # What is laid around a start must not be tuned on rows that the start has seen.
     named_fields = own.keys() - {"backend", "preset", "settings"} if over else OF_ROWS
     one = {name: getattr(config, name) for name in sorted(named_fields)}
@@ -83,6 +90,14 @@ def check_start(method: str, start: str, own: Mapping[str, Any], config: RunConf
             f"'{method}' starts from '{start}', and differs from it in what both must share ({method} and {start}): "
             f"{'; '.join(changed)}. Say it of '{start}' or of both, or leave out the start."
         )
+
+
+def _fits(config: RunConfig) -> int:
+    """How many independent fits a run makes."""
+    from bayeslora.inference import BACKENDS
+    from bayeslora.inference.base import fits_of
+
+    return config.chains * fits_of(BACKENDS.build(str(config.backend), config.settings))
 
 
 def check_had(asked: Mapping[str, Collection[str]], has: Mapping[str, Collection[str]]) -> None:

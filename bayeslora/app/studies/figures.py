@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["boxes", "curves", "pareto", "reliabilities", "risks"]
 
 COLUMNS = 3
+#: Columns of a legend, where the figure is wide enough.
+OF_LEGEND = 4
 #: Characters of a line of a method's name below a box.
 LABEL = 18
 #: What metrics over a grid are called.
@@ -212,9 +214,19 @@ def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
     for axes in panels:
         handles, labels = axes.get_legend_handles_labels()
         entries |= {label: handle for handle, label in zip(handles, labels, strict=True) if label not in entries}
-    if entries:
-        handles, labels = list(entries.values()), list(entries)
-        figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    if not entries:
+        return
+    tried = []
+    for columns in range(OF_LEGEND, 0, -1):  # as many as the figure is wide enough for
+        legend = figure.legend(
+            list(entries.values()), list(entries), loc="outside lower center", ncols=columns, fontsize=8, frameon=False
+        )
+        tried.append(legend.get_window_extent())
+        if columns == 1 or tried[-1].width <= figure.bbox.width:
+            break
+        legend.remove()
+    more = tried[-1].height - tried[0].height  # which is not taken from the panels
+    figure.set_figheight(figure.get_figheight() + more / figure.dpi)
 
 
 def _classes(targets: Sequence[Target], results: Results) -> Iterator[tuple[Group, list[ClassPrediction]]]:

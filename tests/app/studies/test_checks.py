@@ -31,6 +31,23 @@ def test_a_method_says_nothing_that_its_start_overrules(own: dict[str, Any], sai
         expand(StudyFile.from_dict(study(methods={"quick": {}, "around": {"start": "quick", **own}})))
 
 
+@pytest.mark.parametrize(
+    "several",
+    [
+        {"backend": "ensemble", "settings": {"of": "quick", "members": 3}},
+        {"backend": "quick", "chains": 3},
+        {"backend": "temperature", "settings": {"of": "ensemble", "of_settings": {"of": "quick", "members": 3}}},
+    ],
+)
+def test_weights_to_start_from_are_those_of_one_fit(several: dict[str, Any], study: Made) -> None:
+    methods = {"several": several, "around": {"backend": "laplace", "start": "several"}}
+    with pytest.raises(SettingError, match="'around' starts from 'several', which is 3 independent fits"):
+        expand(StudyFile.from_dict(study(methods=methods, seeds=[0])))
+    # What is over the whole posterior may be over several fits.
+    over = methods | {"around": {"backend": "temperature", "start": "several", "chains": several.get("chains", 1)}}
+    assert len(Study(study(methods=over, seeds=[0])).cells) == 2
+
+
 def test_what_a_method_says_as_its_start_does_is_no_contradiction(study: Made) -> None:
     same = {"lora": {"r": 4}, "heldout_size": 10}
     settings = {"of": "quick", "of_settings": {"epochs": 2}}

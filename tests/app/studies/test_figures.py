@@ -33,6 +33,26 @@ def test_costs_are_read_off_ticks_whose_labels_are_apart(seconds: tuple[float, f
     assert all(one.x1 + digit < other.x0 for one, other in zip(boxes, boxes[1:], strict=False))
 
 
+def test_a_legend_is_no_wider_than_its_figure() -> None:
+    names = ["plain LoRA", "plain LoRA, temperature", "ensemble of plain LoRA", "checkpoint ensemble"]
+    place = {"task": "CoLA", "base": "MiniLM", "protocol": "same"}
+    rows, costs = [], []
+    for number, name in enumerate(names):
+        value = {"value": 0.5 + number / 100, "rows_low": 0.4, "rows_high": 0.7}
+        rows.append(place | {"method": name, "metric": "nll"} | value)
+        costs.append(place | {"method": name, "state": "done", "seconds": 5.0 + number, "tuning_seconds": 0.0})
+    panels = []
+    for kept in (1, 4):  # one name fits as it is
+        figure = pareto(pd.DataFrame(rows[:kept]), pd.DataFrame(costs[:kept]))
+        FigureCanvasAgg(figure).draw()
+        (legend,) = figure.legends
+        box = legend.get_window_extent()
+        assert [text.get_text() for text in legend.get_texts()] == names[:kept]
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.width
+        panels.append(figure.axes[0].get_window_extent().height)
+    assert panels[1] == pytest.approx(panels[0], rel=0.02)  # more rows of the legend are not taken from the panel
+
+
 @pytest.mark.parametrize("drawn", [boxes, lambda points: curves(points, "learning_rate")])
 def test_a_task_has_no_panel_of_a_metric_that_it_lacks(drawn: Callable[[pd.DataFrame], Figure]) -> None:
     rates = ({"base": "demo", "method": "quick", "learning_rate": rate} for rate in (0.1, 0.1, 1.0, 1.0))

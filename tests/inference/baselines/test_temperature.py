@@ -113,6 +113,10 @@ def test_over_an_ensemble_of_laplaces(tmp_path: Path) -> None:
     torch.testing.assert_close(found.probabilities, again.probabilities, rtol=1e-5, atol=1e-6)
     loaded = load(tmp_path / "run")
     assert torch.equal(loaded.predict(rows, progress=False).outputs, found.outputs)
+    chain = posterior.chains[1]
+    chain.save(tmp_path / "chain")
+    alone = load(tmp_path / "chain").predict(rows, progress=False)
+    assert alone.method == "tempered" and torch.equal(alone.outputs, chain.predict(rows, progress=False).outputs)
     shutil.rmtree(tmp_path / "run" / "posterior")  # stopped before the temperature was known
     resumed = fit(text_program(base, Gaussian(sites="both")), rows, "temperature", **settings, resume=True)
     assert torch.equal(resumed.predict(rows, progress=False).outputs, found.outputs)
