@@ -24,7 +24,7 @@ from bayeslora.program import Program
 
 __all__ = ["METHODS", "TokenCalibration", "token_calibration"]
 
-#: By what tokens are predicted: the mixture of draws, or the posterior mean (of several fits, the mixture of their means).
+#: By what tokens are predicted: the mixture of draws, or the posterior mean (of several fits, that of theirs).
 METHODS = ("pairs", "sample", "mean")
 
 
